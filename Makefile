@@ -1,0 +1,37 @@
+# `make` lists what there is. Every target sets the environment up by itself, once.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all export notebooks clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(READY) ## make the Python environment (the other targets do it where needed)
+
+$(READY): settings.ini setup.py tools/setup.sh
+	@tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY) ## run the quickstart notebook and keep it, with its pictures, in runs/quickstart/
+	@$(BIN)/python tools/demo.py
+
+test: $(READY) ## run the tests, without the long ones
+	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+
+test-all: $(READY) ## run all tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+export: $(READY) ## write maou_nb/ and README.md from the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+	@$(BIN)/python tools/readme_build.py
+
+notebooks: $(READY) ## run all notebooks but the tutorials, and keep their outputs
+	@$(BIN)/python tools/nbrun.py
+
+clean: ## remove the environment and what was built; runs/ stays
+	rm -rf $(VENV) build _docs _proc *.egg-info .pytest_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
