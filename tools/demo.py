@@ -64,12 +64,7 @@ def demo(path):
     folder = path.parents[2]/'runs'/name  # where the notebook itself puts its run: ../../runs/
     nb = nbformat.read(path, as_version=4)
     flags = () if Path('/dev/nvidiactl').exists() else ('gpu',)
-    runner, problem = Demo(nb, path.parent, flags), None
-    try: runner.execute()
-    except KeyboardInterrupt: problem = 'stopped.'
-    except Exception as e:
-        # an interrupted run ends in whatever error the vanished kernel causes
-        problem = 'stopped.' if hasattr(runner, '_async_cleanup_kernel_future') else runner.describe(e)
+    problem = Demo(nb, path.parent, flags).go()
     folder.mkdir(parents=True, exist_ok=True)
     saved = folder/f'{name}.ipynb'
     nbformat.write(tidy(nb), saved)

@@ -3,14 +3,15 @@
 Without names: all notebooks but the tutorials. Cells flagged `slow`, `gpu` or `eval: false` are left out and keep the outputs
 they have. Nothing is written where a cell fails.
 """
-import os, re, sys
+import os, re, sys, tempfile
 from pathlib import Path
 
 import nbformat
+from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET_VIEW = 'application/vnd.jupyter.widget-view+json'
@@ -19,8 +20,7 @@ class ThisPython(AsyncKernelManager):
     "A kernel of the running interpreter, whatever kernels are registered on the machine as `python3`"
     @property
     def kernel_spec(self):
-        argv = [sys.executable, '-Xfrozen_modules=off', '-m', 'ipykernel_launcher', '-f', '{connection_file}']
-        return KernelSpec(argv=argv, display_name='python3', language='python')
+        return KernelSpec(**get_kernel_dict())
 
 class Runner(NotebookClient):
     "Runs notebook `nb` in its `folder`, leaving cells with one of `flags`, and their saved outputs, as they are"
@@ -41,8 +41,19 @@ class Runner(NotebookClient):
         self.at = cell_index
         return await super().async_execute_cell(cell, cell_index, *args, **kwargs)
 
+    def go(self):
+        "Run the notebook; None if all went well, else a sentence on what did not, and in which cell"
+        with tempfile.TemporaryFile('w+') as log:  # what the kernel says past its notebook: matters only if it dies
+            try: self.execute(stderr=log)
+            except KeyboardInterrupt: return 'stopped.'
+            except Exception as e:
+                # nbclient turns Ctrl-C into a shutdown of the kernel, and the run ends in whatever error that causes
+                if hasattr(self, '_async_cleanup_kernel_future'): return 'stopped.'
+                log.seek(0)
+                return self.describe(e) + (f'\n{log.read()[-2000:]}' if isinstance(e, DeadKernelError) else '')
+
     def describe(self, err):
-        "One sentence on how `err` stopped the run, and in which cell"
+        "One sentence on how `err` ended the run"
         what = f'{err.ename}: {err.evalue}' if isinstance(err, CellExecutionError) else f'{type(err).__name__}: {err}'
         if self.at is None: return f'the kernel did not start: {what}'
         return f'cell {self.at + 1} (`{first_line(self.nb.cells[self.at])}`) failed: {what}'
@@ -82,9 +93,7 @@ def run(path, flags):
     "Run the notebook at `path` and write it back with its outputs; the sentence on what failed, if something did"
     from nbdev.clean import nbdev_clean
     nb = nbformat.read(path, as_version=4)
-    runner = Runner(nb, path.parent, flags, timeout=600)
-    try: runner.execute()
-    except Exception as e: return f'{path}: {runner.describe(e)}'
+    if problem := Runner(nb, path.parent, flags, timeout=600).go(): return f'{os.path.relpath(path)}: {problem}'
     nbformat.write(tidy(nb), path)
     nbdev_clean.__wrapped__(str(path))
 
@@ -103,6 +112,7 @@ def main(names):
         if problem := run(path, cfg.tst_flags.split()):
             failed += 1
             print(problem, file=sys.stderr)
+            if problem.endswith('stopped.'): break
     return failed
 
 if __name__ == '__main__': sys.exit(bool(main(sys.argv[1:])))

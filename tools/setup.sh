@@ -38,7 +38,7 @@ found=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/
 if [ "$(printf '%s\n' "$need" "$found" | sort -V | head -n 1)" != "$need" ]; then
     die "'$python' is Python $found, but Python $need or newer is needed: name another with PYTHON=..."
 fi
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
     die "Python $found cannot make virtual environments here: install its package, on Debian 'apt install python$found-venv'."
 
 # --- The environment itself

@@ -70,14 +70,15 @@ class Backbone(nn.Module):
 # %% ../../nbs/model/10_backbones.ipynb #9cb40e08
 @contextmanager
 def keep_statistics(
-    module:nn.Module,
+    module:nn.Module,  # Any, also one without batch norm
 ):
     "Batch norms inside `module` normalise as ever but leave their running statistics as they are"
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for m in norms: m.track_running_stats = False
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
+    own = [dict(m._buffers) for m in norms]
+    for m in norms: m._buffers.update({k: b.clone() for k, b in m._buffers.items() if b is not None})  # copies take the update
     try: yield
     finally:
-        for m in norms: m.track_running_stats = True
+        for m, buffers in zip(norms, own): m._buffers.update(buffers)
 
 # %% ../../nbs/model/10_backbones.ipynb #01105e42
 @patch
