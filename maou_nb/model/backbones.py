@@ -150,7 +150,7 @@ def make_backbone(
 ) -> Backbone:
     "A new backbone `name` of `size`, changed by `overrides`"
     cls = _one_of('backbone', name, BACKBONES)
-    keywords = {**_one_of(f'{name} size', size, SIZES[name])}
+    keywords = {**_one_of(f'{name} size', size, SIZES[name])} if SIZES[name] else {}   # no presets: the class's own defaults
     allowed = inspect.signature(cls).parameters
     for key, value in overrides.items():
         _one_of(f'{name} keyword', key, allowed)
