@@ -1,2 +1,15 @@
 "Teaches a neural network shogi in three stages, from a notebook"
 __version__ = "0.1.0"
+
+from importlib import import_module
+
+# Where each front name lives. They are imported when first asked for, so that `import maou_nb` stays light: a process that prepares data needs no torch.
+_front = {'learn_multi_stage': 'front.learn', 'LearnResult': 'front.learn', 'StageThresholdNotMet': 'train.stages', 'OptionError': 'train.config',
+          'register_backbone': 'model.backbones', 'prepare_stage1': 'data.prepare', 'prepare_stage2': 'data.prepare', 'prepare_stage3': 'data.prepare'}
+__all__ = [*_front]
+
+def __getattr__(name):
+    if name not in _front: raise AttributeError(f'maou_nb has no {name!r}')
+    return getattr(import_module(f'maou_nb.{_front[name]}'), name)
+
+def __dir__(): return [*globals(), *_front]

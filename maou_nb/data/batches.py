@@ -121,5 +121,6 @@ def batch_loader(
     workers:int=0,       # Worker processes; the order does not depend on them
 ) -> DataLoader:
     "Batches of `stream`, in order"
-    # workers are started afresh, not forked: Arrow's and Polars' threads do not survive a fork
-    return DataLoader(stream, batch_size=None, num_workers=workers, multiprocessing_context='spawn' if workers else None)
+    # workers are started afresh, not forked: Arrow's and Polars' threads do not survive a fork.
+    # A generator of its own: each pass draws a number from it, which must not shift the dropout of a resumed run.
+    return DataLoader(stream, batch_size=None, num_workers=workers, generator=torch.Generator(), multiprocessing_context='spawn' if workers else None)
