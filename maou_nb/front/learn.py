@@ -60,7 +60,8 @@ def _repr_html_(self:LearnResult):
     cells = lambda tag, row: ''.join(f'<{tag} style="text-align:left">{c}</{tag}>' for c in row)
     rows = ''.join(f'<tr>{cells("td", r)}</tr>' for r in result_rows(self))
     curves = ''.join(f'<div><img style="max-width:100%" alt="{s.sentence()}" src="data:image/png;base64,{base64.b64encode(figure_png(stage_figure(s.history, s.threshold)).data).decode()}"></div>' for s in self.stages_completed)
-    return f'<table><thead><tr>{cells("th", _heads)}</tr></thead><tbody>{rows}</tbody></table>{curves}<p>run folder: <code>{self.run_dir}</code></p>'
+    best = ', '.join(f'{s.best_epoch} of {s.epochs_trained} (stage {s.stage})' for s in self.stages_completed)
+    return f'<table><thead><tr>{cells("th", _heads)}</tr></thead><tbody>{rows}</tbody></table><p>Figures of the last epoch; the best checkpoints are of epochs {best}.</p>{curves}<p>run folder: <code>{self.run_dir}</code></p>'
 
 # %% ../../nbs/front/40_learn.ipynb #83ec0d38
 def run_folders(

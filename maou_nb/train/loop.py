@@ -297,9 +297,12 @@ def load_state(self:Loop, tensors:dict, about:dict):
 # %% ../../nbs/train/23_loop.ipynb #e0283a75
 class Saver(Callback):
     "Saves a checkpoint each epoch, and keeps the last and the best"
-    def __init__(self, folder:str|Path): self.checkpoints = Checkpoints(folder)
+    def __init__(self,
+                 folder:str|Path,
+                 about:dict|None=None):  # What else to say of the checkpoints: the config, for one
+        self.checkpoints, self.about = Checkpoints(folder), about or {}
 
     def after_epoch(self, loop):
         if not loop.accelerator.is_main_process: return
         tensors, about = loop.state()
-        self.checkpoints.save(tensors, {**about, loop.task.best_by: loop.figure(loop.task.best_by)}, best=loop.is_best)
+        self.checkpoints.save(tensors, {**self.about, **about, loop.task.best_by: loop.figure(loop.task.best_by)}, best=loop.is_best)

@@ -15,11 +15,14 @@ import torch
 from accelerate import Accelerator
 from pydantic import BaseModel, Field
 
+from .. import __version__
+from ..data.labels import LABEL_SCHEME
 from ..data.sources import FileSource, StreamingFileSource
 from ..model.backbones import Backbone
 from ..model.heads import Net, make_heads
 from ..model.losses import asymmetric_loss, bce_loss, policy_loss, value_loss
 from ..model.metrics import LegalMovesMetrics, PolicyValueMetrics, ReachableMetrics
+from .checkpoints import Checkpoints
 from .config import LearnConfig
 from .loop import History, Loop, Progress, Saver, Settings, Task, TensorBoard
 
@@ -116,6 +119,7 @@ class StageResult(BaseModel):
     threshold: float | None = None
     metric: str = ''                   # Which figure `achieved_accuracy` is
     judged_on: str = ''                # 'held-out games' or 'training rows'
+    best_epoch: int = 0                # Which epoch the `best` checkpoint is of
     metrics: dict[str, float] = Field(default_factory=dict)    # All judged figures of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What predicting nothing, or guessing, scores on the same rows
     rows: dict[str, int] = Field(default_factory=dict)         # Of training and validation
@@ -128,7 +132,7 @@ class StageResult(BaseModel):
         "The outcome in a line, with what predicting nothing scores"
         base = self.baselines.get(self.metric)
         goal = '' if self.threshold is None else f', threshold {self.threshold:g} {"met" if self.threshold_met else "not met"}'
-        return f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f} on {self.judged_on}' + (f', against {base:.4f} for guessing' if base is not None else '') + f'{goal}; {self.epochs_trained} epochs'
+        return f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f} on {self.judged_on}' + (f', against {base:.4f} for guessing' if base is not None else '') + f'{goal}; {self.epochs_trained} epochs, the best was {self.best_epoch}'
 
 # %% ../../nbs/train/24_stages.ipynb #c6fce7fb
 def _result(loop, rows, folder, logs):
@@ -136,10 +140,11 @@ def _result(loop, rows, folder, logs):
     task, last = loop.task, loop.history[-1]
     judged = {k.split('/')[1]: v for k, v in last.items() if k.startswith(f'{loop.judged_on}/')}
     baselines = {k.removeprefix('baseline_'): v for k, v in judged.items() if k.startswith('baseline_')}
-    saved = Saver(folder).checkpoints
+    saved = Checkpoints(folder)
+    best = saved.manifest['files'][saved.path('best').name]['epoch']
     return StageResult(stage=task.number, stage_name=task.name, achieved_accuracy=judged[task.watch], final_loss=last['train/loss'], epochs_trained=loop.epoch,
                        threshold_met=loop.threshold_met, threshold=task.threshold, metric=task.watch,
-                       judged_on='held-out games' if loop.valid else 'training rows', metrics={k: v for k, v in judged.items() if not k.startswith('baseline_')},
+                       judged_on='held-out games' if loop.valid else 'training rows', best_epoch=best, metrics={k: v for k, v in judged.items() if not k.startswith('baseline_')},
                        baselines=baselines, rows=rows, parameters=sum(p.numel() for p in loop.net.parameters()),
                        checkpoints={w: str(saved.path(w)) for w in ('best', 'last')}, tensorboard=str(logs), history=loop.history)
 
@@ -162,7 +167,8 @@ def run_stage(
     torch.manual_seed(cfg.seed*4 + number)       # of this stage's heads and dropout, whatever ran before
     net = Net(backbone, make_heads(backbone.channels, task.heads))
     folder, logs = Path(model_dir)/f'stage{number}', Path(log_dir)/f'stage{number}'
-    loop = Loop(net, task, train, valid, settings, accelerator, [Progress(), History(history), TensorBoard(logs), Saver(folder), *callbacks])
+    about = {'config': cfg.model_dump(), 'labels': LABEL_SCHEME, 'version': __version__}   # a checkpoint says what net it holds
+    loop = Loop(net, task, train, valid, settings, accelerator, [Progress(), History(history), TensorBoard(logs), Saver(folder, about), *callbacks])
     loop.fit()
     rows = {'train': train.total_rows, **({'valid': valid.total_rows} if valid else {})}
     result = _result(loop, rows, folder, logs)

@@ -1,0 +1,285 @@
+"""Every option acts: one row for each, with the option at two values and what must differ in the run
+
+The meta-test fails when the config has a field without a row here, or a row without a field."""
+import functools, json, math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from maou_nb import OptionError, StageThresholdNotMet, learn_multi_stage
+from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3, stage1_rows
+from maou_nb.data.shards import find_shards, read_shard, write_shard
+from maou_nb.train.checkpoints import load_tensors
+from maou_nb.train.config import LearnConfig
+from samples import ONE_FILE
+
+TINY = {'resnet': dict(resnet_channels=8, resnet_blocks=1),
+        'mlp-mixer': dict(mixer_embed_dim=8, mixer_num_layers=1, mixer_token_dim=8, mixer_channel_dim=8, mixer_dropout=0.),
+        'vit': dict(vit_embed_dim=8, vit_num_layers=1, vit_num_heads=2, vit_mlp_ratio=1., vit_dropout=0.)}
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory):
+    "Shards of twelve games, in several files; and of six of them"
+    out = tmp_path_factory.mktemp('few')
+    games = ONE_FILE.read_text().split('/\n')
+    for name, n in (('twelve', 12), ('six', 6)): (out/f'{name}.csa').write_text('/\n'.join(games[:n]))
+    prepare_stage1(out/'stage1')
+    write_shard(out/'half'/'half.feather', stage1_rows().slice(0, 500), 1, 'half of the rows')
+    for name in ('twelve', 'six'):
+        prepare_stage2(out/f'{name}.csa', out/name/'stage2', rows_per_shard=100)
+        prepare_stage3(out/f'{name}.csa', out/name/'stage3', rows_per_shard=100)
+    return out
+
+@pytest.fixture(scope='module')
+def run(few, tmp_path_factory):
+    "A function that trains a tiny net with some options, once for each set of them, and returns all that came of it"
+    @functools.cache
+    def cached(items):
+        given = dict(items)
+        options = {'stage': 3, 'gpu': 'cpu', 'stage1_threshold': 0., 'stage2_threshold': 0., 'epoch': 1, 'test_ratio': 0.3, 'learning_ratio': 0.01, 'model_size': 'tiny',
+                   'stage1_data_path': few/'stage1', 'stage2_data_path': few/'twelve'/'stage2', 'stage3_data_path': few/'twelve'/'stage3',
+                   'run_dir': tmp_path_factory.mktemp('run')/'r', **given}
+        options = {k: v for k, v in options.items() if v != 'leave out'}
+        if 'model_size' not in given: options |= {k: v for k, v in TINY[options.get('model_architecture', 'resnet')].items() if k not in given}
+        try: result, error = learn_multi_stage(**options), None
+        except StageThresholdNotMet as e: result, error = e.result, e
+        stage = result.stages_completed[-1]
+        tensors, about = load_tensors(stage.checkpoints['last'])
+        return SimpleNamespace(result=result, error=error, stage=stage, tensors=tensors, history=stage.history, last=stage.history[-1], dir=Path(result.run_dir))
+    return lambda **options: cached(tuple(options.items()))
+
+def shape(r, part): return next(tuple(t.shape) for k, t in r.tensors.items() if part in k and k.endswith('weight'))
+def params(r): return r.stage.parameters
+def weights(r): return torch.cat([t.flatten() for k, t in sorted(r.tensors.items()) if k.startswith('net.') and t.is_floating_point()])
+def moved(a, b): return not torch.equal(weights(a), weights(b))
+def blocks(r): return len({k.split('.')[3] for k in r.tensors if k.startswith('net.backbone.blocks')})
+
+ROWS = {}
+def row(f):
+    "Register a check under the name of its option (one begins like a pytest test, hence the underscore)"
+    ROWS[f.__name__.lstrip('_')] = f
+    return f
+
+# --- data
+@row
+def stage(run, few):
+    assert [s.stage for s in run(stage='all').result.stages_completed] == [1, 2, 3]
+    for n in (1, 2, 3): assert [s.stage for s in run(stage=str(n)).result.stages_completed] == [n]
+@row
+def stage1_data_path(run, few): assert (run(stage=1).stage.rows, run(stage=1, stage1_data_path=few/'half').stage.rows) == ({'train': 1105}, {'train': 500})
+@row
+def stage2_data_path(run, few):
+    one = find_shards(few/'twelve'/'stage2', 2)[0]
+    assert run(stage=2, stage2_data_path=few/'six'/'stage2').stage.rows['train'] < run(stage=2).stage.rows['train']
+    assert run(stage=2, stage2_data_path=str(few/'twelve'/'stage2'/'*-00000-*.feather')).stage.rows['train'] == one.rows
+@row
+def stage3_data_path(run, few):
+    both = (str(few/'twelve'/'stage3'), str(few/'six'/'stage3'))
+    one, two = run(), run(stage3_data_path=both)
+    assert sum(two.stage.rows.values()) > sum(one.stage.rows.values())
+@row
+def no_streaming(run, few):
+    a, b = run(), run(no_streaming=True)
+    assert len(find_shards(few/'twelve'/'stage3', 3)) > 4 and a.stage.rows == b.stage.rows    # the same split …
+    assert moved(a, b)                                                                        # … in another order
+@row
+def _test_ratio(run, few):
+    for ratio in (0.3, 0.6):
+        folds = [f for s in find_shards(few/'twelve'/'stage3', 3) for f in read_shard(s)['fold'].to_pylist()]
+        held = sum(f < round(100*ratio) for f in folds)
+        assert run(test_ratio=ratio).stage.rows == {'train': len(folds) - held, 'valid': held}
+@row
+def stage2_test_ratio(run, few):
+    a, b = run(stage=2), run(stage=2, stage2_test_ratio=0.3)
+    assert (a.stage.judged_on, b.stage.judged_on) == ('training rows', 'held-out games') and b.stage.rows['valid'] > 0
+    assert 'train_eval/f1' in a.last and 'valid/f1' in b.last
+
+# --- model
+@row
+def gpu(run, few):
+    assert run(gpu='cpu').stage.epochs_trained == 1
+    with pytest.raises(OptionError, match="gpu='cuda:99'"): run(gpu='cuda:99')
+@row
+def precision(run, few):
+    a, b = run(precision='fp32'), run(precision='bf16')
+    assert moved(a, b) and abs(a.last['train/loss'] - b.last['train/loss']) < 0.2
+    with pytest.raises(OptionError, match='fp16'): run(precision='fp16')
+@row
+def model_architecture(run, few):
+    names = [sorted(k for k in run(stage=1, model_architecture=a).tensors if 'blocks.0' in k) for a in TINY]
+    assert len({tuple(n) for n in names}) == 3
+@row
+def model_size(run, few):
+    one_step = dict(stage=1, stage1_data_path=few/'half', stage1_batch_size=500)
+    assert params(run(model_size='tiny', **one_step)) < params(run(model_size='small', **one_step))
+@row
+def resnet_channels(run, few): assert [shape(run(stage=1, resnet_channels=c), 'heads.reachable')[1] for c in (8, 12)] == [8, 12]
+@row
+def resnet_blocks(run, few): assert [blocks(run(stage=1, resnet_blocks=n)) for n in (1, 3)] == [1, 3]
+
+mixer, vit = functools.partial(dict, stage=1, model_architecture='mlp-mixer'), functools.partial(dict, stage=1, model_architecture='vit')
+@row
+def mixer_embed_dim(run, few): assert [shape(run(**mixer(mixer_embed_dim=c)), 'heads.reachable')[1] for c in (8, 12)] == [8, 12]
+@row
+def mixer_num_layers(run, few): assert [blocks(run(**mixer(mixer_num_layers=n))) for n in (1, 2)] == [1, 2]
+@row
+def mixer_token_dim(run, few): assert params(run(**mixer(mixer_token_dim=16))) - params(run(**mixer())) == 8 * (81*2 + 1)
+@row
+def mixer_channel_dim(run, few): assert params(run(**mixer(mixer_channel_dim=16))) - params(run(**mixer())) == 8 * (8*2 + 1)
+@row
+def mixer_dropout(run, few): assert run(**mixer(mixer_dropout=0.5)).last['train/loss'] != run(**mixer()).last['train/loss']
+@row
+def vit_embed_dim(run, few): assert [shape(run(**vit(vit_embed_dim=c)), 'heads.reachable')[1] for c in (8, 12)] == [8, 12]
+@row
+def vit_num_layers(run, few): assert [blocks(run(**vit(vit_num_layers=n))) for n in (1, 2)] == [1, 2]
+@row
+def vit_num_heads(run, few):
+    a, b = run(**vit()), run(**vit(vit_num_heads=4))
+    assert params(a) == params(b) and moved(a, b)
+    with pytest.raises(OptionError, match='vit'): run(**vit(vit_num_heads=3))
+@row
+def vit_mlp_ratio(run, few): assert params(run(**vit(vit_mlp_ratio=2.))) - params(run(**vit())) == 8 * (8*2 + 1)
+@row
+def vit_dropout(run, few): assert run(**vit(vit_dropout=0.5)).last['train/loss'] != run(**vit()).last['train/loss']
+
+# --- stages 1 and 2
+@row
+def stage1_threshold(run, few):
+    assert run(stage=1).stage.threshold_met and run(stage=1).stage.epochs_trained == 1
+    failed = run(stage=1, stage1_threshold=1., stage1_max_epochs=2)
+    assert 'stage 1' in str(failed.error) and not failed.stage.threshold_met
+@row
+def stage1_max_epochs(run, few): assert [run(stage=1, stage1_threshold=1., stage1_max_epochs=n).stage.epochs_trained for n in (1, 2)] == [1, 2]
+@row
+def stage1_batch_size(run, few): assert [run(stage=1, stage1_batch_size=n).last['step'] for n in (1105, 100)] == [1, 12]
+@row
+def stage1_learning_rate(run, few): assert [run(stage=1, stage1_learning_rate=x).last['lr'] for x in (0.003, 0.02)] == [0.003, 0.02]
+@row
+def stage2_threshold(run, few):
+    assert run(stage=2).stage.threshold_met
+    assert 'stage 2' in str(run(stage=2, stage2_threshold=1., stage2_max_epochs=1).error)
+@row
+def stage2_max_epochs(run, few): assert [run(stage=2, stage2_threshold=1., stage2_max_epochs=n).stage.epochs_trained for n in (1, 2)] == [1, 2]
+@row
+def stage2_batch_size(run, few): assert run(stage=2, stage2_batch_size=100).last['step'] == math.ceil(run(stage=2).stage.rows['train'] / 100)
+@row
+def stage2_learning_rate(run, few): assert [run(stage=2, stage2_learning_rate=x).last['lr'] for x in (0.003, 0.02)] == [0.003, 0.02]
+
+still = functools.partial(dict, stage=2, optimizer='sgd', momentum=0., stage2_learning_rate=1e-12)    # the weights stay, so losses can be compared
+def loss(r): return r.last['train/loss']
+@row
+def stage2_gamma_neg(run, few): assert 0 < loss(run(**still(stage2_gamma_neg=2.))) < loss(run(**still()))
+@row
+def stage2_gamma_pos(run, few): assert 0 < loss(run(**still(stage2_gamma_pos=2.))) < loss(run(**still()))
+@row
+def stage2_clip(run, few): assert 0 < loss(run(**still(stage2_clip=0.2))) < loss(run(**still()))
+@row
+def stage12_lr_scheduler(run, few):
+    two = functools.partial(dict, stage=1, stage1_threshold=1., stage1_max_epochs=2)
+    flat, cosine = run(**two(stage12_lr_scheduler='none')), run(**two(stage12_lr_scheduler='cosine_annealing_lr'))
+    assert [h['lr'] for h in flat.history] == [0.01, 0.01]
+    assert [h['lr'] for h in cosine.history] == pytest.approx([0.01, 0.005])
+    auto = [run(**two(stage1_batch_size=n)).history[1]['lr'] for n in (256, 257)]            # auto: only over 256
+    assert auto[0] == 0.01 and run(**two(stage1_batch_size=257)).history[0]['lr'] < 0.01
+@row
+def stage12_weight_decay(run, few):
+    a, b = run(stage=1), run(stage=1, stage12_weight_decay=0.9)
+    assert shape(a, 'stem') == shape(b, 'stem') and moved(a, b)
+    assert not moved(run(), run(stage12_weight_decay=0.9))                                    # stage 3 has its own
+
+# --- stage 3
+@row
+def epoch(run, few): assert [run(epoch=n).stage.epochs_trained for n in (1, 2)] == [1, 2]
+@row
+def stage3_batch_size(run, few): assert run(stage3_batch_size=100).last['step'] == math.ceil(run().stage.rows['train'] / 100)
+@row
+def policy_loss_ratio(run, few):
+    for ratio in (0., 2.):
+        last = run(policy_loss_ratio=ratio).last
+        assert last['train/loss'] == pytest.approx(ratio*last['train/policy_loss'] + last['train/value_loss'], rel=1e-5)
+@row
+def value_loss_ratio(run, few):
+    for ratio in (0., 2.):
+        last = run(value_loss_ratio=ratio).last
+        assert last['train/loss'] == pytest.approx(last['train/policy_loss'] + ratio*last['train/value_loss'], rel=1e-5)
+    with pytest.raises(OptionError, match='nothing would be learnt'): run(value_loss_ratio=0., policy_loss_ratio=0.)
+
+# --- optimizer
+@row
+def batch_size(run, few):
+    rows = run().stage.rows['train']
+    assert run(batch_size=20).last['step'] == math.ceil(rows / 20)
+    assert run(batch_size=100_000).last['step'] >= 16                                         # capped
+@row
+def learning_ratio(run, few): assert [run(learning_ratio=x, lr_scheduler='none').last['lr'] for x in (0.003, 0.02)] == [0.003, 0.02]
+@row
+def weight_decay(run, few):
+    assert moved(run(), run(weight_decay=0.9))
+    assert not moved(run(stage=1), run(stage=1, weight_decay=0.9))
+@row
+def lr_scheduler(run, few):
+    rates = {s: [h['lr'] for h in run(epoch=2, lr_scheduler=s).history] for s in ('none', 'cosine_annealing_lr', 'warmup_cosine_decay')}
+    assert rates['none'] == [0.01, 0.01] and rates['cosine_annealing_lr'] == pytest.approx([0.01, 0.005]) and rates['warmup_cosine_decay'][0] < 0.002
+    assert run(epoch=2, lr_scheduler='Warmup+CosineDecay').history[0]['lr'] == rates['warmup_cosine_decay'][0]
+@row
+def warmup_steps(run, few): assert [run(warmup_steps=n).last['lr'] for n in (0, 9)] == pytest.approx([0.01, 0.001])
+@row
+def optimizer(run, few):
+    assert any('exp_avg' in k for k in run().tensors) and any('momentum_buffer' in k for k in run(optimizer='SGD').tensors)
+@row
+def momentum(run, few): assert moved(run(optimizer='sgd'), run(optimizer='sgd', momentum=0.1))
+@row
+def optimizer_beta1(run, few): assert moved(run(), run(optimizer_beta1=0.5)) and not moved(run(optimizer='sgd'), run(optimizer='sgd', optimizer_beta1=0.5))
+@row
+def optimizer_beta2(run, few): assert moved(run(), run(optimizer_beta2=0.9))
+@row
+def optimizer_eps(run, few): assert moved(run(), run(optimizer_eps=1e-2))
+@row
+def gradient_clip_norm(run, few):
+    "With SGD the weights cannot move further than the sum of the clipped steps"
+    sgd = functools.partial(dict, stage=1, optimizer='sgd', momentum=0., stage1_batch_size=100, learning_ratio=0.1)
+    learnt = lambda r: torch.cat([t.flatten() for k, t in sorted(r.tensors.items()) if k.startswith('net.') and 'running' not in k and 'num_batches' not in k])
+    start, short, far = learnt(run(**{**sgd(), 'learning_ratio': 1e-12})), learnt(run(**sgd(gradient_clip_norm=0.01))), learnt(run(**sgd(gradient_clip_norm=None)))
+    assert (short - start).norm() <= 12 * 0.1 * 0.01 * 1.01 < (far - start).norm()
+@row
+def seed(run, few):
+    assert moved(run(seed=0), run(seed=1))
+    a, b = run(seed=7), run(seed=7, run_name='another')
+    assert not moved(a, b)
+
+# --- logs and output
+@row
+def run_dir(run, few):
+    for name in ('x', 'y'):
+        r = run(stage=1, run_dir=few/'runs'/name)
+        assert (few/'runs'/name/'result.json').exists() and (few/'runs'/name/'config.json').exists() and r.result.run_dir == str(few/'runs'/name)
+@row
+def run_name(run, few, monkeypatch):
+    monkeypatch.chdir(few)
+    r = run(stage=1, run_dir='leave out', run_name='mine')
+    assert r.dir == Path('runs/mine') and Path('logs/mine/stage1').is_dir() and Path('models/mine/stage1').is_dir()
+@row
+def log_dir(run, few):
+    for name in ('l', 'm'):
+        run(stage=1, log_dir=few/name)
+        assert list((few/name/'stage1').glob('events*'))
+@row
+def model_dir(run, few):
+    for name in ('k', 'n'):
+        r = run(stage=1, model_dir=few/name)
+        assert list((few/name/'stage1').glob('*.safetensors')) and r.stage.checkpoints['best'].startswith(str(few/name))
+
+@pytest.mark.parametrize('name', ROWS)
+def test_option_acts(name, run, few, request):
+    check = ROWS[name]
+    check(run, few, request.getfixturevalue('monkeypatch')) if name == 'run_name' else check(run, few)
+
+def test_every_option_has_a_row():
+    assert set(ROWS) == set(LearnConfig.model_fields)
+
+def test_config_comes_back_from_the_run_folder(run):
+    r = run()
+    again = learn_multi_stage(**{**json.loads((r.dir/'config.json').read_text()), 'run_dir': str(r.dir.with_name('again'))})
+    assert again[3].metrics == r.stage.metrics
