@@ -41,8 +41,9 @@ def test_figures_are_there_with_their_baselines(run):
 
 def test_checkpoints_load_and_hold_no_pickle(run):
     for s in run.stages_completed:
-        for path in s.checkpoints.values():
-            tensors, about = load_tensors(path)
+        for which in ('best', 'last'):
+            tensors, about = load_tensors(run.checkpoint(s.stage, which))
+            assert about['config']['model_architecture'] == json.loads(Path(run.run_dir, 'config.json').read_text())['model_architecture']
             assert about['stage'] == s.stage and all(isinstance(t, torch.Tensor) for t in tensors.values())
     assert not [p for p in Path(run.run_dir).rglob('*') if p.suffix in ('.pt', '.pth', '.pkl', '.bin')]
 

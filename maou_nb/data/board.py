@@ -164,8 +164,8 @@ def board_svg(
             f'text-anchor="middle" font-family="Noto Sans CJK JP, Hiragino Sans, Yu Gothic, sans-serif"><title>{sfen}</title>'
             f'<rect width="{w}" height="{h}" fill="#fff"/><rect x="{left}" y="{top}" width="{side}" height="{side}" fill="#f8e9c6"/>{tints}'
             f'<g stroke="#4a3a1c" stroke-width=".8" fill="none">{lines}</g><g font-size="20" fill="#111">{pieces}</g>'
-            f'<g font-size="10" fill="#555">{files}{ranks}</g><g font-size="13" fill="#111" writing-mode="tb" text-anchor="start">'
-            f'<text x="{left + side + 26}" y="{top + 60}">☗{_held(hands[:7])}</text><text x="{left//2 - 4}" y="{top}">☖{_held(hands[7:])}</text></g>'
+            f'<g font-size="10" fill="#555">{files}{ranks}</g><g font-size="13" fill="#111" style="writing-mode:vertical-rl;text-orientation:upright">'
+            f'<text x="{left + side + 26}" y="{top + side}" text-anchor="end">☗{_held(hands[:7])}</text><text x="{left//2 - 4}" y="{top}" text-anchor="start">☖{_held(hands[7:])}</text></g>'
             + (f'<text x="{left + side//2}" y="{h - 8}" font-size="12" fill="#333">{caption}</text>' if caption else '') + '</svg>')
 
 # %% ../../nbs/data/00_board.ipynb #5ef414eb

@@ -37,6 +37,10 @@ class LearnResult(BaseModel):
         if not found: raise KeyError(f'stage {number} is not in this run: it has {", ".join(str(s.stage) for s in self.stages_completed) or "none"}')
         return found[0]
 
+    def checkpoint(self, number:int, which:str='best') -> Path:
+        "Where the `best` or `last` checkpoint of stage `number` is"
+        return Path(self.run_dir)/self[number].checkpoints[which]
+
     def __repr__(self): return '\n'.join(s.sentence() for s in self.stages_completed) + f'\nrun folder: {self.run_dir}'
 
 # %% ../../nbs/front/40_learn.ipynb #8068d355
@@ -114,7 +118,7 @@ def learn_multi_stage(**options) -> LearnResult:
     print(f'{cfg.model_architecture}, {sum(p.numel() for p in backbone.parameters()):,} parameters, on {accelerator.device} in {precision}; run folder {folders["run"]}')
     result = LearnResult(stage=cfg.stage, stages_completed=[], run_dir=str(folders['run']))
     for number in (1, 2, 3) if cfg.stage == 'all' else (int(cfg.stage),):
-        done = run_stage(cfg, number, backbone, accelerator, folders['models'], folders['logs'], folders['run']/'history.jsonl', [LivePlot()] if in_notebook() else [])
+        done = run_stage(cfg, number, backbone, accelerator, folders, [LivePlot()] if in_notebook() else [])
         result.stages_completed.append(done)
         with atomic_file(folders['run']/'result.json', 'w') as f: f.write(result.model_dump_json(indent=1))
         if not done.threshold_met: raise StageThresholdNotMet(done, result)

@@ -157,7 +157,10 @@ def _model_problems(cfg):
         for name in _sizes(cfg, prefix): yield f'{prefix}{name}={getattr(cfg, prefix + name)!r}: acts on model_architecture={architecture!r} only, and this is {cfg.model_architecture!r}; leave it out'
     try:
         with torch.device('meta'): backbone_of(cfg)      # builds no weights
-    except ValueError as e: yield f'model_size={cfg.model_size!r} with these sizes: {e}'
+    except ValueError as e:
+        prefix = PREFIXES.get(cfg.model_architecture)
+        named = ', '.join(f'{prefix}{n}={v!r}' for n, v in _sizes(cfg, prefix).items())
+        yield f'{named or f"model_size={cfg.model_size!r}"}: {e}'
 
 # %% ../../nbs/train/20_config.ipynb #ba700a3b
 def _device_problems(cfg):

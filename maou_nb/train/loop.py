@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -272,7 +272,11 @@ class TensorBoard(Callback):
         self.writer.flush()
 
     def after_fit(self, loop):
-        if self.writer: self.writer.close()
+        if not self.writer: return
+        if loop.history:   # the table of hyper-parameters wants the figure they led to
+            settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(loop.settings).items()}
+            self.writer.add_hparams(settings, {f'stage{loop.task.number}/reached/{loop.task.watch}': loop.figure(loop.task.watch)}, run_name='.')
+        self.writer.close()
 
 # %% ../../nbs/train/23_loop.ipynb #ef0daa5b
 @patch

@@ -124,8 +124,8 @@ class StageResult(BaseModel):
     baselines: dict[str, float] = Field(default_factory=dict)  # What predicting nothing, or guessing, scores on the same rows
     rows: dict[str, int] = Field(default_factory=dict)         # Of training and validation
     parameters: int = 0                # Of backbone and heads
-    checkpoints: dict[str, str] = Field(default_factory=dict)  # Paths of `best` and `last`
-    tensorboard: str = ''
+    checkpoints: dict[str, str] = Field(default_factory=dict)  # Paths of `best` and `last`, from the run's folder, so that it can be moved
+    tensorboard: str = ''              # Likewise
     history: list[dict] = Field(default_factory=list)          # One dict an epoch
 
     def sentence(self) -> str:
@@ -135,7 +135,13 @@ class StageResult(BaseModel):
         return f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f} on {self.judged_on}' + (f', against {base:.4f} for guessing' if base is not None else '') + f'{goal}; {self.epochs_trained} epochs, the best was {self.best_epoch}'
 
 # %% ../../nbs/train/24_stages.ipynb #c6fce7fb
-def _result(loop, rows, folder, logs):
+def _from(folder, path):
+    "`path` as seen from `folder` if it lies in it, else the whole path"
+    path, folder = Path(path).resolve(), Path(folder).resolve()
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+# %% ../../nbs/train/24_stages.ipynb #bbd52652
+def _result(loop, rows, folder, logs, run):
     "The `StageResult` of a loop that has ended"
     task, last = loop.task, loop.history[-1]
     judged = {k.split('/')[1]: v for k, v in last.items() if k.startswith(f'{loop.judged_on}/')}
@@ -146,7 +152,7 @@ def _result(loop, rows, folder, logs):
                        threshold_met=loop.threshold_met, threshold=task.threshold, metric=task.watch,
                        judged_on='held-out games' if loop.valid else 'training rows', best_epoch=best, metrics={k: v for k, v in judged.items() if not k.startswith('baseline_')},
                        baselines=baselines, rows=rows, parameters=sum(p.numel() for p in loop.net.parameters()),
-                       checkpoints={w: str(saved.path(w)) for w in ('best', 'last')}, tensorboard=str(logs), history=loop.history)
+                       checkpoints={w: _from(run, saved.path(w)) for w in ('best', 'last')}, tensorboard=_from(run, logs), history=loop.history)
 
 # %% ../../nbs/train/24_stages.ipynb #1d90f02c
 def run_stage(
@@ -154,9 +160,7 @@ def run_stage(
     number:int,                  # 1, 2 or 3
     backbone:Backbone,           # Trained in place
     accelerator:Accelerator,
-    model_dir:str|Path,          # Checkpoints go to its folder stage{number}
-    log_dir:str|Path,            # TensorBoard logs likewise
-    history:str|Path,            # A .jsonl file to append to
+    folders:dict[str, Path],     # `run`, to whose history.jsonl epochs are added; `models` and `logs`, which get a folder stage{number}
     callbacks:tuple=(),          # Beside progress, history, TensorBoard and checkpoints
     say:Callable=print,          # Told what the run decides, a sentence at a time
 ) -> StageResult:
@@ -166,12 +170,12 @@ def run_stage(
     for remark in _remarks(cfg, number, train, valid, settings): say(remark)
     torch.manual_seed(cfg.seed*4 + number)       # of this stage's heads and dropout, whatever ran before
     net = Net(backbone, make_heads(backbone.channels, task.heads))
-    folder, logs = Path(model_dir)/f'stage{number}', Path(log_dir)/f'stage{number}'
+    folder, logs = folders['models']/f'stage{number}', folders['logs']/f'stage{number}'
     about = {'config': cfg.model_dump(), 'labels': LABEL_SCHEME, 'version': __version__}   # a checkpoint says what net it holds
-    loop = Loop(net, task, train, valid, settings, accelerator, [Progress(), History(history), TensorBoard(logs), Saver(folder, about), *callbacks])
+    loop = Loop(net, task, train, valid, settings, accelerator, [Progress(), History(folders['run']/'history.jsonl'), TensorBoard(logs), Saver(folder, about), *callbacks])
     loop.fit()
     rows = {'train': train.total_rows, **({'valid': valid.total_rows} if valid else {})}
-    result = _result(loop, rows, folder, logs)
+    result = _result(loop, rows, folder, logs, folders['run'])
     say(result.sentence())
     return result
 

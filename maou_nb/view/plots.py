@@ -43,7 +43,8 @@ def _draw_figures(ax, history, judged, threshold):
         base = history[-1].get(f'{judged}/baseline_{name}')
         if base is not None: ax.axhline(base, color=color, linestyle=':', linewidth=1, label=f'guessing {base:.3f}')
     if threshold is not None: ax.axhline(threshold, color='#111', linestyle='--', linewidth=1, label=f'threshold {threshold:g}')
-    ax.set(xlabel='epoch', title='held-out games' if judged == 'valid' else 'training rows', ylim=(-0.02, 1.02)); ax.legend(fontsize=8)
+    ax.set(xlabel='epoch', title='held-out games' if judged == 'valid' else 'training rows', ylim=(-0.02, 1.02))
+    ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))   # beside the axes: curves lie at any height
 
 # %% ../../nbs/view/30_plots.ipynb #f29fdc49
 def stage_figure(
@@ -52,7 +53,7 @@ def stage_figure(
     epochs:int|None=None,        # Leave room for so many
 ) -> Figure:
     "Loss and figures of one stage"
-    fig = Figure(figsize=(9, 3), dpi=90, layout='constrained')
+    fig = Figure(figsize=(10, 3), dpi=90, layout='constrained')
     left, right = fig.subplots(1, 2)
     fig.suptitle(f"stage {history[0]['stage']}")
     judged = _judged(history)

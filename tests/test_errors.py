@@ -1,0 +1,118 @@
+"Bad input gets one sentence that names the file, line or option, and what would be right"
+import json, os
+
+import pyarrow.ipc as ipc
+import pytest
+
+from maou_nb import OptionError, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.data.records import RecordError, read_games
+from maou_nb.data.shards import ShardError, find_shards, read_shard
+from samples import ONE_FILE, said
+
+@pytest.fixture
+def game(): return ONE_FILE.read_text().split('/\n')[0]
+
+def refused(f, kind=Exception):
+    "The one sentence that `f` complains with"
+    with pytest.raises(kind) as e: f()
+    return said(e)
+
+@pytest.mark.parametrize('prepare', [prepare_stage2, prepare_stage3])
+def test_wrong_path_of_records(prepare, tmp_path):
+    text = refused(lambda: prepare(tmp_path/'no-such', tmp_path/'out'), FileNotFoundError)
+    assert 'no-such does not exist' in text and 'CSA' in text and not (tmp_path/'out').exists()
+
+def test_empty_folder_of_records(tmp_path):
+    text = refused(lambda: prepare_stage2(tmp_path, tmp_path/'out'), FileNotFoundError)
+    assert str(tmp_path) in text and '.csa' in text
+
+def test_illegal_move_names_file_and_line(tmp_path, game):
+    lines = game.split('\n')
+    at = [i for i, l in enumerate(lines) if l[:1] in '+-' and len(l) == 7][20]
+    lines[at] = lines[at][0] + '5556FU'
+    (tmp_path/'good.csa').write_text(game)
+    (tmp_path/'late.csa').write_text(game + '/\n' + '\n'.join(lines))
+    text = refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), RecordError)
+    assert f'late.csa, line {len(game.splitlines()) + 1 + at + 1}: move 21' in text and lines[at] in text
+    assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('content, says', [(b'', 'is empty'), (b'hello', 'no CSA game starts here'), (b'\x81\x00\x81\x00', 'neither UTF-8 nor Shift_JIS')])
+def test_files_that_are_no_records(tmp_path, content, says):
+    (tmp_path/'x.csa').write_bytes(content)
+    text = refused(lambda: list(read_games(tmp_path)), RecordError)
+    assert 'x.csa' in text and says in text
+
+def test_games_without_a_result(tmp_path, game):
+    "Stage 3 leaves them out and counts them; if there are no others it says so"
+    unfinished = '\n'.join(l for l in game.split('\n') if not l.startswith('%'))
+    (tmp_path/'a.csa').write_text(unfinished)
+    assert 'and a result' in refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), ValueError)
+    (tmp_path/'b.csa').write_text(game)
+    made = prepare_stage3(tmp_path, tmp_path/'out')
+    assert made.left_out == 1 and '1 games without a result left out' in repr(made)
+
+def test_a_failure_loses_nothing_written_before(tmp_path, game):
+    (tmp_path/'a.csa').write_text(game)
+    made = prepare_stage2(tmp_path/'a.csa', tmp_path/'out')
+    (tmp_path/'b.csa').write_text(game.replace('+2726FU', '+2725FU'))
+    refused(lambda: prepare_stage2(tmp_path/'b.csa', tmp_path/'out'), RecordError)
+    assert [len(read_shard(s)) for s in find_shards(tmp_path/'out', 2)] == [made.rows] and not list((tmp_path/'out').glob('.*'))
+
+@pytest.fixture
+def one(tmp_path, shards):
+    "A run of stage 1 that only lacks its data"
+    return lambda path: learn_multi_stage(stage=1, stage1_data_path=path, run_dir=tmp_path/'run')
+
+def test_wrong_path_of_shards(tmp_path, one):
+    text = refused(lambda: one(tmp_path/'nowhere'), OptionError)
+    assert text.startswith('stage1_data_path: ') and 'nowhere does not exist' in text and not (tmp_path/'run').exists()
+
+def test_empty_folder_of_shards(tmp_path, one):
+    (tmp_path/'empty').mkdir()
+    assert 'holds no shards' in refused(lambda: one(tmp_path/'empty'), OptionError)
+
+def test_glob_that_matches_nothing(tmp_path, one):
+    assert 'matches nothing' in refused(lambda: one(tmp_path/'*.feather'), OptionError)
+
+def test_shard_of_another_stage(shards, one):
+    assert 'holds rows of stage 2' in refused(lambda: one(shards['stage2_data_path']), OptionError)
+
+def test_shard_of_another_label_numbering(tmp_path, shards):
+    table = read_shard(find_shards(shards['stage2_data_path'], 2)[0])
+    about = {**json.loads(table.schema.metadata[b'maou_nb']), 'labels': '1496-BRG'}
+    other = table.replace_schema_metadata({'maou_nb': json.dumps(about)})
+    with ipc.new_file(str(tmp_path/'other.feather'), other.schema) as w: w.write_table(other)
+    text = refused(lambda: learn_multi_stage(stage=2, stage2_data_path=tmp_path, run_dir=tmp_path/'run'), OptionError)
+    assert 'other.feather' in text and "'1496-BRG'" in text and "'1496-GBR'" in text
+
+def test_arrow_file_of_somebody_else(tmp_path, shards):
+    table = read_shard(find_shards(shards['stage2_data_path'], 2)[0]).replace_schema_metadata(None)
+    with ipc.new_file(str(tmp_path/'other.feather'), table.schema) as w: w.write_table(table)
+    assert 'without the mark of maou_nb' in refused(lambda: find_shards(tmp_path, 2), ShardError)
+
+@pytest.mark.parametrize('harm', ['cut', 'flip', 'lost'])
+def test_damaged_shard(tmp_path, harm):
+    prepare_stage1(tmp_path)
+    prepare_stage2(ONE_FILE, tmp_path/'two', rows_per_shard=2_000)
+    path = sorted((tmp_path/'two').glob('*.feather'))[1]
+    raw = bytearray(path.read_bytes())
+    if harm == 'lost': os.remove(path)
+    else:
+        if harm == 'flip': raw[len(raw)//2] ^= 255
+        path.write_bytes(raw[:-1000] if harm == 'cut' else raw)
+    text = refused(lambda: [read_shard(s) for s in find_shards(tmp_path/'two', 2)], ShardError)
+    assert path.name in text and {'cut': 'damaged', 'flip': 'damaged', 'lost': 'not there'}[harm] in text
+
+@pytest.mark.parametrize('option, value, says', [
+    ('epoch', 0, 'greater than or equal to 1'), ('test_ratio', 1., 'less than 1'), ('learning_ratio', -1, 'greater than 0'), ('learning_ratio', float('nan'), 'finite'),
+    ('optimizer', 'adam', "'adamw' or 'sgd'"), ('stage', 4, "'1', '2', '3' or 'all'"), ('model_architecture', 'cnn', 'resnet, mlp-mixer, vit'),
+    ('seed', 1 << 32, 'less than'), ('gpu', 'gpu0', 'cuda:0, cpu or mps'), ('vit_num_heads', 3, "model_architecture='vit'"), ('lerning_ratio', 1, 'did you mean learning_ratio?')])
+def test_option_out_of_range(shards, tmp_path, option, value, says):
+    text = refused(lambda: learn_multi_stage(**{'stage': 1, 'run_dir': tmp_path/'run', **shards, option: value}), OptionError)
+    assert option in text and says in text and not (tmp_path/'run').exists()
+
+def test_all_problems_at_once(shards, tmp_path):
+    with pytest.raises(OptionError) as e: learn_multi_stage(stage='all', epoch=0, seed='x', stage1_data_path='nowhere', vit_dropout=0.1, policy_loss_ratio=0, value_loss_ratio=0)
+    text = str(e.value)
+    for part in ('epoch', 'seed', 'stage1_data_path', 'stage2_data_path', 'stage3_data_path', 'vit_dropout', 'policy_loss_ratio'): assert part in text
+    assert len(text.splitlines()) == 8
