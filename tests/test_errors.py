@@ -42,6 +42,13 @@ def test_files_that_are_no_records(tmp_path, content, says):
     text = refused(lambda: list(read_games(tmp_path)), RecordError)
     assert 'x.csa' in text and says in text
 
+@pytest.mark.parametrize('rows', ['P1 *  *  *  * -OU *  *  *  * \nP2 *  *  *  * +KI *  *  *  * \nP9 *  *  *  * +OU *  *  *  * \n+\n+5251KI\n', 'P1 *  *  *  * -OU *  *  *  * \n+\n+0055FU\n'])
+def test_start_position_that_cannot_be(tmp_path, rows):
+    "Such moves abort the rules library's process; here they are a sentence"
+    (tmp_path/'odd.csa').write_text("V2.2\n" + rows + '%TORYO\n')
+    text = refused(lambda: list(read_games(tmp_path)), RecordError)
+    assert 'odd.csa, game starting on line 1' in text and 'king' in text
+
 def test_games_without_a_result(tmp_path, game):
     "Stage 3 leaves them out and counts them; if there are no others it says so"
     unfinished = '\n'.join(l for l in game.split('\n') if not l.startswith('%'))

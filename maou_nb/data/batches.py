@@ -58,7 +58,9 @@ class Batch:
         return cls(stage, record, torch.from_numpy(rows.offsets), torch.from_numpy(rows.labels.view(np.int16)), torch.from_numpy(rows.counts))
 
     def __len__(self): return len(self.record)
-    def tensors(self): return [t for t in (self.record, self.offsets, self.labels, self.counts) if t is not None]
+    def tensors(self) -> list[Tensor]:
+        "Those that are set, in the order of the fields"
+        return [t for t in (self.record, self.offsets, self.labels, self.counts) if t is not None]
 
     @property
     def nbytes(self) -> int:

@@ -80,9 +80,12 @@ class Settings:
 # %% ../../nbs/train/23_loop.ipynb #9b9289f2
 class Callback:
     "Looks in on a `Loop`; override what you need"
-    def before_fit(self, loop): pass
-    def after_step(self, loop): pass
-    def after_epoch(self, loop): pass
+    def before_fit(self, loop):
+        "Before the first step"
+    def after_step(self, loop):
+        "After each optimizer step"
+    def after_epoch(self, loop):
+        "After an epoch was judged; its figures are `loop.history[-1]`"
     def after_fit(self, loop):
         "Called however the fit ended, by an exception too"
 
@@ -108,7 +111,9 @@ class Loop:
         self.judged_on = 'valid' if valid else 'train_eval'
 
     @property
-    def device(self) -> torch.device: return self.accelerator.device
+    def device(self) -> torch.device:
+        "Where the network is"
+        return self.accelerator.device
 
     def call(self, moment:str):
         "Call `moment` of every callback"
@@ -235,11 +240,13 @@ class Progress(Callback):
         self.every = every
 
     def before_fit(self, loop):
+        "Open the bar"
         total = loop.settings.epochs * loop.steps_per_epoch
         self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.task.number} · {loop.task.name}', unit='step', disable=not loop.accelerator.is_main_process, leave=False)
         self.figures = {}
 
     def after_step(self, loop):
+        "Move the bar; now and then look at the loss"
         self.bar.update()
         if loop.step % self.every: return
         loss = float(loop.losses['loss'])
@@ -247,8 +254,13 @@ class Progress(Callback):
             raise Diverged(f'stage {loop.task.number} diverged: the loss is {loss} at step {loop.step} (learning rate {loop.scheduler.get_last_lr()[0]:.2g}); a lower learning rate, or gradient_clip_norm, would be right')
         self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': f'{loss:.4f}', **self.figures})
 
-    def after_epoch(self, loop): self.figures = {loop.task.watch: f'{loop.figure(loop.task.watch):.4f}'}
-    def after_fit(self, loop): self.bar.close()
+    def after_epoch(self, loop):
+        "Show the figure that is watched"
+        self.figures = {loop.task.watch: f'{loop.figure(loop.task.watch):.4f}'}
+
+    def after_fit(self, loop):
+        "Close the bar"
+        self.bar.close()
 
 # %% ../../nbs/train/23_loop.ipynb #0e58af21
 class History(Callback):
@@ -256,6 +268,7 @@ class History(Callback):
     def __init__(self, path:str|Path): self.path = Path(path)
 
     def after_epoch(self, loop):
+        "Add a line"
         if not loop.accelerator.is_main_process: return
         with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(loop.history[-1]) + '\n')
 
@@ -263,17 +276,22 @@ class History(Callback):
 class TensorBoard(Callback):
     "Writes losses, metrics, learning rate, gradient norm and positions/s for TensorBoard"
     def __init__(self, folder:str|Path): self.folder = Path(folder)
-    def before_fit(self, loop): self.writer = SummaryWriter(str(self.folder)) if loop.accelerator.is_main_process else None
+
+    def before_fit(self, loop):
+        "Open the log"
+        self.writer = SummaryWriter(str(self.folder)) if loop.accelerator.is_main_process else None
 
     def after_epoch(self, loop):
+        "Write the epoch's figures"
         if not self.writer: return
         for k, v in loop.history[-1].items():
             if k not in ('stage', 'epoch', 'step'): self.writer.add_scalar(f'stage{loop.task.number}/{k}', v, loop.step)
         self.writer.flush()
 
     def after_fit(self, loop):
+        "Write the settings beside the figure they led to, and close the log"
         if not self.writer: return
-        if loop.history:   # the table of hyper-parameters wants the figure they led to
+        if loop.history:
             settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(loop.settings).items()}
             self.writer.add_hparams(settings, {f'stage{loop.task.number}/reached/{loop.task.watch}': loop.figure(loop.task.watch)}, run_name='.')
         self.writer.close()
@@ -307,6 +325,7 @@ class Saver(Callback):
         self.checkpoints, self.about = Checkpoints(folder), about or {}
 
     def after_epoch(self, loop):
+        "Save"
         if not loop.accelerator.is_main_process: return
         tensors, about = loop.state()
         self.checkpoints.save(tensors, {**self.about, **about, loop.task.best_by: loop.figure(loop.task.best_by)}, best=loop.is_best)

@@ -31,10 +31,12 @@ def reachable_loss(outputs:dict, batch) -> dict:
     "BCE over squares"
     return {'loss': bce_loss(outputs['reachable'], batch.reachable.float())}
 
+# %% ../../nbs/train/24_stages.ipynb #58081b15
 def legal_moves_loss(outputs:dict, batch, gamma_pos:float=0., gamma_neg:float=0., clip:float=0.) -> dict:
     "Asymmetric loss over labels; BCE when all three are 0"
     return {'loss': asymmetric_loss(outputs['legal_moves'], batch.legal.float(), gamma_pos, gamma_neg, clip)}
 
+# %% ../../nbs/train/24_stages.ipynb #d9e68bb1
 def policy_value_loss(outputs:dict, batch, policy_ratio:float=1., value_ratio:float=1.) -> dict:
     "The two losses and their weighted sum"
     policy, value = policy_loss(outputs['policy'], batch.policy, batch.legal), value_loss(outputs['value'], batch.value)

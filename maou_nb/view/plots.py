@@ -82,9 +82,11 @@ class LivePlot(Callback):
         self.every, self.handle, self.last = every, None, 0.
 
     def after_epoch(self, loop):
+        "Draw, if it is time to"
         if time.monotonic() - self.last >= self.every: self.draw(loop)
 
     def after_fit(self, loop):
+        "Draw the last figure"
         if loop.history: self.draw(loop)
 
 # %% ../../nbs/view/30_plots.ipynb #1d5cad3c

@@ -1,10 +1,10 @@
-"No game on both sides of a split, the same split everywhere, and nothing lost by it"
+"Prepared rows and splits: no game on both sides, the same everywhere, nothing lost; the order whatever the workers"
 import numpy as np
 import polars as pl
 import pytest
 
 from maou_nb.data.batches import BatchStream, batch_loader
-from maou_nb.data.prepare import positions, prepare_stage2, prepare_stage3
+from maou_nb.data.prepare import positions, prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
@@ -78,3 +78,6 @@ def test_order_is_the_same_with_any_number_of_workers(shards, make):
     alone = [b.record for b in batch_loader(BatchStream(source, plan))]
     two = [b.record for b in batch_loader(BatchStream(make(shards['stage3_data_path']), plan), workers=2)]
     assert len(alone) == len(plan) == len(two) and all((a == b).all() for a, b in zip(alone, two))
+
+def test_stage1_takes_less_than_a_second(tmp_path):
+    assert prepare_stage1(tmp_path).seconds < 1
