@@ -8,8 +8,8 @@ from maou_nb.data.prepare import positions, prepare_stage1, prepare_stage2, prep
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
-from maou_nb.train.config import LearnConfig
-from maou_nb.train.stages import held_folds, sources_of
+from maou_nb.train.config import LearnConfig, held_folds
+from maou_nb.train.stages import sources_of
 from rsshogi.core import Board
 from maou_nb.data.board import Position, position_ids
 from samples import GAMES, ONE_FILE

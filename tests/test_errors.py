@@ -56,7 +56,7 @@ def test_games_without_a_result(tmp_path, game):
     assert 'and a result' in refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), ValueError)
     (tmp_path/'b.csa').write_text(game)
     made = prepare_stage3(tmp_path, tmp_path/'out')
-    assert made.left_out == 1 and '1 games without a result left out' in repr(made)
+    assert made.left_out == 1 and '1 game without a result left out' in repr(made)
 
 def test_a_failure_loses_nothing_written_before(tmp_path, game):
     (tmp_path/'a.csa').write_text(game)

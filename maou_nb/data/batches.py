@@ -53,6 +53,7 @@ class Batch:
     @classmethod
     def from_rows(cls, rows:Rows, stage:int) -> 'Batch':
         "`rows` as tensors over the same memory"
+        if rows.fixed.dtype != RECORDS[stage]: raise ValueError(f'these rows are not of stage {stage}: a source of stage {stage} was expected')
         record = torch.from_numpy(rows.fixed.view(np.uint8).reshape(len(rows), -1))
         if stage != 3: return cls(stage, record)
         return cls(stage, record, torch.from_numpy(rows.offsets), torch.from_numpy(rows.labels.view(np.int16)), torch.from_numpy(rows.counts))

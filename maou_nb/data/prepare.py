@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .board import KINDS, position_ids, side_to_move_view
 from .labels import LABEL_COUNT, move_labels
 from .records import read_csa, record_files
-from .shards import SCHEMAS, atomic_file, fixed_bytes, fixed_lists, write_manifest, write_shard
+from .shards import SCHEMAS, atomic_file, fixed_bytes, fixed_lists, make_writable, write_manifest, write_shard
 
 # %% ../../nbs/data/04_prepare.ipynb #d9babadd
 _diagonal, _straight = ((-1, -1), (-1, 1), (1, -1), (1, 1)), ((-1, 0), (1, 0), (0, -1), (0, 1))
@@ -209,9 +209,10 @@ class Prepared:
     seconds: float    # From the first file to the last byte
 
     def __repr__(self):
-        made = f'{self.rows:,} rows in {self.shards} shard{"s"*(self.shards != 1)}'
-        came = f' from {self.positions:,} positions of {self.games:,} games' if self.games else ''
-        lost = f'; {self.left_out:,} games without a result left out' if self.left_out else ''
+        some = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
+        made = f'{some(self.rows, "row")} in {some(self.shards, "shard")}'
+        came = f' from {some(self.positions, "position")} of {some(self.games, "game")}' if self.games else ''
+        lost = f'; {some(self.left_out, "game")} without a result left out' if self.left_out else ''
         return f'stage {self.stage}: {made}{came}{lost}'
 
 # %% ../../nbs/data/04_prepare.ipynb #feba039c
@@ -245,8 +246,10 @@ def prepare_stage1(
 # %% ../../nbs/data/04_prepare.ipynb #62d0614f
 def _prepare(paths, folder, stage, rows, rows_per_shard):
     "Read the records at `paths`, make rows of them with `rows`, write them with the games table"
-    began = time.perf_counter()
-    cols, games = _read_positions(record_files(paths))
+    began, files = time.perf_counter(), record_files(paths)
+    if rows_per_shard < 1: raise ValueError(f'rows_per_shard={rows_per_shard}: at least 1 was expected')
+    make_writable(folder)                      # before an hour of reading
+    cols, games = _read_positions(files)
     table = rows(cols)
     if not len(table): raise ValueError(f'the {len(games):,} games of {paths} give no row for stage {stage}: it needs games with moves' + ' and a result' * (stage == 3))
     entries = _write(folder, _cut(table, rows_per_shard), stage, f'{len(games)} games')
@@ -256,7 +259,7 @@ def _prepare(paths, folder, stage, rows, rows_per_shard):
 
 # %% ../../nbs/data/04_prepare.ipynb #e90ebaa7
 def prepare_stage2(
-    paths:str|Path|Iterable,             # Game records: a file, a folder, or several of them
+    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several of them
     folder:str|Path,                     # Where the shards go
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
 ) -> Prepared:
@@ -265,7 +268,7 @@ def prepare_stage2(
 
 # %% ../../nbs/data/04_prepare.ipynb #34e5e87c
 def prepare_stage3(
-    paths:str|Path|Iterable,             # Game records: a file, a folder, or several of them
+    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several of them
     folder:str|Path,                     # Where the shards go
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
 ) -> Prepared:

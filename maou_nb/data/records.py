@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from glob import glob, has_magic
 from pathlib import Path
 
 from rsshogi.core import Board
@@ -152,15 +153,26 @@ def read_csa(
     for i, (game, line) in enumerate(_split_games(text)): yield parse_csa(game, str(path), i, line)
 
 # %% ../../nbs/data/02_records.ipynb #343aec17
+def _given(paths):
+    "`paths`, if there is anything in it"
+    paths = list(paths) if not isinstance(paths, (str, Path)) else paths
+    if not paths: raise FileNotFoundError('no path was given: a file, a folder or a glob was expected')
+    return paths
+
+# %% ../../nbs/data/02_records.ipynb #9e322c52
 RECORD_SUFFIXES = ('.csa',)
 
 def record_files(
-    paths:str|Path|Iterable,  # A file, a folder, or several of them
+    paths:str|Path|Iterable,  # A file, a folder, a glob, or several of them
 ) -> list[Path]:              # A `FileNotFoundError` if a path or its records are missing
     "The game records that `paths` mean, in order of name"
-    if not isinstance(paths, (str, Path)): return [f for p in paths for f in record_files(p)]
-    path = Path(paths)
-    if not path.exists(): raise FileNotFoundError(f'{path} does not exist: a CSA file or a folder of them was expected')
+    if not isinstance(paths, (str, Path)): return [f for p in _given(paths) for f in record_files(p)]
+    path = Path(_given(paths))
+    if has_magic(str(path)) and not path.exists():
+        matched = sorted(map(Path, glob(str(path), recursive=True)))
+        if not matched: raise FileNotFoundError(f'{path} matches nothing: a CSA file, a folder of them or a glob was expected')
+        return record_files(matched)
+    if not path.exists(): raise FileNotFoundError(f'{path} does not exist: a CSA file, a folder of them or a glob was expected')
     if path.is_file(): return [path]
     found = sorted(p for p in path.rglob('*') if p.suffix.lower() in RECORD_SUFFIXES)
     if not found: raise FileNotFoundError(f'{path} holds no game records: files ending in {" ".join(RECORD_SUFFIXES)} were expected')

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
+from .records import FOLDS
 from .shards import Shard, ShardError, find_shards, read_shard
 
 # %% ../../nbs/data/05_sources.ipynb #a7a62052
@@ -161,6 +162,7 @@ class StreamingFileSource:
                  window:int=4):             # Shards open together while training
         self.paths, self.stage, self.window = paths, stage, window
         self.folds = None if folds is None else frozenset(folds)
+        if self.folds and not self.folds <= set(range(FOLDS)): raise ValueError(f'folds={sorted(self.folds)}: whole numbers from 0 to {FOLDS - 1} were expected')
         self._open = {}                     # window's shards → its rows
 
     @cached_property
@@ -253,5 +255,5 @@ class FileSource(StreamingFileSource):
     def __len__(self): return self.total_rows
 
     def __getitem__(self, idx:np.ndarray) -> Rows:
-        "The rows numbered `idx`, in the order of files"
-        return self._window_rows(tuple(range(len(self.shards))))[np.atleast_1d(idx)]
+        "The rows numbered `idx`, an integer, slice, mask or array, in the order of files"
+        return self._window_rows(tuple(range(len(self.shards))))[np.atleast_1d(np.arange(len(self))[idx])]

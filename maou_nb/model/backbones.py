@@ -130,9 +130,10 @@ def register_backbone(
     name:str,      # What `make_backbone` and `model_architecture` call it
     **sizes:dict,  # For each size, the keywords of the class
 ):
-    "Make the decorated class known as `name`, with a dict of keywords for each of `sizes`"
+    "Make the decorated class known as `name`, in lower case, with a dict of keywords for each of `sizes`; without sizes it is made by its defaults"
+    if not isinstance(name, str): raise TypeError("register_backbone wants a name: @register_backbone('mine', tiny=dict(...))")
     def register(cls):
-        BACKBONES[name], SIZES[name] = cls, sizes
+        BACKBONES[name.lower()], SIZES[name.lower()] = cls, sizes
         return cls
     return register
 
@@ -200,6 +201,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         gate = [SqueezeExcitation(channels)] if squeeze_excitation else []
         self.body = nn.Sequential(*_conv3x3(channels), nn.ReLU(), *_conv3x3(channels), *gate)
+        nn.init.constant_(self.body[4].weight, 0.1)   # the scale of the second norm: a new block almost passes its input on
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, C, 9, 9) from `x` of the same shape"

@@ -123,7 +123,7 @@ def bin_sums(
 # %% ../../nbs/model/13_metrics.ipynb #784ebb79
 class PolicyValueMetrics(SumMetric):
     "Policy top-1 and top-5, value accuracy, Brier score, calibration, each beside what a guess would score"
-    sums = dict(rows=1, top1=1, top5=1, guess1=1, guess5=1, decided=1, agree=1, wins=1, squared=1, in_bins=3*(BINS + 1))
+    sums = dict(rows=1, top1=1, top5=1, guess1=1, guess5=1, decided=1, agree=1, wins=1, squared=1, value_squares=1, in_bins=3*(BINS + 1))
 
     def update(self,
         outputs:dict,  # policy: float logits (B, 1496); value: float logits (B,)
@@ -135,13 +135,15 @@ class PolicyValueMetrics(SumMetric):
         decided = value != 0.5
         self.add(rows=len(value), top1=(rank < 1).sum(), top5=(rank < 5).sum(), guess1=fixed(1/n).sum(), guess5=fixed((5/n).clamp(max=1)).sum(),
                  decided=decided.sum(), agree=(decided & ((outputs['value'] > 0) == (value > 0.5))).sum(), wins=(value > 0.5).sum(),
-                 squared=fixed((p - value)**2).sum(), in_bins=bin_sums(p, value).flatten())
+                 squared=fixed((p - value)**2).sum(), value_squares=fixed(value**2).sum(), in_bins=bin_sums(p, value).flatten())
 
     def compute(self) -> dict[str, torch.Tensor]:
-        "top1, top5, value_accuracy, brier, calibration_error, baseline_top1, baseline_top5, baseline_value_accuracy"
+        "top1, top5, value_accuracy, brier, calibration_error, baseline_top1, baseline_top5, baseline_value_accuracy, baseline_brier"
         _, predicted, happened = self.in_bins.reshape(3, BINS + 1)
         units = self.rows * UNIT
+        mean = ratio(happened.sum(), units)   # the best constant guess of the result
         return dict(top1=ratio(self.top1, self.rows), top5=ratio(self.top5, self.rows), value_accuracy=ratio(self.agree, self.decided),
                     brier=ratio(self.squared, units), calibration_error=ratio((predicted - happened).abs().sum(), units),
                     baseline_top1=ratio(self.guess1, units), baseline_top5=ratio(self.guess5, units),
-                    baseline_value_accuracy=ratio(torch.maximum(self.wins, self.decided - self.wins), self.decided))
+                    baseline_value_accuracy=ratio(torch.maximum(self.wins, self.decided - self.wins), self.decided),
+                    baseline_brier=ratio(self.value_squares, units) - mean**2)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'Name',
-           'PREFIXES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'make_config', 'takes_options',
-           'OptionTable']
+           'PREFIXES', 'RATIOS', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'held_folds', 'make_config',
+           'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -17,7 +17,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..data.shards import find_shards
-from ..model.backbones import BACKBONES, make_backbone
+from ..model.backbones import BACKBONES, Backbone, make_backbone
 
 # %% ../../nbs/train/20_config.ipynb #0b8f67b9
 class OptionError(ValueError):
@@ -126,15 +126,40 @@ def backbone_of(cfg:LearnConfig) -> torch.nn.Module:
     return make_backbone(cfg.model_architecture, cfg.model_size, **_sizes(cfg, PREFIXES.get(cfg.model_architecture)))
 
 # %% ../../nbs/train/20_config.ipynb #ca967b85
+_other_names = {'lr': 'learning_ratio', 'learning_rate': 'learning_ratio', 'epochs': 'epoch', 'max_epochs': 'epoch', 'device': 'gpu', 'valid_ratio': 'test_ratio',
+                'val_ratio': 'test_ratio', 'model': 'model_architecture', 'architecture': 'model_architecture', 'scheduler': 'lr_scheduler'}   # as others call them
+
+# %% ../../nbs/train/20_config.ipynb #7d3d4da2
 def _field_problem(error, fields):
     "One of pydantic's errors as a sentence about an option"
     name = str(error['loc'][0])
     if error['type'] == 'extra_forbidden':
-        near = difflib.get_close_matches(name, fields, 1)
+        near = [_other_names[name]] if name in _other_names else difflib.get_close_matches(name, fields, 1, 0.75)
         return f'{name}: there is no such option' + (f'; did you mean {near[0]}?' if near else '')
     return f"{name}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
-# %% ../../nbs/train/20_config.ipynb #7d3d4da2
+# %% ../../nbs/train/20_config.ipynb #4c8f823a
+def held_folds(ratio:float) -> tuple[range, range]:
+    "The folds held out for a share of `ratio`, to the nearest whole fold but at least one, and the others"
+    n = min(99, max(1, round(100 * ratio)))
+    return range(n), range(n, 100)
+
+# %% ../../nbs/train/20_config.ipynb #b1cfaca3
+RATIOS = {2: 'stage2_test_ratio', 3: 'test_ratio'}   # stage 1 has no games
+
+def _split_problems(cfg, number, name, shards):
+    "A share that leaves one side of the split without rows"
+    ratio = getattr(cfg, RATIOS.get(number, ''), 0)
+    unknown = [s.path for s in shards if s.folds is None]
+    if not ratio: return
+    if unknown: yield f'{name}: {unknown[0]} knows no games, so {RATIOS[number]}={ratio:g} cannot hold any out'; return
+    for folds, side in zip(held_folds(ratio), ('validation', 'training')):
+        if not any(s.folds[f] for s in shards for f in folds):
+            there = sorted({f for s in shards for f in range(100) if s.folds[f]})
+            right = f'more than {there[0] / 100:g} and at most {there[-1] / 100:g}' if len(there) > 1 else 'more games'
+            yield f'{RATIOS[number]}={ratio:g}: no game of {name} falls to {side}, as their folds are {", ".join(map(str, there[:10]))}{" …" * (len(there) > 10)} of 100; {right} would be right'
+
+# %% ../../nbs/train/20_config.ipynb #a1d27e3e
 def _stages(cfg): return (1, 2, 3) if cfg.stage == 'all' else (int(cfg.stage),)
 
 def _data_problems(cfg):
@@ -143,10 +168,20 @@ def _data_problems(cfg):
         name = f'stage{n}_data_path'
         path = getattr(cfg, name)
         if path is None: yield f'{name}: stage={cfg.stage} needs the shards of stage {n}; none were given'; continue
-        try: find_shards(path, n)
+        try: shards = find_shards(path, n)
         except (OSError, ValueError) as e: yield f'{name}: {e}'
+        else: yield from _split_problems(cfg, n, name, shards)
 
-# %% ../../nbs/train/20_config.ipynb #4c8f823a
+# %% ../../nbs/train/20_config.ipynb #b89dbd99
+def _try_backbone(backbone):
+    "A `ValueError` if `backbone` is not one that a stage can train"
+    def refuse(why): raise ValueError(f'{type(backbone).__name__} {why}; a Backbone whose forward_features(board, hands) gives (B, channels, 9, 9) was expected')
+    if not isinstance(backbone, Backbone): refuse('is no Backbone')
+    try: made = tuple(backbone.eval().forward_features(torch.zeros(2, 81, dtype=torch.uint8), torch.zeros(2, 14, dtype=torch.uint8)).shape)
+    except Exception as e: refuse(f'fails on a trial batch ({type(e).__name__}: {e})')
+    if made != (2, backbone.channels, 9, 9): refuse(f'gives {made} for two positions with channels={backbone.channels}')
+
+# %% ../../nbs/train/20_config.ipynb #a4a4a0ec
 def _model_problems(cfg):
     "Architectures that are not there, sizes that do not fit, and options of another architecture"
     if cfg.model_architecture not in BACKBONES:
@@ -156,7 +191,7 @@ def _model_problems(cfg):
         if architecture == cfg.model_architecture: continue
         for name in _sizes(cfg, prefix): yield f'{prefix}{name}={getattr(cfg, prefix + name)!r}: acts on model_architecture={architecture!r} only, and this is {cfg.model_architecture!r}; leave it out'
     try:
-        with torch.device('meta'): backbone_of(cfg)      # builds no weights
+        with torch.random.fork_rng(): _try_backbone(backbone_of(cfg))
     except ValueError as e:
         prefix = PREFIXES.get(cfg.model_architecture)
         named = ', '.join(f'{prefix}{n}={v!r}' for n, v in _sizes(cfg, prefix).items())
@@ -193,13 +228,6 @@ def make_config(**options:Any) -> LearnConfig:
     return cfg
 
 # %% ../../nbs/train/20_config.ipynb #dd008aab
-def takes_options(f):
-    "Give `f`, which takes `**options`, the keyword signature of `LearnConfig`"
-    one = lambda name, field: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-    f.__signature__ = inspect.Signature([one(*item) for item in LearnConfig.model_fields.items()], return_annotation=inspect.signature(f).return_annotation)
-    return f
-
-# %% ../../nbs/train/20_config.ipynb #cedb0b84
 class OptionTable:
     "All options with their defaults and what they do, as a table"
     def rows(self) -> list[tuple]:
@@ -210,4 +238,12 @@ class OptionTable:
         lines = [f'| {g} | `{n}` | {"none" if d is None else d} | {h} |' for g, n, d, h in self.rows()]
         return '\n'.join(['| group | option | default | what it does |', '|---|---|---|---|', *lines])
 
-    def __repr__(self): return f'{len(self.rows())} options'
+    def __repr__(self): return '\n'.join(f'  {n} = {d}: {h}' for _, n, d, h in self.rows())
+
+# %% ../../nbs/train/20_config.ipynb #121c6904
+def takes_options(f):
+    "Give `f`, which takes `**options`, the keyword signature of `LearnConfig`"
+    one = lambda name, field: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
+    f.__doc__ = f'{inspect.cleandoc(f.__doc__ or "")}\n\nOptions:\n{OptionTable()!r}'
+    f.__signature__ = inspect.Signature([one(*item) for item in LearnConfig.model_fields.items()], return_annotation=inspect.signature(f).return_annotation)
+    return f

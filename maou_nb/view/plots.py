@@ -18,6 +18,7 @@ from ..train.loop import Callback
 
 # %% ../../nbs/view/30_plots.ipynb #b19df600
 FIGURES = {1: ('accuracy', 'exact_board'), 2: ('f1', 'exact_moves'), 3: ('top1', 'top5', 'value_accuracy')}   # by stage
+_stages = {1: 'reachable squares', 2: 'legal moves', 3: 'policy and value'}
 _names = {'accuracy': 'accuracy over squares', 'exact_board': 'whole board right', 'f1': 'F1 over positions', 'exact_moves': 'all moves right',
           'top1': 'policy top-1', 'top5': 'policy top-5', 'value_accuracy': 'value accuracy'}
 
@@ -28,10 +29,13 @@ def _judged(history):
 
 # %% ../../nbs/view/30_plots.ipynb #bbf136ea
 def _draw_loss(ax, history, judged):
-    "Training loss and judged loss by epoch"
+    "Training loss, as it was while training, and judged loss by epoch; in stage 3 policy and value apart, because one may rise while the sum falls"
     epochs = [h['epoch'] for h in history]
-    for key, label, style in (('train', 'training', '-'), (judged, 'held-out games' if judged == 'valid' else 'training rows, evaluated', '--')):
-        ax.plot(epochs, [h[f'{key}/loss'] for h in history], style, color='#1f5a8a', marker='.', label=label)
+    parts = [(p, c) for p, c in (('policy_loss', '#c2410c'), ('value_loss', '#4d7c0f')) if f'train/{p}' in history[0]] or [('loss', '#1f5a8a')]
+    for part, color in parts:
+        for key, label, style in (('train', 'training', '-'), (judged, 'held-out games' if judged == 'valid' else 'training rows, evaluated', '--')):
+            name = f"{part.split('_')[0]}, {label}" if len(parts) > 1 else label
+            ax.plot(epochs, [h[f'{key}/{part}'] for h in history], style, color=color, marker='.', label=name)
     ax.set(xlabel='epoch', title='loss'); ax.legend(fontsize=8); ax.set_ylim(bottom=0)
 
 # %% ../../nbs/view/30_plots.ipynb #8c11404c
@@ -41,9 +45,10 @@ def _draw_figures(ax, history, judged, threshold):
     for name, color in zip(FIGURES[stage], ('#c2410c', '#2a7ab0', '#4d7c0f')):
         ax.plot(epochs, [h[f'{judged}/{name}'] for h in history], color=color, marker='.', label=f"{_names[name]} {history[-1][f'{judged}/{name}']:.3f}")
         base = history[-1].get(f'{judged}/baseline_{name}')
-        if base is not None: ax.axhline(base, color=color, linestyle=':', linewidth=1, label=f'guessing {base:.3f}')
+        if base is not None: ax.axhline(base, color=color, linestyle=':', linewidth=1, label=f'{_names[name]}: guessing {base:.3f}')
     if threshold is not None: ax.axhline(threshold, color='#111', linestyle='--', linewidth=1, label=f'threshold {threshold:g}')
-    ax.set(xlabel='epoch', title='held-out games' if judged == 'valid' else 'training rows', ylim=(-0.02, 1.02))
+    top = 1.02 if stage < 3 else 1.1 * max(h[f'{judged}/{name}'] for h in history for name in FIGURES[stage])
+    ax.set(xlabel='epoch', title='held-out games' if judged == 'valid' else 'training rows', ylim=(-0.02, min(1.02, top)))
     ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))   # beside the axes: curves lie at any height
 
 # %% ../../nbs/view/30_plots.ipynb #f29fdc49
@@ -55,7 +60,7 @@ def stage_figure(
     "Loss and figures of one stage"
     fig = Figure(figsize=(10, 3), dpi=90, layout='constrained')
     left, right = fig.subplots(1, 2)
-    fig.suptitle(f"stage {history[0]['stage']}")
+    fig.suptitle(f"stage {history[0]['stage']} · {_stages[history[0]['stage']]}")
     judged = _judged(history)
     _draw_loss(left, history, judged); _draw_figures(right, history, judged, threshold)
     for ax in (left, right):
@@ -87,14 +92,14 @@ class LivePlot(Callback):
 
     def after_fit(self, loop):
         "Draw the last figure"
-        if loop.history: self.draw(loop)
+        if loop.history: self.draw(loop, last=True)
 
 # %% ../../nbs/view/30_plots.ipynb #1d5cad3c
 @patch
-def draw(self:LivePlot, loop):
-    "Show the figure, or update the one that is shown"
+def draw(self:LivePlot, loop, last=False):
+    "Show the figure, or update the one that is shown; the `last` one leaves no room for more epochs"
     figures = ', '.join(f'{_names[n]} {loop.figure(n):.3f}' for n in FIGURES[loop.task.number])
-    picture = figure_png(stage_figure(loop.history, loop.task.threshold, loop.settings.epochs), f'stage {loop.task.number} after {loop.epoch} epochs: {figures}')
+    picture = figure_png(stage_figure(loop.history, loop.task.threshold, None if last else loop.settings.epochs), f'stage {loop.task.number} after {loop.epoch} epochs: {figures}')
     if self.handle is None: self.handle = display(picture, display_id=True)
     else: self.handle.update(picture)
     self.last = time.monotonic()
