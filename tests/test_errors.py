@@ -2,11 +2,12 @@
 import json, os
 
 import pyarrow.ipc as ipc
-import pytest
+import pytest, torch
 
 from maou_nb import OptionError, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import RecordError, read_games
 from maou_nb.data.shards import ShardError, find_shards, read_shard
+from maou_nb.model.backbones import BACKBONES, SIZES, Backbone, SquareEmbedding, register_backbone
 from samples import ONE_FILE, said
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_illegal_move_names_file_and_line(tmp_path, game):
     (tmp_path/'late.csa').write_text(game + '/\n' + '\n'.join(lines))
     text = refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), RecordError)
     assert f'late.csa, line {len(game.splitlines()) + 1 + at + 1}: move 21' in text and lines[at] in text
-    assert not (tmp_path/'out').exists()
+    assert not list((tmp_path/'out').iterdir())
 
 @pytest.mark.parametrize('content, says', [(b'', 'is empty'), (b'hello', 'no CSA game starts here'), (b'\x81\x00\x81\x00', 'neither UTF-8 nor Shift_JIS')])
 def test_files_that_are_no_records(tmp_path, content, says):
@@ -123,3 +124,37 @@ def test_all_problems_at_once(shards, tmp_path):
     text = str(e.value)
     for part in ('epoch', 'seed', 'stage1_data_path', 'stage2_data_path', 'stage3_data_path', 'vit_dropout', 'policy_loss_ratio'): assert part in text
     assert len(text.splitlines()) == 8
+
+def test_split_that_leaves_a_side_empty(tmp_path, game):
+    "Found before anything is trained, with shares that would do"
+    (tmp_path/'one.csa').write_text(game)
+    prepare_stage3(tmp_path/'one.csa', tmp_path/'three')
+    text = refused(lambda: learn_multi_stage(stage=3, stage3_data_path=tmp_path/'three', run_dir=tmp_path/'run'), OptionError)
+    assert 'test_ratio=0.2' in text and 'more games' in text and not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: torch.nn.Conv2d(1, 1, 1), 'is no Backbone'),
+    (lambda: Backbone(8, SquareEmbedding(4), [torch.nn.Identity()]), 'channels=8'),
+    (lambda: Backbone(8, SquareEmbedding(8), [torch.nn.Linear(5, 8)]), 'trial batch')])
+def test_own_backbone_that_does_not_fit(shards, tmp_path, make, says, monkeypatch):
+    monkeypatch.setitem(BACKBONES, 'mine', make)
+    monkeypatch.setitem(SIZES, 'mine', {})
+    text = refused(lambda: learn_multi_stage(stage=1, model_architecture='Mine', run_dir=tmp_path/'run', **shards), OptionError)
+    assert says in text and 'forward_features' in text and not (tmp_path/'run').exists()
+
+def test_bare_decorator():
+    assert 'wants a name' in refused(lambda: register_backbone(torch.nn.Identity), TypeError)
+
+@pytest.mark.parametrize('prepare', [prepare_stage2, prepare_stage3])
+def test_folder_that_cannot_be_written(tmp_path, prepare):
+    (tmp_path/'file').write_text('')
+    assert 'cannot be written to' in refused(lambda: prepare(ONE_FILE, tmp_path/'file'/'out'), OSError)
+
+def test_nothing_is_moved_but_the_earlier_run(tmp_path, one, shards):
+    "A run folder with other things in it keeps them where they are"
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run'/'notes.txt').write_text('mine')
+    quick = dict(stage=1, stage1_threshold=0., model_size='tiny', run_dir=tmp_path/'run', **shards)
+    first, second = learn_multi_stage(**quick), learn_multi_stage(**quick)
+    assert (tmp_path/'run'/'notes.txt').read_text() == 'mine'
+    assert (tmp_path/'run'/'earlier-1'/first[1].checkpoints['best']).exists() and second.checkpoint(1).exists()

@@ -42,6 +42,7 @@ class LearnResult(BaseModel):
         return Path(self.run_dir)/self[number].checkpoints[which]
 
     def __repr__(self): return '\n'.join(s.sentence() for s in self.stages_completed) + f'\nrun folder: {self.run_dir}'
+    def __str__(self): return repr(self)
 
 # %% ../../nbs/front/40_learn.ipynb #8068d355
 _guess = {'accuracy': 'predicting nothing', 'exact_board': '', 'f1': 'predicting nothing', 'top1': 'uniform over legal moves', 'top5': 'uniform over legal moves', 'value_accuracy': 'always the majority', 'brier': 'always the mean result'}

@@ -179,4 +179,4 @@ class StageThresholdNotMet(RuntimeError):
     def __init__(self, stage:StageResult, result=None):
         self.stage, self.result = stage, result
         super().__init__(f'stage {stage.stage} reached {stage.metric} {stage.achieved_accuracy:.4f} in {stage.epochs_trained} epoch{"s" * (stage.epochs_trained > 1)}, below its threshold of {stage.threshold:g}, where guessing scores {stage.baselines.get(stage.metric, 0):.4f}; '
-                         f'more steps (stage{stage.stage}_max_epochs, a smaller stage{stage.stage}_batch_size) or a lower stage{stage.stage}_learning_rate would be right, and 0.001 for mlp-mixer and vit')
+                         f'more steps (stage{stage.stage}_max_epochs, a smaller stage{stage.stage}_batch_size) or a lower stage{stage.stage}_learning_rate would be right: 0.002 or less for mlp-mixer and vit')
