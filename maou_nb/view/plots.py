@@ -15,10 +15,10 @@ from IPython.display import Image, display
 from matplotlib.figure import Figure
 
 from ..train.loop import Callback
+from ..train.stages import STAGE_NAMES
 
 # %% ../../nbs/view/30_plots.ipynb #b19df600
 FIGURES = {1: ('accuracy', 'exact_board'), 2: ('f1', 'exact_moves'), 3: ('top1', 'top5', 'value_accuracy')}   # by stage
-_stages = {1: 'reachable squares', 2: 'legal moves', 3: 'policy and value'}
 _names = {'accuracy': 'accuracy over squares', 'exact_board': 'whole board right', 'f1': 'F1 over positions', 'exact_moves': 'all moves right',
           'top1': 'policy top-1', 'top5': 'policy top-5', 'value_accuracy': 'value accuracy'}
 
@@ -60,7 +60,7 @@ def stage_figure(
     "Loss and figures of one stage"
     fig = Figure(figsize=(10, 3), dpi=90, layout='constrained')
     left, right = fig.subplots(1, 2)
-    fig.suptitle(f"stage {history[0]['stage']} · {_stages[history[0]['stage']]}")
+    fig.suptitle(f"stage {history[0]['stage']} · {STAGE_NAMES[history[0]['stage']]}")
     judged = _judged(history)
     _draw_loss(left, history, judged); _draw_figures(right, history, judged, threshold)
     for ax in (left, right):
