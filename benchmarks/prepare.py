@@ -9,7 +9,8 @@ from pathlib import Path
 if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})   # before Polars counts the cores
 
 from rsshogi.core import Board
-from maou_nb.data.prepare import positions, prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.data.positions import positions
+from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import read_games, record_files
 
 def seconds(f):

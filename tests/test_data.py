@@ -4,7 +4,8 @@ import polars as pl
 import pytest
 
 from maou_nb.data.batches import BatchStream, batch_loader
-from maou_nb.data.prepare import positions, prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.data.positions import positions
+from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource

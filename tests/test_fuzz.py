@@ -24,8 +24,8 @@ def spoil(game, rng):
 
 def read_spoiled(n, seed):
     "Read and walk `n` spoiled games; prints how many were games all the same, and how many were refused"
-    from maou_nb.data.prepare import positions
-    from maou_nb.data.records import RecordError, parse_csa
+    from maou_nb.data.games import RecordError, parse_csa
+    from maou_nb.data.positions import positions
     games, rng, fine, refused = (GAMES/'selfplay-1.csa').read_text().split('/\n'), random.Random(seed), 0, 0
     for _ in range(n):
         try: positions([parse_csa(spoil(rng.choice(games), rng), 'spoiled.csa')]); fine += 1

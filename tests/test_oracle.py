@@ -5,11 +5,12 @@ import cshogi
 import numpy as np
 import pytest
 from cshogi.dlshogi import make_move_label
-from rsshogi.core import Board
+from rsshogi.core import Board, Move
 
 from maou_nb.data.board import KINDS, Position, position_ids
+from maou_nb.data.games import usi_of
 from maou_nb.data.labels import FROM_DLSHOGI, LABEL_COUNT, legal_labels, move_of_label
-from maou_nb.data.prepare import positions
+from maou_nb.data.positions import positions
 from maou_nb.data.records import read_games
 from samples import GAMES
 
@@ -36,8 +37,8 @@ def boards(games):
     for g in games:
         ours, theirs = Board(g.start + ' 1'), cshogi.Board(g.start + ' 1')
         yield ours, theirs
-        for m in g.moves:
-            ours.apply_move(m); theirs.push_usi(m.to_usi())
+        for m in g.moves.tolist():
+            ours.apply_move(Move(m)); theirs.push_usi(usi_of(m))
             yield ours, theirs
 
 def test_legal_labels_equal_on_every_position(walked):

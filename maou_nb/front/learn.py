@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, PrivateAttr
 
 from .. import __version__
-from ..data.shards import atomic_file, make_writable
+from ..data.files import atomic_file, make_writable
 from ..model.heads import Net, make_heads
 from ..train.checkpoints import CheckpointError, load_tensors, part
 from ..train.config import LearnConfig, OptionError, backbone_of, make_config, takes_options

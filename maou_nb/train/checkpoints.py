@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.shards import atomic_file, file_sha256
+from ..data.files import atomic_file, file_sha256
 
 # %% ../../nbs/train/22_checkpoints.ipynb #9b0cac9b
 class CheckpointError(ValueError):

@@ -1,0 +1,216 @@
+"Sets of shards: the same bytes whoever does the work, taken up again where it was killed, filtered with honest counts"
+import os, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from maou_nb.data import prepare
+from maou_nb.data.games import game_of
+from maou_nb.data.packed import write_hcpe3
+from maou_nb.data.prepare import prepare_stage2, prepare_stage3
+from maou_nb.data.records import Filters, read_games
+from maou_nb.data.shards import find_shards, read_manifest, read_shard
+from samples import GAMES, ONE_FILE, said
+
+SMALL = dict(rows_per_shard=7_000)
+
+def shas(folder, stage=3): return {s.path.name: s.sha256 for s in find_shards(folder, stage)}
+
+@pytest.fixture(autouse=True)
+def small_tasks(monkeypatch):
+    "Many small tasks in place of one; they are cut here, in the process that hands them out"
+    monkeypatch.setattr(prepare, 'BYTES_PER_TASK', 150_000)
+    monkeypatch.setattr(prepare, 'PLIES_PER_RUN', 6_000)
+    monkeypatch.setattr(prepare, 'cores', lambda: 1)      # processes are a test's own choice
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    "The set that one thread makes of all sample games"
+    out = tmp_path_factory.mktemp('alone')
+    return prepare_stage3(GAMES, out, **SMALL)
+
+@pytest.mark.parametrize('workers', [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_same_bytes_with_any_number_of_processes(tmp_path, alone, workers):
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: made = prepare_stage3(GAMES, tmp_path, executor=pool, **SMALL)
+    assert shas(tmp_path) == shas(alone.folder) and made.rows == alone.rows and len(shas(tmp_path)) == made.shards == 4
+
+def test_same_bytes_with_threads_and_large_tasks(tmp_path, alone, monkeypatch):
+    monkeypatch.undo()
+    with ThreadPoolExecutor(2) as pool: prepare_stage3(GAMES, tmp_path, executor=pool, **SMALL)
+    assert shas(tmp_path) == shas(alone.folder)
+
+def test_same_bytes_on_a_dask_cluster(tmp_path, alone):
+    distributed = pytest.importorskip('distributed')
+    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+        prepare_stage3(GAMES, tmp_path, executor=client.get_executor(), **SMALL)
+    assert shas(tmp_path) == shas(alone.folder)
+
+DIES = """
+import sys, time, maou_nb.data.prepare as p
+p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 150_000, 6_000, lambda: 1
+expand = p._expand_task
+def slowly(task): made = expand(task); time.sleep(0.2); return made
+p._expand_task = slowly
+p.prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
+"""
+
+def test_killed_and_called_again_it_goes_on(tmp_path, alone):
+    "After kill -9 nothing that was done is done again, nothing lies about in the end, and the bytes are the same"
+    child = subprocess.Popen([sys.executable, '-c', DIES, str(GAMES), str(tmp_path)], stderr=subprocess.DEVNULL)
+    done = lambda: sorted((tmp_path/'.preparing').glob('*.arrow.json')) if (tmp_path/'.preparing').exists() else []
+    began = time.time()
+    while len(done()) < 7 and child.poll() is None and time.time() - began < 60: time.sleep(0.02)
+    child.kill(); child.wait()
+    assert child.returncode == -signal.SIGKILL, 'it was to be killed in the middle'
+    kept = {p: (p.stat().st_mtime_ns, p.with_suffix('').stat().st_mtime_ns) for p in done()}
+    assert len(kept) >= 7 and not list(tmp_path.glob('*.feather'))
+
+    touched = {}
+    real = prepare._merge_task
+    def watch(task):
+        touched.update({p: (p.stat().st_mtime_ns, p.with_suffix('').stat().st_mtime_ns) for p in kept})
+        return real(task)
+    prepare._merge_task = watch
+    try: made = prepare_stage3(GAMES, tmp_path, **SMALL)
+    finally: prepare._merge_task = real
+    assert touched == kept and made.resumed == len(kept)
+    assert shas(tmp_path) == shas(alone.folder) and not (tmp_path/'.preparing').exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(p.name for p in alone.folder.iterdir())
+
+def test_a_spoiled_part_is_made_anew(tmp_path, alone, monkeypatch):
+    real = prepare._merge_task
+    def stop(task): raise KeyboardInterrupt
+    monkeypatch.setattr(prepare, '_merge_task', stop)
+    with pytest.raises(KeyboardInterrupt): prepare_stage3(GAMES, tmp_path, **SMALL)
+    runs = sorted((tmp_path/'.preparing').glob('run-*.arrow'))
+    raw = bytearray(runs[0].read_bytes()); raw[len(raw)//2] ^= 255; runs[0].write_bytes(raw)
+    runs[1].unlink()
+    tasks = len(list((tmp_path/'.preparing').glob('*.arrow')))
+    monkeypatch.setattr(prepare, '_merge_task', real)
+    made = prepare_stage3(GAMES, tmp_path, **SMALL)
+    assert made.resumed == tasks - 1 and shas(tmp_path) == shas(alone.folder)      # one of the counted was spoiled, another gone
+
+def test_one_more_file_reads_only_that(tmp_path):
+    "A record that is mended after a failure does not cost the others"
+    (tmp_path/'in').mkdir()
+    for f in sorted(GAMES.glob('*.csa'))[:3]: (tmp_path/'in'/f.name).write_bytes(f.read_bytes())
+    text = ONE_FILE.read_text()
+    (tmp_path/'in'/'z.csa').write_text(text.replace('+2726FU', '+2725FU', 1))
+    with pytest.raises(ValueError): prepare_stage3(tmp_path/'in', tmp_path/'out')
+    (tmp_path/'in'/'z.csa').write_text(text)
+    assert prepare_stage3(tmp_path/'in', tmp_path/'out').resumed == 3
+
+def test_the_set_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
+    made = prepare_stage3(ONE_FILE, tmp_path, rows_per_shard=2_000)
+    before = {s.path: read_shard(s) for s in find_shards(tmp_path, 3)}
+    def stop(*a, **k): raise KeyboardInterrupt
+    monkeypatch.setattr(prepare, 'write_manifest', stop)
+    with pytest.raises(KeyboardInterrupt): prepare_stage3(GAMES, tmp_path, rows_per_shard=2_000)
+    assert {p: p.exists() for p in before} == dict.fromkeys(before, True)
+    assert read_manifest(tmp_path)['rows'] == made.rows
+
+def test_a_worker_that_dies_is_one_sentence(tmp_path):
+    "As when memory runs out, or a script without a main guard starts itself again"
+    script = tmp_path/'script.py'
+    script.write_text(f"""
+import maou_nb.data.prepare as p
+p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 6_000, lambda: 2
+p.prepare_stage3({str(GAMES)!r}, {str(tmp_path/'out')!r})
+""")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1 and "lacks `if __name__ == '__main__':`" in done.stderr.strip().splitlines()[-1]
+
+# --- filters
+
+@pytest.fixture(scope='module')
+def mixed(tmp_path_factory):
+    "The sample games, 50 of them ended by the clock"
+    folder = tmp_path_factory.mktemp('mixed')
+    for f in GAMES.glob('*.csa'): (folder/f.name).write_text(f.read_text().replace('%TORYO', '%TIME_UP') if f == ONE_FILE else f.read_text())
+    return folder
+
+def positions_of(folder): return pl.concat([pl.from_arrow(read_shard(s)) for s in find_shards(folder, 3)])
+
+@pytest.mark.parametrize('filters, stays', [
+    (Filters(min_rating=1900), lambda g: min(g.ratings) >= 1900), (Filters(min_plies=80), lambda g: len(g) >= 80), (Filters(max_plies=80), lambda g: len(g) <= 80),
+    (Filters(ends='%TORYO'), lambda g: g.end == '%TORYO')], ids=['rating', 'min plies', 'max plies', 'end'])
+def test_a_filter_on_games_acts_and_counts(tmp_path, mixed, filters, stays):
+    games = list(read_games(mixed))
+    wanted = [g for g in games if stays(g)]
+    made = prepare_stage3(mixed, tmp_path, filters=filters)
+    assert 0 < len(wanted) < 300 and made.games == len(wanted) and made.positions == sum(map(len, wanted))
+    assert (made.filters.games, made.filters.positions) == (300, sum(map(len, games)))
+    removed = made.filters.removed[0]
+    assert removed[1:] == (300 - len(wanted), sum(map(len, games)) - sum(map(len, wanted)))
+    rows = positions_of(tmp_path)
+    assert set(rows['game'].to_list()) <= {g.key for g in wanted} and rows['count'].sum() == made.positions
+    assert pl.read_parquet(tmp_path/'games.parquet')['game'].to_list() == [g.key for g in wanted]
+
+def test_filters_on_plies_act_and_count(tmp_path):
+    games = list(read_games(ONE_FILE))
+    made = prepare_stage3(ONE_FILE, tmp_path, filters=Filters(skip_plies=20, eval_range=(-300, 300)))
+    late = [(g, i) for g in games for i in range(20, len(g))]
+    side = lambda g, i: 1 if (g.start.split()[1] == 'b') == (i % 2 == 0) else -1
+    near = [(g, i) for g, i in late if not abs(g.evals[i]*side(g, i)) > 300]
+    assert made.filters.removed[-2:] == [('before ply 21', 0, sum(map(len, games)) - len(late)), ('eval outside -300 … 300', 0, len(late) - len(near))]
+    rows = positions_of(tmp_path)
+    assert made.positions == rows['count'].sum() == len(near) and rows['ply'].min() >= 20 and rows['evalMean'].drop_nulls().abs().max() <= 300
+
+def test_second_copies_go_whatever_they_are_called(tmp_path):
+    (tmp_path/'in').mkdir()
+    for name in 'ab': (tmp_path/'in'/f'{name}.csa').write_text(ONE_FILE.read_text().replace('SuishoPetite', name))
+    one, kept = prepare_stage3(tmp_path/'in', tmp_path/'out'), prepare_stage3(tmp_path/'in', tmp_path/'both', filters=Filters(duplicates=True))
+    assert one.games == 50 and kept.games == 100 and kept.positions == 2*one.positions
+    assert positions_of(tmp_path/'both')['count'].sum() == 2*positions_of(tmp_path/'out')['count'].sum()
+    assert ('second copy of a game', 50, one.positions) in one.filters.removed
+
+# --- visits of a search
+
+@pytest.fixture
+def searched(tmp_path):
+    "HCPE3 of 20 games, each position's played move visited 90 times and another legal one 10 times"
+    from rsshogi.core import Board, Move
+    from maou_nb.data.games import Visits
+    games = []
+    for g in list(read_games(ONE_FILE))[:20]:
+        board, moves = Board(g.start + ' 1'), []
+        for m in g.moves.tolist():
+            other = next((int(o) for o in board.legal_moves() if int(o) != m), None)
+            moves.append([m] + [other]*(other is not None))
+            board.apply_move(Move(m))
+        n = np.array([len(m) for m in moves], np.uint16); n[0] = 0       # the first ply was played without a search
+        flat = np.array([x for m in moves[1:] for x in m], np.uint16)
+        counts = np.concatenate([[90, 10][:k] for k in n[1:]]).astype(np.uint32)
+        made = game_of(g.start, g.moves, g.evals, g.result); made.visits = Visits(n, flat, counts)
+        games.append(made)
+    write_hcpe3(games, tmp_path/'a.hcpe3')
+    return games, tmp_path/'a.hcpe3'
+
+def test_visits_become_policy_targets(tmp_path, searched):
+    games, path = searched
+    made = prepare_stage3(path, tmp_path/'out')
+    assert read_manifest(tmp_path/'out')['policy'] == 'visits'
+    rows = positions_of(tmp_path/'out')
+    assert rows['count'].sum() == sum(len(g) - 1 for g in games)        # positions without a search have no target
+    single = rows.filter((pl.col('count') == 1) & (pl.col('moveLabels').list.len() == 2))
+    assert len(single) > 500 and set(map(tuple, single['moveCounts'].list.sort().to_list())) == {(10, 90)}
+    by_games = prepare_stage3(path, tmp_path/'games', policy='games')
+    assert positions_of(tmp_path/'games')['moveCounts'].list.sum().sum() == by_games.positions == sum(map(len, games))
+
+def test_visits_and_games_are_not_mixed(tmp_path, searched):
+    both = [searched[1], ONE_FILE]
+    with pytest.raises(ValueError) as e: prepare_stage3(both, tmp_path/'out')
+    assert '20 of 70 games carry the visits' in said(e) and "policy='games'" in said(e)
+    assert prepare_stage3(both, tmp_path/'out', policy='visits').games == 20
+
+def test_stage2_has_the_last_position_of_whole_games_only(tmp_path):
+    from maou_nb.data.packed import write_hcpe
+    games = list(read_games(ONE_FILE))
+    write_hcpe(games, tmp_path/'a.hcpe')
+    csa, hcpe = prepare_stage2(ONE_FILE, tmp_path/'csa'), prepare_stage2(tmp_path/'a.hcpe', tmp_path/'hcpe')
+    ids = lambda p: {(r, f) for s in find_shards(p, 2) for r, f in zip(read_shard(s)['id'].to_pylist(), read_shard(s)['fold'].to_pylist())}
+    assert ids(tmp_path/'hcpe') < ids(tmp_path/'csa') and len(ids(tmp_path/'csa') - ids(tmp_path/'hcpe')) <= 50
