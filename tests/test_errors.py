@@ -71,6 +71,57 @@ def test_a_failure_loses_nothing_written_before(tmp_path, game):
     refused(lambda: prepare_stage2(tmp_path/'b.csa', tmp_path/'out'), RecordError)
     assert [len(read_shard(s)) for s in find_shards(tmp_path/'out', 2)] == [made.rows] and len(seen_in(tmp_path/'out')) == 3
 
+# --- bad records of every format: refused with a sentence, or left out, listed, and the rest kept
+
+def hcpe_of(text):
+    "The game as HCPE records"
+    import tempfile
+    from pathlib import Path
+    from maou_nb.data.games import parse_csa
+    from maou_nb.data.packed import write_hcpe
+    with tempfile.TemporaryDirectory() as d:
+        write_hcpe([parse_csa(text)], Path(d)/'x'); return (Path(d)/'x').read_bytes()
+
+def changed(data, at, value): return data[:at] + bytes([value]) + data[at + 1:]
+
+BAD = {'illegal.csa': (lambda g: g.replace('+2726FU', '+2725FU').encode(), 'line'), 'noise.csa': (lambda g: bytes(range(256)), 'Shift_JIS'), 'noise.kif': (lambda g: b'\xff\xfe' * 50, 'noise.kif'),
+       'noise.hcpe': (lambda g: bytes(range(256))*3, 'record'), 'noise.psv': (lambda g: bytes(range(256))*3, 'record'), 'noise.bin': (lambda g: bytes(range(256))*3, 'record'),
+       'noise.feather': (lambda g: b'ARROW1\0\0' + bytes(range(256)), 'Arrow'), 'empty.csa': (lambda g: b'', 'is empty'), 'empty.hcpe': (lambda g: b'', 'is empty'),
+       'cut.hcpe': (lambda g: hcpe_of(g)[:-5], 'record'), 'move.hcpe': (lambda g: changed(hcpe_of(g), 38*3 + 34, 1), 'record 4'), 'cut.csa.gz': (lambda g: __import__('gzip').compress(g.encode())[:-20], 'cut.csa.gz'),
+       'usi.usi': (lambda g: b'startpos moves 7g7f 7g7f', 'line 1'), 'start.usi': (lambda g: b'4k4/4G4/9/9/9/9/9/9/4K4 b - 1 moves 5b5a', 'leaves one to be taken')}
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_records(tmp_path, game, name):
+    make, says = BAD[name]
+    (tmp_path/'in').mkdir()
+    (tmp_path/'in'/'good.csa').write_text(game)
+    (tmp_path/'in'/name).write_bytes(make(game))
+    text = refused(lambda: prepare_stage3(tmp_path/'in', tmp_path/'out'), ValueError)
+    assert name in text and says in text
+    made = prepare_stage3(tmp_path/'in', tmp_path/'out', on_bad='skip')
+    assert len(made.skipped) >= 1 and all(name in s for s in made.skipped) and any(says in s for s in made.skipped)
+    assert made.games >= 1 and f'{len(made.skipped)} record' in repr(made)
+
+@pytest.mark.parametrize('options, says', [(dict(on_bad='ignore'), "on_bad='ignore'"), (dict(policy='shares'), "policy='shares'"), (dict(rows_per_shard=0), 'rows_per_shard=0')])
+def test_bad_options_of_preparation(tmp_path, options, says):
+    assert says in refused(lambda: prepare_stage3(ONE_FILE, tmp_path/'out', **options), ValueError) and not (tmp_path/'out').exists()
+
+def test_a_table_of_something_else(tmp_path):
+    import pyarrow as pa
+    table = pa.table({'a': [1, 2]})
+    with ipc.new_file(str(tmp_path/'x.feather'), table.schema) as w: w.write_table(table)
+    assert 'x.feather' in refused(lambda: list(read_games(tmp_path)), ValueError) and 'without the mark' in refused(lambda: find_shards(tmp_path, 3), ShardError)
+
+def test_shards_are_no_records(tmp_path):
+    prepare_stage2(ONE_FILE, tmp_path)
+    assert 'holds prepared shards' in refused(lambda: list(read_games(tmp_path)), FileNotFoundError)
+
+def test_a_stray_shard_beside_a_manifest(tmp_path):
+    prepare_stage2(ONE_FILE, tmp_path)
+    path = find_shards(tmp_path, 2)[0].path
+    path.with_name('stray.feather').write_bytes(path.read_bytes())
+    assert 'stray.feather lies beside a manifest that does not list it' in refused(lambda: find_shards(tmp_path, 2), ShardError)
+
 @pytest.fixture
 def one(tmp_path, shards):
     "A run of stage 1 that only lacks its data"

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -93,7 +94,8 @@ class Batch:
         else:
             if rows.fixed.dtype != RECORDS[stage]: raise ValueError(f'these rows are not of stage {stage}: a source of stage {stage} was expected')
             record = torch.from_numpy(rows.fixed.view(np.uint8).reshape(len(rows), -1))
-            more = (rows.labels.view(np.int16), rows.counts, rows.row_of()) if len(rows.labels) else ()
+            if len(rows.labels) and rows.row_of is None: rows = rows.take(np.arange(len(rows)))
+            more = rows.labels.view(np.int16), rows.counts, rows.row_of
         more = [torch.as_tensor(m) for m in more if m is not None and len(m)]
         return cls(stage, record, *(more or (None,)*3), None if mirror is None else torch.from_numpy(mirror).to(record.device))
 
@@ -116,6 +118,15 @@ class Batch:
     def pin_memory(self) -> 'Batch':
         "This batch in pinned memory, from which a GPU copies without waiting"
         return self._each(Tensor.pin_memory)
+
+    def split(self, size:int) -> list['Batch']:
+        "This batch, on the host, in batches of `size`, without a copy"
+        if len(self) <= size: return [self]
+        records, mirrors = self.record.split(size), repeat(None) if self.mirror is None else self.mirror.split(size)
+        if self.rows is None: return [Batch(self.stage, r, mirror=m) for r, m in zip(records, mirrors)]
+        ends = np.searchsorted(self.rows.numpy(), np.arange(1, len(records) + 1)*size).tolist()
+        parts = ((self.labels[a:b], self.counts[a:b], self.rows[a:b] - i*size) if b > a else (None,)*3 for i, (a, b) in enumerate(zip([0, *ends], ends)))
+        return [Batch(self.stage, r, *p, m) for r, p, m in zip(records, parts, mirrors)]
 
 # %% ../../nbs/data/09_batches.ipynb #a05771e6
 _torch = {np.dtype(np.uint16): torch.int16, np.dtype(np.float32): torch.float32}
@@ -184,18 +195,26 @@ class BatchStream(IterableDataset):
 
     def __len__(self): return len(self.plan) - self.start
 
-    def batches(self, k:int, together:int=1) -> Iterator[Batch]:
-        "This process's share of batch `k` of the plan and those after it, `together` batches gathered at once"
+    def batches(self,
+        k:int,             # 0 … len(plan) − 1
+        together:int=1,    # So many batches from `k` on, gathered at once; with one process
+    ) -> list[Batch]:
+        "This process's share of batch `k` of the plan"
+        mirror = self.plan.mirrored(k, together)
+        if mirror is not None: mirror = np.ascontiguousarray(mirror[self.rank::self.world])
         rows = self.source.take(self.plan, k, self.rank, self.world, together)
-        for i, part in enumerate(rows.split(self.plan.batch_size) if isinstance(rows, Rows) else [rows]):
-            mirror = self.plan.mirrored(k + i)
-            yield Batch.from_rows(part, self.source.stage, None if mirror is None else np.ascontiguousarray(mirror[self.rank::self.world]))
+        if isinstance(rows, Rows) and len(rows.labels): rows.fixed['tail'][rows.row_of] = 0   # moves lie in the order of rows: where they begin need not travel, and is not the same for batches taken alone
+        return Batch.from_rows(rows, self.source.stage, mirror).split(self.plan.batch_size)
 
     def __iter__(self):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        together = max(1, TOGETHER // self.plan.batch_size) if step == self.world == 1 and self.source.cache != 'device' else 1
-        for k in range(self.start + first, len(self.plan), step*together): yield from self.batches(k, together)
+        alone = step > 1 or self.world > 1 or self.source.cache == 'device'
+        k = self.start + first
+        while k < len(self.plan):
+            together = 1 if alone else self.plan.together(k, TOGETHER)
+            yield from self.batches(k, together)
+            k += step*together
 
 # %% ../../nbs/data/09_batches.ipynb #3b2f37ff
 def _work(stream, pin, tickets, ready):

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from .. import __version__
-from .files import FileError, as_path, atomic_file, file_sha256, find_files, is_remote, local_file
+from .files import FileError, as_path, atomic_file, file_sha256, find_files, is_remote, listed, local_file
 from .games import FOLDS
 from .labels import LABEL_COUNT, LABEL_SCHEME
 
@@ -152,10 +152,14 @@ class Foreign:
 FOREIGN: list[Foreign] = []
 
 # %% ../../nbs/data/05_shards.ipynb #9a6d62ce
+_not_arrow = (pa.ArrowException, OSError, UnicodeDecodeError)     # what damaged bytes raise
+
 def _open_ipc(source, path):
     "An Arrow IPC reader over `source`, or one sentence"
-    try: return ipc.open_file(source)
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as e: raise ShardError(f'{path} is not a whole Arrow IPC file ({" ".join(str(e).split())}): a shard made by one of the prepare functions was expected') from None
+    try:
+        reader = ipc.open_file(source); reader.schema.names     # a damaged schema shows only when it is asked for
+        return reader
+    except _not_arrow as e: raise ShardError(f'{path} is not a whole Arrow IPC file ({" ".join(str(e).split())}): a shard made by one of the prepare functions was expected') from None
 
 # %% ../../nbs/data/05_shards.ipynb #68b26efb
 def _check_schema(schema, path, stage):
@@ -185,8 +189,13 @@ def _read_footer(path, stage, size, mtime):
         fold = reader.schema.names.index('fold')
     with pa.memory_map(str(path)) as f:   # the fold column alone is read
         try: table = ipc.open_file(f, options=ipc.IpcReadOptions(included_fields=[fold])).read_all()
-        except (pa.ArrowInvalid, OSError) as e: raise ShardError(f'{path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
-        return len(table), tuple(np.bincount(table['fold'], minlength=FOLDS).tolist())
+        except _not_arrow as e: raise ShardError(f'{path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
+        return len(table), tuple(np.bincount(_folds(table, path), minlength=FOLDS).tolist())
+
+def _folds(table, path):
+    "The fold of each row, if they are folds"
+    if table['fold'].null_count or len(table) and (table['fold'].to_numpy().max() >= FOLDS): raise ShardError(f'{path} is damaged: it has folds beyond 0…{FOLDS - 1}; copy or prepare it again')
+    return table['fold'].to_numpy()
 
 # %% ../../nbs/data/05_shards.ipynb #732550e8
 def _shard(path, stage, manifest):
@@ -223,7 +232,7 @@ def find_shards(
     if stage not in SCHEMAS: raise ValueError(f'stage {stage!r} is none of 1, 2 and 3')
     found = find_files(paths, (SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)), 'shards')
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(f.parent for f in found)}
-    whole = {folder for p in ([paths] if isinstance(paths, (str, Path)) else paths) for folder in manifests if as_path(p) in (folder, *folder.parents)}
+    whole = {folder for p in listed(paths) for folder in manifests if as_path(p) in (folder, *folder.parents)}
     for folder in sorted(whole, key=str): _check_complete(folder, manifests[folder], found)
     return [_shard(p, stage, manifests[p.parent]) for p in found]
 
@@ -234,6 +243,20 @@ def _check_complete(folder, manifest, found):
     if lost: raise ShardError(f'{folder/lost[0]} is listed in its manifest but is not there: copy it again, or prepare the set again')
 
 # %% ../../nbs/data/05_shards.ipynb #1b28b0b0
+def _check_rows(table, path):
+    "Of a shard that no manifest vouches for: refuse rows that no position could give"
+    wrong = [n for n in table.column_names if n != 'evalMean' and table[n].null_count]
+    most = {'boardIdPositions': 28, 'piecesInHand': 18, 'reachableSquares': 1}
+    wrong += [n for n, top in most.items() if n in table.column_names and len(table) and table[n].combine_chunks().flatten().to_numpy().max() > top]
+    if 'moveLabels' in table.column_names:
+        labels, n = table['moveLabels'].combine_chunks(), table['moveLabels'].combine_chunks().value_lengths().to_numpy()
+        wrong += ['moveLabels']*bool(len(labels.flatten()) and labels.flatten().to_numpy().max() >= LABEL_COUNT or len(n) and n.min() < 1)
+        wrong += [c for c in ('moveCounts', 'moveWins') if not np.array_equal(table[c].combine_chunks().value_lengths().to_numpy(), n)]
+        wrong += ['count']*bool(len(n) and table['count'].to_numpy().min() < 1)
+    if 'fold' in table.column_names: _folds(table, path)
+    if wrong: raise ShardError(f'{path} is damaged: its column {wrong[0]} has values that cannot be; copy or prepare it again')
+
+# %% ../../nbs/data/05_shards.ipynb #e7701500
 def read_shard(
     shard:Shard,
 ) -> pa.Table:    # All its columns, each in one chunk; without `fold`, `game` and `ply` where the file knows no games
@@ -246,6 +269,7 @@ def read_shard(
     try:
         table = _open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
         table.validate(full=True)
-    except (pa.ArrowInvalid, OSError) as e: raise ShardError(f'{shard.path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
+    except _not_arrow as e: raise ShardError(f'{shard.path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
     _check_schema(table.schema, shard.path, shard.stage)
+    if not shard.sha256: _check_rows(table, shard.path)
     return table

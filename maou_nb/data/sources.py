@@ -26,6 +26,7 @@ import torch
 from fastcore.basics import patch
 from xxhash import xxh3_128_hexdigest
 
+import maou_nb.data.old   # with it the older tool's tables are found and read like shards
 from .files import cache_folder, cache_limit, cached_file, is_remote
 from .games import FOLDS
 from .shards import Shard, ShardError, find_shards, read_shard
@@ -47,6 +48,7 @@ class Rows:
     fixed: np.ndarray                                            # `RECORDS[stage]` (N,)
     labels: np.ndarray = field(default_factory=lambda: _none[0]) # Stage 3, uint16 (M,): moves beyond the fourth of each row
     counts: np.ndarray = field(default_factory=lambda: _none[1]) # Stage 3, float32 (M,): how often
+    row_of: np.ndarray|None = None                               # Of rows that were taken, int32 (M,): in which row each further move is
 
     def __len__(self): return len(self.fixed)
 
@@ -80,7 +82,7 @@ def take(
     more = fixed['n'][long].astype(np.int64) - INLINE
     at = _runs(fixed['tail'][long].astype(np.int64), more)
     fixed['tail'][long] = np.cumsum(more) - more
-    return Rows(fixed, self.labels[at], self.counts[at])
+    return Rows(fixed, self.labels[at], self.counts[at], np.repeat(long.astype(np.int32), more))
 
 # %% ../../nbs/data/08_sources.ipynb #f68fb7a5
 @patch
@@ -95,30 +97,16 @@ def moves(self:Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:   # int64 (N 
     labels[beyond], counts[beyond] = self.labels[at], self.counts[at]
     return offsets, labels, counts
 
-# %% ../../nbs/data/08_sources.ipynb #e203f98a
-@patch
-def row_of(self:Rows) -> np.ndarray:   # int32 (M,)
-    "In which row each further move is, of rows that were taken"
-    long = np.flatnonzero(self.fixed['n'] > INLINE)
-    return np.repeat(long.astype(np.int32), self.fixed['n'][long].astype(np.int64) - INLINE)
-
-@patch
-def split(self:Rows, size:int) -> list['Rows']:
-    "These rows, just taken, in parts of `size`, with `tail` 0"
-    starts = range(0, max(len(self), 1), size)
-    ends = np.searchsorted(self.row_of(), [*starts[1:], len(self)]).tolist() if len(self.labels) else [0]*len(starts)
-    if len(self.labels): self.fixed['tail'] = 0
-    return [Rows(self.fixed[i:i + size], self.labels[a:b], self.counts[a:b]) for i, a, b in zip(starts, [0, *ends], ends)]
-
-# %% ../../nbs/data/08_sources.ipynb #e83df694
+# %% ../../nbs/data/08_sources.ipynb #d8ee6704
 def join_rows(parts:list[Rows]) -> Rows:
     "`parts` one after the other"
     if len(parts) == 1: return parts[0]
-    joined = Rows(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Rows)))
-    if len(joined.labels):
-        begins, ends = np.cumsum([0] + [len(p.labels) for p in parts]), np.cumsum([0] + [len(p) for p in parts])
-        for b, i, j in zip(begins, ends, ends[1:]): _shift_tails(joined.fixed[i:j], b)
-    return joined
+    fixed, labels, counts = (np.concatenate([getattr(p, name) for p in parts]) for name in ('fixed', 'labels', 'counts'))
+    if not len(labels): return Rows(fixed)
+    begins, ends = np.cumsum([0] + [len(p.labels) for p in parts]), np.cumsum([0] + [len(p) for p in parts])
+    for b, i, j in zip(begins, ends, ends[1:]): _shift_tails(fixed[i:j], b)
+    taken = all(p.row_of is not None or not len(p.labels) for p in parts)
+    return Rows(fixed, labels, counts, np.concatenate([p.row_of + np.int32(i) for p, i in zip(parts, ends) if len(p.labels)]) if taken else None)
 
 def _shift_tails(fixed, by):
     "Move where `fixed` looks for its further moves"
@@ -136,7 +124,7 @@ def _bytes_of(column, width):
 def _put_moves(fixed, offsets, labels, counts):
     "Write each row's moves into `fixed`; returns those beyond the fourth, end to end"
     n = np.diff(offsets)
-    fixed['n'] = n
+    fixed['n'], fixed['counts'], fixed['labels'] = n, 0, labels[np.minimum(offsets[:-1], len(labels) - 1)][:, None] if len(labels) else 0
     for slot in range(INLINE):
         has = np.flatnonzero(n > slot)
         at = offsets[:-1][has] + slot
@@ -163,7 +151,7 @@ def rows_of_table(
     if stage != 3: return Rows(fixed)
     fixed['value'] = table['wins'].to_numpy() / table['count'].to_numpy()
     fixed['eval'] = table['evalMean'].to_numpy() if 'evalMean' in table.column_names else np.nan
-    fixed['tail'], fixed['labels'], fixed['counts'] = 0, 0, 0
+    fixed['tail'] = 0
     moves, counts = table['moveLabels'].combine_chunks(), table['moveCounts'].combine_chunks()
     offsets = np.concatenate([[0], np.cumsum(moves.value_lengths().to_numpy(), dtype=np.int64)])
     return Rows(fixed, *_put_moves(fixed, offsets, moves.flatten().to_numpy(), counts.flatten().to_numpy().astype(np.float32)))
@@ -196,7 +184,8 @@ def _shuffled(n, *key):
     bits = _philox(*(*key, 0, 0)[:3]).random_raw(n)
     number = np.uint64((1 << max(n - 1, 0).bit_length()) - 1)
     bits &= ~number; bits |= np.arange(n, dtype=np.uint64)
-    return (pl.Series(bits).sort().to_numpy() & number).view(np.int64)
+    bits = pl.Series(bits).sort().to_numpy()
+    return (bits & number).view(np.int64)
 
 # %% ../../nbs/data/08_sources.ipynb #4e1958a3
 WINDOW_ROWS = 1 << 18   # 84 MB of stage 3: enough to mix well, and worth reading ahead
@@ -258,7 +247,7 @@ def _order(self:Plan, w, numbered=False):
         if numbered and len(self.windows) > 1:
             begins = np.cumsum((0,) + self.counts)
             made = np.concatenate([np.arange(begins[s], begins[s + 1]) for s in self.windows[w]])[made]
-        for old in list(kept)[:-1]: kept.pop(old, None)
+        for old in [o for o in kept if o != 'coins'][:-1]: kept.pop(old, None)
         kept[w, numbered] = made
     return kept[w, numbered]
 
@@ -304,6 +293,17 @@ def numbers(
     parts = [self._order(w, True)[i:j] for w, i, j in self._pieces(k, together)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
+# %% ../../nbs/data/08_sources.ipynb #65938350
+@patch
+def together(
+    self:Plan,
+    k:int,      # 0 … len(plan) − 1
+    rows:int,   # So many rows at most
+) -> int:       # At least 1
+    "How many batches from `k` on are well gathered at once: they lie in one window"
+    border = self._starts[bisect_right(self._starts, k*self.batch_size)]
+    return max(1, min(rows, border - k*self.batch_size) // self.batch_size)
+
 # %% ../../nbs/data/08_sources.ipynb #d1f3006d
 _BLOCK = 1 << 16   # places whose coins are tossed together; Philox gives 256 bits a count
 
@@ -311,10 +311,11 @@ _BLOCK = 1 << 16   # places whose coins are tossed together; Philox gives 256 bi
 def mirrored(
     self:Plan,
     k:int,              # 0 … len(plan) − 1
+    together:int=1,     # So many batches from `k` on, one after the other
 ) -> np.ndarray|None:   # bool (B,); None if this plan mirrors nothing
     "Which rows of global batch `k` are to be mirrored left-right"
     if not self.mirror: return None
-    begin, end = self.span(k)
+    begin, end = self.span(k, together)
     first, last = begin // _BLOCK, (end - 1) // _BLOCK
     if self._kept.get('coins', (None,))[0] != (first, last):
         bits = _philox(self.seed, self.epoch, 0xfffffffe, first*(_BLOCK // 256)).random_raw((last - first + 1)*(_BLOCK // 64))
@@ -408,13 +409,13 @@ def plan(
 def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by place: host, device, disk
     "What this source will take in its mode, from the row counts alone"
     size, rows, counts = RECORDS[self.stage].itemsize, self.total_rows, sorted(self.row_counts, reverse=True)
-    order, largest = 8*rows, sum(counts[:1])*size
+    order, largest = 24*rows, sum(counts[:1])*size   # an order is 8 bytes a row, and three times that while it is drawn
     if self.cache == 'file':
         window = max(sum(counts[:self.window]), self.window_rows + sum(counts[:1]))
-        return {'host': min(rows, 2*window)*(size + 8) + largest}     # this window, the next, and a shard on its way into it
+        return {'host': min(rows, 2*window)*(size + 24) + largest}     # this window, the next, and a shard on its way into it
     if self.cache == 'memory': return {'host': rows*size + order + largest}
-    if self.cache == 'mmap': return {'host': order + 4*rows*(self.folds is not None), 'disk': sum(s.rows for s in self.shards)*(size + 1)}
-    return {'host': order + largest, 'device': rows*size}
+    if self.cache == 'mmap': return {'disk': sum(s.rows for s in self.shards)*(size + 1), 'host': order + 4*rows*(self.folds is not None)}
+    return {'device': rows*size, 'host': order + largest}
 
 # %% ../../nbs/data/08_sources.ipynb #64e5b082
 def _free_host():
@@ -445,7 +446,7 @@ def _size(n): return f'{n / 1e9:,.1f} GB' if n >= 1e8 else f'{n / 1e6:,.1f} MB'
 @patch
 def _check_fits(self:StreamingFileSource):
     "Refuse, with the figures, what cannot fit"
-    free, names = self.memory_free(), {'host': 'memory', 'device': f'memory of {self.device}', 'disk': f'disk in {cache_folder()}'}
+    free, names = self.memory_free(), {'host': 'memory', 'device': f'memory of {self.device}', 'disk': f'disk in {cache_folder()}, of which MAOU_NB_CACHE_GB bounds the use,'}
     for place, need in self.memory_needed().items():
         if free.get(place) is None or need <= free[place]: continue
         less = StreamingFileSource(self.paths, self.stage, self.folds, 4, limit=self.limit)
@@ -454,20 +455,23 @@ def _check_fits(self:StreamingFileSource):
                           f"a StreamingFileSource with cache='file' would take {_size(less.memory_needed()['host'])}")
 
 # %% ../../nbs/data/08_sources.ipynb #6514c8a3
+def _new_records(n, stage):
+    "Room for `n` records, begun on a cache line; NumPy asks for large pages, which makes far rows quicker to reach"
+    raw = np.empty(n*RECORDS[stage].itemsize + 64, np.uint8)
+    at = -raw.ctypes.data % 64
+    return raw[at:len(raw) - 64 + at].view(RECORDS[stage])
+
+# %% ../../nbs/data/08_sources.ipynb #199f552e
 @patch
-def _load(self:StreamingFileSource, files):
-    "The rows of `files`, shards by number, laid end to end"
+def _load(self:StreamingFileSource, files, make=_new_records):
+    "The rows of `files`, shards by number, laid end to end in memory from `make`"
     ends = np.cumsum([0] + [self.row_counts[s] for s in files]).tolist()
-    fixed = _new_records(ends[-1], self.stage)
+    fixed = make(ends[-1], self.stage)
     parts = [load_rows(self.shards[s], self.folds, fixed[i:j]) for s, i, j in zip(files, ends, ends[1:])]
     begins = np.cumsum([0] + [len(p.labels) for p in parts])
     for p, b in zip(parts, begins):
         if b and len(p.labels): _shift_tails(p.fixed, b)
     return Rows(fixed, np.concatenate([p.labels for p in parts]), np.concatenate([p.counts for p in parts]))
-
-def _new_records(n, stage):
-    "Room for `n` records, begun on a cache line, which torch sees to"
-    return torch.empty(n*RECORDS[stage].itemsize, dtype=torch.uint8).numpy().view(RECORDS[stage])
 
 # %% ../../nbs/data/08_sources.ipynb #6d608943
 @patch
@@ -548,7 +552,8 @@ def _in_map(self:StreamingFileSource):
     "All rows, mapped from a copy that is made if it is not there; with folds, the numbers of their rows are noted"
     def make(path):
         self._check_fits()
-        self.say(f"cache='mmap': the {len(self.shards)} shards are unpacked once, {_size(self.memory_needed()['disk'])} in {cache_folder()}")
+        shards = f'{len(self.shards)} shard{"s"*(len(self.shards) != 1)}'
+        self.say(f"cache='mmap': {shards} unpacked once, {_size(self.memory_needed()['disk'])} in {cache_folder()}")
         self._write_copy(path)
     if self._mapped is None or not self._mapped.exists(): self._mapped = cached_file(self._copy_key(), make)
     *arrays, folds = _map_copy(self._mapped, self.stage)
@@ -631,8 +636,11 @@ def share(self:StreamingFileSource) -> 'StreamingFileSource':
     need = self.total_rows*RECORDS[self.stage].itemsize
     room = shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else need
     if need > room: raise MemoryError(f"workers share {_size(need)} of rows through /dev/shm, which has {_size(room)} free: 0 workers, or cache='mmap', would be right")
-    rows = self.resident
-    self._shared = [torch.from_numpy(a).share_memory_() for a in (rows.fixed.view(np.uint8), rows.labels.view(np.int16), rows.counts)]
+    if self._held is None: self._check_fits()
+    records = torch.empty(need, dtype=torch.uint8).share_memory_()
+    rows = self._load(range(len(self.shards)), lambda n, stage: records.numpy().view(RECORDS[stage])) if self._held is None else self._held
+    if rows is self._held: records.numpy()[:] = rows.fixed.view(np.uint8)
+    self._shared = [records, *(torch.from_numpy(a).share_memory_() for a in (rows.labels.view(np.int16).copy(), rows.counts.copy()))]
     self._held = self._from_shared()
     return self
 
@@ -645,8 +653,8 @@ def _from_shared(self:StreamingFileSource):
 # %% ../../nbs/data/08_sources.ipynb #543b5d4b
 @patch
 def __getstate__(self:StreamingFileSource):
-    "What a worker gets: no rows but shared ones"
-    return {**{k: v for k, v in self.__dict__.items() if k not in ('_lock', '_open', '_reader', '_held', '_numbers')}}
+    "What a worker gets: no rows but shared ones, and nobody to talk to"
+    return {**{k: v for k, v in self.__dict__.items() if k not in ('_lock', '_open', '_reader', '_held', '_numbers')}, 'say': print}
 
 @patch
 def __setstate__(self:StreamingFileSource, state):

@@ -125,7 +125,10 @@ def batches(self:Loop, source, epoch=0, start=0, shuffle=True):
     "Decoded batches of `source` on the device"
     plan = source.plan(self.settings.batch_size, self.settings.seed, epoch, shuffle)
     stream = BatchStream(source, plan, start, self.accelerator.process_index, self.accelerator.num_processes)
-    for batch in batch_loader(stream): yield batch.to(self.device).decode()
+    dense = None
+    for batch in batch_loader(stream):
+        dense = batch.to(self.device, non_blocking=self.device.type == 'cuda').decode(dense)
+        yield dense
 
 # %% ../../nbs/train/23_loop.ipynb #f51cc61f
 class Means:
