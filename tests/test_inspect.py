@@ -253,3 +253,24 @@ def test_a_manifest_of_another_file(shards, tmp_path):
         for folds in (None, HELD_OUT):
             with pytest.raises(ShardError) as e: f(folds)
             assert '0.feather has' in said(e)
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
+def test_spoilt_bytes_give_sentences(shards, tmp_path):
+    "Mutated files: what is shown, or one of our errors; nothing else"
+    dice, whole, told = random.Random(0), [], 0
+    for n in (1, 2, 3):
+        table = read_shard(find_shards(shards[f'stage{n}_data_path'], n)[0]).slice(0, 40)
+        write_shard(tmp_path/'x.feather', table, n, 'x'); whole.append((n, 'x.feather', (tmp_path/'x.feather').read_bytes()))
+        write_old(table, tmp_path/'x.feather', n); whole.append((n, 'x.feather', (tmp_path/'x.feather').read_bytes()))
+    write_old(table, tmp_path/'x.npy', 3, 'npy-packed'); whole.append((3, 'x.npy', (tmp_path/'x.npy').read_bytes()))
+    for _ in range(200):
+        stage, name, data = dice.choice(whole)
+        data = bytearray(data)
+        for _ in range(dice.choice((1, 1, 5))): data[dice.choice((dice.randrange(len(data)), max(len(data) - 1 - dice.randrange(3_000), 0)))] = dice.randrange(256)
+        (tmp_path/name).write_bytes(data[:dice.randrange(len(data))] if dice.random() < 0.1 else data)
+        for f in (shard_info, lambda p: audit(StreamingFileSource(p, stage)), lambda p: shuffle_meter(StreamingFileSource(p, stage), 8)):
+            try: repr(f(tmp_path/name))
+            except ShardError as e: told += name in str(e) and '\n' not in str(e)
+            except ValueError as e: told += 'has no row' in str(e)
+            else: told += 1
+    assert told == 3*200

@@ -218,6 +218,8 @@ def test_decoding_into_used_memory_leaves_nothing_behind(visits, shards):
         for name in ('board', 'hands', 'reachable', 'legal', 'policy', 'value'):
             a, b = getattr(dense, name), getattr(fresh, name)
             assert (a is None and b is None) or torch.equal(a, b), name
+    with torch.inference_mode(): dense = batch.decode(dense)
+    assert torch.equal(batch.decode(dense).board, fresh.board)      # memory of inference mode is of no use outside it
 
 @pytest.mark.parametrize('cache, what', [('memory', 'memory'), ('device', 'memory of cpu'), ('mmap', 'disk in')])
 def test_what_cannot_fit_is_refused_with_the_figures(visits, cache, what):

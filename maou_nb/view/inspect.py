@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
-from math import comb
 from pathlib import Path
 
 import numpy as np
