@@ -12,7 +12,7 @@ from rsshogi.record import Record
 from maou_nb.data.positions import read_positions
 from maou_nb.data.prepare import prepare_stage2, prepare_stage3
 from maou_nb.data.records import Filters, read_games
-from maou_nb.data.shards import find_shards, read_manifest, read_shard
+from maou_nb.data.shards import find_shards, read_shard
 from samples import ONE_FILE
 
 def rows(path, stage): return pl.concat([pl.from_arrow(read_shard(s)) for s in find_shards(path, stage)])

@@ -62,7 +62,6 @@ def read_spoiled(format, n, seed):
 
 def damaged_shards(n, seed):
     "Look for, and read, `n` shards with bytes changed, lost or added, beside a manifest and without one"
-    import numpy as np
     from maou_nb.data.files import FileError
     from maou_nb.data.labels import LABEL_COUNT
     from maou_nb.data.prepare import prepare_stage3

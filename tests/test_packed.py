@@ -15,8 +15,8 @@ from rsshogi.core import Board, Move
 
 sys.path.insert(0, str(Path(__file__).parent))
 from maou_nb.data.files import open_files
-from maou_nb.data.games import Game, RecordError, Visits, game_of, read_text
-from maou_nb.data.packed import HCPE, PSV, TO_APERY, packed_format, read_hcpe_table, read_packed, write_hcpe, write_hcpe3, write_psv
+from maou_nb.data.games import Game, RecordError, game_of, read_text
+from maou_nb.data.packed import HCPE, PSV, packed_format, read_hcpe_table, read_packed, write_hcpe, write_hcpe3, write_psv
 from samples import GAMES
 
 def csa_games(n=2):

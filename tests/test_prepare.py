@@ -1,8 +1,7 @@
 "Sets of shards: the same bytes whoever does the work, taken up again where it was killed, filtered with honest counts"
-import os, signal, subprocess, sys, time
+import signal, subprocess, sys, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -192,7 +191,7 @@ def searched(tmp_path):
 
 def test_visits_become_policy_targets(tmp_path, searched):
     games, path = searched
-    made = prepare_stage3(path, tmp_path/'out')
+    prepare_stage3(path, tmp_path/'out')
     assert read_manifest(tmp_path/'out')['policy'] == 'visits'
     rows = positions_of(tmp_path/'out')
     assert rows['count'].sum() == sum(len(g) - 1 for g in games)        # positions without a search have no target
@@ -211,6 +210,6 @@ def test_stage2_has_the_last_position_of_whole_games_only(tmp_path):
     from maou_nb.data.packed import write_hcpe
     games = list(read_games(ONE_FILE))
     write_hcpe(games, tmp_path/'a.hcpe')
-    csa, hcpe = prepare_stage2(ONE_FILE, tmp_path/'csa'), prepare_stage2(tmp_path/'a.hcpe', tmp_path/'hcpe')
+    prepare_stage2(ONE_FILE, tmp_path/'csa'), prepare_stage2(tmp_path/'a.hcpe', tmp_path/'hcpe')
     ids = lambda p: {(r, f) for s in find_shards(p, 2) for r, f in zip(read_shard(s)['id'].to_pylist(), read_shard(s)['fold'].to_pylist())}
     assert ids(tmp_path/'hcpe') < ids(tmp_path/'csa') and len(ids(tmp_path/'csa') - ids(tmp_path/'hcpe')) <= 50

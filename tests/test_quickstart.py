@@ -1,6 +1,5 @@
 "The quickstart runs top to bottom: on 50 games in `make test`, as a reader has it in `make test-all`"
 import json, subprocess, sys
-from pathlib import Path
 
 import nbformat
 import pytest

@@ -9,9 +9,9 @@ __all__ = ['TABLES', 'TOGETHER', 'unpack_bits', 'DenseBatch', 'Batch', 'BatchStr
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
-from .sources import INLINE, RECORDS, DeviceRows, Plan, Rows, StreamingFileSource
+from .sources import RECORDS, DeviceRows, Plan, Rows, StreamingFileSource
 
 # %% ../../nbs/data/11_batches.ipynb #1da88f2e
 TABLES = {'flags': np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little').reshape(-1).view(np.float64),   # byte → its 8 flags
@@ -37,7 +37,7 @@ def unpack_bits(
 ) -> Tensor:                 # bool (B, 8 · bytes), least significant bit first
     "The flags that `packed` holds"
     if out is None: out = torch.empty(len(packed), 8*packed.shape[1], dtype=torch.bool, device=packed.device)
-    torch.index_select(_on('flags', packed.device), 0, packed.reshape(-1).int(), out=out.view(torch.float64).view(-1))
+    torch.index_select(_on('flags', packed.device), 0, packed.int().view(-1), out=out.view(torch.float64).view(-1))
     return out
 
 # %% ../../nbs/data/11_batches.ipynb #8cecd81f
@@ -124,9 +124,10 @@ class Batch:
         if len(self) <= size: return [self]
         records, mirrors = self.record.split(size), repeat(None) if self.mirror is None else self.mirror.split(size)
         if self.rows is None: return [Batch(self.stage, r, mirror=m) for r, m in zip(records, mirrors)]
-        ends = np.searchsorted(self.rows.numpy(), np.arange(len(records) + 1)*size)
-        moves = zip(*(t.split(np.diff(ends).tolist()) for t in (self.labels, self.counts, self.rows % size)))
-        return [Batch(self.stage, r, *(m if len(m[0]) else (None,)*3), f) for r, m, f in zip(records, moves, mirrors)]
+        labels, counts, rows = (t.numpy() for t in (self.labels, self.counts, self.rows % size))      # few: NumPy cuts them with less ado
+        ends = np.searchsorted(self.rows.numpy(), np.arange(len(records) + 1)*size).tolist()
+        moves = ((torch.from_numpy(a[i:j]) for a in (labels, counts, rows)) if j > i else (None,)*3 for i, j in pairwise(ends))
+        return [Batch(self.stage, r, *m, f) for r, m, f in zip(records, moves, mirrors)]
 
 # %% ../../nbs/data/11_batches.ipynb #a05771e6
 _torch = {np.dtype(np.uint16): torch.int16, np.dtype(np.float32): torch.float32}
@@ -181,7 +182,7 @@ def decode(
     return dense
 
 # %% ../../nbs/data/11_batches.ipynb #091c9d28
-TOGETHER = 8192   # rows that one process gathers at once, in batches that are smaller: Python's share of a gather becomes small
+TOGETHER = 4096   # rows that one process gathers at once where batches are smaller: Python's share becomes small, and what is gathered stays in the cache
 
 class BatchStream(IterableDataset):
     "The batches of `plan` over `source`, from batch `start` on"

@@ -31,7 +31,7 @@ from .files import as_path, atomic_file, cache_folder, file_sha256, is_remote, l
 from .games import Game
 from .positions import add_up, join_tallies, positions, stage1_rows, tally, tally_from_arrow, tally_table, tally_to_arrow
 from .records import ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_of_table, games_table, keep_games, kept_plies, read_file, record_files
-from .shards import MANIFEST, read_manifest, write_manifest, write_shard
+from .shards import write_manifest, write_shard
 
 # %% ../../nbs/data/09_prepare.ipynb #d9babadd
 def once(
@@ -206,7 +206,6 @@ def _cut_runs(parts, chosen, plies_of):
 # %% ../../nbs/data/09_prepare.ipynb #dffe88bd
 def _merge_task(task):
     "One shard: a range of ids of every run"
-    report = {}
     def make(path):
         parts = [p for run in task['runs'] if (p := _read_run(run, task['low'], task['high'])) is not None]
         table = tally_table(add_up(join_tallies(parts)), task['stage']) if parts else tally_table(_empty_tally(task['stage']), task['stage'])

@@ -8,7 +8,6 @@ __all__ = ['RECORD_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES', 'text_format', '
            'keep_games', 'apply_filters']
 
 # %% ../../nbs/data/05_records.ipynb #d6d1f95b
-import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator
@@ -17,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.ipc as ipc
 
 from .files import as_path, find_files, open_files
-from .games import FOLDS, TEXT_FORMATS, Game, RecordError, Visits, read_text
-from .packed import PACKED_FORMATS, is_hcpe_table, packed_format, read_hcpe_table, read_packed
+from .games import TEXT_FORMATS, Game, RecordError, Visits, read_text
+from .packed import PACKED_FORMATS, packed_format, read_hcpe_table, read_packed
 
 # %% ../../nbs/data/05_records.ipynb #509c08db
 _signs = {'csa': rb"(?m)^(V[23](\.|$)|PI|P1|N[+-]|'CSA|[+-]\d{4}[A-Z]{2})",

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from .. import __version__
-from .files import FileError, as_path, atomic_file, file_sha256, find_files, is_remote, listed, local_file
+from .files import FileError, as_path, atomic_file, find_files, is_remote, listed, local_file
 from .games import FOLDS
 from .labels import LABEL_COUNT, LABEL_SCHEME
 

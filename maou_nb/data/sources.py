@@ -14,7 +14,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -29,7 +29,7 @@ from xxhash import xxh3_128_hexdigest
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
 from .files import cache_folder, cache_limit, cached_file, is_remote
 from .games import FOLDS
-from .shards import Shard, ShardError, find_shards, read_shard
+from .shards import Shard, ShardError, fixed_array, find_shards, read_shard
 
 # %% ../../nbs/data/10_sources.ipynb #a7a62052
 INLINE = 4   # moves that stand in the record itself
@@ -112,14 +112,6 @@ def _shift_tails(fixed, by):
     "Move where `fixed` looks for its further moves"
     fixed['tail'] += np.where(fixed['n'] > INLINE, by, 0).astype(np.uint32)
 
-# %% ../../nbs/data/10_sources.ipynb #74744f7b
-def _bytes_of(column, width):
-    "An Arrow column of fixed-size rows as uint8 (N, width)"
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    data = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
-    at = data.offset if pa.types.is_fixed_size_list(array.type) else data.offset*width
-    return np.frombuffer(data.buffers()[1], np.uint8)[at:at + len(array)*width].reshape(-1, width)
-
 # %% ../../nbs/data/10_sources.ipynb #90ab2f37
 def _put_moves(fixed, offsets, labels, counts):
     "Write each row's moves into `fixed`; returns those beyond the fourth, end to end"
@@ -145,9 +137,9 @@ def rows_of_table(
 ) -> Rows:
     "The compact rows of a shard's table"
     fixed, (name, column, width) = np.empty(len(table), RECORDS[stage]) if out is None else out, _targets[stage]
-    fixed['board'] = _bytes_of(table['boardIdPositions'], 81)
-    fixed['hands'] = _bytes_of(table['piecesInHand'], 14)
-    fixed[name] = _bytes_of(table[column], width)
+    fixed['board'] = fixed_array(table['boardIdPositions'], 81)
+    fixed['hands'] = fixed_array(table['piecesInHand'], 14)
+    fixed[name] = fixed_array(table[column], width)
     if stage != 3: return Rows(fixed)
     fixed['value'] = table['wins'].to_numpy() / table['count'].to_numpy()
     fixed['eval'] = table['evalMean'].to_numpy() if 'evalMean' in table.column_names else np.nan
