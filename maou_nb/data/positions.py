@@ -8,6 +8,7 @@ __all__ = ['STEPS', 'SLIDES', 'EVAL_CLIP', 'standing_squares', 'reachable_square
            'tally_from_arrow', 'read_positions']
 
 # %% ../../nbs/data/08_positions.ipynb #4bf87e8b
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -102,17 +103,17 @@ def replay(
 # %% ../../nbs/data/08_positions.ipynb #c9191fd1
 def _legal_moves(games, wanted):
     "rsshogi's legal moves at every ply of `games` that is `wanted`, and how many of them at each"
-    counts, legal, at = [], [], 0
+    ends, legal, at = [0], array('H'), 0     # 16 bits a move; a list of them would be ten times as large
     wanted = wanted.tolist()
     for game in games:
         board = Board(game.start + ' 1')
         for move in [*map(Move, game.moves.tolist()), None]:
             if wanted[at]:
-                moves = list(map(hash, board.legal_moves()))   # a move's hash is its integer, and quicker to get
-                counts.append(len(moves)); legal.extend(moves)
+                legal.extend(map(hash, board.legal_moves()))   # a move's hash is its integer, and quicker to get
+                ends.append(len(legal))
             at += 1
             if move is not None: board.apply_move(move)
-    return np.array(legal, np.int64), np.array(counts, np.int64)
+    return np.frombuffer(legal, np.uint16) if legal else np.zeros(0, np.uint16), np.diff(ends)
 
 # %% ../../nbs/data/08_positions.ipynb #af17abd4
 def pack_labels(

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 
 from ..data.batches import Batch, BatchStream, DenseBatch
 from ..data.board import HAND_KINDS, Gallery, board_svg
-from ..data.files import find_files, local_file
+from ..data.files import as_path, find_files, local_file
 from ..data.labels import LABEL_CLASS, LABEL_SCHEME, LABEL_SQUARE, STEPS
 from ..data.old import read_old
 from ..data.records import FilterCounts
@@ -141,6 +141,8 @@ class ShardInfo:
     boards: Gallery = field(default_factory=Gallery, repr=False)   # Of the first rows
 
     @property
+    def name(self) -> str: return as_path(self.path).name
+    @property
     def rows(self) -> int: return sum(s.rows for s in self.shards)
     @property
     def resident(self) -> int:
@@ -184,7 +186,7 @@ def _table(rows, head=()):
 
 # %% ../../nbs/view/31_inspect.ipynb #eeae96eb
 @patch
-def __repr__(self:ShardInfo): return '\n'.join([self.path, *(f'  {k:<12}{v}' for k, v in self.facts().items())])
+def __repr__(self:ShardInfo): return '\n'.join([self.name, *(f'  {k:<12}{v}' for k, v in self.facts().items())])
 
 @patch
 def _repr_html_(self:ShardInfo):
@@ -192,7 +194,7 @@ def _repr_html_(self:ShardInfo):
     if self.folds is not None: facts['folds'] += '<br>' + _bars(self.folds)
     files = _table([(escape(s.path.name), f'{s.rows:,}', (s.sha256 or '–')[:16]) for s in self.shards[:20]], ('file', 'rows', 'SHA-256')) + (f'<p>and {len(self.shards) - 20:,} more</p>' if len(self.shards) > 20 else '')
     more = [('its files', files)]*(len(self.shards) > 1) + ([('what filters removed', self.filters._repr_html_())] if self.filters else [])
-    return (f'<p><b>{escape(self.path)}</b></p>' + _table(facts.items()) + ''.join(f'<details><summary>{t}</summary>{h}</details>' for t, h in more) + self.boards._repr_html_())
+    return (f'<p><b>{escape(self.name)}</b></p>' + _table(facts.items()) + ''.join(f'<details><summary>{t}</summary>{h}</details>' for t, h in more) + self.boards._repr_html_())
 
 # %% ../../nbs/view/31_inspect.ipynb #432c4131
 def shard_info(
