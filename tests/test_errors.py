@@ -59,7 +59,7 @@ def test_games_without_a_result(tmp_path, game):
     "Stage 3 leaves them out and counts them; if there are no others it says so"
     unfinished = '\n'.join(l for l in game.split('\n') if not l.startswith('%'))
     (tmp_path/'a.csa').write_text(unfinished)
-    assert 'and a result' in refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), ValueError)
+    assert '1 game left out: no result' in refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), ValueError)
     (tmp_path/'b.csa').write_text(game)
     made = prepare_stage3(tmp_path, tmp_path/'out')
     assert ('no result', 1, made.filters.removed[0][2]) in made.filters.removed and '1 game left out: no result' in repr(made)
@@ -102,9 +102,18 @@ def test_bad_records(tmp_path, game, name):
     assert len(made.skipped) >= 1 and all(name in s for s in made.skipped) and any(says in s for s in made.skipped)
     assert made.games >= 1 and f'{len(made.skipped)} record' in repr(made)
 
-@pytest.mark.parametrize('options, says', [(dict(on_bad='ignore'), "on_bad='ignore'"), (dict(policy='shares'), "policy='shares'"), (dict(rows_per_shard=0), 'rows_per_shard=0')])
+@pytest.mark.parametrize('options, says', [(dict(on_bad='ignore'), "on_bad='ignore'"), (dict(filters={'min_plies': 3}), 'a Filters(…) was expected'), (dict(executor=4), 'such as ProcessPoolExecutor(4)'), (dict(policy='shares'), "policy='shares'"), (dict(rows_per_shard=0), 'rows_per_shard=0')])
 def test_bad_options_of_preparation(tmp_path, options, says):
     assert says in refused(lambda: prepare_stage3(ONE_FILE, tmp_path/'out', **options), ValueError) and not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('wrong', [dict(ends='TORYO'), dict(duplicates='no'), dict(eval_range=500), dict(eval_range=(10, -10)), dict(min_plies='30'), dict(skip_plies=-1), dict(min_rating='high'), dict(min_plies=50, max_plies=40)])
+def test_bad_filters(wrong):
+    from maou_nb.data.records import Filters
+    text = refused(lambda: Filters(**wrong), ValueError)
+    assert list(wrong)[-1] + '=' in text and 'expected' in text
+
+def test_paths_that_are_none(tmp_path):
+    assert 'None is no path' in refused(lambda: prepare_stage3(None, tmp_path/'out'), FileNotFoundError)
 
 def test_a_table_of_something_else(tmp_path):
     import pyarrow as pa

@@ -79,7 +79,7 @@ def test_usi_has_the_positions_but_no_results(tmp_path, ours):
     made = prepare_stage3(tmp_path, tmp_path/'3') if any(g.result is not None for g in read_games(tmp_path)) else None
     if made: assert made.games < 50                       # those that ended in mate
     else:
-        with pytest.raises(ValueError, match='50 games: no result'): prepare_stage3(tmp_path/'a.usi', tmp_path/'3')
+        with pytest.raises(ValueError, match='50 games left out: no result'): prepare_stage3(tmp_path/'a.usi', tmp_path/'3')
 
 def test_shuffled_hcpe_has_the_same_positions(tmp_path, ours):
     "Records that know no order are positions still; only the games they came from are lost"

@@ -1,5 +1,5 @@
 "Sets of shards: the same bytes whoever does the work, taken up again where it was killed, filtered with honest counts"
-import signal, subprocess, sys, time
+import os, signal, subprocess, sys, time, zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
@@ -123,6 +123,37 @@ p.prepare_stage3({str(GAMES)!r}, {str(tmp_path/'out')!r})
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "lacks `if __name__ == '__main__':`" in done.stderr.strip().splitlines()[-1]
 
+INTERRUPTED = """
+import sys, maou_nb.data.prepare as p
+p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 3_000, lambda: 2
+if __name__ == '__main__': p.prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
+"""
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_an_interrupt_ends_it_and_its_processes(tmp_path, alone, times):
+    "Ctrl-C goes to the whole group of processes; an impatient reader presses it again"
+    (tmp_path/'script.py').write_text(INTERRUPTED)
+    child = subprocess.Popen([sys.executable, tmp_path/'script.py', GAMES, tmp_path/'out'], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    began = time.time()
+    while not list((tmp_path/'out'/'.preparing').glob('run-*.json')) and child.poll() is None and time.time() - began < 60: time.sleep(0.02)
+    for _ in range(times): os.killpg(child.pid, signal.SIGINT); time.sleep(0.1)
+    said = child.communicate(timeout=20)[1]
+    assert child.returncode and 'KeyboardInterrupt' in said
+    for _ in range(50):
+        try: os.killpg(child.pid, 0)
+        except ProcessLookupError: break
+        time.sleep(0.1)
+    else: raise AssertionError('a process of its group lives on')
+    assert prepare_stage3(GAMES, tmp_path/'out', **SMALL).rows == alone.rows and shas(tmp_path/'out') == shas(alone.folder)
+
+def test_what_is_not_looked_at_is_said(tmp_path):
+    (tmp_path/'in').mkdir()
+    for name in ('a.csa', 'b.dat', 'c.txt', 'd'): (tmp_path/'in'/name).write_bytes(ONE_FILE.read_bytes())
+    with zipfile.ZipFile(tmp_path/'in'/'e.zip', 'w') as z: z.writestr('readme.txt', 'hello'); z.writestr('e.csa', ONE_FILE.read_text())
+    made = prepare_stage3(tmp_path/'in', tmp_path/'out', filters=Filters(duplicates=True))
+    assert made.games == 100 and made.passed_over == {'.dat': 1, '.txt': 1, 'none': 1}
+    assert '3 files of other endings not looked at: .dat .txt none' in repr(made)
+
 # --- filters
 
 @pytest.fixture(scope='module')
@@ -143,8 +174,8 @@ def test_a_filter_on_games_acts_and_counts(tmp_path, mixed, filters, stays):
     made = prepare_stage3(mixed, tmp_path, filters=filters)
     assert 0 < len(wanted) < 300 and made.games == len(wanted) and made.positions == sum(map(len, wanted))
     assert (made.filters.games, made.filters.positions) == (300, sum(map(len, games)))
-    removed = made.filters.removed[0]
-    assert removed[1:] == (300 - len(wanted), sum(map(len, games)) - sum(map(len, wanted)))
+    removed = [sum(r[i] for r in made.filters.removed) for i in (1, 2)]
+    assert removed == [300 - len(wanted), sum(map(len, games)) - sum(map(len, wanted))]
     rows = positions_of(tmp_path)
     assert set(rows['game'].to_list()) <= {g.key for g in wanted} and rows['count'].sum() == made.positions
     assert pl.read_parquet(tmp_path/'games.parquet')['game'].to_list() == [g.key for g in wanted]

@@ -93,7 +93,9 @@ def listed(
     paths:str|Path|UPath|Iterable,
 ) -> list:                         # A `FileNotFoundError` if there is nothing in it
     "`paths` as a list of them, one or several"
-    paths = [paths] if isinstance(paths, (str, os.PathLike, UPath)) else list(paths)
+    if isinstance(paths, (str, os.PathLike, UPath)): paths = [paths]
+    if not isinstance(paths, Iterable): raise FileNotFoundError(f'{paths!r} is no path: a file, a folder or a glob was expected')
+    paths = list(paths)
     if not paths or not all(map(str, paths)): raise FileNotFoundError('no path was given: a file, a folder or a glob was expected')
     return paths
 

@@ -10,13 +10,14 @@ __all__ = ['BYTES_PER_TASK', 'PLIES_PER_BLOCK', 'PLIES_PER_RUN', 'ROWS_PER_BLOCK
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ from .. import __version__
 from .files import as_path, atomic_file, cache_folder, file_sha256, is_remote, local_file, make_writable
 from .games import Game
 from .positions import add_up, join_tallies, positions, stage1_rows, tally, tally_from_arrow, tally_table, tally_to_arrow
-from .records import ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_of_table, games_table, keep_games, kept_plies, read_file, record_files
+from .records import ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_of_table, games_table, keep_games, kept_plies, passed_over, read_file, record_files
 from .shards import write_manifest, write_shard
 
 # %% ../../nbs/data/09_prepare.ipynb #d9babadd
@@ -124,7 +125,7 @@ def _choose(parts, filters, stage, policy):
     counts = FilterCounts(len(table), int(table['plies'].to_numpy().astype(np.int64).sum()), removed)
     chosen = [np.flatnonzero(stay[a:b]) for a, b in zip(edges, edges[1:])]
     if filters.skip_plies or filters.eval_range: _count_plies(parts, chosen, filters, counts)
-    return chosen, counts, policy
+    return chosen, counts, policy, int(table['whole'].to_numpy(zero_copy_only=False)[stay].sum())     # whole games have a last position, which stage 2 takes
 
 def _count_plies(parts, chosen, filters, counts):
     "Count the positions that conditions on plies remove"
@@ -251,11 +252,17 @@ class _Work:
 
     def _executor(self):
         if self.executor is not None: return self.executor
-        if self.own is None: self.own = ProcessPoolExecutor(cores(), mp_context=get_context('spawn'))   # forks do not survive Arrow's threads
+        if self.own is None:   # forks do not survive Arrow's threads; an interrupt is for the one who hands out the work
+            self.own = ProcessPoolExecutor(cores(), mp_context=get_context('spawn'), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
         return self.own
 
-    def close(self):
-        if self.own is not None: self.own.shutdown(wait=True, cancel_futures=True)
+    def close(self, failed=False):
+        "Let the processes go; after a failure at once, whatever they are doing: half a file is not kept"
+        if self.own is None: return
+        processes = list((self.own._processes or {}).values())
+        self.own.shutdown(wait=not failed, cancel_futures=True)
+        if failed:
+            for p in processes: p.terminate()
 
 # %% ../../nbs/data/09_prepare.ipynb #3d0e468a
 @dataclass
@@ -271,13 +278,15 @@ class Prepared:
     filters: FilterCounts = field(default_factory=FilterCounts)   # What each condition removed
     skipped: list = field(default_factory=list)                   # With on_bad='skip': a sentence on each record left out
     resumed: int = 0                                              # Tasks found done by an earlier call that was stopped
+    passed_over: dict = field(default_factory=dict)               # Files of the folders that were not looked at: how many of each ending
 
     def __repr__(self):
         some = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
         made = f'{some(self.rows, "row")} in {some(self.shards, "shard")}'
         came = f' from {some(self.positions, "position")} of {some(self.games, "game")}' if self.games else ''
         lost = ''.join(f'; {some(g, "game") if g else some(p, "position")} left out: {what}' for what, g, p in self.filters.removed if g or p)
-        return f'stage {self.stage}: {made}{came}{lost}' + (f'; {some(len(self.skipped), "record")} skipped that could not be read' if self.skipped else '')
+        return f'stage {self.stage}: {made}{came}{lost}' + (f'; {some(len(self.skipped), "record")} skipped that could not be read, listed in .skipped' if self.skipped else '') \
+            + (f'; {some(sum(self.passed_over.values()), "file")} of other endings not looked at: {" ".join(self.passed_over)}' if self.passed_over else '')
 
     def _repr_html_(self): return f'<p>{self!r}</p>' + (self.filters._repr_html_() if self.games else '')
 
@@ -317,15 +326,19 @@ def _task(work, kind, **inputs):
 # %% ../../nbs/data/09_prepare.ipynb #6ad73d43
 def _prepare(paths, folder, stage, rows_per_shard, filters, policy, executor, on_bad):
     "Read, choose, expand, merge"
+    if getattr(current_process(), '_inheriting', False): raise SystemExit(1)   # a worker that runs its script once more: the script lacks its main guard, and who started it says so
     began, files, folder = time.perf_counter(), sorted(set(record_files(paths)), key=str), as_path(folder)
     if rows_per_shard < 1: raise ValueError(f'rows_per_shard={rows_per_shard}: at least 1 was expected')
     if on_bad not in ON_BAD: raise ValueError(f"on_bad={on_bad!r}: 'raise' or 'skip' was expected")
+    if not isinstance(filters, Filters): raise ValueError(f'filters={filters!r}: a Filters(…) was expected')
+    if executor is not None and not hasattr(executor, 'submit'): raise ValueError(f'executor={executor!r}: an Executor was expected, such as ProcessPoolExecutor(4)')
     if policy not in (None, 'games', 'visits'): raise ValueError(f"policy={policy!r}: 'games', 'visits' or none was expected")
     make_writable(folder)                      # before an hour of reading
     crew, work = _Work(executor), _working_folder(folder, executor)
     try: made = _steps(crew, work, folder, files, stage, rows_per_shard, filters, policy, on_bad, began, paths)
-    finally: crew.close()
-    _remove(work)
+    except BaseException: crew.close(failed=True); raise
+    crew.close(); _remove(work)
+    made.passed_over = passed_over(paths)
     return made
 
 # %% ../../nbs/data/09_prepare.ipynb #530f6b75
@@ -337,7 +350,7 @@ def _steps(crew, work, folder, files, stage, rows_per_shard, filters, policy, on
     read = crew.run(_read_task, reads, [size for _, size in groups], worth=2*BYTES_PER_TASK, desc='reading records', unit='B', unit_scale=True)
     parts = [t['path'] for t in reads]
 
-    chosen, counts, policy = _choose(parts, filters, stage, policy)
+    chosen, counts, policy, ends = _choose(parts, filters, stage, policy)
     if not any(map(len, chosen)): raise ValueError(_nothing_left(counts, paths, stage))
 
     runs = list(_cut_runs(parts, chosen, lambda part: _about(part)['plies'].to_numpy().astype(np.int64)))
@@ -355,13 +368,15 @@ def _steps(crew, work, folder, files, stage, rows_per_shard, filters, policy, on
 
     _write_games(folder, parts, chosen)
     write_manifest(folder, entries, stage=stage, prepared_from=f'{games} games', **({'policy': policy} if stage == 3 else {}), filters=[list(r) for r in counts.rows()])
+    if stage == 2: kept += ends
     return Prepared(stage, folder, games, kept, rows, shards, time.perf_counter() - began, counts, [s for r in read for s in r['skipped']], sum(r['again'] for r in read + expanded))
 
 # %% ../../nbs/data/09_prepare.ipynb #9e993e0b
 def _nothing_left(counts, paths, stage):
     "A sentence on a set without rows"
-    why = ', '.join(f'{g or p:,} {"games" if g else "positions"}: {what}' for what, g, p in counts.removed if g or p)
-    return f'the {counts.games:,} games of {paths} give no row for stage {stage}: it needs games with moves' + ' and a result'*(stage == 3) + (f' (left out: {why})' if why else '')
+    some = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
+    why = ', '.join(f'{some(g, "game") if g else some(p, "position")} left out: {what}' for what, g, p in counts.removed if g or p)
+    return f'{paths} gives no row for stage {stage}, of {some(counts.games, "game")}: ' + (why or 'it needs games with moves' + ' and a result'*(stage == 3))
 
 def _write_games(folder, parts, chosen):
     "The games table that stands beside the shards: a row's `game` key leads to the file"
