@@ -192,6 +192,7 @@ class BatchStream(IterableDataset):
                  start:int=0,                 # The first batch
                  rank:int=0,                  # This training process …
                  world:int=1):                # … of so many; each takes its share of every batch
+        if not 0 <= rank < world: raise ValueError(f'rank={rank}, world={world}: a rank from 0 to world - 1 was expected')
         self.source, self.plan, self.start, self.rank, self.world = source, plan, start, rank, world
 
     def __len__(self): return len(self.plan) - self.start
@@ -208,6 +209,8 @@ class BatchStream(IterableDataset):
         return Batch.from_rows(rows, self.source.stage, mirror).split(self.plan.batch_size)
 
     def __iter__(self):
+        if self.plan.counts != self.source.row_counts:
+            raise ValueError(f'this plan is of {self.plan.rows:,} rows in {len(self.plan.counts)} shards, and this source has {self.source.total_rows:,} in {len(self.source.row_counts)}: the plan that source.plan(…) gives was expected')
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         alone = step > 1 or self.world > 1 or self.source.cache == 'device'

@@ -194,6 +194,9 @@ class Plan:
     window_rows: int = WINDOW_ROWS  # … and more, if they are small, until so many rows are together
     mirror: bool = False            # Half of the rows, drawn anew each epoch, are mirrored left-right
 
+    def __post_init__(self):
+        if not isinstance(self.batch_size, int) or self.batch_size < 1: raise ValueError(f'batch_size={self.batch_size!r}: a whole number from 1 up was expected')
+
     def __len__(self): return -(-self.rows // self.batch_size)
     def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # what was computed is not sent to workers
 
@@ -330,6 +333,7 @@ class StreamingFileSource:
                  limit:int|None=None,        # Bytes that the rows may take; None: what is free
                  say:Callable=print):        # Gets the sentence when a copy is made
         if cache not in CACHES: raise ValueError(f'cache={cache!r}: one of {", ".join(CACHES)} was expected')
+        if window < 1 or window_rows < 0: raise ValueError(f'window={window}, window_rows={window_rows}: a window of at least 1 shard, and rows from 0 up, were expected')
         if cache == 'device' and device is None: raise ValueError("cache='device' needs a device, such as device='cuda'")
         self.paths, self.stage, self.window, self.window_rows = paths, stage, window, window_rows
         self.cache, self.device, self.limit, self.say = cache, device, limit, say
