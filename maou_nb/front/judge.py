@@ -316,15 +316,20 @@ class Evaluation:
                                           *([] if self.by_ply is None else [str(self.by_ply)])])
 
 # %% ../../nbs/front/38_judge.ipynb #73c68332
-_by_ply = ((('policy_loss', '#c2410c'), ('top1', '#2a7ab0')), (('value_error', '#4d7c0f'), ('brier', '#c2410c'), ('calibration_error', '#2a7ab0')))
+_colors = {'policy_loss': '#c2410c', 'top1': '#2a7ab0', 'value_error': '#4d7c0f', 'brier': '#c2410c', 'calibration_error': '#2a7ab0'}
 
+def _draw_by_ply(ax, table, *names):
+    "Columns `names` of a `ply_table` as curves, with room above them for what they are"
+    for name in names: ax.plot(table['from_ply'] + PLIES/2, table[name], color=_colors[name], marker='.', label=name.replace('_', ' '))
+    ax.set(xlabel='ply', ylim=(0, 1.4*max(max(table[name].max() for name in names), 0.01))); ax.legend(fontsize=8, loc='upper center', ncols=2); ax.grid(alpha=0.25)
+
+# %% ../../nbs/front/38_judge.ipynb #a8b06b10
 def evaluation_figure(e:Evaluation) -> Figure:
     "Curves by ply, and the reliability diagram, of a stage 3 evaluation"
-    fig = Figure(figsize=(11 if e.by_ply is not None else 4, 3.2), dpi=90, layout='constrained')
-    *left, right = np.atleast_1d(fig.subplots(1, 3 if e.by_ply is not None else 1))
-    for ax, lines in zip(left, _by_ply):
-        for name, color in lines: ax.plot(e.by_ply['from_ply'] + PLIES/2, e.by_ply[name], color=color, marker='.', label=name.replace('_', ' '))
-        ax.set(xlabel='ply', ylim=(0, None)); ax.legend(fontsize=8); ax.grid(alpha=0.25)
+    plies = e.by_ply is not None
+    fig = Figure(figsize=(13 if plies else 4, 3.2), dpi=90, layout='constrained')
+    *left, right = np.atleast_1d(fig.subplots(1, 4 if plies else 1))
+    for ax, names in zip(left, (('policy_loss',), ('top1',), ('value_error', 'brier', 'calibration_error'))): _draw_by_ply(ax, e.by_ply, *names)
     known = e.calibration.filter(pl.col('rows') > 0)
     right.plot([0, 1], [0, 1], color='#111', linewidth=1, linestyle=':')
     right.scatter(known['predicted'], known['happened'], s=8 + 120*known['rows']/max(known['rows'].max(), 1), color='#2a7ab0', alpha=0.7)
