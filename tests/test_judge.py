@@ -3,6 +3,7 @@ import json, shutil
 from pathlib import Path
 
 import cshogi
+import fsspec
 import numpy as np
 import polars as pl
 import pytest
@@ -83,6 +84,7 @@ def broken_files(run, folder):
     (folder/'stage').mkdir(); (folder/'stage'/'checkpoints.json').write_text('{"last": ')
     (folder/'empty').mkdir()
     yield folder/'nowhere', 'does not exist'
+    yield None, 'None is no path'
     yield folder/'empty', 'holds no checkpoint'
     yield folder/'stage', 'checkpoints.json is damaged'
     yield write('short.safetensors', whole[:len(whole)//2]), 'is not a safetensors file'
@@ -101,6 +103,15 @@ def test_what_is_no_checkpoint_is_named_in_a_sentence(run, tmp_path):
     for path, words in broken_files(run, tmp_path):
         with pytest.raises(CheckpointError, match=words) as e: load_net(path)
         assert str(path) in said(e)
+
+def test_a_checkpoint_far_away(run, tmp_path, monkeypatch):
+    monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'cache'))
+    fsspec.filesystem('memory').put(str(run.checkpoint(3)), '/bucket/best.safetensors')
+    net, here = load_net('memory://bucket/best.safetensors'), load_net(run.checkpoint(3)).state_dict()
+    assert net.about['path'] == 'memory://bucket/best.safetensors' and all(torch.equal(v, here[k]) for k, v in net.state_dict().items())
+    for url, words in (('memory://bucket', 'is a folder far away'), ('memory://bucket/none.safetensors', 'does not exist')):
+        with pytest.raises(CheckpointError, match=words) as e: load_net(url)
+        said(e)
 
 def test_no_pickle_is_opened(run, tmp_path):
     "A pickle that would leave a trace, under every name"

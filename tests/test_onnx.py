@@ -93,7 +93,7 @@ write_onnx(Net(make_backbone('vit', 'tiny', num_layers=1), make_heads(64, ('lega
     assert {k: v.shape for k, v in answers(tmp_path/'model.onnx', *random_positions(3)).items()} == {'legal_moves': (3, 1496)}
 
 def test_a_file_says_what_it_is(shards, tmp_path):
-    run = learn_multi_stage(stage=3, model_architecture='mlp-mixer', model_size='tiny', mixer_num_layers=1, gpu='cpu', epoch=1, learning_ratio=0.005, run_dir=tmp_path/'run', stage3_data_path=shards['stage3_data_path'])
+    run = learn_multi_stage(stage=3, model_architecture='mlp-mixer', model_size='tiny', mixer_num_layers=1, gpu='cpu', epoch=1, learning_ratio=0.005, stage3_batch_size=512, run_dir=tmp_path/'run', stage3_data_path=shards['stage3_data_path'])
     path = export_onnx(run.run_dir, tmp_path/'engine'/'mine.onnx', 'fp32').paths['fp32']
     assert path == tmp_path/'engine'/'mine_fp32.onnx'
     about = json.loads({m.key: m.value for m in onnx.load(str(path)).metadata_props}['maou_nb'])

@@ -63,19 +63,20 @@ _pickles = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 
 def _find(path):
     "The checkpoint file that `path` means, and its SHA-256 if a manifest knows it"
-    path = as_path(path)
+    try: path = as_path(path)
+    except TypeError: raise CheckpointError(f'{path!r} is no path: a checkpoint file, or a run folder with checkpoints in it, was expected') from None
     if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint file, or a run folder with checkpoints in it, was expected')
-    if is_remote(path): path = local_file(path)
+    if path.is_dir() and is_remote(path): raise CheckpointError(f'{path} is a folder far away: the URL of a checkpoint file in it was expected')
     if path.is_dir(): path = _best_in(path)
     if path.suffix in _pickles: raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool hold another network than any here, and nothing in them is unpickled; a .safetensors file written by learn_multi_stage was expected')
-    listed = _manifest(path.parent).manifest['files'] if (path.parent/'checkpoints.json').exists() else {}
+    listed = _manifest(path.parent).manifest['files'] if not is_remote(path) and (path.parent/'checkpoints.json').exists() else {}
     return path, listed.get(path.name, {}).get('sha256')
 
 # %% ../../nbs/front/38_judge.ipynb #b08498d7
 def _read(path):
     "(tensors, what is said of them, where they were) of the checkpoint that `path` means"
     path, sha256 = _find(path)
-    try: tensors, about = load_tensors(path, sha256)
+    try: tensors, about = load_tensors(local_file(path), sha256)
     except CheckpointError: raise
     except (OSError, ValueError) as e: raise CheckpointError(f'{path} cannot be read as a checkpoint ({" ".join(str(e).split())})') from None
     if not isinstance(about, dict) or not isinstance(about.get('config'), dict) or about.get('stage') not in STAGE_NAMES:
