@@ -13,7 +13,7 @@ def words(key):
     "The space-separated words of setting `key`, none where it is missing"
     return shlex.split(cfg.get(key, ''))
 
-extras = {name: words(f'{name}_requirements') for name in ('notebook', 's3', 'gcs', 'dask')}
+extras = {name: words(f'{name}_requirements') for name in ('notebook', 's3', 'gcs', 'dask', 'onnx')}
 
 setup(
     name=cfg['lib_name'], version=cfg['version'], description=cfg['description'],
