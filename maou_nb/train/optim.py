@@ -18,8 +18,8 @@ def parameter_groups(
     net:nn.Module,
     weight_decay:float,  # Of matrices and kernels; norms and biases get 0
 ) -> list[dict]:         # For a torch optimizer
-    "The parameters of `net` in two groups, those that decay and those that do not"
-    params = list(net.parameters())
+    "The parameters of `net` that train, in two groups, those that decay and those that do not"
+    params = [p for p in net.parameters() if p.requires_grad]
     return [{'params': [p for p in params if p.ndim > 1], 'weight_decay': weight_decay},
             {'params': [p for p in params if p.ndim <= 1], 'weight_decay': 0.}]
 
