@@ -96,6 +96,13 @@ def test_asymmetric_slope_is_the_papers(seed, args):
         assert slope.flatten()[i].item() == pytest.approx((a - b) / (2*step), rel=1e-3, abs=1e-7)
 
 
+@pytest.mark.parametrize('gamma_neg', [0.5, 1, 4])
+def test_asymmetric_slope_where_the_clip_begins(gamma_neg):
+    "A probability of exactly `clip`: p_m is 0, the power's slope may be infinite, the loss's is not"
+    loss, slope = grad(asymmetric_loss, torch.zeros(3), torch.zeros(3), 0, gamma_neg, 0.5)
+    assert loss.abs() < 1e-6 and slope.isfinite().all()
+
+
 # policy
 
 @SEEDS
