@@ -1,12 +1,16 @@
-"The three architectures at small sizes: shapes, gradients, freezing, and what is refused"
-import copy
+"The three architectures at small sizes: shapes, gradients, freezing, checkpointing, costs, and what is refused"
+import copy, sys
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from maou_nb.data.board import HAND_MAX
-from maou_nb.model.backbones import BACKBONES, SIZES, make_backbone, parameter_count
-from maou_nb.model.heads import HEADS, Net, make_heads
+from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, SquareAttention, SquareEmbedding, flops_per_position, make_backbone,
+                                     parameter_count, register_backbone, size_table, summary)
+from maou_nb.model.heads import HEADS, MoveHead, Net, make_heads
 from maou_nb.model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss
 
 ARCHITECTURES = {
@@ -14,13 +18,16 @@ ARCHITECTURES = {
     'mlp-mixer': dict(embed_dim=16, num_layers=3, token_dim=16, channel_dim=32, dropout=0.1),
     'vit': dict(embed_dim=16, num_layers=3, num_heads=2, mlp_ratio=2.0, dropout=0.1),
 }
+VARIANTS = {name: (name, {}) for name in ARCHITECTURES} | {
+    'resnet-se': ('resnet', dict(squeeze_excitation=True)), 'vit-relative': ('vit', dict(position='relative'))}
 SHAPES = dict(reachable=(8, 81), legal_moves=(8, 1496), policy=(8, 1496), value=(8,))
-architectures = pytest.mark.parametrize('name', ARCHITECTURES)
+architectures = pytest.mark.parametrize('name', VARIANTS)   # and their variants
 
 
 def make_net(name, groups=None, **overrides):
     torch.manual_seed(0)
-    backbone = make_backbone(name, 'tiny', **{**ARCHITECTURES[name], **overrides})
+    name, keywords = VARIANTS[name]
+    backbone = make_backbone(name, 'tiny', **{**ARCHITECTURES[name], **keywords, **overrides})
     return Net(backbone, make_heads(backbone.channels, HEADS), groups)
 
 
@@ -82,23 +89,64 @@ def test_it_learns_a_batch_by_heart(name):
     assert losses[-1] < losses[0] * 0.6
 
 
+def moved(net, steps=3):
+    "After some steps of AdamW with decay in training mode: what moved and what did not, weights and batch norm statistics, by name"
+    batch, before = make_batch(), copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    for _ in range(steps): step(net, batch, optimizer)
+    same = {k for k, v in net.state_dict().items() if torch.equal(v, before[k])}
+    return before.keys() - same, same
+
+
+def state_of(net, modules):
+    "The names in `net`'s state of what belongs to `modules`"
+    prefixes = [f'{k}.' for k, m in net.named_modules() if any(m is o for o in modules)]
+    return {k for k in net.state_dict() if k.startswith(tuple(prefixes))}
+
+
 @architectures
-@pytest.mark.parametrize('frozen', [1, 2, 3])
-def test_frozen_groups_do_not_move(name, frozen):
-    net, batch = make_net(name), make_batch()
+@pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('frozen', [0, 1, 2, 3])
+def test_what_is_frozen_stays_and_all_else_moves(name, frozen, checkpointing):
+    net = make_net(name)
+    net.backbone.gradient_checkpointing = checkpointing
     groups = net.backbone.layer_groups()
     assert len(groups) == 3
     net.backbone.freeze_groups(groups[:frozen])
-    fixed = [m for group in groups[:frozen] for m in group]
-    state = lambda modules: [copy.deepcopy(m.state_dict()) for m in modules]
-    before, whole = state(fixed), copy.deepcopy(net.state_dict())
-    for _ in range(2): step(net, batch)
-    for a, b in zip(before, state(fixed)):
-        assert all(torch.equal(a[k], b[k]) for k in a)
-    assert all(p.grad is None for m in fixed for p in m.parameters())
-    free = [k for m in (x for g in groups[frozen:] for x in g) for k, p in m.named_parameters() if p.grad is None]
-    assert not free
-    assert any(not torch.equal(whole[k], v) for k, v in net.state_dict().items() if k.startswith('heads.'))
+    fixed = state_of(net, [m for g in groups[:frozen] for m in g])
+    assert bool(fixed) == bool(frozen)
+    if 'resnet' in name and frozen: assert any('running_mean' in k for k in fixed)
+    did, did_not = moved(net)
+    assert did_not == fixed and did == net.state_dict().keys() - fixed
+
+
+@architectures
+@pytest.mark.parametrize('thawed', [1, 2])
+def test_frozen_upper_groups_stay(name, thawed):
+    "Freezing need not begin at the squares: gradients pass through what is frozen"
+    net = make_net(name)
+    groups = net.backbone.layer_groups()
+    net.backbone.freeze_groups(groups[thawed:])
+    assert moved(net)[1] == state_of(net, [m for g in groups[thawed:] for m in g]) != set()
+
+
+@architectures
+@pytest.mark.parametrize('groups', [1, 2])
+def test_groups_above_the_adapter_stay(name, groups):
+    net = make_net(name, groups=groups)
+    above = state_of(net, [m for g in net.backbone.layer_groups()[groups:] for m in g])
+    assert above and moved(net)[1] == above
+    assert {'adapter.0.weight', 'adapter.1.running_mean', 'adapter.1.running_var'} <= moved(net)[0]
+
+
+@architectures
+def test_frozen_statistics_are_used(name):
+    "A frozen backbone says the same in training mode as in evaluation mode"
+    net, batch = make_net(name), make_batch()
+    step(net, batch)
+    net.backbone.freeze_groups(net.backbone.layer_groups())
+    a, b = (net.train(mode).backbone(batch['board'], batch['hands']) for mode in (True, False))
+    assert torch.equal(a, b)
 
 
 def test_freezing_nothing_thaws():
@@ -139,15 +187,47 @@ def test_lower_groups_through_an_adapter(name):
 
 
 @architectures
-@pytest.mark.parametrize('checkpointing', [False, True])
-def test_checkpointing_changes_nothing(name, checkpointing):
-    net, batch = make_net(name), make_batch()
-    other = copy.deepcopy(net)
-    other.backbone.gradient_checkpointing = checkpointing
-    for n in (net, other):
-        torch.manual_seed(3)   # dropout
-        step(n, batch)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values()))
+def test_checkpointing_gives_the_same(name):
+    "Loss, gradients and batch norm statistics, dropout included"
+    batch, results = make_batch(), []
+    for checkpointing in (False, True):
+        net = make_net(name).train()
+        net.backbone.gradient_checkpointing = checkpointing
+        torch.manual_seed(3)
+        loss = total_loss(net(batch['board'], batch['hands']), batch)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in net.parameters()), *net.buffers()])
+    for a, b in zip(*results, strict=True): torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    norms = [m for m in net.modules() if isinstance(m, _BatchNorm)]
+    assert all(m.num_batches_tracked == 1 for m in norms) and ('resnet' not in name or norms)
+
+
+@pytest.fixture(scope='module')
+def checkpointing():
+    "`benchmarks/checkpointing.py`"
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]/'benchmarks'))
+    try: import checkpointing
+    finally: sys.path.pop(0)
+    return checkpointing
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_checkpointing_takes_less_memory(name, checkpointing):
+    measured = checkpointing.measure(name)
+    print('\n' + checkpointing.line(measured))
+    plain, saving = measured['bytes']
+    assert saving < 0.65 * plain
+
+
+def test_peak_memory_by_hand(checkpointing):
+    kib = lambda n: torch.empty(n * 256)   # float32
+    def f():
+        a = kib(100); b = a + 1            # 200
+        del a
+        c = b * 2; c.add_(1); c.view(2, -1)  # 200: in-place results and views are no new memory
+        del b, c
+        d = kib(150)                       # 150
+    assert checkpointing.peak_bytes(f) == 200 * 1024
 
 
 @architectures
@@ -168,6 +248,174 @@ def test_16_bit_autocast(name):
     assert loss.dtype == torch.float32 and all(p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_squeeze_excitation():
+    plain, squeezed = (make_backbone('resnet', channels=16, blocks=3, squeeze_excitation=s) for s in (False, True))
+    assert parameter_count(squeezed) - parameter_count(plain) == 3 * (16*4 + 4 + 4*16 + 16)
+    gate = squeezed.blocks[0].body[-1]
+    x = torch.randn(4, 16, 9, 9).to(memory_format=torch.channels_last).requires_grad_()
+    first, _, second, _ = gate.gate
+    squeeze = torch.stack([x[:, :, r, c] for r in range(9) for c in range(9)]).sum(0) / 81
+    factor = 1 / (1 + torch.exp(-((squeeze @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias)))
+    torch.testing.assert_close(gate(x), torch.einsum('bcrk,bc->bcrk', x, factor))
+    assert gate(x).is_contiguous(memory_format=torch.channels_last)
+    gate(x).square().sum().backward()
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    assert all(p.grad.abs().sum() > 0 for p in gate.parameters())
+    assert torch.autograd.gradcheck(copy.deepcopy(gate).double(), torch.randn(2, 16, 2, 2, dtype=torch.double, requires_grad=True))
+
+
+@pytest.mark.parametrize('squeeze_excitation', [False, True])
+def test_resnet_keeps_channels_last(squeeze_excitation):
+    net, batch, seen = make_backbone('resnet', channels=16, blocks=3, squeeze_excitation=squeeze_excitation), make_batch(), []
+    for block in net.blocks: block.register_forward_hook(lambda m, x, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
+    x = net(batch['board'], batch['hands'])
+    x.square().mean().backward()
+    assert seen == [True]*3 and x.is_contiguous(memory_format=torch.channels_last)
+    kernels = [p for p in net.parameters() if p.dim() == 4 and p.shape[2] == 3]
+    assert len(kernels) == 7 and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def test_relative_position_reads_differences():
+    bias = RelativeBias(3)
+    torch.nn.init.normal_(bias.table)
+    random = torch.Generator().manual_seed(0)
+    for here, there in torch.randint(0, 81, (200, 2), generator=random).tolist():
+        difference = there//9 - here//9 + 8, there % 9 - here % 9 + 8
+        assert torch.equal(bias()[:, here, there], bias.table[:, difference[0], difference[1]])
+    used = torch.autograd.grad(bias().sum(), bias.table)[0]   # how many pairs share an entry
+    assert used[0].sum() == 81*81 and used.min() == 1 and used[0, 8, 8] == 81
+
+
+def test_relative_attention_by_hand():
+    torch.manual_seed(0)
+    attention, x = SquareAttention(8, 2, relative=True), torch.randn(2, 81, 8)
+    torch.nn.init.normal_(attention.bias.table)
+    q, k, v = (attention.qkv(x)[..., i*8:(i + 1)*8] for i in range(3))
+    heads = [((q[..., s] @ k[..., s].transpose(1, 2) / 2 + attention.bias()[h]).softmax(-1) @ v[..., s]) for h, s in enumerate((slice(0, 4), slice(4, 8)))]
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
+
+
+def test_relative_vit_has_no_absolute_vectors():
+    relative, learned = (make_backbone('vit', **ARCHITECTURES['vit'], position=p) for p in ('relative', 'learned'))
+    shapes = lambda net: {k: tuple(p.shape) for k, p in net.named_parameters()}
+    tables = {f'blocks.{i}.attention.bias.table': (2, 17, 17) for i in range(3)}
+    assert dict(shapes(relative).items() - shapes(learned).items()) == tables
+    assert dict(shapes(learned).items() - shapes(relative).items()) == {'stem.position': (81, 16)}
+    assert shapes(make_backbone('vit', **ARCHITECTURES['vit'])) == shapes(learned)
+
+
+def test_relative_vit_knows_distances():
+    "With its table at 0 the order of the squares is nothing to it, and as soon as the table is learned it is"
+    net, batch = make_backbone('vit', **{**ARCHITECTURES['vit'], 'dropout': 0.0}, position='relative').eval(), make_batch()
+    order = torch.randperm(81, generator=torch.Generator().manual_seed(0))
+    shuffled = lambda: (net(batch['board'], batch['hands']).flatten(2)[:, :, order] - net(batch['board'][:, order], batch['hands']).flatten(2)).abs().max().item()
+    assert shuffled() < 1e-5
+    for block in net.blocks: torch.nn.init.normal_(block.attention.bias.table)
+    assert shuffled() > 1e-2
+
+
+@pytest.mark.parametrize('head', ['legal_moves', 'policy'])
+def test_move_head_with_a_layer_in_between(head):
+    torch.manual_seed(0)
+    plain, wide = (make_heads(16, [head], **{head: options})[head] for options in ({}, dict(hidden_dim=40, dropout=0.5)))
+    assert parameter_count(plain) == 16*27 + 27 and parameter_count(wide) == 16*40 + 40 + 40*27 + 27
+    x = torch.randn(4, 16, 9, 9)
+    a, b = wide.train()(x), wide(x)
+    assert a.shape == (4, 1496) and not torch.equal(a, b)
+    assert torch.equal(wide.eval()(x), wide(x))
+    first, last = wide.classes[0], wide.classes[-1]
+    hidden = (torch.einsum('bcrk,hc->bhrk', x, first.weight[:, :, 0, 0]) + first.bias[:, None, None]).clamp(min=0)
+    map = torch.einsum('bhrk,mh->bmrk', hidden, last.weight[:, :, 0, 0]) + last.bias[:, None, None]
+    torch.testing.assert_close(wide(x), map.flatten(1)[:, wide.cell])
+    wide.train()(x).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in wide.parameters())
+
+
+def test_half_of_the_hidden_units_are_dropped():
+    head = MoveHead(16, hidden_dim=40, dropout=0.5)
+    seen = []
+    head.classes[2].register_forward_hook(lambda m, x, out: seen.append((out[x[0] > 0] == 0).float().mean().item()))
+    head.train()(torch.randn(64, 16, 9, 9))
+    head.eval()(torch.randn(64, 16, 9, 9))
+    assert abs(seen[0] - 0.5) < 0.02 and seen[1] == 0
+
+
+@architectures
+@pytest.mark.parametrize('groups', [None, 2])
+def test_summary_adds_up(name, groups):
+    net = make_net(name, groups=groups)
+    net.backbone.freeze_groups(net.backbone.layer_groups()[:1])
+    *rows, whole = summary(net.train()).rows
+    for key in ('parameters', 'trainable', 'MFLOPs per position'): assert sum(r[key] for r in rows) == pytest.approx(whole[key], abs=1e-9)
+    assert whole['parameters'] == parameter_count(net)
+    assert whole['trainable'] == sum(p.numel() for p in net.parameters() if p.requires_grad) < whole['parameters']
+    assert whole['MFLOPs per position'] * 1e6 == pytest.approx(flops_per_position(net))
+    assert 'elsewhere' not in [r['part'] for r in rows]
+    assert [r['output'] for r in rows if r['part'] == 'block 3'] == ['not run']*bool(groups)
+
+
+@architectures
+def test_counting_leaves_the_net_alone(name):
+    net, fast = make_net(name).train(), torch.backends.mha.get_fastpath_enabled()
+    net.backbone.freeze_groups(net.backbone.layer_groups()[:1])
+    modes, state, drawn = [m.training for m in net.modules()], copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    summary(net); flops_per_position(net)
+    assert modes == [m.training for m in net.modules()] and torch.equal(drawn, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    assert torch.backends.mha.get_fastpath_enabled() == fast and all(p.grad is None for p in net.parameters())
+
+
+@architectures
+def test_flops_do_not_depend_on_the_device(name):
+    here = make_net(name)
+    with torch.device('meta'): there = Net(make_backbone(VARIANTS[name][0], 'tiny', **{**ARCHITECTURES[VARIANTS[name][0]], **VARIANTS[name][1]}), make_heads(16, HEADS))
+    assert flops_per_position(here) == flops_per_position(there) > 0
+    assert summary(here).rows == summary(there).rows
+
+
+@pytest.fixture
+def registered():
+    "Lets a test register backbones, and forgets them afterwards"
+    before = {**BACKBONES}, {**SIZES}
+    yield
+    for known, was in zip((BACKBONES, SIZES), before): known.clear(); known.update(was)
+
+
+def test_what_a_backbone_of_ones_own_costs(registered):
+    "Blocks of torch's own transformer, one of them used twice, and work outside of stem, blocks and norm"
+    @register_backbone('borrowed')
+    class Borrowed(Backbone):
+        def __init__(self, channels=16):
+            block = lambda: nn.TransformerEncoderLayer(channels, 2, 32, batch_first=True)
+            twice = block()
+            super().__init__(channels, SquareEmbedding(channels), [twice, twice, block()], nn.LayerNorm(channels))
+            self.extra = nn.Linear(channels, channels)
+        def forward_features(self, board, hands, groups=None):
+            return super().forward_features(board, hands, groups) + self.extra(torch.ones(1, self.channels, device=board.device))[:, :, None, None]
+    net = make_backbone('borrowed')
+    layer = 2*81 * (16*3*16 + 16*16 + 2*16*32) + 2 * 2*81*81*16
+    assert flops_per_position(net) == 2*28*16 + 3*layer + 2*16*16
+    one = parameter_count(net.blocks[0])
+    rows = {r['part']: (r['parameters'], r['MFLOPs per position'] * 1e6) for r in summary(net).rows}
+    assert rows['block 1'] == (one, pytest.approx(layer)) and rows['block 2'] == (0, pytest.approx(layer)) and rows['block 3'] == rows['block 1']
+    assert rows['elsewhere'] == (17*16, pytest.approx(2*16*16)) and rows['all'][0] == parameter_count(net)
+    sizes = size_table(['borrowed']).rows
+    assert sizes == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '', 'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}]
+    step(Net(net, make_heads(16, HEADS)), make_batch())
+
+
+def test_a_table_shows_itself_as_text_and_markdown():
+    table = size_table(['resnet'])
+    text, (head, ruler, *lines) = repr(table).split('\n'), table._repr_markdown_().split('\n')
+    cells = lambda line: [c.strip() for c in line.strip('|').split('|')]
+    assert len(text) == 5 and len(lines) == 4 and ruler == '|:--|:--|:--|--:|--:|'
+    assert cells(head) == list(table.rows[0])
+    assert cells(lines[0]) == ['resnet', 'tiny', 'channels=48, blocks=4', '190,272', '30.24']
+    assert [line.split()[1] for line in text[1:]] == ['tiny', 'small', 'base', 'large']
+    assert len({len(line) for line in text}) == 1
+
+
 @pytest.mark.parametrize('name', ARCHITECTURES)
 def test_sizes_grow(name):
     with torch.device('meta'): counts = [parameter_count(make_backbone(name, size)) for size in ('tiny', 'small', 'base', 'large')]
@@ -180,6 +428,7 @@ def test_sizes_grow(name):
     (lambda: make_backbone('vit', 'huge'), "vit size 'huge' is not known: choose from tiny, small, base, large"),
     (lambda: make_backbone('resnet', depth=4), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
     (lambda: make_backbone('resnet', depth=None), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
+    (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative"),
     (lambda: make_backbone('vit', embed_dim=100), 'embed_dim 100 cannot be split among num_heads 8: choose a multiple of it'),
     (lambda: make_heads(16, ['checkmate']), "head 'checkmate' is not known: choose from reachable, legal_moves, policy, value"),
     (lambda: make_heads(16, ['policy'], moves={}), "head 'moves' is not known: choose from reachable, legal_moves, policy, value"),

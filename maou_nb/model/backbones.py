@@ -4,19 +4,24 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'SIZES', 'SquareEmbedding', 'Backbone', 'keep_statistics', 'register_backbone', 'make_backbone',
-           'ConvStem', 'SqueezeExcitation', 'ResidualBlock', 'ResNet', 'mlp', 'MixerBlock', 'Mixer', 'TokenStem',
-           'SquareAttention', 'TransformerBlock', 'ViT', 'parameter_count']
+           'parameter_count', 'ConvStem', 'SqueezeExcitation', 'ResidualBlock', 'ResNet', 'mlp', 'MixerBlock', 'Mixer',
+           'TokenStem', 'RelativeBias', 'SquareAttention', 'TransformerBlock', 'ViT', 'flops_per_position', 'Table',
+           'size_table', 'summary']
 
 # %% ../../nbs/model/12_backbones.ipynb #baf1c6d8
 import inspect
-from contextlib import contextmanager, nullcontext
+from collections import defaultdict
+from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.board import HAND_MAX
 
@@ -158,6 +163,13 @@ def make_backbone(
         if value is not None: keywords[key] = value
     return cls(**keywords)
 
+# %% ../../nbs/model/12_backbones.ipynb #523847dc
+def parameter_count(
+    module:nn.Module,
+) -> int:
+    "How many numbers `module` learns, frozen ones included"
+    return sum(p.numel() for p in module.parameters())
+
 # %% ../../nbs/model/12_backbones.ipynb #82b1f75a
 def _conv3x3(channels):
     "A 3×3 convolution that keeps the board, and its batch norm"
@@ -268,35 +280,57 @@ class Mixer(Backbone):
 
 # %% ../../nbs/model/12_backbones.ipynb #a2fa6294
 class TokenStem(nn.Module):
-    "`SquareEmbedding` plus a learned vector for each square's place"
+    "`SquareEmbedding`, plus a learned vector for each square's place"
     def __init__(self,
-        embed_dim:int,      # C
+        embed_dim:int,       # C
         dropout:float=0.0,
+        position:bool=True,  # Add the vector of the place
     ):
         super().__init__()
-        self.embedding, self.position, self.dropout = SquareEmbedding(embed_dim), nn.Parameter(torch.randn(81, embed_dim)), nn.Dropout(dropout)
+        self.embedding, self.dropout = SquareEmbedding(embed_dim), nn.Dropout(dropout)
+        self.position = nn.Parameter(torch.randn(81, embed_dim)) if position else None
 
     def forward(self, board:torch.Tensor, hands:torch.Tensor) -> torch.Tensor:
         "float (B, 81, C) of `board` and `hands`"
-        return self.dropout(self.embedding(board, hands) + self.position)
+        x = self.embedding(board, hands)
+        return self.dropout(x if self.position is None else x + self.position)
 
 # %% ../../nbs/model/12_backbones.ipynb #c6fa2d1b
+class RelativeBias(nn.Module):
+    "What each of `num_heads` heads adds to its interest in a square, by how many rows and columns away that is"
+    def __init__(self,
+        num_heads:int,
+    ):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(num_heads, 17, 17))   # [head, row there − row here + 8, column there − column here + 8]
+        difference = lambda x: x - x[:, None] + 8
+        squares = torch.arange(81)
+        self.register_buffer('cell', difference(squares // 9)*17 + difference(squares % 9), persistent=False)
+
+    def forward(self) -> torch.Tensor:
+        "float (num_heads, 81, 81): from each square (second axis) to each square (third)"
+        return self.table.flatten(1)[:, self.cell]
+
+# %% ../../nbs/model/12_backbones.ipynb #23416b0b
 class SquareAttention(nn.Module):
     "Attention with `num_heads` heads between all pairs of squares"
     def __init__(self,
-        embed_dim:int,      # C
-        num_heads:int,      # A divisor of C
-        dropout:float=0.0,  # Of the attention weights
+        embed_dim:int,        # C
+        num_heads:int,        # A divisor of C
+        dropout:float=0.0,    # Of the attention weights
+        relative:bool=False,  # Add a `RelativeBias`
     ):
         super().__init__()
         if embed_dim % num_heads: raise ValueError(f'embed_dim {embed_dim} cannot be split among num_heads {num_heads}: choose a multiple of it')
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv, self.out = nn.Linear(embed_dim, 3*embed_dim), nn.Linear(embed_dim, embed_dim)
+        self.bias = RelativeBias(num_heads) if relative else None
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, 81, C) from `x` of the same shape"
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        bias = None if self.bias is None else self.bias().to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0)
         return self.out(x.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/model/12_backbones.ipynb #f15a89cc
@@ -307,9 +341,10 @@ class TransformerBlock(nn.Module):
         num_heads:int,          # A divisor of C
         mlp_ratio:float=4.0,    # Hidden width of the MLP, in units of C
         dropout:float=0.0,
+        relative:bool=False,    # Attention with a `RelativeBias`
     ):
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(embed_dim), SquareAttention(embed_dim, num_heads, dropout)
+        self.attention_norm, self.attention = nn.LayerNorm(embed_dim), SquareAttention(embed_dim, num_heads, dropout, relative)
         self.mlp_norm, self.mlp, self.dropout = nn.LayerNorm(embed_dim), mlp(embed_dim, int(embed_dim*mlp_ratio), dropout), nn.Dropout(dropout)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
@@ -326,18 +361,133 @@ class TransformerBlock(nn.Module):
 class ViT(Backbone):
     "`num_layers` transformer blocks over the 81 squares, `embed_dim` channels each"
     def __init__(self,
-        embed_dim:int=512,    # C
+        embed_dim:int=512,       # C
         num_layers:int=6,
-        num_heads:int=8,      # A divisor of C
-        mlp_ratio:float=4.0,  # Hidden width of the MLP, in units of C
+        num_heads:int=8,         # A divisor of C
+        mlp_ratio:float=4.0,     # Hidden width of the MLP, in units of C
         dropout:float=0.1,
+        position:str='learned',  # Or relative: a bias in every block, and no vectors
     ):
-        blocks = [TransformerBlock(embed_dim, num_heads, mlp_ratio, dropout) for _ in range(num_layers)]
-        super().__init__(embed_dim, TokenStem(embed_dim, dropout), blocks, nn.LayerNorm(embed_dim))
+        relative = _one_of('position', position, dict(learned=False, relative=True))
+        blocks = [TransformerBlock(embed_dim, num_heads, mlp_ratio, dropout, relative) for _ in range(num_layers)]
+        super().__init__(embed_dim, TokenStem(embed_dim, dropout, not relative), blocks, nn.LayerNorm(embed_dim))
 
-# %% ../../nbs/model/12_backbones.ipynb #523847dc
-def parameter_count(
-    module:nn.Module,
+# %% ../../nbs/model/12_backbones.ipynb #90319305
+@contextmanager
+def _every_product():
+    "A counter of FLOPs while no fused kernel hides attention from it"
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: yield counter
+    finally: torch.backends.mha.set_fastpath_enabled(fast)
+
+# %% ../../nbs/model/12_backbones.ipynb #823150bf
+@contextmanager
+def _evaluating(module):
+    "`module` in evaluation mode, and each of its parts as it was afterwards"
+    modes = {m: m.training for m in module.modules()}
+    module.eval()
+    try: yield
+    finally:
+        for m, mode in modes.items(): m.training = mode
+
+# %% ../../nbs/model/12_backbones.ipynb #c1a4d0ca
+def _run_one(module, parts=()):
+    "FLOPs of one position through `module`, and for each run of each of `parts`, by its id, what came out and its FLOPs"
+    board, hands = (torch.zeros(1, n, dtype=torch.uint8, device=next((p.device for p in module.parameters()), None)) for n in (81, 14))
+    runs = defaultdict(list)
+    with _evaluating(module), _every_product() as counter, ExitStack() as hooks:
+        def begin(m, inputs): runs[id(m)].append([None, -counter.get_total_flops()])
+        def end(m, inputs, output): runs[id(m)][-1] = [output, runs[id(m)][-1][1] + counter.get_total_flops()]
+        for m in dict.fromkeys(parts):
+            hooks.enter_context(m.register_forward_pre_hook(begin))
+            hooks.enter_context(m.register_forward_hook(end))
+        module(board, hands)
+    return counter.get_total_flops(), runs
+
+# %% ../../nbs/model/12_backbones.ipynb #42e0b8bc
+def flops_per_position(
+    module:nn.Module,  # Takes board and hands: a backbone, or a net with heads; also one on the `meta` device
 ) -> int:
-    "How many numbers `module` learns, frozen ones included"
-    return sum(p.numel() for p in module.parameters())
+    "Floating-point operations of one position through `module`, forward only; a training step takes about three times as many"
+    return _run_one(module)[0]
+
+# %% ../../nbs/model/12_backbones.ipynb #cdfb86b5
+def _shown(value):
+    "`value` as a cell of a table"
+    return f'{value:,.2f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
+
+# %% ../../nbs/model/12_backbones.ipynb #a04957dc
+class Table:
+    "`rows` with the same keys, shown in columns; numbers stand to the right"
+    def __init__(self,
+        rows:list[dict],  # At least one; the keys of the first are the heads of the columns
+    ):
+        self.rows = rows
+
+    def _columns(self):
+        "For each column: whether it holds numbers, its head and its cells"
+        return [(any(isinstance(r[k], (int, float)) for r in self.rows), [k, *(_shown(r[k]) for r in self.rows)]) for k in self.rows[0]]
+
+    def __repr__(self):
+        columns = [[c.rjust(w) if right else c.ljust(w) for c in cells] for right, cells in self._columns() for w in [max(map(len, cells))]]
+        return '\n'.join('  '.join(line).rstrip() for line in zip(*columns))
+
+    def _repr_markdown_(self):
+        right, columns = zip(*self._columns())
+        head, *lines = ('| ' + ' | '.join(line) + ' |' for line in zip(*columns))
+        return '\n'.join([head, '|' + '|'.join('--:' if r else ':--' for r in right) + '|', *lines])
+
+# %% ../../nbs/model/12_backbones.ipynb #3d6ba4d9
+def size_table(
+    names:list[str]=None,  # Keys of `BACKBONES`; none: all of them
+) -> Table:
+    "What each registered backbone costs in each of its sizes, without heads"
+    rows = []
+    for name, size in ((name, size) for name in (BACKBONES if names is None else names) for size in (SIZES[name] or ['as it is'])):
+        with torch.device('meta'): net = make_backbone(name, size)
+        rows.append({'architecture': name, 'size': size, 'keywords': ', '.join(f'{k}={v}' for k, v in SIZES[name].get(size, {}).items()),
+                     'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6})
+    return Table(rows)
+
+# %% ../../nbs/model/12_backbones.ipynb #973c28f0
+@patch
+def parts(self:Backbone) -> list[tuple[str, nn.Module]]:
+    "The stem, the blocks and the final norm, by name and in order"
+    return [('stem', self.stem), *((f'block {i}', m) for i, m in enumerate(self.blocks, 1)), ('norm', self.norm)]
+
+# %% ../../nbs/model/12_backbones.ipynb #4b751324
+def _shape(output):
+    "The shape of `output` with B for the batch"
+    return f"({', '.join(['B', *map(str, output.shape[1:])])}{',' * (output.dim() == 1)})" if isinstance(output, torch.Tensor) else type(output).__name__
+
+# %% ../../nbs/model/12_backbones.ipynb #8946db10
+def _summary_row(part, output, parameters, flops):
+    "A row of a summary; weights that are frozen are counted, but not as trainable"
+    return {'part': part, 'output': output, 'parameters': sum(p.numel() for p in parameters),
+            'trainable': sum(p.numel() for p in parameters if p.requires_grad), 'MFLOPs per position': flops / 1e6}
+
+# %% ../../nbs/model/12_backbones.ipynb #932297b0
+def _fold(rows):
+    "`rows`, with blocks that follow each other and differ in nothing but their number as one row"
+    alike = lambda r: (r['part'].split()[0], *list(r.values())[1:])
+    for _, group in groupby(rows, alike):
+        first, *rest = group
+        if rest: first = {k: v if k == 'output' else f"{v}–{rest[-1]['part'].split()[-1]}" if k == 'part' else v*(1 + len(rest)) for k, v in first.items()}
+        yield first
+
+# %% ../../nbs/model/12_backbones.ipynb #173a7866
+def summary(
+    net:nn.Module,  # A backbone, or a net with heads
+) -> Table:
+    "The parts of `net`, what comes out of them for a batch of B, their weights and their FLOPs for one position"
+    parts = [(name, m) for name, m in net.parts() if not isinstance(m, nn.Identity)]
+    total, runs = _run_one(net, [m for _, m in parts])
+    rows, left = [], dict.fromkeys(net.parameters())   # a weight that several parts share counts once, for the first
+    for name, m in parts:
+        output, flops = runs[id(m)].pop(0) if runs[id(m)] else ('not run', 0)
+        rows.append(_summary_row(name, output if output == 'not run' else _shape(output), [p for p in m.parameters() if left.pop(p, p) is None], flops))
+    elsewhere = total - sum(round(r['MFLOPs per position'] * 1e6) for r in rows)
+    if left or elsewhere: rows.append(_summary_row('elsewhere', '', list(left), elsewhere))
+    return Table([*_fold(rows), _summary_row('all', '', list(net.parameters()), total)])

@@ -7,6 +7,7 @@ __all__ = ['HEADS', 'SquareHead', 'MoveHead', 'ValueHead', 'make_heads', 'Net']
 
 # %% ../../nbs/model/13_heads.ipynb #14157f22
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..data.labels import LABEL_CLASS, LABEL_SQUARE
@@ -99,3 +100,9 @@ class Net(nn.Module):
         "What each head says about `board` and `hands`"
         features = self.adapter(self.backbone.forward_features(board, hands, self.groups))
         return {name: head(features) for name, head in self.heads.items()}
+
+# %% ../../nbs/model/13_heads.ipynb #a88ff84e
+@patch
+def parts(self:Net) -> list[tuple[str, nn.Module]]:
+    "What the backbone is made of, the adapter and each head, by name and in order"
+    return [*self.backbone.parts(), ('adapter', self.adapter), *self.heads.items()]
