@@ -8,7 +8,6 @@ __all__ = ['WEIGHTS', 'PLIES', 'load_net', 'Prediction', 'Predictions', 'predict
 
 # %% ../../nbs/front/38_judge.ipynb #7c2b768d
 import base64
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -25,57 +24,25 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.board import Position, board_svg, side_to_move_view
-from ..data.files import as_path, is_remote, local_file
+from ..data.files import local_file
 from ..data.games import playable
 from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
-from ..model.heads import Net, make_heads
+from ..model.heads import Net
 from ..model.losses import legal_log_softmax
 from ..model.metrics import BINS, rank_of
-from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors, part
+from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
 from ..train.config import RATIOS, LearnConfig, backbone_of, held_folds
 from ..train.loop import best_device
-from ..train.stages import STAGE_NAMES, task_of
+from ..train.stages import STAGE_NAMES, net_of, task_of
 from ..view.inspect import move_text, source_columns
 from ..view.plots import figure_png
 
 # %% ../../nbs/front/38_judge.ipynb #df97890a
-def _best_in(folder):
-    "The best checkpoint of the last stage that has one in `folder`: a run, its checkpoints, or one stage's"
-    at = [folder, *(folder/sub/f'stage{n}' for n in (3, 2, 1) for sub in ('', 'checkpoints'))]
-    found = next((p for f in at if (f/'checkpoints.json').exists() and (p := _manifest(f).path('best'))), None)
-    if found is None and (folder/'result.json').exists():       # a run that keeps its checkpoints elsewhere says where
-        try: found = folder/json.loads((folder/'result.json').read_text(encoding='utf-8'))['stages_completed'][-1]['checkpoints']['best']
-        except (ValueError, LookupError, TypeError): pass
-    if found is None: raise CheckpointError(f'{folder} holds no checkpoint: a checkpoint file, or a run folder with checkpoints in it, was expected')
-    return found
-
-def _manifest(folder):
-    "The `Checkpoints` in `folder`, its manifest tried"
-    kept = Checkpoints(folder)
-    try: kept.path('best'); kept.manifest['files'].items()
-    except (ValueError, LookupError, AttributeError, TypeError): raise CheckpointError(f'{folder/"checkpoints.json"} is damaged: name a checkpoint file beside it instead') from None
-    return kept
-
-# %% ../../nbs/front/38_judge.ipynb #b77565c6
-_pickles = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
-
-def _find(path):
-    "The checkpoint file that `path` means, and its SHA-256 if a manifest knows it"
-    try: path = as_path(path)
-    except TypeError: raise CheckpointError(f'{path!r} is no path: a checkpoint file, or a run folder with checkpoints in it, was expected') from None
-    if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint file, or a run folder with checkpoints in it, was expected')
-    if path.is_dir() and is_remote(path): raise CheckpointError(f'{path} is a folder far away: the URL of a checkpoint file in it was expected')
-    if path.is_dir(): path = _best_in(path)
-    if path.suffix in _pickles: raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool hold another network than any here, and nothing in them is unpickled; a .safetensors file written by learn_multi_stage was expected')
-    listed = _manifest(path.parent).manifest['files'] if not is_remote(path) and (path.parent/'checkpoints.json').exists() else {}
-    return path, listed.get(path.name, {}).get('sha256')
-
-# %% ../../nbs/front/38_judge.ipynb #b08498d7
 def _read(path):
     "(tensors, what is said of them, where they were) of the checkpoint that `path` means"
-    path, sha256 = _find(path)
+    path, sha256 = find_checkpoint(path)
     try: tensors, about = load_tensors(local_file(path), sha256)
     except CheckpointError: raise
     except (OSError, ValueError) as e: raise CheckpointError(f'{path} cannot be read as a checkpoint ({" ".join(str(e).split())})') from None
@@ -95,19 +62,13 @@ def _weights(tensors, which, path):
     return found
 
 # %% ../../nbs/front/38_judge.ipynb #2a075949
-def _net_of(cfg, stage):
-    "The network that stage `stage` trains under `cfg`, with fresh weights"
-    backbone = backbone_of(cfg)
-    return Net(backbone, make_heads(backbone.channels, task_of(cfg, stage).heads))
-
-# %% ../../nbs/front/38_judge.ipynb #be1cbe34
 def load_net(
     path:str|Path,             # A checkpoint such as `result.checkpoint(3)`, or a folder of them: the best of the last stage there
     which_weights:str='auto',  # raw; averaged, where the run kept such; auto: averaged if there are any
 ) -> Net:                      # On the CPU, in evaluation mode: (board, hands) → outputs of the stage's heads; `about` is what its checkpoint says
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
     tensors, about, path = _read(path)
-    try: net = _net_of(LearnConfig(**about['config']), about['stage'])
+    try: cfg = LearnConfig(**about['config']); net = net_of(cfg, about['stage'], backbone_of(cfg))
     except ValidationError as e: raise CheckpointError(f"{path} was written by version {about.get('version')} with options that are not known here ({', '.join(sorted({str(x['loc'][0]) for x in e.errors()}))}): that version would read it") from None
     except ValueError as e: raise CheckpointError(f'{path}: {e}; a backbone of your own must be registered before its checkpoint is loaded') from None
     weights, own = _weights(tensors, which_weights, path), net.state_dict()

@@ -212,11 +212,10 @@ def load_part(
 def put_part(
     module:nn.Module,
     tensors:dict[str, Tensor],
-    option:str,                 # Who asked for it, for the message
 ):
     "Load `tensors` into `module`; a `CheckpointError` lists everything that does not fit"
     own = module.state_dict()
     wrong = [f'{k} is missing' for k in own if k not in tensors] + [f'{k} is not in this net' for k in tensors if k not in own]
     wrong += [f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected' for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
-    if wrong: raise CheckpointError(f'{option}: {len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
+    if wrong: raise CheckpointError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
     module.load_state_dict(tensors)

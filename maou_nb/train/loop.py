@@ -587,7 +587,7 @@ def try_step(self:Loop, batch):
     self.accelerator.backward(loss)
     self.accelerator.clip_grad_norm_([p for p in self.net.parameters() if p.requires_grad], self.settings.clip_norm or math.inf)
     self.optimizer.step(); self.optimizer.zero_grad()
-    return float(loss)
+    return float(loss.detach())
 
 @patch
 def left_as_it_was(self:Loop, trial:Callable):
