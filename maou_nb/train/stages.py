@@ -211,7 +211,7 @@ def _result(loop, rows, split, folder, logs, run):
     marks = {k: _from(run, folder/v) for k, v in saved.manifest.items() if k != 'files' and v}
     return StageResult(stage=task.number, stage_name=task.name, achieved_accuracy=judged[task.watch], final_loss=last['train/loss'], epochs_trained=len(loop.history),
                        threshold_met=loop.threshold_met, threshold=task.threshold, metric=task.watch,
-                       judged_on='held-out rows' if loop.valid else 'training rows', best_epoch=loop.history[loop.best_epochs()['best']]['epoch'],
+                       judged_on=('held-out games' if 'by game' in split else 'held-out rows') if loop.valid else 'training rows', best_epoch=loop.history[loop.best_epochs()['best']]['epoch'],
                        metrics={k: v for k, v in judged.items() if not k.startswith('baseline_')}, baselines=baselines, rows=rows, parameters=sum(p.numel() for p in loop.net.parameters()),
                        split=split, fingerprint=fingerprint(loop.train), checkpoints=marks, tensorboard=_from(run, logs), history=loop.history)
 
