@@ -1,0 +1,126 @@
+"A run that is killed, whenever and however often, ends as if it had not been: the same history, the same weights to the last bit"
+import hashlib, json, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from maou_nb import load_run
+from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
+from maou_nb.train.loop import TIMINGS
+
+RUN = 'import json, sys\nfrom maou_nb import learn_multi_stage\nif __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'
+
+@pytest.fixture(scope='module')
+def options(shards):
+    "A run of all stages with everything that has a state: dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping"
+    return dict(stage='all', gpu='cpu', model_architecture='vit', model_size='tiny', vit_embed_dim=32, vit_num_layers=2, vit_num_heads=2, vit_dropout=0.1, stage1_threshold=0., stage2_threshold=0., stage2_test_ratio=0.2,
+                batch_size=64, gradient_accumulation_steps=2, mirror_augmentation=True, ema_decay=0.98, epoch=2, early_stopping_patience=5, learning_ratio=0.003, checkpoint_every=3, resume_from='latest', **shards)
+
+class Process:
+    "A Python process of its own that trains, until it is ended by a signal or by itself"
+    def __init__(self, folder, options):
+        script = folder.parent/'run.py'; script.write_text(RUN)
+        self.log = open(folder.parent/'log.txt', 'w+')
+        self.p = subprocess.Popen([sys.executable, str(script), json.dumps({**options, 'run_dir': str(folder)})], stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+
+    def said(self): return Path(self.log.name).read_text()
+
+    def wait_until_it_trains(self):
+        while 'run folder' not in self.said():
+            assert self.p.poll() is None, self.said()
+            time.sleep(0.02)
+        return self
+
+    def end(self, how=signal.SIGKILL):
+        "Send the signal; whether the process was still there to get it"
+        there = self.p.poll() is None
+        if there: self.p.send_signal(how)
+        self.p.wait(120)
+        return there
+
+    def finish(self):
+        assert self.p.wait(300) == 0, self.said()
+        return self
+
+def outcome(folder):
+    "Histories without timings, and the SHA-256 of the last weights of each stage"
+    result = load_run(folder)
+    assert not result.stopped and len(result.stages_completed) == 3
+    timeless = [[{k: v for k, v in h.items() if k not in TIMINGS} for h in s.history] for s in result.stages_completed]
+    lines = [json.loads(l) for l in (folder/'history.jsonl').read_text().splitlines()]
+    assert [{k: v for k, v in h.items() if k not in TIMINGS} for h in lines] == sum(timeless, [])
+    sums = []
+    for n in (1, 2, 3):
+        tensors = load_tensors(result.checkpoint(n, 'last'))[0]
+        sums.append(hashlib.sha256(b''.join(k.encode() + v.contiguous().numpy().tobytes() for k, v in sorted({**part(tensors, 'net.', False), **part(tensors, 'ema.', False), **part(tensors, 'optimizer.', False)}.items()))).hexdigest())
+    return timeless, sums
+
+@pytest.fixture(scope='module')
+def uninterrupted(options, tmp_path_factory):
+    "What the run comes to, and how long it trains"
+    folder = tmp_path_factory.mktemp('whole')/'run'
+    p = Process(folder, options).wait_until_it_trains()
+    began = time.monotonic(); p.finish()
+    return outcome(folder), time.monotonic() - began, folder
+
+ELSEWHERE = [{}, dict(input_cache_mode='memory'), dict(input_cache_mode='mmap'), dict(dataloader_workers=1)]   # change nothing but where rows are held and who gathers them
+
+def survive(folder, options, uninterrupted, kills, seed, others):
+    "End a run `kills` times at random moments and in different ways, and let it finish"
+    whole, seconds, _ = uninterrupted
+    rng, landed, stages = random.Random(seed), 0, []
+    for _ in range(4*kills):
+        how = rng.choice([signal.SIGKILL]*3 + [signal.SIGTERM])
+        p = Process(folder, {**options, **rng.choice(others)}).wait_until_it_trains()
+        time.sleep(rng.uniform(0, 2.5*seconds / kills))
+        landed += p.end(how)
+        begun = [n for n in (1, 2, 3) if (folder/'checkpoints'/f'stage{n}'/'checkpoints.json').exists()]
+        stages.append(max(begun, default=0))
+        if landed == kills or (folder/'result.json').exists() and len(json.loads((folder/'result.json').read_text())['stages_completed']) == 3: break
+    Process(folder, options).finish()
+    assert landed >= min(kills, 2)
+    assert outcome(folder) == whole
+    return landed, stages
+
+def test_killed_three_times(options, uninterrupted, tmp_path):
+    print(survive(tmp_path/'run', options, uninterrupted, 3, 1, [{}]))
+
+@pytest.mark.slow
+def test_killed_twenty_times(options, uninterrupted, tmp_path):
+    "In runs of ten, until there were twenty: a run may be over before"
+    landed, i = 0, 0
+    while landed < 20:
+        got, stages = survive(tmp_path/f'{i}'/'run' if (tmp_path/f'{i}').mkdir() is None else None, options, uninterrupted, 10, 100 + i, ELSEWHERE)
+        print(f'run {i}: ended {got} times, in stages {stages}')
+        landed += got; i += 1
+
+def test_the_place_of_rows_changes_nothing(options, uninterrupted, tmp_path):
+    "Killed three times, and on each time with rows held or gathered elsewhere"
+    for other in ELSEWHERE[1:]:
+        p = Process(tmp_path/'run', {**options, **other}).wait_until_it_trains()
+        time.sleep(0.2*uninterrupted[1]); p.end()
+    Process(tmp_path/'run', {**options, **ELSEWHERE[-1]}).finish()
+    assert outcome(tmp_path/'run') == uninterrupted[0]
+
+def test_a_signal_saves_first(options, uninterrupted, tmp_path):
+    "The process ends by itself, with the partial result, at a step that was saved; going on loses nothing"
+    quiet = {**options, 'checkpoint_every': None}
+    for how, after in ((signal.SIGTERM, 0.3), (signal.SIGINT, 0.2)):
+        p = Process(tmp_path/'run', quiet).wait_until_it_trains()
+        time.sleep(after*uninterrupted[1]); p.p.send_signal(how); p.finish()
+        result = load_run(tmp_path/'run')
+        assert how.name in result.stopped and 'everything is saved' in p.said() and len(result.stages_completed) < 3
+        n = len(result.stages_completed) + 1
+        about = Checkpoints(tmp_path/'run'/'checkpoints'/f'stage{n}').load_newest()[1]
+        assert f'after step {about["step"]}' in result.stopped
+    Process(tmp_path/'run', quiet).finish()
+    assert outcome(tmp_path/'run') == uninterrupted[0]
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(options, uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted[2], tmp_path/'run')
+    stage3 = Checkpoints(tmp_path/'run'/'checkpoints'/'stage3')
+    last = stage3.path('last')
+    last.write_bytes(last.read_bytes()[:-100])
+    p = Process(tmp_path/'run', options).finish()
+    assert f'{last.name} is damaged' in p.said() and 'the one before it is taken' in p.said()
+    assert outcome(tmp_path/'run') == uninterrupted[0]
