@@ -537,13 +537,18 @@ def _recognise(path):
     found = old_file(path)
     return found and (found.kind, found.stage, found.rows)
 
-def _read_whole(path, kind):
+def _read_whole(path, kind, on_bad='raise', on_skip=None):
     "All rows of a file of the old tool"
     if kind not in OLD_LAYOUTS: return None
     stage = _stage_of(kind)
-    return pa.concat_tables([_schema(stage).empty_table(), *read_old(path)]).combine_chunks()
+    return pa.concat_tables([_schema(stage).empty_table(), *read_old(path, on_bad=on_bad, on_skip=on_skip)]).combine_chunks()
 
-FOREIGN.append(Foreign(('.feather', '.npy'), _recognise, _read_whole))
+def _lacks_rates(path, kind):
+    "Whether a stage 3 file of the old tool was written before it knew win rates of moves"
+    if kind != 'stage3': return kind.startswith('npy')
+    with pa.memory_map(str(path)) as f: return 'moveWinRate' not in ipc.open_file(f).schema.names
+
+FOREIGN.append(Foreign(('.feather', '.npy'), _recognise, _read_whole, _lacks_rates))
 
 # %% ../../nbs/data/07_old.ipynb #d944f138
 def _cells(column, width):

@@ -11,7 +11,7 @@ __all__ = ['SCHEMAS', 'POLICIES', 'MANIFEST', 'FOREIGN', 'SHARD_SUFFIX', 'ShardE
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -147,7 +147,8 @@ class Foreign:
     "How to read another tool's tables as shards"
     suffixes: tuple                                # Of its files
     recognise: Callable[[Path], tuple|None]        # (kind, stage, rows) of a file, None if it is not one; reads no row
-    read: Callable[[Path, str], pa.Table]          # (file, kind): its rows in our columns, those that it knows
+    read: Callable[..., pa.Table]                  # (file, kind, on_bad, on_skip): its rows in our columns, those that it knows
+    lacks_rates: Callable[[Path, str], bool]       # (file, kind): whether it does not know how often each move won
 
 FOREIGN: list[Foreign] = []
 
@@ -226,14 +227,33 @@ SHARD_SUFFIX = '.feather'
 def find_shards(
     paths:str|Path|Iterable,  # A file, a folder, a glob, or several of them; local or URLs
     stage:int,                # 1, 2 or 3
+    on_bad:str='raise',       # Or skip: leave damaged shards, and bad rows of another tool's tables, out; all rows are read to find them
+    on_skip:Callable[[str], None]|None=None,  # Called with a sentence for each that is left out
 ) -> list[Shard]:             # A `ShardError` or `FileNotFoundError` names the first file that does not fit
     "The shards that `paths` mean, with their row counts; no row is read"
     if stage not in SCHEMAS: raise ValueError(f'stage {stage!r} is none of 1, 2 and 3')
     found = find_files(paths, (SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)), 'shards')
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(f.parent for f in found)}
     whole = {folder for p in listed(paths) for folder in manifests if as_path(p) in (folder, *folder.parents)}
-    for folder in sorted(whole, key=str): _check_complete(folder, manifests[folder], found)
-    return [_shard(p, stage, manifests[p.parent]) for p in found]
+    if on_bad == 'raise':
+        for folder in sorted(whole, key=str): _check_complete(folder, manifests[folder], found)
+        return [_shard(p, stage, manifests[p.parent]) for p in found]
+    for folder in sorted(whole, key=str):
+        try: _check_complete(folder, manifests[folder], found)
+        except ShardError as e: on_skip and on_skip(str(e))
+    whole = [s for p in found if (s := _tried(p, stage, manifests[p.parent], on_skip))]
+    if not whole: raise ShardError(f'{", ".join(map(str, listed(paths)))}: not one of {len(found)} shards is whole; copy or prepare them again')
+    return whole
+
+# %% ../../nbs/data/06_shards.ipynb #17f78d71
+def _tried(path, stage, manifest, on_skip):
+    "The `Shard` at `path` with the rows that can be read, None if it is damaged"
+    try:
+        shard = _shard(path, stage, manifest)
+        return replace(shard, rows=len(read_shard(shard, 'skip', on_skip)))
+    except (FileError, OSError) as e: on_skip and on_skip(str(e))
+
+
 
 # %% ../../nbs/data/06_shards.ipynb #f0859f24
 def _check_complete(folder, manifest, found):
@@ -258,10 +278,12 @@ def _check_rows(table, path):
 # %% ../../nbs/data/06_shards.ipynb #e7701500
 def read_shard(
     shard:Shard,
+    on_bad:str='raise',                       # 'skip' leaves bad rows of another tool's table out
+    on_skip:Callable[[str], None]|None=None,  # Called with a sentence for each
 ) -> pa.Table:    # All its columns, each in one chunk; without `fold`, `game` and `ply` where the file knows no games
     "The rows of `shard`; a `ShardError` names it if it is damaged"
     path = local_file(shard.path, shard.sha256)
-    if shard.foreign: return next(t for f in FOREIGN if (t := f.read(path, shard.foreign)) is not None)
+    if shard.foreign: return next(t for f in FOREIGN if (t := f.read(path, shard.foreign, on_bad, on_skip)) is not None)
     data = path.read_bytes()
     if shard.sha256 and hashlib.sha256(data).hexdigest() != shard.sha256:
         raise ShardError(f'{shard.path} is damaged: its SHA-256 is not the one in its manifest; copy or prepare it again')

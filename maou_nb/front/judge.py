@@ -227,7 +227,7 @@ def row_figures(
     "What each row of a stage 3 `batch` adds to the sums"
     log_p, p, value = legal_log_softmax(outputs['policy'], batch.legal), outputs['value'].float().sigmoid(), batch.value.float()
     divergence = (torch.xlogy(batch.policy, batch.policy) - batch.policy*log_p).masked_fill(~batch.legal, 0).sum(1)
-    first = rank_of(batch.policy.argmax(1), outputs['policy'], batch.legal) == 0
+    first = rank_of(batch.played, outputs['policy'], batch.legal) == 0
     edges = torch.linspace(0, 1, BINS + 1, device=p.device)
     return torch.bucketize(p, edges, right=True) - 1, torch.stack([torch.ones_like(p), divergence, first.float(), (p - value).abs(), (p - value)**2, p, value])
 

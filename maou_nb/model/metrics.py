@@ -127,11 +127,11 @@ class PolicyValueMetrics(SumMetric):
 
     def update(self,
         outputs:dict,  # policy: float logits (B, 1496); value: float logits (B,)
-        batch,         # legal: bool (B, 1496); policy: float (B, 1496); value: float (B,), win rate of the side to move
+        batch,         # legal: bool (B, 1496); played: int64 (B,), label of the most played move; value: float (B,), win rate of the side to move
     ):
         "Count what `outputs` say about the moves and results of `batch`"
         legal, value, p = batch.legal.bool(), batch.value.float(), outputs['value'].float().sigmoid()
-        rank, n = rank_of(batch.policy.argmax(1), outputs['policy'], legal), legal.sum(1).clamp(min=1)
+        rank, n = rank_of(batch.played, outputs['policy'], legal), legal.sum(1).clamp(min=1)
         decided = value != 0.5
         self.add(rows=len(value), top1=(rank < 1).sum(), top5=(rank < 5).sum(), guess1=fixed(1/n).sum(), guess5=fixed((5/n).clamp(max=1)).sum(),
                  decided=decided.sum(), agree=(decided & ((outputs['value'] > 0) == (value > 0.5))).sum(), wins=(value > 0.5).sum(),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
            'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'RATIOS',
-           'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'held_folds', 'stages_of',
-           'make_config', 'OptionTable', 'takes_options']
+           'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of', 'make_config',
+           'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from ..data.files import FileError, as_path
 from ..data.shards import find_shards
+from ..data.sources import packed_problem, split_problem
 from ..model.backbones import BACKBONES, Backbone, make_backbone
 
 # %% ../../nbs/train/20_config.ipynb #0b8f67b9
@@ -200,27 +201,13 @@ def _field_problem(error, fields):
     return f"{name}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
 # %% ../../nbs/train/20_config.ipynb #4c8f823a
-def held_folds(ratio:float) -> tuple[range, range]:
-    "The folds held out for a share of `ratio`, to the nearest whole fold but at least one, and the others"
-    n = min(99, max(1, round(100 * ratio)))
-    return range(n), range(n, 100)
-
-# %% ../../nbs/train/20_config.ipynb #b1cfaca3
 RATIOS = {2: 'stage2_test_ratio', 3: 'test_ratio'}   # stage 1 has no games
 
-def _split_problems(cfg, number, name, shards):
-    "A share that leaves one side of the split without rows"
-    ratio = getattr(cfg, RATIOS.get(number, ''), 0)
-    unknown = [s.path for s in shards if s.folds is None]
-    if not ratio: return
-    if unknown: yield f'{name}: {unknown[0]} knows no games, so {RATIOS[number]}={ratio:g} cannot hold any out'; return
-    for folds, side in zip(held_folds(ratio), ('validation', 'training')):
-        if not any(s.folds[f] for s in shards for f in folds):
-            there = sorted({f for s in shards for f in range(100) if s.folds[f]})
-            right = f'more than {there[0] / 100:g} and at most {there[-1] / 100:g}' if len(there) > 1 else 'more games'
-            yield f'{RATIOS[number]}={ratio:g}: no game of {name} falls to {side}, as their folds are {", ".join(map(str, there[:10]))}{" …" * (len(there) > 10)} of 100; {right} would be right'
+def ratio_of(cfg:'LearnConfig', number:int) -> float:
+    "The share of stage `number` that is held out; 0 where nothing is, or where validation has data of its own"
+    return 0 if number == 3 and cfg.stage3_validation_data_path is not None else getattr(cfg, RATIOS.get(number, ''), 0)
 
-# %% ../../nbs/train/20_config.ipynb #a1d27e3e
+# %% ../../nbs/train/20_config.ipynb #ee9c1186
 def stages_of(cfg:LearnConfig) -> tuple[int, ...]:
     "The stages that `cfg` runs, in order"
     return (1, 2, 3) if cfg.stage == 'all' else (int(cfg.stage),)
@@ -231,9 +218,19 @@ def _data_problems(cfg):
         name = f'stage{n}_data_path'
         path = getattr(cfg, name)
         if path is None: yield f'{name}: stage={cfg.stage} needs the shards of stage {n}; none were given'; continue
-        try: shards = find_shards(path, n)
-        except (OSError, ValueError) as e: yield f'{name}: {e}'
-        else: yield from _split_problems(cfg, n, name, shards)
+        yield from _shard_problems(cfg, name, path, n)
+        if n == 3 and cfg.stage3_validation_data_path is not None: yield from _shard_problems(cfg, 'stage3_validation_data_path', cfg.stage3_validation_data_path, 3)
+
+def _shard_problems(cfg, name, path, n):
+    "Shards that are not there, damaged, of another kind, or not to be split"
+    try: shards = find_shards(path, n)
+    except FileNotFoundError as e: yield f'{name}: {e}'; return
+    except (OSError, ValueError) as e:
+        if cfg.on_bad == 'raise': yield f'{name}: {e}'     # else it is left out, and listed
+        return
+    if problem := packed_problem(shards, cfg.input_file_packed and n == 3): yield f'{name}: {problem}'
+    ratio = ratio_of(cfg, n)
+    if ratio and (problem := split_problem(shards, ratio)): yield f'{RATIOS[n]}={ratio:g}: {problem}'
 
 # %% ../../nbs/train/20_config.ipynb #b89dbd99
 def _try_backbone(backbone):

@@ -28,7 +28,7 @@ from fastcore.basics import patch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
 
-from ..data.batches import BatchStream, batch_loader
+from ..data.batches import BatchStream, DenseCache, batch_loader
 from ..data.files import atomic_file
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
@@ -93,6 +93,7 @@ class Settings:
     workers: int = 0
     prefetch: int = 4
     pin_memory: bool = False
+    keep_decoded: bool = False       # Decoded rows stay in memory
 
 # %% ../../nbs/train/23_loop.ipynb #9b9289f2
 class Callback:
@@ -121,7 +122,7 @@ class Loop:
                  callbacks:tuple=(),
                  stop:'StopWish|None'=None):       # Asked between steps whether to end here
         self.task, self.train, self.valid, self.settings, self.accelerator, self.callbacks = task, train, valid, settings, accelerator, list(callbacks)
-        self.stop, self.error, self.whole, self.resumed, self.wait = stop or StopWish(), None, True, False, 0.
+        self.stop, self.error, self.whole, self.resumed, self.wait, self.decoded = stop or StopWish(), None, True, False, 0., {}
         self.batches_per_epoch = len(train.plan(settings.batch_size))
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / settings.accumulate)
         s = settings
@@ -183,7 +184,8 @@ def batches(self:Loop, source, epoch=0, start=0, training=True):
     "Decoded batches of `source` on the device"
     s = self.settings
     plan = source.plan(s.batch_size, s.seed, epoch, shuffle=training, mirror=training and s.mirror)
-    stream = BatchStream(source, plan, start, self.accelerator.process_index, self.accelerator.num_processes)
+    if s.keep_decoded and source not in self.decoded: self.decoded[source] = DenseCache(source)
+    stream = BatchStream(source, plan, start, self.accelerator.process_index, self.accelerator.num_processes, self.decoded.get(source))
     loaded, dense = iter(batch_loader(stream, s.workers, s.prefetch, s.pin_memory)), None
     while True:
         began = time.perf_counter()

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STAGE_NAMES', 'LEAST_STEPS', 'FIXED', 'ELSEWHERE', 'reachable_loss', 'legal_moves_loss', 'policy_value_loss',
-           'task_of', 'sources_of', 'fingerprint', 'net_of', 'put_parts', 'batch_size_of', 'settings_of', 'StageResult',
-           'changes', 'go_on', 'stage_loop', 'run_stage', 'close_sources', 'StageThresholdNotMet']
+           'task_of', 'map_style', 'sources_of', 'fingerprint', 'net_of', 'put_parts', 'batch_size_of', 'settings_of',
+           'StageResult', 'changes', 'go_on', 'stage_loop', 'run_stage', 'close_sources', 'StageThresholdNotMet']
 
 # %% ../../nbs/train/24_stages.ipynb #a26f4d8b
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from xxhash import xxh3_128_hexdigest
 from .. import __version__
 from ..data.files import as_path
 from ..data.labels import LABEL_SCHEME
-from ..data.sources import FileSource, StreamingFileSource
+from ..data.shards import ShardError, find_shards
+from ..data.sources import FileSource, StreamingFileSource, clamp_workers, split_sources
 from ..model.backbones import Backbone
 from ..model.heads import Net, make_heads
 from ..model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss, value_target
 from ..model.metrics import LegalMovesMetrics, PolicyValueMetrics, ReachableMetrics
 from .checkpoints import PICKLES, CheckpointError, Checkpoints, load_part, put_part
-from .config import HEAD_STAGES, PREFIXES, RATIOS, RULES, LearnConfig, OptionError, backbone_of, held_folds, stages_of
-from .loop import History, Loop, Progress, Saver, Settings, Stopped, StopWish, Task, TensorBoard, Watch
+from .config import HEAD_STAGES, PREFIXES, RULES, LearnConfig, OptionError, backbone_of, ratio_of, stages_of
+from .loop import History, Loop, Progress, Saver, Settings, Stopped, StopWish, Task, TensorBoard, Watch, best_device
 
 # %% ../../nbs/train/24_stages.ipynb #d52329c9
 def reachable_loss(outputs:dict, batch, pos_weight:float=1.) -> dict:
@@ -68,19 +70,45 @@ def task_of(
     return Task(3, STAGE_NAMES[3], ('policy', 'value'), loss, PolicyValueMetrics, 'top1', {'best': best, 'best_policy': 'policy_loss', 'best_value': 'value_loss'})
 
 # %% ../../nbs/train/24_stages.ipynb #a8a8e2ab
+def map_style(cfg:LearnConfig, number:int, shards:list) -> bool:
+    "Whether rows are shuffled globally: if that is asked for, or in stage 3 of a single file that knows no games"
+    return cfg.no_streaming or number == 3 and len(shards) == 1 and shards[0].folds is None
+
+def _maker(cfg, number, device, say):
+    "What makes the sources of a stage"
+    cls, cache = StreamingFileSource, cfg.input_cache_mode
+    if map_style(cfg, number, find_shards(getattr(cfg, f'stage{number}_data_path'), number) if not cfg.no_streaming and cfg.on_bad == 'raise' else ()):
+        cls = FileSource
+        if cache == 'file': cache = 'memory'; say(f"stage {number}: one file that knows no games, so its rows are held in memory and shuffled globally, as no_streaming with input_cache_mode='memory' does")
+    return partial(cls, cache=cache, device=device if cache == 'device' else None, say=say, policy=cfg.policy_target_mode, on_bad=cfg.on_bad)
+
+# %% ../../nbs/train/24_stages.ipynb #0e27b8de
 def sources_of(
     cfg:LearnConfig,
     number:int,           # 1, 2 or 3
     device=None,          # Of input_cache_mode=device
-    say:Callable=print,   # Told of copies that are made
+    say:Callable=print,   # Told of copies that are made, and of what is left out
 ) -> tuple:               # (training, validation, how they were split); validation None where nothing is held out
     "The rows of stage `number`, in two parts"
-    make = partial(FileSource if cfg.no_streaming else StreamingFileSource, cache=cfg.input_cache_mode, device=device if cfg.input_cache_mode == 'device' else None, say=say)
-    path, ratio = getattr(cfg, f'stage{number}_data_path'), getattr(cfg, RATIOS.get(number, ''), 0)
-    if not ratio: return make(path, number), None, 'none held out, judged on the training rows'
-    held, rest = held_folds(ratio)
-    valid = make(path, number, held)
-    return make(path, number, rest), valid, f'{valid.total_rows:,} held out, by game: folds 0…{len(held) - 1} of 100'
+    make, path, ratio = _maker(cfg, number, device, say), getattr(cfg, f'stage{number}_data_path'), ratio_of(cfg, number)
+    if number == 3 and cfg.stage3_validation_data_path is not None: return make(path, 3), make(cfg.stage3_validation_data_path, 3), 'of stage3_validation_data_path'
+    return split_sources(make, path, number, ratio) if ratio else (make(path, number), None, 'none held out')
+
+# %% ../../nbs/train/24_stages.ipynb #fcc743b8
+def _memory_problems(cfg):
+    "Rows that do not fit where they are to be held, and decoded ones that cannot be kept"
+    if cfg.on_bad == 'skip': return                  # what is left is known later, and looked at then
+    for n in stages_of(cfg):
+        if (path := getattr(cfg, f'stage{n}_data_path')) is None: continue
+        try:
+            make = _maker(cfg, n, cfg.gpu or best_device(), lambda text: None)
+            if cfg.cache_transforms and make.func is not FileSource: yield f'cache_transforms=True with no_streaming=False: decoded rows are kept where all rows are resident; no_streaming=True would be right'; return
+            make(path, n).check_fits()
+        except MemoryError as e: yield f'input_{e}'
+        except ShardError as e: yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}' if 'policy=' in str(e) else f'stage{n}_data_path: {e}'
+        except (OSError, ValueError, RuntimeError): pass         # said by other rules
+
+RULES.append(_memory_problems)
 
 # %% ../../nbs/train/24_stages.ipynb #abef260b
 def fingerprint(source:StreamingFileSource) -> str:
@@ -152,13 +180,14 @@ def settings_of(
                     (cfg.optimizer_beta1, cfg.optimizer_beta2), cfg.optimizer_eps, cfg.gradient_clip_norm, cfg.seed,
                     start_epoch=0 if early else cfg.start_epoch or 0, accumulate=cfg.gradient_accumulation_steps, ema_decay=cfg.ema_decay, patience=0 if early else cfg.early_stopping_patience,
                     mirror=cfg.mirror_augmentation, compile=cfg.stage12_compilation if early else cfg.compilation, detect_anomaly=cfg.detect_anomaly,
-                    workers=cfg.dataloader_workers, prefetch=cfg.prefetch_factor, pin_memory=cfg.pin_memory)
+                    workers=cfg.dataloader_workers, prefetch=cfg.prefetch_factor, pin_memory=cfg.pin_memory, keep_decoded=cfg.cache_transforms)
 
 # %% ../../nbs/train/24_stages.ipynb #5ab6fe37
 def _remarks(cfg, number, rows, split, settings, resumed):
     "Sentences on what was decided for this stage"
     batch = f'{settings.batch_size}' + (f' × {settings.accumulate}' if settings.accumulate > 1 else '')
-    yield f'stage {number}: {rows["train"]:,} rows to train on, {split}; batch {batch}, learning rate {settings.lr:g}, schedule {settings.schedule}'
+    held = f'{rows["valid"]:,} held out, {split}' if 'valid' in rows else f'{split}, judged on the training rows'
+    yield f'stage {number}: {rows["train"]:,} rows to train on, {held}; batch {batch}, learning rate {settings.lr:g}, schedule {settings.schedule}'
     if settings.batch_size < cfg.batch_size and not getattr(cfg, f'stage{number}_batch_size'):
         yield f'  batch_size={cfg.batch_size} would give an epoch fewer than {LEAST_STEPS} steps here; {settings.batch_size} is used (stage{number}_batch_size sets it)'
     if number > 1 and cfg.stage != 'all' and not cfg.resume_backbone_from and not resumed: yield f'  stage {number} alone: the backbone starts from random weights' + (', and freeze_backbone keeps them' if cfg.freeze_backbone and cfg.trainable_layers is None else '')
@@ -261,6 +290,8 @@ def stage_loop(
     "The loop of stage `number`, with its data, net and settings"
     train, valid, split = sources_of(cfg, number, accelerator.device, say)
     settings = settings_of(cfg, number, train.total_rows)
+    workers, why = clamp_workers(train, settings.workers, settings.batch_size, settings.prefetch)
+    if why: settings = replace(settings, workers=workers); say(f'  {why}')
     if number == 3 and cfg.value_result_weight < 1: _check_evals(cfg, train, settings)
     torch.manual_seed(cfg.seed*4 + number)       # of this stage's heads and dropout, whatever ran before
     net = net_of(cfg, number, backbone)
@@ -306,8 +337,9 @@ def run_stage(
 
 def close_sources(loop):
     "Let go of the rows of `loop`"
+    loop.decoded.clear()
     for source in (loop.train, loop.valid):
-        if source is not None and hasattr(source, 'close'): source.close()
+        if source is not None: source.close()
 
 # %% ../../nbs/train/24_stages.ipynb #8c3de332
 class StageThresholdNotMet(RuntimeError):
