@@ -86,9 +86,10 @@ def stage3_data_path(run, few):
 @row
 def no_streaming(run, few):
     with patch.object(stages, 'StreamingFileSource', functools.partial(StreamingFileSource, window=2, window_rows=0)):      # else so few rows are one window
-        a, b = run(seed=77), run(seed=77, no_streaming=True)
+        a, b = run(seed=77, input_cache_mode='memory'), run(seed=77, input_cache_mode='memory', no_streaming=True)
     assert len(find_shards(few/'twelve'/'stage3', 3)) > 4 and a.stage.rows == b.stage.rows    # the same split …
     assert moved(a, b)                                                                        # … in another order
+    with pytest.raises(OptionError, match="input_cache_mode='memory', 'mmap' or 'device' would be right"): run(no_streaming=True)
 @row
 def _test_ratio(run, few):
     for ratio in (0.3, 0.6):

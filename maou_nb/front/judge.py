@@ -28,12 +28,12 @@ from ..data.files import local_file
 from ..data.games import playable
 from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels
 from ..data.shards import ShardError
-from ..data.sources import StreamingFileSource
+from ..data.sources import StreamingFileSource, held_folds
 from ..model.heads import Net
 from ..model.losses import legal_log_softmax
 from ..model.metrics import BINS, rank_of
 from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
-from ..train.config import RATIOS, LearnConfig, backbone_of, held_folds
+from ..train.config import LearnConfig, backbone_of, ratio_of
 from ..train.loop import best_device
 from ..train.stages import STAGE_NAMES, net_of, task_of
 from ..view.inspect import move_text, source_columns
@@ -314,7 +314,7 @@ def _chosen_folds(folds, about, stage):
     "What `folds` means for a checkpoint that says `about`"
     if not isinstance(folds, str): return folds
     if folds != 'held out': raise ValueError(f"folds={folds!r}: 'held out', or whole numbers from 0 to 99, were expected")
-    ratio = (about.get('config') or {}).get(RATIOS.get(stage), 0)
+    ratio = ratio_of(LearnConfig(**about['config']), stage) if about.get('config') else 0
     if not ratio: raise ValueError(f"folds='held out': {'the run of this checkpoint held nothing out of' if about else 'a network without its checkpoint does not know what was held out of'} stage {stage}; give the folds as numbers, or leave them out for all rows")
     return held_folds(ratio)[0]
 
