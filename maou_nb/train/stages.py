@@ -250,7 +250,7 @@ FIXED = ('stage', 'test_ratio', 'stage2_test_ratio', 'input_file_packed', 'on_ba
          *(n for n in LearnConfig.model_fields if n.startswith(tuple(PREFIXES.values()))))
 ELSEWHERE = ('stage1_data_path', 'stage2_data_path', 'stage3_data_path', 'stage3_validation_data_path', 'input_cache_mode', 'cache_transforms', 'dataloader_workers', 'prefetch_factor', 'pin_memory', 'gpu',
              'gradient_checkpointing', 'compilation', 'stage12_compilation', 'detect_anomaly', 'deterministic', 'run_dir', 'run_name', 'log_dir', 'model_dir', 'checkpoint_every', 'keep_checkpoints', 'save_split_params',
-             'start_epoch', 'epoch', 'export_onnx')   # where and how, not what; the last three are dealt with by themselves
+             'export_onnx', 'start_epoch', 'epoch', 'stage1_max_epochs', 'stage2_max_epochs')   # where and how, not what; the last four are dealt with by themselves
 
 def changes(
     old:dict,          # Options as a checkpoint has them
