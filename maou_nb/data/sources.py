@@ -146,7 +146,7 @@ def _most_played_first(offsets, labels, counts, *others):
     return out
 
 # %% ../../nbs/data/10_sources.ipynb #ff18c335
-TARGETS = {'move-label': lambda counts, wins: counts, 'win-rate': lambda counts, wins: (wins + 0.5) / (counts + 1), 'weighted': lambda counts, wins: counts*(wins + 0.5) / (counts + 1)}
+TARGETS = {'move-label': lambda counts, wins=None: counts, 'win-rate': lambda counts, wins: (wins + 0.5) / (counts + 1), 'weighted': lambda counts, wins: counts*(wins + 0.5) / (counts + 1)}
 
 # %% ../../nbs/data/10_sources.ipynb #987dbd2f
 _targets = {1: ('reachable', 'reachableSquares', 81), 2: ('legal', 'legalMoves', 187), 3: ('legal', 'legalMoves', 187)}
@@ -168,8 +168,9 @@ def rows_of_table(
     fixed['tail'] = 0
     moves, counts = table['moveLabels'].combine_chunks(), table['moveCounts'].combine_chunks()
     offsets = np.concatenate([[0], np.cumsum(moves.value_lengths().to_numpy(), dtype=np.int64)])
-    labels, counts, wins = _most_played_first(offsets, moves.flatten().to_numpy(), counts.flatten().to_numpy().astype(np.float32), table['moveWins'].combine_chunks().flatten().to_numpy())
-    return Rows(fixed, *_put_moves(fixed, offsets, labels, TARGETS[policy](counts, wins).astype(np.float32)))
+    wins = () if policy == 'move-label' else (table['moveWins'].combine_chunks().flatten().to_numpy(),)
+    labels, counts, *wins = _most_played_first(offsets, moves.flatten().to_numpy(), counts.flatten().to_numpy().astype(np.float32), *wins)
+    return Rows(fixed, *_put_moves(fixed, offsets, labels, TARGETS[policy](counts, *wins).astype(np.float32)))
 
 # %% ../../nbs/data/10_sources.ipynb #0d23b5a0
 def row_folds(table:pa.Table) -> np.ndarray:   # uint8 (N,)

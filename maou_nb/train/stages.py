@@ -23,7 +23,7 @@ from xxhash import xxh3_128_hexdigest
 from .. import __version__
 from ..data.files import as_path
 from ..data.labels import LABEL_SCHEME
-from ..data.shards import ShardError, find_shards
+from ..data.shards import find_shards
 from ..data.sources import FileSource, StreamingFileSource, clamp_workers, split_sources
 from ..model.backbones import Backbone
 from ..model.heads import Net, make_heads
@@ -105,8 +105,8 @@ def _memory_problems(cfg):
             if cfg.cache_transforms and make.func is not FileSource: yield f'cache_transforms=True with no_streaming=False: decoded rows are kept where all rows are resident; no_streaming=True would be right'; return
             make(path, n).check_fits()
         except MemoryError as e: yield f'input_{e}'
-        except ShardError as e: yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}' if 'policy=' in str(e) else f'stage{n}_data_path: {e}'
-        except (OSError, ValueError, RuntimeError): pass         # said by other rules
+        except (OSError, ValueError, RuntimeError) as e:
+            if 'policy=' in str(e): yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}'      # the rest is said by other rules
 
 RULES.append(_memory_problems)
 
