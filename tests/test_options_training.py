@@ -220,5 +220,261 @@ def trainable_layers(run, few):
     assert same(of_part(none, 'net.backbone.'), as_begun(none))
     with pytest.raises(OptionError, match='trainable_layers=3: this backbone has 3 layer groups.*at most 2'): run(stage='all', resnet_blocks=3, trainable_layers=3)
 
+# --- parts of a net from elsewhere
+def only(r, part_name, **more): return slow_steps(weight_decay=0., seed=5, run_name=f'from {part_name}', **more)
+@row
+def resume_backbone_from(run, few):
+    source = run(stage=2)
+    taken, fresh = (run(**only(source, 'backbone', **o)) for o in ({'resume_backbone_from': str(source.result.checkpoint(2))}, {}))
+    there = learnt(of_part(source, 'net.backbone.'))
+    assert same(learnt(of_part(taken, 'net.backbone.')), there, atol=1e-9) and not same(learnt(of_part(fresh, 'net.backbone.')), there, atol=1e-3)
+    assert same(learnt(of_part(taken, 'net.heads.')), learnt(of_part(fresh, 'net.heads.')), atol=1e-9)     # and nothing else
+    frozen = run(stage=1, freeze_backbone=True, resume_backbone_from=str(source.dir))
+    assert same(of_part(frozen, 'net.backbone.'), of_part(source, 'net.backbone.'))                        # statistics too
+    with pytest.raises(OptionError) as e: run(resnet_channels=12, resnet_blocks=2, resume_backbone_from=str(source.dir))
+    sizes = [k for k, v in of_part(source, 'net.backbone.').items() if v.ndim]
+    assert 'resume_backbone_from=' in str(e.value) and all(f'{k} is ' in str(e.value) for k in sizes) and 'blocks.1.body.0.weight is missing' in str(e.value)
+    (few/'old.pt').write_bytes(b'anything')
+    with pytest.raises(OptionError, match="resume_backbone_from='.*old.pt': a pickled checkpoint of another tool, whose net is another"): run(resume_backbone_from=str(few/'old.pt'))
+
+def head_is_taken(run, stage, head, options):
+    "That the head of one run is where another begins, and that what does not fit is listed"
+    source, option, other = run(stage=stage, **options), f'resume_{head}_head_from', 2 if stage == 1 else 1
+    taken, fresh = (run(**only(source, head, stage=stage, **options, **o)) for o in ({option: str(source.result.checkpoint(stage, 'last'))}, {}))
+    there = of_part(source, f'net.heads.{head}.')
+    assert there and same(of_part(taken, f'net.heads.{head}.'), there, atol=1e-9) and not same(of_part(fresh, f'net.heads.{head}.'), there, atol=1e-4)
+    rest = lambda r: {k: v for k, v in learnt(of_part(r, 'net.')).items() if not k.startswith(f'heads.{head}.')}
+    assert same(rest(taken), rest(fresh), atol=1e-9)
+    with pytest.raises(OptionError) as e: run(stage=stage, resnet_channels=12, **options, **{option: str(source.dir)})
+    assert f'{option}=' in str(e.value) and all(k in str(e.value) for k, v in there.items() if 8 in v.shape[1:2])
+    with pytest.raises(OptionError, match=f'{option}=.*is not run with stage={other}'): run(stage=other, **{option: str(source.dir)})
+@row
+def resume_reachable_head_from(run, few): head_is_taken(run, 1, 'reachable', {})
+@row
+def resume_legal_moves_head_from(run, few): head_is_taken(run, 2, 'legal_moves', dict(stage2_hidden_dim=6))
+@row
+def resume_policy_head_from(run, few): head_is_taken(run, 3, 'policy', {})
+@row
+def resume_value_head_from(run, few): head_is_taken(run, 3, 'value', {})
+
+# --- losses, by hand, of what the last net says of the rows that it was judged on
+@row
+def stage1_pos_weight(run, few):
+    for weight in (1., 4.):
+        r = run(stage=1, stage1_pos_weight=weight)
+        outputs, batch = judged(r)
+        (p, q), y = logs(outputs['reachable']), batch.reachable.double()
+        assert figure(r, 'loss') == pytest.approx(float(-(weight*y*p + (1 - y)*q).mean()), rel=1e-5), weight
+    assert r.last['train/loss'] > run(stage=1).last['train/loss']
+@row
+def stage2_pos_weight(run, few):
+    for weight in (1., 4.):
+        r = run(stage=2, stage2_pos_weight=weight)
+        outputs, batch = judged(r)
+        (p, q), y = logs(outputs['legal_moves']), batch.legal.double()
+        assert figure(r, 'loss') == pytest.approx(float(-(weight*y*p + (1 - y)*q).mean()), rel=1e-5), weight
+    with pytest.raises(OptionError, match='stage2_pos_weight=4 with stage2_gamma_neg=2'): run(stage=2, stage2_pos_weight=4., stage2_gamma_neg=2.)
+@row
+def stage2_hidden_dim(run, few):
+    a, b = run(stage=2), run(stage=2, stage2_hidden_dim=6)
+    shapes = lambda r: [tuple(t.shape) for k, t in of_part(r, 'net.heads.legal_moves.').items() if k.endswith('weight')]
+    assert shapes(a) == [(27, 8, 1, 1)] and sorted(shapes(b)) == [(6, 8, 1, 1), (27, 6, 1, 1)]
+@row
+def stage2_head_dropout(run, few):
+    hidden = functools.partial(dict, **slow_steps(stage=2, stage2_hidden_dim=6))
+    a, b = run(**hidden()), run(**hidden(stage2_head_dropout=0.9))
+    assert a.last['train/loss'] != b.last['train/loss']                                      # it acts while training …
+    assert figure(a, 'loss') == pytest.approx(figure(b, 'loss'), rel=1e-4)                   # … not while judging
+    with pytest.raises(OptionError, match='stage2_head_dropout=0.5 without stage2_hidden_dim'): run(stage=2, stage2_head_dropout=0.5)
+
+def legal_p(outputs, batch): return torch.where(batch.legal, outputs['policy'], -math.inf).softmax(1)
+def kl(p, target): return float((torch.xlogy(target, target) - torch.xlogy(target, p)).sum(1).mean())
+@row
+def policy_loss(run, few):
+    for name, by_hand in (('kl', kl), ('gce', lambda p, target: float((target * (1 - p**0.1)/0.1).sum(1).mean()))):
+        r = run(policy_loss=name)
+        outputs, batch = judged(r)
+        assert figure(r, 'policy_loss') == pytest.approx(by_hand(legal_p(outputs, batch), batch.policy.double()), rel=1e-5), name
+    assert moved(r, run())
+@row
+def gce_parameter(run, few):
+    for q in (0.4, 1.):
+        r = run(policy_loss='gce', gce_parameter=q)
+        outputs, batch = judged(r)
+        assert figure(r, 'policy_loss') == pytest.approx(float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean()), rel=1e-5), q
+    with pytest.raises(OptionError, match="gce_parameter=0.4 with policy_loss='kl'"): run(gce_parameter=0.4)
+@row
+def policy_target_mode(run, few):
+    "The target of each row from the counts and wins of its shard; judged on all rows, as moves that compete are in the games' beginnings"
+    table = [row for s in find_shards(few/'twelve'/'stage3', 3) for row in read_shard(s).to_pylist()]
+    assert any(len(row['moveLabels']) > 1 for row in table)
+    shares = {'move-label': lambda n, w: n, 'win-rate': lambda n, w: (w + 0.5)/(n + 1), 'weighted': lambda n, w: n*(w + 0.5)/(n + 1)}
+    targets = {}
+    for mode, share in shares.items():
+        r = run(policy_target_mode=mode, stage3_validation_data_path=few/'twelve'/'stage3')
+        outputs, batch = judged(r)
+        target = torch.zeros(len(table), 1496, dtype=torch.float64)
+        for i, t in enumerate(table): target[i, t['moveLabels']] = torch.tensor([share(n, w) for n, w in zip(t['moveCounts'], t['moveWins'])], dtype=torch.float64)
+        targets[mode] = target / target.sum(1, keepdim=True)
+        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6) and figure(r, 'policy_loss') == pytest.approx(kl(legal_p(outputs, batch), targets[mode]), rel=1e-5), mode
+    assert len({tuple(t.flatten().tolist()) for t in targets.values()}) == 3
+@row
+def value_result_weight(run, few):
+    for weight in (1., 0.3):
+        r = run(value_result_weight=weight)
+        outputs, batch = judged(r)
+        known, value = ~batch.eval.isnan(), batch.value.double()
+        target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/600)), value)
+        p, q = logs(outputs['value'])
+        assert known.float().mean() > 0.5 and figure(r, 'value_loss') == pytest.approx(float(-(target*p + (1 - target)*q).mean()), rel=1e-5), weight
+    assert moved(r, run())
+
+# --- training
+@row
+def start_epoch(run, few):
+    whole, late = run(epoch=3), run(epoch=3, start_epoch=2)
+    assert [h['epoch'] for h in late.history] == [3] and late.stage.epochs_trained == 1 and late.last['step'] == whole.last['step']
+    assert late.history[0]['lr'] == whole.history[2]['lr'] != whole.history[0]['lr']
+    with pytest.raises(OptionError, match='start_epoch=3 with epoch=3.*at most 2'): run(epoch=3, start_epoch=3)
+
+def with_losses(run, **options):
+    "A run in which validation gives losses that were made up"
+    made_up = {'loss': iter([5, 3, 4, 4, 4, 4]), 'policy_loss': iter([1, 2, 3, 4, 5, 6]), 'value_loss': iter([6, 5, 4, 3, 2, 1])}
+    real = Loop.evaluate
+    with patch.object(Loop, 'evaluate', lambda self, source: {**real(self, source), **{k: float(next(v)) for k, v in made_up.items()}}): return run.afresh(epoch=6, **options)
+@row
+def early_stopping_patience(run, few):
+    trained = {n: with_losses(run, early_stopping_patience=n) for n in (0, 1, 3)}
+    assert {n: r.stage.epochs_trained for n, r in trained.items()} == {0: 6, 1: 3, 3: 5} and all(r.stage.best_epoch == 2 for r in trained.values())
+@row
+def early_stopping_metric(run, few):
+    runs = {m: with_losses(run, early_stopping_patience=2, early_stopping_metric=m) for m in ('total', 'policy', 'value')}
+    assert {m: (r.stage.epochs_trained, r.stage.best_epoch) for m, r in runs.items()} == {'total': (4, 2), 'policy': (3, 1), 'value': (6, 6)}
+    for m, r in runs.items(): assert load_tensors(r.result.checkpoint(3, 'best'))[1]['epoch'] == r.stage.best_epoch, m
+    r = runs['total']
+    assert [load_tensors(r.result.checkpoint(3, which))[1]['epoch'] for which in ('best_policy', 'best_value')] == [1, 4]
+@row
+def export_onnx(run, few):
+    import onnxruntime
+    a, b = run(epoch=2), run(epoch=2, export_onnx=True)
+    assert not list(a.dir.rglob('*.onnx')) and sorted(p.name for p in b.dir.rglob('*.onnx')) == ['model_fp16.onnx', 'model_fp32.onnx']
+    net, board, hands = load_net(b.result.checkpoint(3)), torch.randint(0, 29, (2, 81)), torch.randint(0, 3, (2, 14))
+    session = onnxruntime.InferenceSession(b.dir/'onnx'/'model_fp32.onnx')
+    types = {'tensor(uint8)': np.uint8, 'tensor(int64)': np.int64, 'tensor(int32)': np.int32, 'tensor(float)': np.float32}
+    inputs = {i.name: v.numpy().astype(types[i.type]) for i, v in zip(session.get_inputs(), (board, hands))}
+    answers = dict(zip((o.name for o in session.get_outputs()), session.run(None, inputs)))
+    with torch.no_grad(): outputs = net(board.byte(), hands.byte())
+    assert list(inputs) == ['board', 'hand'] and set(answers) == {'policy', 'value'}
+    for k, v in answers.items(): np.testing.assert_allclose(v.reshape(outputs[k].shape), outputs[k], atol=1e-4)
+    with pytest.raises(OptionError, match='export_onnx=True with stage=1'): run(stage=1, export_onnx=True)
+@row
+def gradient_accumulation_steps(run, few):
+    mixer = functools.partial(dict, model_architecture='mlp-mixer', optimizer='sgd')           # without batch norm two halves are the whole
+    whole, halves = run(**mixer(stage3_batch_size=40)), run(**mixer(stage3_batch_size=20, gradient_accumulation_steps=2))
+    assert halves.last['step'] == whole.last['step'] == math.ceil(whole.stage.rows['train'] / 40)
+    assert torch.allclose(weights(whole), weights(halves), atol=1e-5) and halves.last['train/loss'] == pytest.approx(whole.last['train/loss'], abs=1e-5)
+    assert not torch.allclose(weights(whole), weights(run(**mixer(stage3_batch_size=20))), atol=1e-5)
+@row
+def ema_decay(run, few):
+    a, b = run(lr_scheduler='none'), run(lr_scheduler='none', ema_decay=0.9)
+    assert not of_part(a, 'ema.') and of_part(b, 'ema.').keys() == of_part(b, 'net.').keys() and not moved(a, b)
+    assert a.last['train/loss'] == b.last['train/loss'] and figure(a, 'loss') != figure(b, 'loss')
+    outputs, batch = judged(b)
+    assert figure(b, 'policy_loss') == pytest.approx(kl(legal_p(outputs, batch), batch.policy.double()), rel=1e-5)   # of the averaged weights, which load_net takes
+    one = run(ema_decay=0.9, stage3_batch_size=100_000)                                      # a single step: (1 + 1)/(10 + 1) of the old
+    begun, new, mean = (learnt(t) for t in (as_begun(one), of_part(one, 'net.backbone.'), of_part(one, 'ema.backbone.')))
+    assert one.last['step'] == 1 and same(mean, {k: begun[k]*2/11 + new[k]*9/11 for k in new}, atol=1e-6)
+
+class Spoilt(ResNet):
+    "A net whose loss is a number, and whose gradient is none"
+    def __init__(self): super().__init__(8, 1)
+    def forward_features(self, board, hands, groups=None):
+        x = super().forward_features(board, hands, groups)
+        return x + 0*(x - x).sqrt()
+@row
+def detect_anomaly(run, few, monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})
+    with pytest.raises(Diverged, match='the loss is nan at step [0-9]+.*detect_anomaly=True names the operation'): run(stage=1, model_architecture='spoilt')
+    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged, match="stage 1 diverged in step 1: Function 'SqrtBackward0' returned nan"): run(stage=1, model_architecture='spoilt', detect_anomaly=True)
+
+asked = []
+class Asks(ResNet):
+    "A net that notes whether only deterministic kernels are allowed"
+    def __init__(self): super().__init__(8, 1)
+    def forward_features(self, board, hands, groups=None):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return super().forward_features(board, hands, groups)
+@row
+def deterministic(run, few, monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, 'asks', Asks); monkeypatch.setitem(backbones.SIZES, 'asks', {})
+    for wanted in (False, True):
+        del asked[:]
+        run(stage=1, model_architecture='asks', deterministic=wanted)
+        in_training = asked[1:]                                                              # the first is the trial of make_config
+        assert len(in_training) >= 16 and set(in_training) == {wanted} and not torch.are_deterministic_algorithms_enabled()
+
+# --- checkpoints and logs
+@row
+def resume_from(run, few, capsys):
+    options, whole = dict(lr_scheduler='none'), run(lr_scheduler='none', epoch=3)
+    figures = lambda r: [{k: v for k, v in h.items() if k not in loops.TIMINGS} for h in r.history]
+    run.afresh(**options, epoch=1, run_dir=few/'a')
+    assert 'earlier-1' not in {p.name for p in (few/'a').iterdir()}
+    on = run.afresh(**options, epoch=3, run_dir=few/'a', resume_from='latest')
+    assert figures(on) == figures(whole) and not moved(on, whole)
+    again = run.afresh(**options, epoch=3, run_dir=few/'a', resume_from='latest')            # finished: its result, no step
+    assert again.history == on.history
+    elsewhere = run.afresh(**options, epoch=3, run_dir=few/'b', resume_from=str(on.result.checkpoint(3, 'last')))
+    assert not moved(elsewhere, whole)
+    new = run.afresh(**options, epoch=1, run_dir=few/'a')                                    # without it the old run is set aside
+    assert len(new.history) == 1 and (few/'a'/'earlier-1'/'result.json').exists()
+    with pytest.raises(OptionError, match='seed: 0 → 1'): run.afresh(**options, epoch=3, run_dir=few/'b', resume_from='latest', seed=1)
+    with pytest.raises(OptionError, match='resume_from=.*does not exist'): run(resume_from=str(few/'nowhere'))
+
+def saves(run, **options):
+    "A run and the steps at which it saved"
+    at, real = [], Checkpoints.save
+    def spy(self, name, tensors, about, marks=()): at.append(about['step']); return real(self, name, tensors, about, marks)
+    with patch.object(Checkpoints, 'save', spy): return run.afresh(**options), at
+@row
+def checkpoint_every(run, few):
+    (a, each_epoch), (b, often) = saves(run, epoch=2), saves(run, epoch=2, checkpoint_every=5)
+    n = a.last['step'] // 2
+    assert each_epoch == [n, 2*n] and often == sorted([*range(5, 2*n + 1, 5), n, 2*n]) and not moved(a, b)
+@row
+def keep_checkpoints(run, few):
+    steps = lambda r: sorted(int(p.stem.split('-')[-1]) for p in (r.dir/'checkpoints'/'stage3').glob('*.safetensors'))
+    for keep in (1, 4):
+        r, at = saves(run, checkpoint_every=4, keep_checkpoints=keep)
+        assert steps(r) == sorted({*at[-keep:]}) and len(at) > 4                              # the best is the last: one epoch only
+@row
+def save_split_params(run, few):
+    a, b = run(epoch=2), run(epoch=2, save_split_params=True)
+    assert not list(a.dir.rglob('parts'))
+    folder = b.dir/'checkpoints'/'stage3'/'parts'
+    assert sorted(p.name for p in folder.iterdir()) == ['backbone.safetensors', 'policy_head.safetensors', 'value_head.safetensors']
+    best = load_tensors(b.result.checkpoint(3, 'best'))[0]
+    for name, prefix in (('backbone', 'net.backbone.'), ('policy_head', 'net.heads.policy.'), ('value_head', 'net.heads.value.')):
+        assert same(load_tensors(folder/f'{name}.safetensors')[0], part(best, prefix))
+    taken = run(**slow_steps(weight_decay=0., resume_value_head_from=str(folder/'value_head.safetensors')))
+    assert same(of_part(taken, 'net.heads.value.'), part(best, 'net.heads.value.'), atol=1e-9)
+
+def histograms(r):
+    "Name → at which steps"
+    log = EventAccumulator(str(r.dir/'logs'/'stage3'), size_guidance={'histograms': 0}).Reload()
+    return {name: [e.step for e in log.Histograms(name)] for name in log.Tags()['histograms']}
+@row
+def tensorboard_histogram_frequency(run, few):
+    none, second = histograms(run(epoch=4)), histograms(run(epoch=4, tensorboard_histogram_frequency=2))
+    n = run(epoch=4).last['step'] // 4
+    names = learnt(of_part(run(epoch=4), 'net.'))
+    assert not none and second == {f'stage3/{kind}/{k}': [2*n, 4*n] for kind in ('weights', 'gradients') for k in names}
+@row
+def tensorboard_histogram_module(run, few):
+    r = run(tensorboard_histogram_frequency=1, tensorboard_histogram_module=('heads.value.*', '*stem*piece*'))
+    names = {k.split('/', 2)[2] for k in histograms(r)}
+    assert names == {k for k in learnt(of_part(r, 'net.')) if k.startswith('heads.value.') or 'stem' in k and 'piece' in k} and len(names) == 7
+    with pytest.raises(OptionError, match='tensorboard_histogram_module=.*without tensorboard_histogram_frequency'): run(tensorboard_histogram_module=('heads.*',))
+
 @pytest.mark.parametrize('name', ROWS)
 def test_option_acts(name, request): check(ROWS[name], request)
