@@ -1,70 +1,19 @@
 """Every option acts: one row for each, with the option at two values and what must differ in the run
 
-The meta-test fails when the config has a field without a row here, or a row without a field."""
+More rows are in test_options_training.py. The meta-test fails when the config has a field without a row, or a row is of no field."""
 import functools, json, math
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 import torch
 
-from maou_nb import OptionError, StageThresholdNotMet, learn_multi_stage
-from maou_nb.data.positions import stage1_rows
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
-from maou_nb.data.shards import find_shards, read_shard, write_shard
-from maou_nb.train.checkpoints import load_tensors
+from maou_nb import OptionError, learn_multi_stage
+from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
 from maou_nb.train import stages
 from maou_nb.train.config import LearnConfig
-from samples import ONE_FILE
-
-TINY = {'resnet': dict(resnet_channels=8, resnet_blocks=1),
-        'mlp-mixer': dict(mixer_embed_dim=8, mixer_num_layers=1, mixer_token_dim=8, mixer_channel_dim=8, mixer_dropout=0.),
-        'vit': dict(vit_embed_dim=8, vit_num_layers=1, vit_num_heads=2, vit_mlp_ratio=1., vit_dropout=0.)}
-
-@pytest.fixture(scope='module')
-def few(tmp_path_factory):
-    "Shards of twelve games, in several files; and of six of them"
-    out = tmp_path_factory.mktemp('few')
-    games = ONE_FILE.read_text().split('/\n')
-    for name, n in (('twelve', 12), ('six', 6)): (out/f'{name}.csa').write_text('/\n'.join(games[:n]))
-    prepare_stage1(out/'stage1')
-    write_shard(out/'half'/'half.feather', stage1_rows().slice(0, 500), 1, 'half of the rows')
-    for name in ('twelve', 'six'):
-        prepare_stage2(out/f'{name}.csa', out/name/'stage2', rows_per_shard=100)
-        prepare_stage3(out/f'{name}.csa', out/name/'stage3', rows_per_shard=100)
-    return out
-
-@pytest.fixture(scope='module')
-def run(few, tmp_path_factory):
-    "A function that trains a tiny net with some options, once for each set of them, and returns all that came of it"
-    @functools.cache
-    def cached(items):
-        given = dict(items)
-        options = {'stage': 3, 'gpu': 'cpu', 'stage1_threshold': 0., 'stage2_threshold': 0., 'epoch': 1, 'test_ratio': 0.3, 'learning_ratio': 0.01, 'model_size': 'tiny',
-                   'stage1_data_path': few/'stage1', 'stage2_data_path': few/'twelve'/'stage2', 'stage3_data_path': few/'twelve'/'stage3',
-                   'run_dir': tmp_path_factory.mktemp('run')/'r', **given}
-        options = {k: v for k, v in options.items() if v != 'leave out'}
-        if 'model_size' not in given: options |= {k: v for k, v in TINY[options.get('model_architecture', 'resnet')].items() if k not in given}
-        try: result, error = learn_multi_stage(**options), None
-        except StageThresholdNotMet as e: result, error = e.result, e
-        stage = result.stages_completed[-1]
-        tensors, about = load_tensors(result.checkpoint(stage.stage, 'last'))
-        return SimpleNamespace(result=result, error=error, stage=stage, tensors=tensors, history=stage.history, last=stage.history[-1], dir=Path(result.run_dir))
-    return lambda **options: cached(tuple(options.items()))
-
-def shape(r, part): return next(tuple(t.shape) for k, t in r.tensors.items() if part in k and k.endswith('weight'))
-def params(r): return r.stage.parameters
-def weights(r): return torch.cat([t.flatten() for k, t in sorted(r.tensors.items()) if k.startswith('net.') and t.is_floating_point()])
-def moved(a, b): return not torch.equal(weights(a), weights(b))
-def blocks(r): return len({k.split('.')[3] for k in r.tensors if k.startswith('net.backbone.blocks')})
-
-ROWS = {}
-def row(f):
-    "Register a check under the name of its option (one begins like a pytest test, hence the underscore)"
-    ROWS[f.__name__.lstrip('_')] = f
-    return f
+from options import TINY, blocks, check, few, moved, params, row, run, shape
 
 # --- data
 @row
@@ -278,12 +227,11 @@ def model_dir(run, few):
         assert list((few/name/'stage1').glob('*.safetensors')) and r.result.checkpoint(1).is_relative_to(few/name)
 
 @pytest.mark.parametrize('name', ROWS)
-def test_option_acts(name, run, few, request):
-    check = ROWS[name]
-    check(run, few, request.getfixturevalue('monkeypatch')) if name == 'run_name' else check(run, few)
+def test_option_acts(name, request): check(ROWS[name], request)
 
 def test_every_option_has_a_row():
-    assert set(ROWS) == set(LearnConfig.model_fields)
+    from test_options_training import ROWS as more
+    assert not set(ROWS) & set(more) and set(ROWS) | set(more) == set(LearnConfig.model_fields)
 
 def test_config_comes_back_from_the_run_folder(run):
     r = run()
