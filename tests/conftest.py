@@ -2,6 +2,7 @@
 import pytest
 
 from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from buckets import bucket, gcs, s3      # fixtures
 from samples import ONE_FILE
 
 @pytest.fixture(scope='session')

@@ -128,19 +128,22 @@ class Mirror:
     def __init__(self,
                  folders:dict[Path, str],  # Local folder → URL of its copy; the run's own folder first
                  say:Callable=print,       # Told once of each kind of failure
-                 tries:int=3):             # Files in a row that cannot be sent, each retried, before the rest waits for the next `sync`
+                 tries:int=3):             # Files of a kind in a row that cannot be sent, each retried, before the rest waits for the next `sync`
         self.folders = {Path(f).absolute(): str(url).rstrip('/') for f, url in folders.items()}
-        for url in self.folders.values(): as_path(url)       # a `FileError` now, if its filesystem is not installed
+        for folder, url in self.folders.items():             # a `FileError` now, if its filesystem is not installed
+            to = as_path(url)
+            if not is_remote(to) and to.absolute().is_relative_to(folder): raise FileError(f'{url} lies in {folder}, of which it is to be a copy: a place outside it was expected')
         self.home, self._say, self.tries = next(iter(self.folders)), say, tries
         self.asked = self.done = 0
-        self.sent, self.left, self.kinds, self.refused = {}, [], set(), None
+        self.sent, self.failed, self.kinds, self.refused = {}, set(), set(), None
         self.looked = self.closed = self.quiet = False
         self._turn, self._saying = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name='mirror', daemon=True)
         atexit.register(self._at_exit)
         self._thread.start()
 
-    def __repr__(self): return f'Mirror of {self.home.name} at {self.folders[self.home]}: {len(self.sent)} files there, {len(self.left)} to be sent'
+    def _there(self, piece:Piece) -> bool: return piece.sign is not None and self.sent.get(piece.url) == piece.sign
+    def __repr__(self): return self._unsent() or f'all of {self.home} is at {self.folders[self.home]}'
 
 # %% ../../nbs/train/27_mirror.ipynb #59547b50
 @patch
@@ -272,9 +275,9 @@ def _pieces(self:Mirror, hold:bool=False) -> list[Piece]:
     checkpoints = [o for own, _ in late for o in own]
     done = {o.url for o in checkpoints}
     for p in files: tried(lambda p: plain.append(Piece(files[p], p, _sign(p))), p) if p.name not in (*HEADS, MANIFEST) and files[p] not in done else None
-    manifests = [m for _, m in late]
     needs = frozenset(files[p] for p in files if p.name == MANIFEST)
-    return [*plain, *checkpoints, *manifests, *(Piece(*h, needs) for h in heads)]
+    kinds = [plain, checkpoints, [m for _, m in late], [Piece(*h, needs) for h in heads]]
+    return [p for kind in kinds for p in sorted(kind, key=lambda p: p.url in self.failed)]      # what failed the last time must not hold up the rest
 
 # %% ../../nbs/train/27_mirror.ipynb #ec019b19
 def _send(piece:Piece):
@@ -296,35 +299,35 @@ def _remove(url:str):
 @patch
 def _pass(self:Mirror):
     "Send what changed since the last pass, then remove the checkpoints that were dropped"
-    self.left = [p.url for p in self._pieces() if self.sent.get(p.url) != p.sign or p.sign is None]
     if not self.looked and not self.refused: self._look()
     if self.refused: return
     pieces = self._pieces(hold=True)
-    try: self._send_all([p for p in pieces if self.sent.get(p.url) != p.sign or p.sign is None])
+    try: self._send_all([p for p in pieces if not self._there(p)])
     finally:
         for p in pieces: _let_go(p.source)
     self._tidy(pieces)
 
 @patch
 def _send_all(self:Mirror, pieces:list[Piece]):
-    "Send `pieces`, each after what it needs, the ones that failed the last time at the end of their kind"
-    self.left, missing, row = [p.url for p in pieces], {p.url for p in pieces}, 0
+    "Send `pieces`, each after what it needs"
+    missing, kind, row = {p.url for p in pieces}, None, 0
+    self.failed = set()
     for p in pieces:
-        if p.sign is None or p.needs & missing: continue
-        if row == self.tries: break
+        if (p.fixed, bool(p.needs)) != kind: kind, row = (p.fixed, bool(p.needs)), 0      # one kind must not hold up the next
+        if p.sign is None or p.needs & missing or row == self.tries: continue
         try: _send(p); row = 0
         except Exception as e:
             if isinstance(p.source, Path) and not p.source.exists(): continue      # dropped meanwhile, where links are not known
-            self._report(e, f'sending {p.url}'); row += 1
+            self._report(e, f'sending {p.url}'); self.failed.add(p.url); row += 1
             continue
-        self.sent[p.url] = p.sign; missing.discard(p.url); self.left.remove(p.url)
+        self.sent[p.url] = p.sign; missing.discard(p.url)
 
 # %% ../../nbs/train/27_mirror.ipynb #45abc4ed
 @patch
 def _tidy(self:Mirror, pieces:list[Piece]):
     "Remove what training dropped from the folders whose manifests stand"
     here = {p.url for p in pieces}
-    stand = [p.url.removesuffix(MANIFEST) for p in pieces if p.url.endswith(f'/{MANIFEST}') and self.sent.get(p.url) == p.sign]
+    stand = [p.url.removesuffix(MANIFEST) for p in pieces if p.url.endswith(f'/{MANIFEST}') and self._there(p)]
     for url in [u for u in self.sent if u not in here and u.rpartition('/')[0] + '/' in stand]:
         try: _remove(url); del self.sent[url]
         except Exception as e: self._report(e, f'removing {url}')
@@ -333,8 +336,7 @@ def _tidy(self:Mirror, pieces:list[Piece]):
 @patch
 def _unsent(self:Mirror) -> str:
     "What is not there, in words; empty if everything is"
-    try: left = [p.url for p in self._pieces() if self.sent.get(p.url) != p.sign or p.sign is None]
-    except OSError: left = self.left
+    left = [p.url for p in self._pieces() if not self._there(p)]
     if not left: return ''
     names = ', '.join(u.rsplit('/', 1)[1] for u in left[:3]) + (' and others' if len(left) > 3 else '')
     return f'{len(left)} {"file" if len(left) == 1 else "files"} of {self.home} ({names}) {"is" if len(left) == 1 else "are"} not at {self.folders[self.home]}'
@@ -355,11 +357,17 @@ def close(
     return ended and not unsent
 
 # %% ../../nbs/train/27_mirror.ipynb #00c61d34
+def _written(path:Path|UPath) -> float:
+    "When the file at `path` was last written; 0 where that is not known"
+    if not is_remote(path): return path.stat().st_mtime
+    try: return path.fs.modified(path.path).timestamp()
+    except (NotImplementedError, LookupError): return 0
+
 def _same(path:Path, far:Path|UPath, sha256:str|None) -> bool:
     "Whether the file at `path` is the one at `far`: by SHA-256, where that is not known by size and time"
     if not path.is_file(): return False
     if sha256: return file_sha256(path) == sha256
-    return (path.stat().st_size, int(path.stat().st_mtime)) == (far.stat().st_size, int(far.stat().st_mtime))
+    return (path.stat().st_size, int(_written(path))) == (far.stat().st_size, int(_written(far)))
 
 def _fetch(far:Path|UPath, path:Path, sha256:str|None):
     "Bring `far` to `path`, whole or not at all; a `FileError` if it is not what its manifest says"
@@ -369,7 +377,7 @@ def _fetch(far:Path|UPath, path:Path, sha256:str|None):
     try:
         download(far, part) if is_remote(far) else shutil.copyfile(far, part)
         if sha256 and file_sha256(part) != sha256: raise FileError(f'{far} is damaged: its SHA-256 is not the one in its manifest')
-        os.utime(part, (far.stat().st_mtime,)*2)
+        os.utime(part, (_written(far),)*2)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -378,27 +386,41 @@ def _refuse_other(url, folder, far):
     "Refuse to replace a run in `folder` that is not an earlier state of the one at `url`"
     for n, p in far.items():
         here = folder/n
-        if n.rsplit('/', 1)[-1] not in (MANIFEST, 'history.jsonl') or not here.exists() or here.read_bytes() == _read(p): continue
-        if url not in _mirrored(folder) or here.stat().st_mtime > p.stat().st_mtime + 1:
+        if n.rsplit('/', 1)[-1] not in (MANIFEST, 'history.jsonl') or not here.exists() or _same(here, p, None) or here.read_bytes() == _read(p): continue
+        if url not in _mirrored(folder) or _written(here) > _written(p) + 1:
             raise FileError(f'{here} is of another run, or newer than what {url} holds: an empty folder was expected, or resume_from="latest" goes on with what is here')
 
+def _fetch_all(url:str, folder:Path) -> list[str]:
+    "Bring what `url` holds to `folder`; what is damaged or missing"
+    far = _files_at(url)
+    if bad := [n for n in far if '..' in n.split('/')]: raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: a mirrored run was expected')
+    manifests = {n: _read(p) for n, p in far.items() if n.rsplit('/', 1)[-1] == MANIFEST}
+    if not manifests and 'config.json' not in far: raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it was expected, as output_s3 or output_gcs writes it')
+    _refuse_other(url, folder, far)
+    _note_mirrored(folder, [url])
+    shas = {n.removesuffix(MANIFEST) + name: sha for n, data in manifests.items() for name, sha in _named(data, far[n]).items()}
+    problems = [f'{url}/{n} is missing, though its manifest names it' for n in shas if n not in far]
+    for n, p in sorted(far.items(), key=lambda f: (f[0].rsplit('/', 1)[-1] in HEADS, f[0] in manifests, f[0])):
+        try: _fetch(p, folder/n, shas.get(n)) if n not in manifests else _put(manifests[n], folder/n, p)
+        except FileNotFoundError: problems.append(f'{url}/{n} is missing, though it was there a moment ago')
+        except FileError as e: problems.append(str(e))
+    return problems
+
+def _put(data:bytes, path:Path, far:Path|UPath):
+    "Write `data`, read from `far`, to `path`"
+    if path.exists() and path.read_bytes() == data: return
+    with atomic_file(path) as f: f.write(data)
+    os.utime(path, (_written(far),)*2)
+
+# %% ../../nbs/train/27_mirror.ipynb #9a196a99
 def fetch_run(
     url:str,            # Of a run folder that was mirrored
     folder:str|Path,    # Where it is to lie; equal files in it are not fetched again
 ) -> Path:              # `folder`; a `FileError` names what is damaged or missing, once all the rest is here
     "Bring a run from `url` to disk, its checkpoints verified"
     url, folder = str(url).rstrip('/'), Path(folder)
-    far = _files_at(url)
-    if bad := [n for n in far if '..' in n.split('/')]: raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: a mirrored run was expected')
-    manifests = {n: p for n, p in far.items() if n.rsplit('/', 1)[-1] == MANIFEST}
-    if not manifests and 'config.json' not in far: raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it was expected, as output_s3 or output_gcs writes it')
-    _refuse_other(url, folder, far)
-    shas = {n.removesuffix(MANIFEST) + name: sha for n, p in manifests.items() for name, sha in _named(_read(p), p).items()}
-    problems = [f'{url}/{n} is missing, though its manifest names it' for n in shas if n not in far]
-    folder.mkdir(parents=True, exist_ok=True)
-    _note_mirrored(folder, [url])
-    for n, p in sorted(far.items(), key=lambda f: (f[0] in HEADS, f[0] in manifests, f[0])):
-        try: _fetch(p, folder/n, shas.get(n))
-        except FileError as e: problems.append(str(e))
+    for _ in range(3):
+        problems = _fetch_all(url, folder)
+        if not any(' is missing, though ' in p for p in problems): break
     if problems: raise FileError(f'{"; ".join(problems)}; all else is in {folder}, where resume_from="latest" goes on with the newest checkpoint that is whole')
     return folder
