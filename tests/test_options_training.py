@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maou_nb import OptionError
 from maou_nb.data import batches
 from maou_nb.data.batches import BatchStream
+from maou_nb.data.files import as_path, is_remote
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR
 from maou_nb.data.old import write_old
 from maou_nb.data.shards import find_shards, read_shard, write_shard
@@ -23,6 +24,7 @@ from maou_nb.train.config import backbone_of, make_config
 from maou_nb.train.loop import Diverged, Loop
 from maou_nb.train.stages import sources_of
 from options import check, few, moved, params, row, run, weights
+from test_remote import gcs, s3
 
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')   # weights stay where they begin
 
@@ -481,6 +483,63 @@ def tensorboard_histogram_module(run, few):
     names = {k.split('/', 2)[2] for k in histograms(r)}
     assert names == {k for k in learnt(of_part(r, 'net.')) if k.startswith('heads.value.') or 'stem' in k and 'piece' in k} and len(names) == 7
     with pytest.raises(OptionError, match='tensorboard_histogram_module=.*without tensorboard_histogram_frequency'): run(tensorboard_histogram_module=('heads.*',))
+
+# --- mirrors, over real servers on loopback
+def files_below(root):
+    "Name → bytes of the files below a folder or URL, hidden ones and what is only on disk left out"
+    root = as_path(root)
+    if not is_remote(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob('*') if p.is_file() and not any(s.startswith('.') for s in p.relative_to(root).parts)}
+    fs, at = root.fs, root.path.strip('/')
+    fs.invalidate_cache()
+    return {p.strip('/').removeprefix(at + '/'): fs.cat_file(p) for p in fs.find(at)}
+
+def mirrored_run(run, few, kind, place, flag=True, stage=1):
+    "A run with its mirror at bucket/base, and the names and bytes of both"
+    flag_name, name, protocol = {'s3': ('output_s3', 's3', 's3'), 'gcs': ('output_gcs', 'gcs', 'gs')}[kind]
+    bucket, base = place.split('/', 1)
+    folder = few/f'{kind}-{bucket}-{base.replace("/", "-")}-{flag}'
+    r = run.afresh(stage=stage, run_dir=folder, **({flag_name: True, f'{name}_bucket_name': bucket, f'{name}_base_path': base} if flag else {}))
+    return r, files_below(folder), files_below(f'{protocol}://{place}/{folder.name}')
+
+def mirrors(run, few, kind):
+    "The run is there, every stage, file for file; without the option nothing is"
+    flag, other = (f'output_{k}' for k in (kind, 'gcs' if kind == 's3' else 's3'))
+    r, here, there = mirrored_run(run, few, kind, 'here/base', stage='all')
+    assert here == there and {f'checkpoints/stage{n}/checkpoints.json' for n in (1, 2, 3)} | {'config.json', 'result.json', 'history.jsonl'} <= set(there)
+    assert any(k.startswith('logs/stage3/events') for k in there) and sum(k.endswith('.safetensors') for k in there) >= 3
+    _, here, there = mirrored_run(run, few, kind, 'here/base', flag=False)
+    assert here and not there
+    names = {k: {f'{k}_bucket_name': 'here', f'{k}_base_path': 'base'} for k in ('s3', 'gcs')}
+    with pytest.raises(OptionError, match='output_s3=True: output_gcs=True is given too'): run(stage=1, **{flag: True, other: True}, **names['s3'], **names['gcs'])
+
+def other_place(run, few, kind, protocol, place):
+    "A run goes where its bucket and base path say, and nowhere else"
+    _, here, there = mirrored_run(run, few, kind, place)
+    assert here == there and 'result.json' in there
+    name = f'{kind}-{place.replace("/", "-")}-True'
+    assert not files_below(f'{protocol}://here/base/{name}')
+
+def must_be_given(run, kind, what):
+    "A mirror without a bucket or base path, and one of these without a mirror, are refused"
+    option, rest = f'{kind}_{what}', {f'{kind}_{w}': 'x' for w in ('bucket_name', 'base_path') if w != what}
+    with pytest.raises(OptionError, match=f'output_{kind}=True: {option} is missing'): run(stage=1, **{f'output_{kind}': True}, **rest)
+    with pytest.raises(OptionError, match=f"{option}='x': nothing is mirrored without output_{kind}=True"): run(stage=1, **{option: 'x'})
+@row
+def output_s3(run, few, s3): mirrors(run, few, 's3')
+@row
+def s3_bucket_name(run, few, s3):
+    as_path('s3://another').fs.mkdir('another')
+    other_place(run, few, 's3', 's3', 'another/base'); must_be_given(run, 's3', 'bucket_name')
+@row
+def s3_base_path(run, few, s3): other_place(run, few, 's3', 's3', 'here/deep/er'); must_be_given(run, 's3', 'base_path')
+@row
+def output_gcs(run, few, gcs): mirrors(run, few, 'gcs')
+@row
+def gcs_bucket_name(run, few, gcs):
+    as_path('gs://another').fs.mkdir('another')
+    other_place(run, few, 'gcs', 'gs', 'another/base'); must_be_given(run, 'gcs', 'bucket_name')
+@row
+def gcs_base_path(run, few, gcs): other_place(run, few, 'gcs', 'gs', 'here/deep/er'); must_be_given(run, 'gcs', 'base_path')
 
 @pytest.mark.parametrize('name', ROWS)
 def test_option_acts(name, request): check(ROWS[name], request)
