@@ -241,9 +241,8 @@ def train_batch(self:Loop, batch):
     self.whole = False
     first = self.batch // self.settings.accumulate * self.settings.accumulate
     count = min(self.settings.accumulate, self.batches_per_epoch - first)          # batches of this step
-    plan, last = self.plan, self.batch + 1 == first + count
-    ends = lambda k, n=1: plan.span(k, n)
-    share = 1 if count == 1 else (ends(self.batch)[1] - ends(self.batch)[0]) / (ends(first, count)[1] - ends(first, count)[0])
+    last, rows = self.batch + 1 == first + count, lambda k, n=1: len(range(*self.plan.span(k, n)))
+    share = 1 if count == 1 else rows(self.batch) / rows(first, count)
     with nullcontext() if last else self.accelerator.no_sync(self.net):
         with self.accelerator.autocast(): outputs = self.net(batch.board, batch.hands)
         losses = self.task.loss(outputs, batch)
@@ -317,7 +316,7 @@ TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')   # what of the his
 @patch
 def one_epoch(self:Loop):
     "Train and judge an epoch, and write it into the history"
-    began, self.wait, done, rate = time.perf_counter(), 0., self.batch, self.scheduler.get_last_lr()[0]
+    began, self.wait, done = time.perf_counter(), 0., self.batch
     trained = self.train_epoch()
     seconds = max(time.perf_counter() - began, 1e-9)
     rows = self.train.total_rows - done*self.settings.batch_size    # of those that this process trained on
