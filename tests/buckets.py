@@ -6,6 +6,9 @@ import pytest
 
 from maou_nb.data.files import as_path
 
+# gcsfs reads this when it is imported, which any test may do; else it would ask the server for its kind of bucket over gRPC, which this one does not speak
+os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
+
 def free_port():
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
@@ -69,7 +72,6 @@ def s3():
 @pytest.fixture(scope='session')
 def gcs():
     "A line to a GCS server; `gs://here/…` goes over it"
-    os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'     # that would ask the server for its kind of bucket over gRPC, which this one does not speak
     pytest.importorskip('gcsfs'); pytest.importorskip('gcp_storage_emulator')
     port = free_port()
     server = serve(['gcp_storage_emulator', 'start', '--host=127.0.0.1', f'--port={port}', '--in-memory', '--default-bucket=here'], port)

@@ -128,9 +128,11 @@ def test_folders_that_lie_apart(tmp_path, url):
     assert usable(back) == [step(1), step(2)] and (back/'logs/events.out.tfevents.1').exists()
     assert Mirror({back: url}).close()                            # and it goes on from there
 
-def test_a_copy_inside_itself_is_refused(run):
+def test_places_that_cannot_be(run):
     with pytest.raises(FileError) as e: Mirror({run: run/'copy'})
     assert 'a place outside it was expected' in said(e)
+    with pytest.raises(FileError) as e: Mirror({run: 'nowhere://x/run'})
+    assert 'nowhere://x/run: there is no filesystem for nowhere:// here' in said(e)
 
 # --- what is removed, and what is not
 
@@ -209,6 +211,26 @@ def test_another_run_there_stays(url, run, tmp_path):
     for _ in range(3): mirror.sync(); wait(mirror)
     assert not mirror.close() and contents(url) == before
     assert len(told) == 1 and 'holds a run that does not come from' in told[0]
+
+def test_a_run_begun_anew_in_its_folder(url, run, sends, tmp_path):
+    "The run that is kept aside arrives before anything speaks of the new one, which is never mixed with it"
+    save(run, [1, 2], result=True)
+    assert Mirror({run: url}).close()
+    old = contents(run)
+    (run/'earlier-1').mkdir()
+    for n in ('config.json', 'result.json', 'history.jsonl', 'checkpoints', 'logs'): (run/n).rename(run/'earlier-1'/n)
+    (run/'config.json').write_text('{"stage": "3", "seed": 1}')
+    sends.urls.clear()
+    mirror = Mirror({run: url})
+    mirror.sync(); wait(mirror)
+    back = fetch_run(url, tmp_path/'back')
+    assert contents(back/'earlier-1') == old and not (back/STAGE/'checkpoints.json').exists() and not (back/'history.jsonl').exists() and not (back/'result.json').exists()
+    at = [u.removeprefix(url + '/') for u in sends.urls]
+    assert at.index(f'earlier-1/{STAGE}/checkpoints.json') < at.index(f'{STAGE}/checkpoints.json') < at.index('config.json')
+    save(run, [1, 5], size=300)
+    assert mirror.close() and not (as_path(url)/STAGE/step(2)).exists()
+    back = fetch_run(url, tmp_path/'back2')
+    assert usable(back) == [step(1), step(5)] and set(contents(run)) == set(contents(back))
 
 # --- lines that break, servers that are down
 

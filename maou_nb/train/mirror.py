@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import fsspec
 from fastcore.basics import patch
 from upath import UPath
 from xxhash import xxh3_64_hexdigest
@@ -40,6 +41,13 @@ def mirror_url(
     return f'{protocol}://{bucket}/{base.strip("/")}/{run_name}'
 
 # %% ../../nbs/train/27_mirror.ipynb #347fe025
+def _lacks(protocol:str) -> str:
+    "What is missing for URLs of `protocol`; empty if nothing is"
+    try: fsspec.get_filesystem_class(protocol); return ''
+    except (ImportError, ValueError): pass
+    extra = {'s3': 's3', 'gs': 'gcs', 'gcs': 'gcs'}.get(protocol)
+    return f'there is no filesystem for {protocol}:// here; ' + (f'pip install "maou_nb[{extra}]" brings it' if extra else 'a URL such as s3://bucket/folder was expected')
+
 def _place_problems(flag, on, bucket, base, name):
     "What is wrong with the three options of one kind of bucket; `name` is what those begin with"
     if not on:
@@ -50,8 +58,7 @@ def _place_problems(flag, on, bucket, base, name):
     elif '/' in bucket or ':' in bucket: yield f'{name}_bucket_name={bucket!r}: the bare name of a bucket was expected, such as "my-models"; the folder in it is {name}_base_path'
     if not (base or '').strip('/'): yield f'{flag}=True: {name}_base_path is missing; a folder in the bucket was expected, such as {name}_base_path="shogi/runs"'
     elif '://' in base or {'.', '..', ''} & set(base.strip('/').split('/')): yield f'{name}_base_path={base!r}: a folder in the bucket was expected, such as "shogi/runs"'
-    try: as_path({'s3': 's3', 'gcs': 'gs'}[name] + '://bucket/folder')
-    except FileError as e: yield f'{flag}=True: {str(e).split(": ", 1)[1]}'
+    if lacks := _lacks({'s3': 's3', 'gcs': 'gs'}[name]): yield f'{flag}=True: {lacks}'
 
 # %% ../../nbs/train/27_mirror.ipynb #54a28f54
 def mirror_problems(
@@ -75,7 +82,7 @@ SMALL = 1 << 20                                      # bytes, up to which conten
 class Piece(NamedTuple):
     "One file as it is to stand in the mirror"
     url:str
-    source:Path|bytes             # A path, or what was in the file
+    source:Path|bytes|None        # A path, or what was in the file; None: it is to be removed
     sign:object                   # Differs when the contents do
     needs:frozenset=frozenset()   # URLs that must stand before it
     fixed:bool=False              # Never written to again
@@ -130,12 +137,13 @@ class Mirror:
                  say:Callable=print,       # Told once of each kind of failure
                  tries:int=3):             # Files of a kind in a row that cannot be sent, each retried, before the rest waits for the next `sync`
         self.folders = {Path(f).absolute(): str(url).rstrip('/') for f, url in folders.items()}
-        for folder, url in self.folders.items():             # a `FileError` now, if its filesystem is not installed
-            to = as_path(url)
-            if not is_remote(to) and to.absolute().is_relative_to(folder): raise FileError(f'{url} lies in {folder}, of which it is to be a copy: a place outside it was expected')
+        for folder, url in self.folders.items():
+            protocol = url.split('://')[0] if '://' in url else 'file'
+            if lacks := _lacks(protocol): raise FileError(f'{url}: {lacks}')
+            if protocol in ('file', 'local') and as_path(url).absolute().is_relative_to(folder): raise FileError(f'{url} lies in {folder}, of which it is to be a copy: a place outside it was expected')
         self.home, self._say, self.tries = next(iter(self.folders)), say, tries
         self.asked = self.done = 0
-        self.sent, self.failed, self.kinds, self.refused = {}, set(), set(), None
+        self.sent, self.stale, self.failed, self.kinds, self.refused = {}, set(), set(), set(), None
         self.looked = self.closed = self.quiet = False
         self._turn, self._saying = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name='mirror', daemon=True)
@@ -230,6 +238,7 @@ def _look(self:Mirror):
     for url, files in there.items():
         for n in files:
             if n.rsplit('/', 1)[-1] == MANIFEST: self._take_up(url, n, files)
+    self._find_stale(there)
     for folder in self.folders:          # what a mirror that was killed held
         for p in folder.rglob('.*.mirror.part'): _let_go(p)
     self.looked = True
@@ -244,6 +253,15 @@ def _take_up(self:Mirror, url:str, manifest:str, files:dict):
     for n in files:
         own = n.removeprefix(folder)
         if n.startswith(folder) and '/' not in own and (own in named or _form(own) in forms): self.sent[f'{url}/{n}'] = named.get(own)
+
+# %% ../../nbs/train/27_mirror.ipynb #ba1331af
+@patch
+def _find_stale(self:Mirror, there:dict[str, dict]):
+    "Note what speaks of an earlier run in this folder"
+    if not (self.home/'config.json').exists(): return
+    here = set(self._local().values())
+    names = (*HEADS, MANIFEST, 'history.jsonl')
+    self.stale = {f'{url}/{n}' for url, files in there.items() for n in files if n.rsplit('/', 1)[-1] in names and f'{url}/{n}' not in here}
 
 # %% ../../nbs/train/27_mirror.ipynb #a5587336
 @patch
@@ -276,12 +294,14 @@ def _pieces(self:Mirror, hold:bool=False) -> list[Piece]:
     done = {o.url for o in checkpoints}
     for p in files: tried(lambda p: plain.append(Piece(files[p], p, _sign(p))), p) if p.name not in (*HEADS, MANIFEST) and files[p] not in done else None
     needs = frozenset(files[p] for p in files if p.name == MANIFEST)
-    kinds = [plain, checkpoints, [m for _, m in late], [Piece(*h, needs) for h in heads]]
+    stale = [Piece(u, None, 'gone', needs) for u in sorted(self.stale - set(files.values()))]
+    kinds = [plain, checkpoints, [m for _, m in late], stale, [Piece(*h, needs | {o.url for o in stale}) for h in heads]]
     return [p for kind in kinds for p in sorted(kind, key=lambda p: p.url in self.failed)]      # what failed the last time must not hold up the rest
 
 # %% ../../nbs/train/27_mirror.ipynb #ec019b19
 def _send(piece:Piece):
     "Put `piece` where it belongs; a `FileError` if that keeps failing"
+    if piece.source is None: return _remove(piece.url)
     to = as_path(piece.url)
     if piece.fixed and is_remote(to): return upload(piece.source, to)
     with atomic_file(to) as f:
@@ -326,9 +346,9 @@ def _send_all(self:Mirror, pieces:list[Piece]):
 @patch
 def _tidy(self:Mirror, pieces:list[Piece]):
     "Remove what training dropped from the folders whose manifests stand"
-    here = {p.url for p in pieces}
-    stand = [p.url.removesuffix(MANIFEST) for p in pieces if p.url.endswith(f'/{MANIFEST}') and self._there(p)]
-    for url in [u for u in self.sent if u not in here and u.rpartition('/')[0] + '/' in stand]:
+    here = {p.url for p in pieces if p.source is not None}
+    stand = [p.url.removesuffix(MANIFEST) for p in pieces if p.url.endswith(f'/{MANIFEST}') and p.source is not None and self._there(p)]
+    for url in [u for u in self.sent if u not in here and self.sent[u] != 'gone' and u.rpartition('/')[0] + '/' in stand]:
         try: _remove(url); del self.sent[url]
         except Exception as e: self._report(e, f'removing {url}')
 
