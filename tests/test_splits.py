@@ -60,6 +60,21 @@ def test_runs_say_how_they_split(shards, old, tmp_path, kind, capsys):
     assert kind in result[3].split and kind in text and (kind == 'by game') == (result[3].judged_on == 'held-out games')
     assert (kind == 'by row') == ('shuffled globally' in text)            # one file that knows no games
 
+def test_files_of_one_name_in_several_folders(shards, tmp_path):
+    "As monthly folders have them: what is held out is the same in every order of folders, and in others"
+    table = read_shard(find_shards(shards['stage3_data_path'], 3)[0])
+    for i in range(4):
+        (tmp_path/f'{i}').mkdir(); write_old(table.slice(i*100, 100), tmp_path/f'{i}'/'x.feather', 3)
+    for a, b in zip('0123', 'dbca'): shutil.copytree(tmp_path/a, tmp_path/'other'/b)
+    held = [positions(split_sources(StreamingFileSource, p, 3, 0.3)[1]) for p in ([tmp_path/i for i in '0123'], [tmp_path/i for i in '3120'], tmp_path/'other')]
+    assert all(np.array_equal(h, held[0]) for h in held)
+
+def test_sides_that_would_be_empty(shards, tmp_path):
+    table = read_shard(find_shards(shards['stage3_data_path'], 3)[0])
+    write_old(table.slice(0, 50), tmp_path/'a.feather', 3); write_old(table.slice(0, 0), tmp_path/'b.feather', 3); write_old(table.slice(0, 2), tmp_path/'two.feather', 3)
+    assert 'all rows are in one of 2 files' in split_problem(find_shards([tmp_path/'a.feather', tmp_path/'b.feather'], 3), 0.2)
+    assert 'too few rows' in split_problem(find_shards(tmp_path/'two.feather', 3), 0.01)
+
 def test_mixed_kinds_are_refused(shards, old):
     with pytest.raises(ShardError) as e: split_sources(StreamingFileSource, [shards['stage3_data_path'], old/'one3'], 3, 0.2)
     assert 'one.feather knows no games and' in said(e)
@@ -126,7 +141,7 @@ def test_damaged_shards_are_left_out_and_listed(shards, tmp_path):
     with pytest.raises(ShardError): StreamingFileSource(folder, 3).shards
     for f in files[3:]: f.write_bytes(b'x')
     with pytest.raises(ShardError) as e: StreamingFileSource(folder, 3, on_bad='skip', say=told.append).shards
-    assert 'not one of' in said(e)
+    assert 'not one of' in said(e) and 'of the first:' in said(e)
 
 def test_bad_rows_of_old_tables_are_left_out(shards, tmp_path):
     table = read_shard(find_shards(shards['stage3_data_path'], 3)[0]).slice(0, 200)
@@ -140,7 +155,7 @@ def same(a, b):
     return all(torch.equal(getattr(a, n).nan_to_num(), getattr(b, n).nan_to_num()) for n in ('board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played') if getattr(a, n) is not None)
 
 @pytest.mark.parametrize('n', [1, 2, 3])
-def test_decoded_rows_are_the_same(shards, n):
+def test_decoded_rows_are_the_same(shards, n, monkeypatch):
     "Batch by batch, mirrored ones too, from two workers that fill one cache; afterwards every row is there"
     source = FileSource(shards[f'stage{n}_data_path'], n)
     plan, cache = source.plan(300, 5, mirror=True), DenseCache(source)
@@ -149,7 +164,14 @@ def test_decoded_rows_are_the_same(shards, n):
         if workers: cache = DenseCache(source)
         made = [b.decode() for b in batch_loader(BatchStream(source, plan, dense=cache), workers)]
         assert len(made) == len(plain) and all(map(same, made, plain)) and cache.done.all()
-    assert all(map(same, [b.decode() for b in BatchStream(source, plan, 1, dense=cache)], plain[1:]))
+    with monkeypatch.context() as m:
+        m.setattr(Batch, 'decode', None)                    # nothing is decoded again
+        assert all(map(same, [b.decode() for b in BatchStream(source, plan, 1, dense=cache)], plain[1:]))
+
+def test_decoded_rows_that_do_not_fit(shards, monkeypatch):
+    monkeypatch.setattr('maou_nb.data.batches.free_host', lambda: 1_000_000)
+    with pytest.raises(MemoryError) as e: DenseCache(FileSource(shards['stage3_data_path'], 3))
+    assert 'cache_transforms=True needs 0.0' in said(e) and '0.00 GB of memory are free' in said(e)
 
 def test_workers_are_clamped(shards, monkeypatch):
     source = StreamingFileSource(shards['stage3_data_path'], 3)

@@ -241,9 +241,13 @@ def find_shards(
     for folder in sorted(whole, key=str):
         try: _check_complete(folder, manifests[folder], found)
         except ShardError as e: on_skip and on_skip(str(e))
-    whole = [s for p in found if (s := _tried(p, stage, manifests[p.parent], on_skip))]
-    if not whole: raise ShardError(f'{", ".join(map(str, listed(paths)))}: not one of {len(found)} shards is whole; copy or prepare them again')
-    return whole
+    problems = []
+    def skip(text):
+        problems.append(text)
+        if on_skip: on_skip(text)
+    good = [s for p in found if (s := _tried(p, stage, manifests[p.parent], skip))]
+    if not good: raise ShardError(f'{", ".join(map(str, listed(paths)))}: not one of {len(found)} shards can be used, of the first: {problems[0]}')
+    return good
 
 # %% ../../nbs/data/06_shards.ipynb #17f78d71
 def _tried(path, stage, manifest, on_skip):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INLINE', 'RECORDS', 'TARGETS', 'WINDOW_ROWS', 'CACHES', 'Rows', 'join_rows', 'rows_of_table', 'row_folds',
-           'load_rows', 'Plan', 'StreamingFileSource', 'folds_of', 'DeviceRows', 'FileSource', 'held_folds',
-           'split_problem', 'split_sources', 'packed_problem', 'clamp_workers']
+           'load_rows', 'Plan', 'StreamingFileSource', 'folds_of', 'free_host', 'DeviceRows', 'FileSource',
+           'held_folds', 'split_problem', 'split_sources', 'packed_problem', 'clamp_workers']
 
 # %% ../../nbs/data/10_sources.ipynb #637fc996
 import ctypes
@@ -29,7 +29,7 @@ from fastcore.basics import patch
 from xxhash import xxh3_128_hexdigest
 
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
-from .files import cache_folder, cache_limit, cached_file, is_remote, local_file
+from .files import cache_folder, cache_limit, cached_file, file_sha256, is_remote, local_file
 from .board import position_ids
 from .games import FOLDS
 from .shards import FOREIGN, Shard, ShardError, fixed_array, find_shards, read_shard
@@ -139,7 +139,8 @@ def _most_played_first(offsets, labels, counts, *others):
     at, starts = _runs(offsets[several], lengths), np.cumsum(lengths) - lengths
     most = counts[at] == np.repeat(np.maximum.reduceat(counts[at], starts), lengths)
     lowest = np.minimum.reduceat(np.where(most, labels[at], 1 << 15), starts)
-    best = at[np.flatnonzero(most & (labels[at] == np.repeat(lowest, lengths)))]
+    hits = np.flatnonzero(most & (labels[at] == np.repeat(lowest, lengths)))
+    best = at[hits[np.unique(np.repeat(several, lengths)[hits], return_index=True)[1]]]      # a label that stands twice counts once
     first = offsets[several]
     out = [np.array(a) for a in (labels, counts, *others)]
     for a in out: a[first], a[best] = a[best], a[first]
@@ -470,7 +471,7 @@ def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by plac
     return {'device': rows*size, 'host': order + largest}
 
 # %% ../../nbs/data/10_sources.ipynb #64e5b082
-def _free_host():
+def free_host():
     "Bytes of memory that this process may still take; None where that cannot be known"
     try: free = next(int(l.split()[1])*1024 for l in Path('/proc/meminfo').read_text().splitlines() if l.startswith('MemAvailable'))
     except (OSError, StopIteration):
@@ -485,7 +486,7 @@ def _free_host():
 def memory_free(self:StreamingFileSource) -> dict[str, int|None]:   # Bytes by place; None: not known
     "What there is of what `memory_needed` counts"
     if self.limit is not None: return dict.fromkeys(('host', 'device', 'disk'), self.limit)
-    free = {'host': _free_host()}
+    free = {'host': free_host()}
     if self.cache == 'mmap':
         there = next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())
         free['disk'] = min(shutil.disk_usage(there).free, cache_limit())
@@ -759,9 +760,11 @@ def held_folds(ratio:float) -> tuple[range, range]:
 
 # %% ../../nbs/data/10_sources.ipynb #82ba3b3f
 def _held_files(shards, ratio):
-    "Which of `shards`, in an order by their contents, come nearest to a share of `ratio`; at least one stays on each side"
-    order = sorted(range(len(shards)), key=lambda i: xxh3_128_hexdigest((shards[i].sha256 or f'{shards[i].path.name} {shards[i].rows}').encode()))
-    share = np.cumsum([shards[i].rows for i in order])[:-1] / max(1, sum(s.rows for s in shards))
+    "Which of `shards`, in an order that knows no folders, come nearest to a share of `ratio`; at least one stays on each side"
+    names = [s.sha256 or f'{s.path.name} {s.rows}' for s in shards]
+    names = [n if names.count(n) == 1 else f'{n} {file_sha256(local_file(s.path))}' for n, s in zip(names, shards)]    # of equal names the bytes decide
+    order = sorted((i for i, s in enumerate(shards) if s.rows), key=lambda i: xxh3_128_hexdigest(names[i].encode()))
+    share = np.cumsum([shards[i].rows for i in order])[:-1] / sum(s.rows for s in shards)
     return set(order[:int(np.abs(share - ratio).argmin()) + 1])
 
 def _split_kind(shards):
@@ -774,11 +777,13 @@ def _split_kind(shards):
 def split_problem(
     shards:list[Shard],
     ratio:float,
-) -> str|None:      # Nothing is read for it
+) -> str|None:      # Of a single file that knows no games the rows are read for it, else nothing
     "Why `shards` cannot be split, and what would be right; None if they can"
     try: kind = _split_kind(shards)
     except ShardError as e: return str(e)
-    if kind != 'by game': return None if sum(s.rows for s in shards) > 1 else f'{shards[0].path} has one row, too few to hold some out'
+    if kind == 'by file': return None if sum(s.rows > 0 for s in shards) > 1 else f'all rows are in one of {len(shards)} files that know no games; that file alone, or shards made from records, would be right'
+    if kind == 'by row' and not all(sum(folds_of(shards[0])[f] for f in side) for side in held_folds(ratio)): return f'{shards[0].path} has too few rows to hold some out; more rows, or a share nearer to 0.5, would be right'
+    if kind == 'by row': return None
     for folds, side in zip(held_folds(ratio), ('validation', 'training')):
         if any(s.folds[f] for s in shards for f in folds): continue
         there = sorted({f for s in shards for f in range(FOLDS) if s.folds[f]})
@@ -824,14 +829,15 @@ def clamp_workers(
     workers:int,
     batch_size:int,
     prefetch:int=4,      # Batches that each makes ahead
+    row_bytes:int|None=None,   # That a row takes on its way; None: a compact one
 ) -> tuple[int, str|None]:   # And why there are fewer, if there are
     "As many of `workers` as there is work and memory for"
-    size, batches = RECORDS[source.stage].itemsize, -(-source.total_rows // batch_size)
+    size, batches = row_bytes or RECORDS[source.stage].itemsize, -(-source.total_rows // batch_size)
     limits = [(batches, f'an epoch has {batches} batches')]
     free, each = source.memory_free().get('host'), source.memory_needed().get('host', 0) if source.cache == 'file' else 0
     if free is not None and each: limits.append((int(free // each), f'each holds {_size(each)} of rows, and {_size(free)} are free'))
     if os.path.isdir('/dev/shm'):
-        room = shutil.disk_usage('/dev/shm').free - (source.total_rows*size if source.cache == 'memory' else 0)
+        room = shutil.disk_usage('/dev/shm').free - (source.total_rows*RECORDS[source.stage].itemsize if source.cache == 'memory' else 0) - (source.total_rows*row_bytes if row_bytes else 0)
         limits.append((max(0, int(room // (batch_size*size*(prefetch + 1)))), f'/dev/shm has room for the batches of so many'))
     n, why = min(limits, key=lambda l: l[0])
     return (workers, None) if workers <= n else (n, f'dataloader_workers={workers}: {n} are used, as {why}')

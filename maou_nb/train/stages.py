@@ -21,16 +21,17 @@ from pydantic import BaseModel, Field
 from xxhash import xxh3_128_hexdigest
 
 from .. import __version__
+from ..data.batches import dense_bytes
 from ..data.files import as_path
 from ..data.labels import LABEL_SCHEME
-from ..data.shards import find_shards
-from ..data.sources import FileSource, StreamingFileSource, clamp_workers, split_sources
+from ..data.shards import ShardError, find_shards
+from ..data.sources import FileSource, StreamingFileSource, clamp_workers, packed_problem, split_problem, split_sources
 from ..model.backbones import Backbone
 from ..model.heads import Net, make_heads
 from ..model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss, value_target
 from ..model.metrics import LegalMovesMetrics, PolicyValueMetrics, ReachableMetrics
 from .checkpoints import PICKLES, CheckpointError, Checkpoints, load_part, put_part
-from .config import HEAD_STAGES, PREFIXES, RULES, LearnConfig, OptionError, backbone_of, ratio_of, stages_of
+from .config import HEAD_STAGES, PREFIXES, RATIOS, RULES, LearnConfig, OptionError, backbone_of, ratio_of, stages_of
 from .loop import History, Loop, Progress, Saver, Settings, Stopped, StopWish, Task, TensorBoard, Watch, best_device
 
 # %% ../../nbs/train/24_stages.ipynb #d52329c9
@@ -74,10 +75,18 @@ def map_style(cfg:LearnConfig, number:int, shards:list) -> bool:
     "Whether rows are shuffled globally: if that is asked for, or in stage 3 of a single file that knows no games"
     return cfg.no_streaming or number == 3 and len(shards) == 1 and shards[0].folds is None
 
+def _found(cfg, number):
+    "The shards of a stage; damaged ones are looked for only if there are some"
+    path = getattr(cfg, f'stage{number}_data_path')
+    try: return find_shards(path, number)
+    except ShardError:
+        if cfg.on_bad == 'raise': raise
+        return find_shards(path, number, 'skip')
+
 def _maker(cfg, number, device, say):
     "What makes the sources of a stage"
     cls, cache = StreamingFileSource, cfg.input_cache_mode
-    if map_style(cfg, number, find_shards(getattr(cfg, f'stage{number}_data_path'), number) if not cfg.no_streaming and cfg.on_bad == 'raise' else ()):
+    if map_style(cfg, number, _found(cfg, number)):
         cls = FileSource
         if cache == 'file': cache = 'memory'; say(f"stage {number}: one file that knows no games, so its rows are held in memory and shuffled globally, as no_streaming with input_cache_mode='memory' does")
     return partial(cls, cache=cache, device=device if cache == 'device' else None, say=say, policy=cfg.policy_target_mode, on_bad=cfg.on_bad)
@@ -91,6 +100,9 @@ def sources_of(
 ) -> tuple:               # (training, validation, how they were split); validation None where nothing is held out
     "The rows of stage `number`, in two parts"
     make, path, ratio = _maker(cfg, number, device, say), getattr(cfg, f'stage{number}_data_path'), ratio_of(cfg, number)
+    found = _found(cfg, number)
+    for option, problem in ((f'stage{number}_data_path', packed_problem(found, cfg.input_file_packed and number == 3)), (f'{RATIOS.get(number)}={ratio:g}', split_problem(found, ratio) if ratio else None)):
+        if problem: raise OptionError(f'{option}: {problem}')       # of what is left where damaged shards are left out; else it was said before
     if number == 3 and cfg.stage3_validation_data_path is not None: return make(path, 3), make(cfg.stage3_validation_data_path, 3), 'of stage3_validation_data_path'
     return split_sources(make, path, number, ratio) if ratio else (make(path, number), None, 'none held out')
 
@@ -290,7 +302,7 @@ def stage_loop(
     "The loop of stage `number`, with its data, net and settings"
     train, valid, split = sources_of(cfg, number, accelerator.device, say)
     settings = settings_of(cfg, number, train.total_rows)
-    workers, why = clamp_workers(train, settings.workers, settings.batch_size, settings.prefetch)
+    workers, why = clamp_workers(train, settings.workers, settings.batch_size, settings.prefetch, dense_bytes(number) if settings.keep_decoded else None)
     if why: settings = replace(settings, workers=workers); say(f'  {why}')
     if number == 3 and cfg.value_result_weight < 1: _check_evals(cfg, train, settings)
     torch.manual_seed(cfg.seed*4 + number)       # of this stage's heads and dropout, whatever ran before
