@@ -1,13 +1,9 @@
 "Shards of the sample games, made once a test run"
-import os
-
 import pytest
 
 from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
 from buckets import bucket, gcs, s3      # fixtures
 from samples import ONE_FILE
-
-os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')     # gcsfs reads it when it is imported, and would ask the tests' GCS server for its kind of bucket over gRPC
 
 @pytest.fixture(scope='session')
 def shards(tmp_path_factory):

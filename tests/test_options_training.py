@@ -24,7 +24,6 @@ from maou_nb.train.config import backbone_of, make_config
 from maou_nb.train.loop import Diverged, Loop
 from maou_nb.train.stages import sources_of
 from options import check, few, moved, params, row, run, weights
-from test_remote import gcs, s3
 
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')   # weights stay where they begin
 
