@@ -232,7 +232,7 @@ def find_shards(
 ) -> list[Shard]:             # A `ShardError` or `FileNotFoundError` names the first file that does not fit
     "The shards that `paths` mean, with their row counts; no row is read"
     if stage not in SCHEMAS: raise ValueError(f'stage {stage!r} is none of 1, 2 and 3')
-    found = find_files(paths, (SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)), 'shards')
+    found = find_files(paths, tuple(dict.fromkeys((SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)))), 'shards')
     manifests = {folder: read_manifest(folder) for folder in dict.fromkeys(f.parent for f in found)}
     whole = {folder for p in listed(paths) for folder in manifests if as_path(p) in (folder, *folder.parents)}
     if on_bad == 'raise':

@@ -31,7 +31,7 @@ from ..train.checkpoints import CheckpointError, Checkpoints, find_checkpoint, l
 from ..train.config import RULES, LearnConfig, OptionError, backbone_of, make_config, stages_of, takes_options
 from ..train.loop import Callback, RateTrial, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_problems, mirror_url
-from ..train.stages import StageResult, StageThresholdNotMet, close_sources, put_parts, run_stage, stage_loop
+from ..train.stages import StageResult, StageThresholdNotMet, allowed_changes, close_sources, put_parts, run_stage, stage_loop
 from ..view.plots import LivePlot, figure_png, in_notebook, stage_figure
 
 # %% ../../nbs/front/40_learn.ipynb #59a55043
@@ -45,10 +45,14 @@ class LearnResult(BaseModel):
     partial: StageResult | None = None    # Of the stage in which it was stopped, if an epoch was judged
 
     def __getitem__(self, number:int) -> StageResult:
-        "The result of stage `number`"
-        found = [s for s in self.stages_completed if s.stage == number]
-        if not found: raise KeyError(f'stage {number} is not in this run: it has {", ".join(str(s.stage) for s in self.stages_completed) or "none"}')
+        "The result of stage `number`, a partial one if it was stopped in it"
+        found = [s for s in self.stages() if s.stage == number]
+        if not found: raise KeyError(f'stage {number} is not in this run: it has {", ".join(str(s.stage) for s in self.stages()) or "none"}')
         return found[0]
+
+    def stages(self) -> list[StageResult]:
+        "All that was reached, the stage in which the run was stopped too"
+        return [*self.stages_completed, *filter(None, [self.partial])]
 
     def checkpoint(self, number:int, which:str='best') -> Path:
         "Where the `best` or `last` checkpoint of stage `number` is"
@@ -90,7 +94,8 @@ def predict(self:LearnResult,
     stage:int|None=None,  # Whose network; None: the last that was trained
 ):
     "What the best network of this run says about `sfen`: top moves with their probabilities, and the value"
-    return _predict(load_net(self.checkpoint(stage or self.stages_completed[-1].stage)), sfen, top)
+    if not self.stages(): raise FileError(f'{self.run_dir} holds no epoch that was judged yet: resume_from="latest" goes on with the run')
+    return _predict(load_net(self.checkpoint(stage or self.stages()[-1].stage)), sfen, top)
 
 # %% ../../nbs/front/40_learn.ipynb #83ec0d38
 def _resumed_folder(cfg):
@@ -186,6 +191,8 @@ def _open_run(cfg, say):
     if cfg.resume_from and not begun():
         if cfg.resume_from != 'latest': _bring(cfg.resume_from, folders, say)
         elif not (cfg.run_dir and is_remote(as_path(cfg.run_dir)) and _fetched(cfg.run_dir, folders, say)): say(f'{folders["run"]} holds no checkpoint yet: the run starts afresh')
+    if cfg.resume_from and begun() and (folders['run']/'config.json').exists():      # before its own options are written over
+        allowed_changes(json.loads((folders['run']/'config.json').read_text(encoding='utf-8')), cfg)
     if not (cfg.resume_from and begun()):
         old = _set_aside(folders)
         if old: say(f'an earlier run was in {folders["run"]}: it is kept in {old}')
@@ -311,6 +318,7 @@ def _trial_loop(options, stage):
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
     put_parts(cfg, {'backbone': backbone})
+    print(f'stage {number} is tried; of_stage chooses another')
     loop, _ = stage_loop(cfg, number, backbone, accelerator)
     try: yield loop
     finally: close_sources(loop)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STAGE_NAMES', 'LEAST_STEPS', 'FIXED', 'ELSEWHERE', 'reachable_loss', 'legal_moves_loss', 'policy_value_loss',
            'task_of', 'map_style', 'sources_of', 'fingerprint', 'net_of', 'put_parts', 'batch_size_of', 'settings_of',
-           'StageResult', 'changes', 'go_on', 'stage_loop', 'run_stage', 'close_sources', 'StageThresholdNotMet']
+           'StageResult', 'changes', 'allowed_changes', 'go_on', 'stage_loop', 'run_stage', 'close_sources',
+           'StageThresholdNotMet']
 
 # %% ../../nbs/train/24_stages.ipynb #a26f4d8b
 import json
@@ -205,7 +206,7 @@ def _remarks(cfg, number, rows, split, settings, resumed):
     if number > 1 and cfg.stage != 'all' and not cfg.resume_backbone_from and not resumed: yield f'  stage {number} alone: the backbone starts from random weights' + (', and freeze_backbone keeps them' if cfg.freeze_backbone and cfg.trainable_layers is None else '')
     if cfg.trainable_layers is not None: yield f'  trainable_layers={cfg.trainable_layers}: ' + ('its last groups are left to stage 3' if number < 3 else 'only its last groups train') + (', whatever freeze_backbone says' if cfg.freeze_backbone else '')
     if number < 3 and not getattr(cfg, f'stage{number}_learning_rate'):
-        yield f'  hint: learn-model would scale this learning rate to {settings.lr * (settings.batch_size / 256)**0.5:.3g}, by √(batch/256); here it is used as it is'
+        yield f'  hint: the older tool would scale this learning rate to {settings.lr * (settings.batch_size / 256)**0.5:.3g}, by √(batch/256); here it is used as it is'
 
 # %% ../../nbs/train/24_stages.ipynb #6a7a10e9
 class StageResult(BaseModel):
@@ -234,7 +235,7 @@ class StageResult(BaseModel):
         "The outcome in a line, with what predicting nothing scores"
         base = self.baselines.get(self.metric)
         goal = '' if self.threshold is None else f', threshold {self.threshold:g} {"met" if self.threshold_met else "not met"}'
-        return f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f} on {self.judged_on}' + (f', against {base:.4f} for guessing' if base is not None else '') + f'{goal}; {self.epochs_trained} epoch{"s" * (self.epochs_trained > 1)}, the best was {self.best_epoch}'
+        return f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f} on {self.judged_on}' + (f', against {base:.4f} for guessing' if base is not None else '') + f'{goal}; after {self.epochs_trained} epoch{"s" * (self.epochs_trained > 1)}, of which the best was {self.best_epoch}'
 
 # %% ../../nbs/train/24_stages.ipynb #c6fce7fb
 def _from(folder, path):
@@ -276,18 +277,25 @@ def changes(
     return [s for n, s in differ.items() if n in FIXED], [s for n, s in differ.items() if n not in FIXED]
 
 # %% ../../nbs/train/24_stages.ipynb #cf9bf39b
+def allowed_changes(old:dict, cfg:LearnConfig) -> list[str]:
+    "What `cfg` changes of the options `old` of a run; an `OptionError` if the run cannot go on with that"
+    fixed, free = changes(old, cfg)
+    if fixed: raise OptionError(f'resume_from: the run was begun with other options, which its net and order of rows depend on ({"; ".join(fixed)}); leave them as they were, or begin another run')
+    return free
+
+# %% ../../nbs/train/24_stages.ipynb #3a64173d
 def go_on(cfg:LearnConfig, loop:Loop, tensors:dict, about:dict, say:Callable):
     "Put `loop` where a checkpoint was taken, if it is of the same run"
     n = loop.task.number
-    fixed, free = changes(about['config'], cfg)
-    if fixed: raise OptionError(f'resume_from: the run was begun with other options, which its net and order of rows depend on ({"; ".join(fixed)}); leave them as they were, or begin another run')
+    free = allowed_changes(about['config'], cfg)
     if about['data'] != fingerprint(loop.train): raise OptionError(f'stage{n}_data_path: these are not the rows that the run was trained on; the same shards, in folders that sort alike, were expected')
     if n == 3 and cfg.start_epoch not in (None, about['epoch'], about['config'].get('start_epoch')): raise OptionError(f'start_epoch={cfg.start_epoch}: the checkpoint goes on with epoch {about["epoch"]}; leave it out')
     for change in free: say(f'  changed since the run began: {change}')
     loop.load_state(tensors, about)
+    if loop.finished: say(f'  nothing is left to train: {len(loop.history)} epochs are done'); return
     if loop.settings.epochs != (was := about['epochs']):
         say(f'  {was} epochs were planned, now {loop.settings.epochs}: schedule {loop.settings.schedule} is that of {loop.settings.epochs}, and goes on at learning rate {loop.scheduler.get_last_lr()[0]:.2g}')
-    if not loop.finished: say(f'  goes on in epoch {loop.epoch + 1} after step {loop.step}')
+    say(f'  goes on in epoch {loop.epoch + 1} after step {loop.step}')
 
 # %% ../../nbs/train/24_stages.ipynb #1d90f02c
 def stage_loop(
