@@ -322,8 +322,10 @@ def _resume_problems(cfg):
 
 def _checkpoint_problems(name, path):
     "A checkpoint's path that leads nowhere, or to a file of another tool"
+    try: there = as_path(path).exists()
+    except FileError as e: yield f'{name}={path!r}: {e}'; return
     if path.endswith(('.pt', '.pth', '.ckpt')): yield f'{name}={path!r}: a pickled checkpoint of another tool, whose net is another; a .safetensors file of maou_nb was expected'
-    elif not as_path(path).exists(): yield f'{name}={path!r}: does not exist; a checkpoint or a run folder was expected'
+    elif not there: yield f'{name}={path!r}: does not exist; a checkpoint or a run folder was expected'
 
 # %% ../../nbs/train/20_config.ipynb #fcf19ec6
 RULES = [_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems]   # rooms further on add theirs
