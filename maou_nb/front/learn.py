@@ -271,9 +271,9 @@ def _run(cfg, folders, stop, mirror, say):
         _describe_run(folders, accelerator, result.stages_completed)
         with atomic_file(folders['run']/'result.json', 'w') as f: f.write(result.model_dump_json(indent=1))
         if mirror is not None: mirror.sync()
-    callbacks = [*([LivePlot()] if in_notebook() else []), *([Mirroring(mirror, cfg.checkpoint_every)] if mirror is not None else [])]
+    callbacks = lambda: [*([LivePlot()] if in_notebook() else []), *([Mirroring(mirror, cfg.checkpoint_every)] if mirror is not None else [])]    # a picture for each stage
     for number in stages_of(cfg)[len(result.stages_completed):]:
-        try: done = run_stage(cfg, number, backbone, accelerator, folders, callbacks, say, stop)
+        try: done = run_stage(cfg, number, backbone, accelerator, folders, callbacks(), say, stop)
         except Stopped as e:
             result.stopped, result.partial = f'{e}: everything is saved, and resume_from="latest" goes on from there', e.partial
             say(result.stopped); keep()
