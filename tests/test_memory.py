@@ -1,14 +1,13 @@
 "A stage's data is opened when the stage starts and let go before the next one; a stage that is not run is never opened"
-import os
+import json, os, subprocess, sys
+from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from maou_nb import learn_multi_stage
 from maou_nb.data import sources
 from maou_nb.data.shards import find_shards, read_shard, write_shard
-from maou_nb.front import learn
 from maou_nb.train import stages
 from maou_nb.train.config import backbone_of, make_config
 from maou_nb.train.loop import Callback, Stopped, StopWish, make_accelerator
@@ -33,15 +32,23 @@ class Weigh(Callback):
         self.during = resident()
         loop.stop.why = 'SIGTERM'
 
-def test_memory_goes_back(large, shards, tmp_path):
-    cfg = make_config(stage=2, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=64, input_cache_mode='memory', run_dir=str(tmp_path), **{**shards, 'stage2_data_path': str(large)})
-    weigh, folders = Weigh(), {'run': tmp_path, 'models': tmp_path/'models', 'logs': tmp_path/'logs'}
+def measure(data, folder):
+    "Bytes resident before a stage, with all its rows in memory, and after it"
+    cfg = make_config(stage=2, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=64, input_cache_mode='memory', run_dir=folder, stage2_data_path=data)
+    weigh, folders = Weigh(), {'run': Path(folder), 'models': Path(folder)/'models', 'logs': Path(folder)/'logs'}
     def once():
         with pytest.raises(Stopped): stages.run_stage(cfg, 2, backbone_of(cfg), make_accelerator('cpu'), folders, [weigh], lambda text: None, StopWish())
     once()                               # libraries load what they load
-    before = resident(); once(); after = resident()
-    print(f'resident: {before / 1e6:.0f} MB before, {weigh.during / 1e6:.0f} MB with all rows in memory, {after / 1e6:.0f} MB after')
-    assert weigh.during - before > 120e6 and after - before < 30e6
+    before = resident(); once()
+    return before, weigh.during, resident()
+
+def test_memory_goes_back(large, tmp_path):
+    "In a process of its own, whose memory nothing else has used"
+    done = subprocess.run([sys.executable, __file__, str(large), str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, during, after = json.loads(done.stdout.splitlines()[-1])
+    print(f'resident: {before / 1e6:.0f} MB before, {during / 1e6:.0f} MB with all rows in memory, {after / 1e6:.0f} MB after')
+    assert during - before > 120e6 and after - before < 30e6
 
 def test_a_stage_that_is_not_run_is_never_opened(shards, tmp_path, monkeypatch):
     opened = []
@@ -51,3 +58,5 @@ def test_a_stage_that_is_not_run_is_never_opened(shards, tmp_path, monkeypatch):
     for stage in (1, 2): learn_multi_stage(stage=stage, run_dir=tmp_path/str(stage), **tiny, **{**shards, 'stage3_data_path': 'nowhere'}); assert set(opened) == {stage}; opened.clear()
     learn_multi_stage(stage='all', run_dir=tmp_path/'all', **tiny, **shards)
     assert list(dict.fromkeys(opened)) == [1, 2, 3] and opened == sorted(opened)     # one after the other, none beforehand
+
+if __name__ == '__main__': print(json.dumps(measure(*sys.argv[1:])))
