@@ -28,7 +28,7 @@ from .judge import load_net
 from .judge import predict as _predict
 from ..model.onnx import onnx_problem
 from ..train.checkpoints import CheckpointError, Checkpoints, find_checkpoint, load_tensors
-from ..train.config import RULES, LearnConfig, OptionError, backbone_of, make_config, stages_of, takes_options
+from ..train.config import LearnConfig, OptionError, backbone_of, make_config, rule, stages_of, takes_options
 from ..train.loop import Callback, RateTrial, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_problems, mirror_url
 from ..train.stages import StageResult, StageThresholdNotMet, allowed_changes, close_sources, put_parts, run_stage, stage_loop
@@ -129,14 +129,13 @@ def mirror_folders(
         elif url and not folders[key].is_relative_to(folders['run']): copies[folders[key]] = f'{url}/{name}'
     return copies
 
+@rule
 def _mirror_problems(cfg):
     "Buckets that are not wholly named"
     yield from mirror_problems(cfg.output_gcs, cfg.gcs_bucket_name, cfg.gcs_base_path, cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path)
     for option in ('run_dir', 'log_dir', 'model_dir'):
         try: as_path(getattr(cfg, option) or '.')
         except FileError as e: yield f'{option}={getattr(cfg, option)!r}: {e}'
-
-RULES.append(_mirror_problems)
 
 # %% ../../nbs/front/40_learn.ipynb #deed5366
 def _set_aside(folders):
@@ -208,11 +207,10 @@ def _describe_run(folders, accelerator, stages):
     with atomic_file(folders['run']/'run.json', 'w') as f: json.dump(about, f, indent=1)
 
 # %% ../../nbs/front/40_learn.ipynb #ca91007a
+@rule
 def _onnx_problems(cfg):
     "An export without its packages"
     if cfg.export_onnx and (problem := onnx_problem()): yield f'export_onnx=True: {problem}'
-
-RULES.append(_onnx_problems)
 
 # %% ../../nbs/front/40_learn.ipynb #ff640bb8
 @contextmanager

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
            'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'RATIOS',
-           'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of', 'make_config',
-           'OptionTable', 'takes_options']
+           'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of', 'rule',
+           'make_config', 'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
 import inspect
 import shutil
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -328,7 +329,14 @@ def _checkpoint_problems(name, path):
     elif not there: yield f'{name}={path!r}: does not exist; a checkpoint or a run folder was expected'
 
 # %% ../../nbs/train/20_config.ipynb #fcf19ec6
-RULES = [_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems]   # rooms further on add theirs
+RULES = {}     # name → rule
+
+def rule(f:Callable[[LearnConfig], Iterable[str]]):
+    "Have `make_config` ask `f` for problems too; rooms further on add theirs, and one defined again replaces itself"
+    RULES[f.__name__] = f
+    return f
+
+for f in (_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems): rule(f)
 
 # %% ../../nbs/train/20_config.ipynb #2775fd90
 def make_config(**options:Any) -> LearnConfig:
@@ -339,7 +347,7 @@ def make_config(**options:Any) -> LearnConfig:
         bad = {str(err['loc'][0]) for err in e.errors()}
         problems = [*dict.fromkeys(_field_problem(err, fields) for err in e.errors())]
         cfg = LearnConfig(**{k: v for k, v in options.items() if k not in bad})   # the rules go on over what is valid
-    for rule in RULES: problems += [p for p in rule(cfg) if p.split('=')[0].split(':')[0] not in bad]
+    for of in RULES.values(): problems += [p for p in of(cfg) if p.split('=')[0].split(':')[0] not in bad]
     if problems: raise OptionError('\n'.join(problems) if len(problems) == 1 else '\n'.join([f'{len(problems)} problems with the options:', *(f'  {p}' for p in problems)]))
     return cfg
 

@@ -32,7 +32,7 @@ from ..model.heads import Net, make_heads
 from ..model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss, value_target
 from ..model.metrics import LegalMovesMetrics, PolicyValueMetrics, ReachableMetrics
 from .checkpoints import PICKLES, CheckpointError, Checkpoints, load_part, put_part
-from .config import HEAD_STAGES, PREFIXES, RATIOS, RULES, LearnConfig, OptionError, backbone_of, ratio_of, stages_of
+from .config import HEAD_STAGES, PREFIXES, RATIOS, LearnConfig, OptionError, backbone_of, ratio_of, rule, stages_of
 from .loop import History, Loop, Progress, Saver, Settings, Stopped, StopWish, Task, TensorBoard, Watch, best_device
 
 # %% ../../nbs/train/24_stages.ipynb #d52329c9
@@ -108,6 +108,7 @@ def sources_of(
     return split_sources(make, path, number, ratio) if ratio else (make(path, number), None, 'none held out')
 
 # %% ../../nbs/train/24_stages.ipynb #fcc743b8
+@rule
 def _memory_problems(cfg):
     "Rows that do not fit where they are to be held, and decoded ones that cannot be kept"
     if cfg.on_bad == 'skip': return                  # what is left is known later, and looked at then
@@ -120,8 +121,6 @@ def _memory_problems(cfg):
         except MemoryError as e: yield f'input_{e}'
         except (OSError, ValueError, RuntimeError) as e:
             if 'policy=' in str(e): yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}'      # the rest is said by other rules
-
-RULES.append(_memory_problems)
 
 # %% ../../nbs/train/24_stages.ipynb #abef260b
 def fingerprint(source:StreamingFileSource) -> str:
@@ -153,6 +152,7 @@ def put_parts(cfg:LearnConfig, parts:dict[str, torch.nn.Module]):
         except CheckpointError as e: raise CheckpointError(f'resume_{full}_from={path!r}: {e}') from None
 
 # %% ../../nbs/train/24_stages.ipynb #816e01f2
+@rule
 def _part_problems(cfg):
     "Parts that do not fit the net"
     wanted = [n for n in ('backbone', *(f'{h}_head' for h in HEAD_STAGES)) if (path := getattr(cfg, f'resume_{n}_from')) and not path.endswith(PICKLES) and as_path(path).exists()]
@@ -166,8 +166,6 @@ def _part_problems(cfg):
         if (name if name == 'backbone' else f'{name}_head') not in wanted: continue
         try: put_parts(cfg, {name: module})
         except CheckpointError as e: yield str(e)
-
-RULES.append(_part_problems)
 
 # %% ../../nbs/train/24_stages.ipynb #b515f96e
 LEAST_STEPS = 16
