@@ -89,7 +89,8 @@ def test_a_kernels_interrupt(shards, tmp_path):
             out, done = [], tmp_path/'run'/'history.jsonl'
             seen = len(done.read_text().splitlines()) if done.exists() else 0
             client.execute(CELL.format(data=str(shards['stage1_data_path']), run=str(tmp_path/'run')))
-            while not done.exists() or len(done.read_text().splitlines()) < seen + 2: time.sleep(0.1)
+            until = time.monotonic() + 120
+            while not done.exists() or len(done.read_text().splitlines()) < seen + 2: assert time.monotonic() < until; time.sleep(0.1)
             manager.interrupt_kernel()
             reply = client.get_shell_msg(timeout=60)
             while (m := client.get_iopub_msg(timeout=10))['content'].get('execution_state') != 'idle':
