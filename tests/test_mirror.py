@@ -232,6 +232,26 @@ def test_a_run_begun_anew_in_its_folder(url, run, sends, tmp_path):
     back = fetch_run(url, tmp_path/'back2')
     assert usable(back) == [step(1), step(5)] and set(contents(run)) == set(contents(back))
 
+def test_a_checkpoint_damaged_here_does_not_go(url, run, tmp_path):
+    "It is named, what stands there stays usable, and the next checkpoint mends it"
+    told = []
+    mirror = Mirror({run: url}, told.append)
+    mirror.sync(); wait(mirror)
+    save(run, [2, 3])
+    raw = bytearray((run/STAGE/step(3)).read_bytes()); raw[0] ^= 1; (run/STAGE/step(3)).write_bytes(bytes(raw))
+    for _ in range(2): mirror.sync(); wait(mirror)
+    assert len(told) == 1 and f'{run/STAGE/step(3)} is damaged' in told[0]
+    assert usable(fetch_run(url, tmp_path/'back')) == [step(1), step(2)]
+    save(run, [2, 4])
+    assert mirror.close() and len(told) == 1 and usable(fetch_run(url, tmp_path/'back2')) == [step(2), step(4)]
+
+def test_a_copy_of_another_size_is_sent_again(url, run, sends, tmp_path):
+    assert Mirror({run: url}).close()
+    (as_path(url)/STAGE/step(1)).write_bytes(b'cut')
+    sends.urls.clear()
+    assert Mirror({run: url}).close() and [n for n in sends.names() if 'step' in n] == [step(1)]
+    assert usable(fetch_run(url, tmp_path/'back')) == [step(1), step(2)]
+
 # --- lines that break, servers that are down
 
 def test_a_server_that_fails_half_way_then_recovers(url, run, sends, quick):
@@ -320,7 +340,7 @@ def test_in_a_bucket(bucket, run, tmp_path, monkeypatch):
     monkeypatch.setattr(room, 'download', lambda far, part: (fetched.append(far.name), real(far, part)))
     fetch_run(run_url, back)
     assert set(fetched) <= {'checkpoints.json'}
-    save(back, [4, 5]); assert Mirror({back: run_url}).close() and contents(run_url) == contents(back)
+    save(back, [4, 5], size=400_000); assert Mirror({back: run_url}).close() and contents(run_url) == contents(back)
 
 # --- the other way
 

@@ -245,14 +245,16 @@ def _look(self:Mirror):
 
 @patch
 def _take_up(self:Mirror, url:str, manifest:str, files:dict):
-    "Note the checkpoints beside `manifest` as sent earlier"
+    "Note the checkpoints beside `manifest` as sent earlier; one that lies there in another size is not"
+    home = next(f for f, u in self.folders.items() if u == url)
+    whole = lambda n: not (home/n).is_file() or (home/n).stat().st_size == files[n].stat().st_size
     try: named = _named(_read(files[manifest]), files[manifest])
     except FileError: named = {}         # it is about to be replaced
     folder = manifest.removesuffix(MANIFEST)
     forms = {_form(n) for n in named}
     for n in files:
         own = n.removeprefix(folder)
-        if n.startswith(folder) and '/' not in own and (own in named or _form(own) in forms): self.sent[f'{url}/{n}'] = named.get(own)
+        if n.startswith(folder) and '/' not in own and (own in named or _form(own) in forms): self.sent[f'{url}/{n}'] = named.get(own) if whole(n) else None
 
 # %% ../../nbs/train/27_mirror.ipynb #ba1331af
 @patch
@@ -299,10 +301,15 @@ def _pieces(self:Mirror, hold:bool=False) -> list[Piece]:
     return [p for kind in kinds for p in sorted(kind, key=lambda p: p.url in self.failed)]      # what failed the last time must not hold up the rest
 
 # %% ../../nbs/train/27_mirror.ipynb #ec019b19
+def _own_name(source:Path) -> Path:
+    "`source` without what `_hold` adds to a name"
+    return source.with_name(source.name.removeprefix('.').removesuffix('.mirror.part')) if source.name.endswith('.mirror.part') else source
+
 def _send(piece:Piece):
     "Put `piece` where it belongs; a `FileError` if that keeps failing"
     if piece.source is None: return _remove(piece.url)
     to = as_path(piece.url)
+    if piece.fixed and file_sha256(piece.source) != piece.sign: raise FileError(f'{_own_name(piece.source)} is damaged: its SHA-256 is not the one in its manifest, so neither is sent; resume the run, which goes on with an older checkpoint')
     if piece.fixed and is_remote(to): return upload(piece.source, to)
     with atomic_file(to) as f:
         if isinstance(piece.source, bytes): f.write(piece.source)
