@@ -6,7 +6,7 @@ import fsspec.config
 import pytest
 
 from maou_nb.data import files
-from maou_nb.data.files import FileError, as_path, atomic_file, find_files, local_file
+from maou_nb.data.files import FileError, as_path, atomic_file, cached_file, find_files, local_file
 from maou_nb.data.prepare import prepare_stage3
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
@@ -142,6 +142,14 @@ def test_two_at_once_fetch_the_same(memory, tmp_path):
     for t in threads: t.start()
     for t in threads: t.join()
     assert len(got) == 8 and set(got) == {(memory/'a').read_bytes()}
+
+def test_a_copy_that_another_process_takes_away(tmp_path, monkeypatch):
+    "It is seen in the cache, and gone when it is looked at: no error"
+    monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path))
+    real = Path.iterdir
+    monkeypatch.setattr(Path, 'iterdir', lambda self: [*real(self), self/'gone.part'])
+    monkeypatch.setattr(Path, 'is_file', lambda self: True)          # as it was a moment ago
+    assert cached_file('a', lambda part: part.write_bytes(b'x')).read_bytes() == b'x'
 
 def test_a_missing_filesystem_says_what_brings_it():
     lacks = "import sys; sys.modules['s3fs'] = None; from maou_nb.data.files import as_path; as_path('s3://bucket/x')"

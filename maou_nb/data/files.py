@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from glob import has_magic
 from pathlib import Path
+from stat import S_ISREG
 from threading import get_ident
 
 import pyarrow as pa
@@ -214,9 +215,16 @@ def file_sha256(path:str|Path|UPath) -> str:
     with as_path(path).open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/data/02_files.ipynb #ccf23ca3
+def _copies(folder):
+    "(when it was used last, bytes, path) of each file in `folder`; one that somebody else takes away meanwhile is none"
+    for p in folder.iterdir():
+        try: stat = p.stat()
+        except FileNotFoundError: continue
+        if S_ISREG(stat.st_mode): yield stat.st_mtime, stat.st_size, p
+
 def _evict(folder, keep):
     "Remove copies, the longest unused first, until the folder is within its limit; `keep` stays"
-    files = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in folder.iterdir() if p.is_file()), key=lambda f: f[0])
+    files = sorted(_copies(folder), key=lambda f: f[0])
     total, limit = sum(size for _, size, _ in files), cache_limit()
     for used, size, p in files:
         abandoned = p.suffix == '.part' and time.time() - used > 86_400

@@ -23,7 +23,7 @@ from typing import Literal, get_args, get_origin
 
 from .. import __version__
 from ..data.files import FileError, as_path
-from ..train.config import LearnConfig, OptionError, _other_names, make_config
+from ..train.config import OTHER_NAMES, LearnConfig, OptionError, make_config
 
 # %% ../../nbs/front/41_cli.ipynb #93e5990c
 def _kinds(annotation):
@@ -34,6 +34,7 @@ def _is_list(option): return any(get_origin(k) in (list, tuple) for k in _kinds(
 def _is_bool(option): return bool in _kinds(option.annotation)
 def _is_optional(option): return NoneType in _kinds(option.annotation)
 
+# %% ../../nbs/front/41_cli.ipynb #ad679e8b
 def flag_of(
     name:str,  # A field of `LearnConfig`
 ) -> str:
@@ -100,7 +101,7 @@ def _meant(flag):
     flag = '--' + flag.lower().replace('_', '-').lstrip('-')
     name = flag[2:].replace('-', '_')
     if f'no_{name}' in LearnConfig.model_fields: return f'--no-{flag[2:]}=false'
-    if name in _other_names: return flag_of(_other_names[name])
+    if name in OTHER_NAMES: return flag_of(OTHER_NAMES[name])
     begun = [f for f in FLAGS if f.startswith(flag)]
     return begun[0] if len(begun) == 1 else next(iter(difflib.get_close_matches(flag, [*FLAGS, *NOES], 1, 0.6)), None)
 

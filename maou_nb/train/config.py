@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
-           'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'RATIOS',
-           'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of', 'rule',
-           'make_config', 'OptionTable', 'takes_options']
+           'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'OTHER_NAMES',
+           'RATIOS', 'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of',
+           'rule', 'make_config', 'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -189,7 +189,7 @@ def backbone_of(cfg:LearnConfig) -> torch.nn.Module:
     return backbone
 
 # %% ../../nbs/train/20_config.ipynb #ca967b85
-_other_names = {'lr': 'learning_ratio', 'learning_rate': 'learning_ratio', 'epochs': 'epoch', 'max_epochs': 'epoch', 'device': 'gpu', 'valid_ratio': 'test_ratio',
+OTHER_NAMES = {'lr': 'learning_ratio', 'learning_rate': 'learning_ratio', 'epochs': 'epoch', 'max_epochs': 'epoch', 'device': 'gpu', 'valid_ratio': 'test_ratio',
                 'val_ratio': 'test_ratio', 'model': 'model_architecture', 'architecture': 'model_architecture', 'scheduler': 'lr_scheduler'}   # as others call them
 
 # %% ../../nbs/train/20_config.ipynb #7d3d4da2
@@ -197,7 +197,7 @@ def _field_problem(error, fields):
     "One of pydantic's errors as a sentence about an option"
     name = str(error['loc'][0])
     if error['type'] == 'extra_forbidden':
-        near = [_other_names[name]] if name in _other_names else difflib.get_close_matches(name, fields, 1, 0.75)
+        near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, fields, 1, 0.75)
         return f'{name}: there is no such option' + (f'; did you mean {near[0]}?' if near else '')
     return f"{name}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
 
@@ -336,7 +336,7 @@ def rule(f:Callable[[LearnConfig], Iterable[str]]):
     RULES[f.__name__] = f
     return f
 
-for f in (_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems): rule(f)
+for _problems in (_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems): rule(_problems)
 
 # %% ../../nbs/train/20_config.ipynb #2775fd90
 def make_config(**options:Any) -> LearnConfig:

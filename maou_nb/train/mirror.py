@@ -208,6 +208,7 @@ def _note_mirrored(folder:Path, urls):
     if not set(urls) <= (known := _mirrored(folder)):
         with atomic_file(folder/'.mirrored', 'w') as f: f.write('\n'.join(sorted(known | set(urls))) + '\n')
 
+# %% ../../nbs/train/27_mirror.ipynb #606d4720
 def _form(name:str) -> str:
     "`name` with its digits alike"
     return re.sub(r'\d+', '0', name)
@@ -220,6 +221,7 @@ def _files_at(url:str) -> dict[str, Path|UPath]:
     if not is_remote(root): return {p.relative_to(root).as_posix(): p for p in found}
     return {p.path.strip('/').removeprefix(root.path.strip('/') + '/'): p for p in found}
 
+# %% ../../nbs/train/27_mirror.ipynb #305b61c8
 def _read(path:Path|UPath) -> bytes:
     "What is in the file at `path`, fetched with retries"
     if not is_remote(path): return path.read_bytes()
