@@ -19,11 +19,11 @@ import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from pydantic import ValidationError
-from rsshogi.core import Board, PositionState
+from rsshogi.core import Board
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
-from ..data.board import Position, board_svg, side_to_move_view
+from ..data.board import Position
 from ..data.files import local_file
 from ..data.games import playable
 from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels
@@ -36,6 +36,7 @@ from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, 
 from ..train.config import LearnConfig, backbone_of, ratio_of
 from ..train.loop import best_device
 from ..train.stages import STAGE_NAMES, net_of, task_of
+from ..view.boards import read_position, show_position, turned, white_moves
 from ..view.inspect import move_text, source_columns
 from ..view.plots import figure_png
 
@@ -132,58 +133,45 @@ class Predictions(list):
     def _repr_html_(self): return ''.join(p._repr_html_() for p in self)
 
 # %% ../../nbs/front/38_judge.ipynb #d68544e3
-def _from_black(state):
-    "Board (81,) and hands (14,) of rsshogi's `state` as Black sees them, whoever moves"
-    hands = np.array([[int(h) for h in state.hands]])
-    return [a[0] for a in side_to_move_view(np.frombuffer(bytes(map(int, state.board)), np.uint8)[None], hands, [0])]
-
-def _picture(state, heat):
-    "The board of `state` as Black sees it, tinted by `heat` of that view"
-    return board_svg(*_from_black(state), heat, 'White to move' if state.side_to_move.value else '')
-
-def _turned(heat, state):
-    "81 numbers of the side-to-move view, as Black sees them"
-    return heat[::-1] if state.side_to_move.value else heat
-
 _turn_usi = str.maketrans('123456789abcdefghi', '987654321ihgfedcba')
 
 # %% ../../nbs/front/38_judge.ipynb #1c126cf5
 def _ranked(names, p): return {names[i]: float(p[i]) for i in np.argsort(-p, kind='stable')}
 
-def _of_squares(sfen, state, logits, top):
+def _of_squares(state, last, logits, top):
     "The prediction of a stage 1 network"
-    p = _turned(logits['reachable'].sigmoid().numpy(), state)
-    return Prediction(sfen, 1, _ranked(_square_names, p), top=top, picture=_picture(state, p))
+    p = logits['reachable'].sigmoid().numpy()
+    return Prediction(state.to_sfen(), 1, _ranked(_square_names, turned(p, state)), top=top, picture=show_position(state, p).svgs[0])
 
 # %% ../../nbs/front/38_judge.ipynb #ceabf042
-def _of_moves(sfen, state, logits, top):
+def _of_moves(state, last, logits, top):
     "The prediction of a network of stage 2 or 3"
-    board = Board(sfen)
+    board = Board(state.to_sfen())
     moves, labels, view = board.legal_moves(), torch.from_numpy(legal_labels(board).astype(np.int64)), Position.from_state(state)
     stage = 3 if 'policy' in logits else 2
     own = logits['policy' if stage == 3 else 'legal_moves']
     p = own[labels].double().softmax(0) if stage == 3 else own[labels].sigmoid()
     heat = np.zeros(81)
     np.maximum.at(heat, LABEL_SQUARE[labels], p.numpy())
-    made = Prediction(sfen, stage, _ranked([m.to_usi() for m in moves], p.numpy()), top=top, written={m.to_usi(): m.to_ki2(board) for m in moves},
-                      picture=_picture(state, _turned(heat, state)))
+    made = Prediction(state.to_sfen(), stage, _ranked([m.to_usi() for m in moves], p.numpy()), top=top, written={m.to_usi(): m.to_ki2(board) for m in moves})
     if stage == 3: made.value, made.score = float(logits['value'].double().sigmoid()), float(600*logits['value'])
     else:
         claimed = set(torch.where(own > 0)[0].tolist()) - set(labels.tolist())
-        name = lambda label: text.translate(_turn_usi) if (text := move_text(label, view.board)) and state.side_to_move.value else text
+        name = lambda label: text.translate(_turn_usi) if (text := move_text(label, view.board)) and white_moves(state) else text
         made.invented = {name(l): float(own[l].sigmoid()) for l in sorted(claimed, key=lambda l: -float(own[l]))}
+    arrows = {m: p for m, _, p in made.rows() if stage == 3 and p >= 0.01}
+    made.picture = show_position(state, heat, arrows, last, made.value).svgs[0]
     return made
 
 # %% ../../nbs/front/38_judge.ipynb #bd62d9f4
 def _state(sfen, number, rules):
-    "rsshogi's state of `sfen`, a `ValueError` in one sentence if it is none, or, with `rules`, if nothing can be played there"
+    "rsshogi's state and the last move of `sfen`, a `ValueError` in one sentence if it is none, or, with `rules`, if nothing can be played there"
     where = '' if number is None else f'position {number}: '
-    if not isinstance(sfen, str): raise ValueError(f'{where}{sfen!r} is no text: a position in SFEN was expected')
-    try: state = PositionState.from_sfen(sfen)
-    except ValueError as e: raise ValueError(f'{where}{sfen!r} is not a position in SFEN: {e}') from None
-    if rules and not playable(Board(sfen)):
+    try: state, last = read_position(sfen)
+    except ValueError as e: raise ValueError(f'{where}{e}') from None
+    if rules and not playable(Board(state.to_sfen())):
         raise ValueError(f'{where}{sfen!r} cannot occur: both kings on the board, no more pieces than there are, none where it could never move, and the side that waits not in check, were expected')
-    return state
+    return state, last
 
 # %% ../../nbs/front/38_judge.ipynb #ca23be95
 @contextmanager
@@ -206,14 +194,14 @@ def predict(
     net, one = _as_net(net), isinstance(sfen, str)
     sfens = [sfen] if one else list(sfen)
     states = [_state(s, None if one else i, 'reachable' not in net.heads) for i, s in enumerate(sfens)]
-    views, answers, made = [Position.from_state(s) for s in states], [], _of_squares if 'reachable' in net.heads else _of_moves
+    views, answers, made = [Position.from_state(s) for s, _ in states], [], _of_squares if 'reachable' in net.heads else _of_moves
     with _evaluating(net):
         device = next(net.parameters()).device
         for i in range(0, len(views), 1024):
             board, hands = (torch.from_numpy(np.stack([getattr(v, k) for v in views[i:i + 1024]])).to(device) for k in ('board', 'hands'))
             outputs = {k: v.float().cpu() for k, v in net(board, hands).items()}
             answers += [{k: v[j] for k, v in outputs.items()} for j in range(len(board))]
-    all_made = Predictions(made(*args, top) for args in zip(sfens, states, answers))
+    all_made = Predictions(made(*asked, answer, top) for asked, answer in zip(states, answers))
     return all_made[0] if one else all_made
 
 # %% ../../nbs/front/38_judge.ipynb #a1ad6d64
