@@ -521,6 +521,17 @@ def must_be_given(run, kind, what):
     with pytest.raises(OptionError, match=f'output_{kind}=True: {option} is missing'): run(stage=1, **{f'output_{kind}': True}, **rest)
     with pytest.raises(OptionError, match=f"{option}='x': nothing is mirrored without output_{kind}=True"): run(stage=1, **{option: 'x'})
 @row
+def watched_positions(run, few):
+    r, lines = run(epoch=2, watched_positions=('startpos',)), lambda r: [json.loads(l) for l in (r.dir/'watched.jsonl').read_text().splitlines()]
+    assert [(l['stage'], l['epoch']) for l in lines(r)] == [(3, 0), (3, 1), (3, 2)] and lines(r)[0]['moves'] != lines(r)[2]['moves']
+    log = EventAccumulator(str(r.dir/'logs'/'stage3')).Reload()
+    assert log.Tags()['images'] == [f"stage3/{lines(r)[0]['sfen']}"]
+    without = run(epoch=2)
+    assert not (without.dir/'watched.jsonl').exists() and not moved(r, without)      # to be watched changes nothing
+    with pytest.raises(OptionError, match="watched_positions='startpos moves 7g7e': .* is not legal"): run(watched_positions=('startpos moves 7g7e',))
+    with pytest.raises(OptionError, match='cannot occur in a game'): run(watched_positions=('9/9/9/9/4N4/9/9/9/9 b - 1',))
+
+@row
 def output_s3(run, few, s3): mirrors(run, few, 's3')
 @row
 def s3_bucket_name(run, few, s3):

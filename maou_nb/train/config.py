@@ -167,6 +167,7 @@ class LearnConfig(BaseModel):
     save_split_params: bool = _option(False, 'Logs & output', 'Write the backbone and each head of the best checkpoint as files of their own, too')
     tensorboard_histogram_frequency: int = _option(0, 'Logs & output', 'Epochs between histograms of weights and gradients in TensorBoard; 0: none', ge=0)
     tensorboard_histogram_module: Globs = _option((), 'Logs & output', 'Only of parameters whose names match this glob, or one of these')
+    watched_positions: Globs = _option((), 'Logs & output', 'Positions as SFEN, or as USI engines write them, of which the network is asked after each epoch: film_strip and TensorBoard show them')
     output_s3: bool = _option(False, 'Logs & output', 'Mirror the run to s3://{s3_bucket_name}/{s3_base_path} while it trains')
     s3_bucket_name: str | None = _option(None, 'Logs & output', 'Bucket of output_s3', min_length=1)
     s3_base_path: str | None = _option(None, 'Logs & output', 'Folder in that bucket', min_length=1)

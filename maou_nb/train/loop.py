@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TIMINGS', 'best_device', 'make_accelerator', 'Task', 'Settings', 'Callback', 'Loop', 'StopWish', 'Stopped',
-           'Diverged', 'OutOfRoom', 'Means', 'Watch', 'Progress', 'History', 'TensorBoard', 'Saver', 'RateTrial']
+           'Diverged', 'OutOfRoom', 'Means', 'Watch', 'Progress', 'cut_lines', 'add_line', 'History', 'Steps',
+           'TensorBoard', 'Saver', 'RateTrial']
 
 # %% ../../nbs/train/23_loop.ipynb #8a35c8ae
 import copy
@@ -14,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
@@ -133,6 +134,8 @@ class Loop:
         self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs, s.warmup_steps)
         self.epoch, self.batch, self.means = s.start_epoch, 0, None      # the next batch to train on, and the sums of the epoch so far
         self.history = []                                                # one dict an epoch
+        self.steps = []                                                  # and of some steps, from `Steps`
+        self.board = None                                                # TensorBoard's writer, for callbacks that log more
         self.judged_on = 'valid' if valid else 'train_eval'
         self.go_to_step(s.start_epoch*self.steps_per_epoch)
 
@@ -421,7 +424,7 @@ class Progress(Callback):
     def before_fit(self, loop):
         "Open the bar"
         total = loop.settings.epochs * loop.steps_per_epoch
-        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.task.number} · {loop.task.name}', unit='step', disable=not loop.accelerator.is_main_process, leave=False)
+        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.task.number} · {loop.task.name}', unit='step', disable=not loop.accelerator.is_main_process or threading.current_thread() is not threading.main_thread(), leave=False)   # a bar of a thread has no cell to be in
         self.figures = {}
 
     def after_step(self, loop):
@@ -438,20 +441,67 @@ class Progress(Callback):
         self.bar.close()
 
 # %% ../../nbs/train/23_loop.ipynb #ef0daa5b
+def cut_lines(
+    path:Path,
+    keep:Callable[[dict], bool],   # Asked of each row
+    more:Iterable[dict]=(),        # Rows that follow
+):
+    "Keep rows of a `.jsonl` file; a line that was cut off by a kill goes too"
+    if not path.exists(): return
+    lines = [l for l in path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n') and keep(json.loads(l))]
+    with atomic_file(path, 'w') as f: f.writelines([*lines, *(json.dumps(row) + '\n' for row in more)])
+
+def add_line(path:Path, row:dict):
+    "Add a row to a `.jsonl` file"
+    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+
+# %% ../../nbs/train/23_loop.ipynb #e7231857
 class History(Callback):
     "Appends each epoch to a `.jsonl` file"
     def __init__(self, path:str|Path): self.path = Path(path)
 
     def before_fit(self, loop):
         "Take away lines of this stage that the run will write again"
-        if not loop.accelerator.is_main_process or not self.path.exists(): return
-        earlier = [l for l in self.path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n') and json.loads(l)['stage'] < loop.task.number]
-        with atomic_file(self.path, 'w') as f: f.writelines([*earlier, *(json.dumps(h) + '\n' for h in loop.history)])
+        if loop.accelerator.is_main_process: cut_lines(self.path, lambda row: row['stage'] < loop.task.number, loop.history)
 
     def after_epoch(self, loop):
         "Add a line"
-        if not loop.accelerator.is_main_process: return
-        with open(self.path, 'a', encoding='utf-8') as f: f.write(json.dumps(loop.history[-1]) + '\n')
+        if loop.accelerator.is_main_process: add_line(self.path, loop.history[-1])
+
+# %% ../../nbs/train/23_loop.ipynb #4ba3411f
+class Steps(Callback):
+    "Appends figures of single steps to a `.jsonl` file and to `loop.steps`, now and then"
+    def __init__(self,
+                 path:str|Path,
+                 every:float=0.5,    # Seconds between lines, at least
+                 lines:int=1000):    # A line for each so many-th part of the time that the stage has taken, at most
+        self.path, self.every, self.lines = Path(path), every, lines
+
+    def before_fit(self, loop):
+        "Take away lines that the run will write again; go on with the others"
+        self.begun, self.last = time.monotonic(), 0.
+        if loop.accelerator.is_main_process: cut_lines(self.path, lambda row: (row['stage'], row['step']) <= (loop.task.number, loop.step))
+        if self.path.exists(): loop.steps = [row for row in map(json.loads, self.path.read_text(encoding='utf-8').splitlines()) if row['stage'] == loop.task.number]
+        self._mark(loop)
+
+    def _mark(self, loop): self.at, self.step, self.wait = time.perf_counter(), loop.step, loop.wait
+
+    def after_step(self, loop):
+        "Add a line, if it is time to"
+        if loop.step < self.step or loop.wait < self.wait: self._mark(loop)                    # an epoch began: its clock too
+        now = time.monotonic()
+        if now - self.last < max(self.every, (now - self.begun)/self.lines) or loop.step == self.step: return
+        seconds, self.last = max(time.perf_counter() - self.at, 1e-9), now
+        row = {'stage': loop.task.number, 'step': loop.step, 'epoch': round(loop.step/loop.steps_per_epoch, 4), 'lr': loop.optimizer.param_groups[0]['lr'], 'grad_norm': float(loop.grad_norm),
+               'positions_per_second': (loop.step - self.step)*loop.settings.batch_size*loop.settings.accumulate/seconds, 'loader_wait': (loop.wait - self.wait)/seconds,
+               **{f'train/{k}': float(v) for k, v in loop.losses.items()}}
+        loop.steps.append(row)
+        if loop.accelerator.is_main_process: add_line(self.path, row)
+        self._mark(loop)
+
+    def after_epoch(self, loop):
+        "Leave the time of judging out"
+        self.step = loop.step + (1 << 60)      # so that the next step begins a new clock
 
 # %% ../../nbs/train/23_loop.ipynb #9e2f9a6a
 class TensorBoard(Callback):
@@ -464,7 +514,13 @@ class TensorBoard(Callback):
 
     def before_fit(self, loop):
         "Open the log"
-        self.writer = SummaryWriter(str(self.folder), purge_step=loop.step + 1 if loop.resumed else None) if loop.accelerator.is_main_process else None
+        self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=loop.step + 1 if loop.resumed else None) if loop.accelerator.is_main_process else None
+
+    def after_step(self, loop):
+        "Write a step's figures if `Steps` took them"
+        if not self.writer or not loop.steps or loop.steps[-1]['step'] != loop.step: return
+        for k, v in loop.steps[-1].items():
+            if k not in ('stage', 'epoch', 'step'): self.writer.add_scalar(f'stage{loop.task.number}/steps/{k}', v, loop.step)
 
     def wanted(self, loop) -> list:
         "The parameters of which there are to be histograms, with their names"

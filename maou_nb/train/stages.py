@@ -33,7 +33,7 @@ from ..model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_lo
 from ..model.metrics import LegalMovesMetrics, PolicyValueMetrics, ReachableMetrics
 from .checkpoints import PICKLES, CheckpointError, Checkpoints, load_part, put_part
 from .config import HEAD_STAGES, PREFIXES, RATIOS, LearnConfig, OptionError, backbone_of, ratio_of, rule, stages_of
-from .loop import History, Loop, Progress, Saver, Settings, Stopped, StopWish, Task, TensorBoard, Watch, best_device
+from .loop import History, Loop, Progress, Saver, Settings, Steps, Stopped, StopWish, Task, TensorBoard, Watch, best_device
 
 # %% ../../nbs/train/24_stages.ipynb #d52329c9
 def reachable_loss(outputs:dict, batch, pos_weight:float=1.) -> dict:
@@ -328,7 +328,7 @@ def run_stage(
     number:int,                  # 1, 2 or 3
     backbone:Backbone,           # Trained in place
     accelerator:Accelerator,
-    folders:dict[str, Path],     # `run`, to whose history.jsonl epochs are added; `models` and `logs`, which get a folder stage{number}
+    folders:dict[str, Path],     # `run`, to whose history.jsonl epochs are added, and some steps to steps.jsonl; `models` and `logs`, which get a folder stage{number}
     callbacks:tuple=(),          # Beside progress, history, TensorBoard and checkpoints
     say:Callable=print,          # Told what the run decides, a sentence at a time
     stop:StopWish|None=None,     # Asked between steps whether to end
@@ -339,7 +339,7 @@ def run_stage(
     loop, split = stage_loop(cfg, number, backbone, accelerator, (), stop, say)
     rows = {'train': loop.train.total_rows, **({'valid': loop.valid.total_rows} if loop.valid else {})}
     about = {'config': cfg.model_dump(mode='json'), 'labels': LABEL_SCHEME, 'version': __version__, 'data': fingerprint(loop.train), 'epochs': loop.settings.epochs}   # a checkpoint says what net it holds
-    loop.callbacks = [Watch(), Progress(), History(folders['run']/'history.jsonl'), TensorBoard(logs, cfg.tensorboard_histogram_frequency, cfg.tensorboard_histogram_module),
+    loop.callbacks = [Watch(), Progress(), History(folders['run']/'history.jsonl'), Steps(folders['run']/'steps.jsonl'), TensorBoard(logs, cfg.tensorboard_histogram_frequency, cfg.tensorboard_histogram_module),
                       Saver(folder, about, cfg.checkpoint_every, cfg.keep_checkpoints, cfg.save_split_params), *callbacks]
     for remark in _remarks(cfg, number, rows, split, loop.settings, newest is not None): say(remark)
     result = lambda: _result(loop, rows, split, folder, logs, folders['run']) if loop.history else None

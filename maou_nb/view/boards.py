@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['START', 'read_position', 'from_black', 'white_moves', 'turned', 'square_of', 'move_squares', 'arrows_of',
-           'show_position', 'sfen_of']
+           'show_position', 'sfen_of', 'board_figure']
 
 # %% ../../nbs/view/32_boards.ipynb #e0696836
 import re
 from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.figure import Figure
 from rsshogi.core import Board, PositionState
 
-from ..data.board import OTHER_HAND, OWN_HAND, Arrow, Gallery, Position, board_svg, side_to_move_view, to_sfen
+from ..data.board import KINDS, OTHER_HAND, OWN_HAND, Arrow, Gallery, Position, board_svg, side_to_move_view
 from ..data.games import playable
 from ..data.labels import LABEL_SQUARE
 from .inspect import move_text
@@ -108,16 +109,14 @@ def _row_parts(row):
     return board, hands, heat, arrows, value
 
 # %% ../../nbs/view/32_boards.ipynb #d6fc7ee7
-def show_position(
-    position,             # Text as `read_position` takes it, a `Position`, rsshogi's state or board, or a row of a shard as a dict
-    heat=None,            # Any 81 numbers in the side-to-move view: reachable squares, attention, policy mass; the highest becomes 1 if it is above
-    moves=None,           # Arrows: USI → probability, or a list of USI; as Black sees the board
-    last_move:str|None=None,   # USI, tinted; none: the last of the position's own moves
-    value:float|None=None,     # Win rate of the side to move, 0…1, as a bar
-    letters:str='japanese',    # Or western
-    caption:str='',
-) -> Gallery:             # A picture as SVG whose text alternative is the SFEN
-    "Draw a position from Black's side; of a row of a shard, whose colours nobody knows any more, from the side to move"
+def _as_heat(heat):
+    "81 numbers, none below 0 or above 1"
+    heat = np.asarray(heat, float).reshape(-1)
+    if heat.shape != (81,): raise ValueError(f'heat has {heat.size} numbers: one for each of the 81 squares was expected')
+    return np.clip(heat / max(heat.max(), 1), 0, 1)
+
+def _seen(position, heat, moves, last_move, value):
+    "What is to be drawn, as keywords of `board_svg`"
     white, sfen, own = False, '', None
     if isinstance(position, Mapping):
         board, hands, row_heat, row_moves, row_value = _row_parts(position)
@@ -128,16 +127,22 @@ def show_position(
         if not isinstance(state, PositionState): state, own = read_position(position)
         (board, hands), white, sfen = from_black(state), white_moves(state), state.to_sfen()
         if heat is not None: heat = turned(heat, state)
-    if heat is not None: heat = _as_heat(heat)
     last = move_squares(last_move or own, not white) if last_move or own else ()
-    bar = None if value is None else 1 - value if white else value
-    return Gallery(board_svg(board, hands, heat, caption, sfen, tuple(s for s in last if s < 81), arrows_of(moves or {}, white), bar, letters, white))
+    return dict(board=board, hands=hands, heat=None if heat is None else _as_heat(heat), sfen=sfen, last=tuple(s for s in last if s < 81), arrows=arrows_of(moves or {}, white),
+                value=None if value is None else 1 - value if white else value, other_moves=white)
 
-def _as_heat(heat):
-    "81 numbers, none below 0 or above 1"
-    heat = np.asarray(heat, float).reshape(-1)
-    if heat.shape != (81,): raise ValueError(f'heat has {heat.size} numbers: one for each of the 81 squares was expected')
-    return np.clip(heat / max(heat.max(), 1), 0, 1)
+# %% ../../nbs/view/32_boards.ipynb #e7690194
+def show_position(
+    position,             # Text as `read_position` takes it, a `Position`, rsshogi's state or board, or a row of a shard as a dict
+    heat=None,            # Any 81 numbers in the side-to-move view: reachable squares, attention, policy mass; the highest becomes 1 if it is above
+    moves=None,           # Arrows: USI → probability, or a list of USI; as Black sees the board
+    last_move:str|None=None,   # USI, tinted; none: the last of the position's own moves
+    value:float|None=None,     # Win rate of the side to move, 0…1, as a bar
+    letters:str='japanese',    # Or western
+    caption:str='',
+) -> Gallery:             # A picture as SVG whose text alternative is the SFEN
+    "Draw a position from Black's side; of a row of a shard, whose colours nobody knows any more, from the side to move"
+    return Gallery(board_svg(**_seen(position, heat, moves, last_move, value), letters=letters, caption=caption))
 
 # %% ../../nbs/view/32_boards.ipynb #29d7b077
 def sfen_of(
@@ -147,3 +152,25 @@ def sfen_of(
     found = re.search(r'aria-label="([^"]*)"', svg)
     if not found: raise ValueError('this picture has no text alternative: one made by show_position was expected')
     return found[1]
+
+# %% ../../nbs/view/32_boards.ipynb #295b71f7
+def board_figure(
+    position,           # As for `show_position`
+    heat=None,
+    moves=None,
+    caption:str='',
+) -> Figure:
+    "A position as a matplotlib figure"
+    seen = _seen(position, heat, moves, None, None)
+    fig = Figure(figsize=(3.2, 3.4), dpi=80); ax = fig.add_axes((0.02, 0.02, 0.96, 0.9))
+    ax.set(xlim=(9, 0), ylim=(9, 0), xticks=range(10), yticks=range(10), facecolor='#f8e9c6'); ax.grid(color='#4a3a1c', linewidth=0.6); ax.tick_params(length=0, labelbottom=False, labelleft=False)
+    if seen['heat'] is not None: ax.imshow(seen['heat'].reshape(9, 9), cmap='Blues', vmin=0, vmax=1.3, alpha=0.75, extent=(0, 9, 9, 0))
+    for square in np.flatnonzero(seen['board']):
+        code = int(seen['board'][square]) - 1
+        ax.text(square % 9 + 0.5, square//9 + 0.5, KINDS[code % 14], rotation=180*(code >= 14), ha='center', va='center', fontsize=9, color='#b5121b' if code % 14 > 7 else '#111')
+    hand = {OWN_HAND: (0, 9), OTHER_HAND: (9, 0)}
+    for arrow in seen['arrows']:
+        ax.annotate('', (arrow.target % 9 + 0.5, arrow.target//9 + 0.5), hand.get(arrow.origin) or (arrow.origin % 9 + 0.5, arrow.origin//9 + 0.5),
+                    arrowprops=dict(arrowstyle='-|>', color='#0b6b3a', linewidth=1 + 3*arrow.share, alpha=0.5 + 0.5*arrow.share, shrinkA=0, shrinkB=0))
+    ax.set_title(caption, fontsize=8)
+    return fig
