@@ -156,6 +156,11 @@ def _tint(square, color, opacity):
     x, y = _corner(square)
     return f'<rect x="{x}" y="{y}" width="{_SIDE}" height="{_SIDE}" fill="{color}" fill-opacity="{opacity:.2f}"/>'
 
+# %% ../../nbs/data/00_board.ipynb #b9945f55
+def _frame(square, color):
+    x, y = _corner(square)
+    return f'<rect x="{x + 2}" y="{y + 2}" width="{_SIDE - 4}" height="{_SIDE - 4}" fill="none" stroke="{color}" stroke-width="2.5"/>'
+
 # %% ../../nbs/data/00_board.ipynb #b8f79800
 OWN_HAND, OTHER_HAND = 81, 82     # where the arrow of a drop begins
 _hand_xy = {OWN_HAND: (_LEFT + 9*_SIDE + 28, _TOP + 9*_SIDE - 8), OTHER_HAND: (_LEFT - 28, _TOP + 8)}
@@ -166,6 +171,7 @@ class Arrow(NamedTuple):
     target: int         # A square
     share: float = 1.   # 0…1: how thick
     text: str = ''      # Beside its head
+    color: str = '#0b6b3a'
 
 # %% ../../nbs/data/00_board.ipynb #e46483e9
 def _arrow_svg(arrow):
@@ -176,8 +182,8 @@ def _arrow_svg(arrow):
     head = min(6 + w, far/2)
     bx, by = u - dx*head, v - dy*head                         # where shaft and head meet
     points = f'{u:.1f},{v:.1f} {bx - dy*head/1.6:.1f},{by + dx*head/1.6:.1f} {bx + dy*head/1.6:.1f},{by - dx*head/1.6:.1f}'
-    color = f'fill="#0b6b3a" stroke="#0b6b3a" opacity="{0.45 + 0.5*arrow.share:.2f}"'
-    text = f'<text x="{u}" y="{v + 12}" font-size="9" font-weight="bold" fill="#063d21" stroke="#fff" stroke-width="2.5" paint-order="stroke">{escape(arrow.text)}</text>' if arrow.text else ''
+    color = f'fill="{arrow.color}" stroke="{arrow.color}" opacity="{0.45 + 0.5*arrow.share:.2f}"'
+    text = f'<text x="{u}" y="{v + 12}" font-size="9" font-weight="bold" fill="{arrow.color}" stroke="#fff" stroke-width="2.5" paint-order="stroke">{escape(arrow.text)}</text>' if arrow.text else ''
     return f'<g class="arrow"><g {color}><path d="M{x} {y}L{bx:.1f} {by:.1f}" stroke-width="{w:.1f}"/><polygon points="{points}" stroke="none"/></g>{text}</g>'
 
 # %% ../../nbs/data/00_board.ipynb #64a08073
@@ -206,12 +212,14 @@ def board_svg(
     value:float|None=None,  # Win rate of the nearer side, 0…1, drawn as a bar
     letters:str='japanese', # Or western
     other_moves:bool=False, # Whether the farther side is to move
+    frames:dict={},         # Colour → squares that are framed with it
 ) -> str:                   # SVG
     "The board with hands beside it, nearer side below; the sign of the side to move lies on a disc"
     if letters not in LETTERS: raise ValueError(f'letters={letters!r}: one of {", ".join(LETTERS)} was expected')
     hands, names, side = np.zeros(14, np.uint8) if hands is None else hands, LETTERS[letters], 9*_SIDE
     sfen, says = sfen or to_sfen(board, hands), escape(caption)
     tints = ''.join(_tint(i, '#e0a500', 0.45) for i in last) + ('' if heat is None else ''.join(_tint(i, '#2a7ab0', h*0.75) for i, h in enumerate(heat) if h > 0.01))
+    framed = ''.join(_frame(s, color) for color, squares in frames.items() for s in squares)
     lines = ''.join(f'<path d="M{_LEFT} {_TOP + i*_SIDE}h{side}M{_LEFT + i*_SIDE} {_TOP}v{side}"/>' for i in range(10))
     pieces = ''.join(_piece_svg(c, i, names) for i, c in enumerate(map(int, board)) if c)
     files = ''.join(f'<text x="{_middle(i)[0]}" y="{_TOP - 8}">{i + 1}</text>' for i in range(9))
@@ -221,7 +229,7 @@ def board_svg(
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-label="{sfen}" '
             f'text-anchor="middle" font-family="Noto Sans CJK JP, Hiragino Sans, Yu Gothic, IPAGothic, sans-serif"><title>{sfen}{": " * bool(says)}{says}</title>'
             f'<rect width="{w}" height="{h}" fill="#fff"/><rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="#f8e9c6"/>{tints}'
-            f'<g stroke="#4a3a1c" stroke-width=".8" fill="none">{lines}</g><g font-size="20" fill="#111">{pieces}</g>'
+            f'<g stroke="#4a3a1c" stroke-width=".8" fill="none">{lines}</g>{framed}<g font-size="20" fill="#111">{pieces}</g>'
             f'<g font-size="10" fill="#555">{files}{ranks}</g><g font-size="13" fill="#111" style="writing-mode:vertical-rl;text-orientation:upright">'
             f'<text x="{_hand_xy[OWN_HAND][0] + 6}" y="{_TOP + side - 18}" text-anchor="end">{_held(hands[:7], names)}</text><text x="{_hand_xy[OTHER_HAND][0] - 2}" y="{_TOP + 18}" text-anchor="start">{_held(hands[7:], names)}</text></g>'
             + _sign_svg('☗', _hand_xy[OWN_HAND], not other_moves) + _sign_svg('☖', _hand_xy[OTHER_HAND], other_moves)
