@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
            'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'OTHER_NAMES',
-           'RATIOS', 'HEAD_STAGES', 'RULES', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of', 'stages_of',
-           'rule', 'make_config', 'OptionTable', 'takes_options']
+           'RATIOS', 'HEAD_STAGES', 'RULES', 'IDLE', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of',
+           'stages_of', 'rule', 'try_config', 'make_config', 'why_idle', 'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -340,8 +340,10 @@ def rule(f:Callable[[LearnConfig], Iterable[str]]):
 for _problems in (_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems): rule(_problems)
 
 # %% ../../nbs/train/20_config.ipynb #2775fd90
-def make_config(**options:Any) -> LearnConfig:
-    "The config of `options`; an `OptionError` lists everything that is wrong with them"
+def try_config(
+    options:dict,
+) -> tuple[LearnConfig, list[str]]:   # Of those that are valid each by itself; and everything that is wrong, a sentence each
+    "The config of `options` as far as they go"
     fields, problems, bad = LearnConfig.model_fields, [], set()
     try: cfg = LearnConfig(**options)
     except ValidationError as e:
@@ -349,8 +351,49 @@ def make_config(**options:Any) -> LearnConfig:
         problems = [*dict.fromkeys(_field_problem(err, fields) for err in e.errors())]
         cfg = LearnConfig(**{k: v for k, v in options.items() if k not in bad})   # the rules go on over what is valid
     for of in RULES.values(): problems += [p for p in of(cfg) if p.split('=')[0].split(':')[0] not in bad]
+    return cfg, problems
+
+def make_config(**options:Any) -> LearnConfig:
+    "The config of `options`; an `OptionError` lists everything that is wrong with them"
+    cfg, problems = try_config(options)
     if problems: raise OptionError('\n'.join(problems) if len(problems) == 1 else '\n'.join([f'{len(problems)} problems with the options:', *(f'  {p}' for p in problems)]))
     return cfg
+
+# %% ../../nbs/train/20_config.ipynb #50478768
+_of_stage_3 = ('test_ratio', 'stage3_validation_data_path', 'input_file_packed', 'compilation', 'lr_scheduler', 'weight_decay', 'resume_policy_head_from', 'resume_value_head_from')
+
+def _stage_of(name):
+    "The stage that an option belongs to alone, else None"
+    if name.startswith(('stage1_', 'stage2_', 'stage3_')): return int(name[5])
+    if name in _of_stage_3 or LearnConfig.model_fields[name].json_schema_extra['group'] == 'Stage 3': return 3
+    return {'resume_reachable_head_from': 1, 'resume_legal_moves_head_from': 2}.get(name)
+
+IDLE = (   # (options, whether they do nothing under a config, why)
+    (('stage12_lr_scheduler', 'stage12_weight_decay', 'stage12_compilation'), lambda c: c.stage == '3', 'stages 1 and 2 are not run'),
+    (('test_ratio',), lambda c: c.stage3_validation_data_path is not None, 'stage3_validation_data_path is what stage 3 is judged on'),
+    (('no_streaming',), lambda c: c.input_cache_mode == 'file', 'rows in files are reached a window at a time; input_cache_mode holds them elsewhere'),
+    (('cache_transforms',), lambda c: not c.no_streaming or c.input_cache_mode in ('file', 'device'), 'decoded rows are kept with no_streaming, in memory'),
+    (('dataloader_workers', 'pin_memory'), lambda c: c.input_cache_mode == 'device', 'batches are gathered on the device'),
+    (('freeze_backbone',), lambda c: c.trainable_layers is not None, 'trainable_layers says what trains'),
+    (('stage2_pos_weight',), lambda c: bool(c.stage2_gamma_pos or c.stage2_gamma_neg or c.stage2_clip), 'the asymmetric loss weighs legal moves by its gammas'),
+    (('stage2_head_dropout',), lambda c: not c.stage2_hidden_dim, 'a linear head has no hidden units; stage2_hidden_dim makes some'),
+    (('gce_parameter',), lambda c: c.policy_loss != 'gce', 'of policy_loss=gce'),
+    (('momentum',), lambda c: c.optimizer != 'sgd', 'of optimizer=sgd'),
+    (('optimizer_beta1', 'optimizer_beta2', 'optimizer_eps'), lambda c: c.optimizer != 'adamw', 'of optimizer=adamw'),
+    (('tensorboard_histogram_module',), lambda c: not c.tensorboard_histogram_frequency, 'no histogram is written; tensorboard_histogram_frequency=1 writes them'),
+    (('s3_bucket_name', 's3_base_path'), lambda c: not c.output_s3, 'of output_s3'),
+    (('gcs_bucket_name', 'gcs_base_path'), lambda c: not c.output_gcs, 'of output_gcs'),
+)
+
+def why_idle(
+    cfg:LearnConfig,
+    name:str,          # An option
+) -> str:              # Empty: it acts
+    "Why `name` would do nothing under `cfg`, whatever its value"
+    stage, of = _stage_of(name), next((a for a, prefix in PREFIXES.items() if name.startswith(prefix)), None)
+    if stage and stage not in stages_of(cfg): return f'stage {stage} is not run'
+    if of and of != cfg.model_architecture: return f'of model_architecture={of}'
+    return next((why for names, idle, why in IDLE if name in names and idle(cfg)), '')
 
 # %% ../../nbs/train/20_config.ipynb #dd008aab
 class OptionTable:
