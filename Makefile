@@ -19,9 +19,11 @@ demo: $(READY) ## run the quickstart notebook and keep it, with its pictures, in
 	@$(BIN)/python tools/demo.py
 
 test: $(READY) ## run the tests, without the long ones
+	@tools/chromium.sh
 	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests
+	@tools/chromium.sh
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 export: $(READY) ## write maou_nb/ and README.md from the notebooks

@@ -8,7 +8,6 @@ __all__ = ['WEIGHTS', 'PLIES', 'load_net', 'Prediction', 'Predictions', 'predict
            'evaluate']
 
 # %% ../../nbs/front/38_judge.ipynb #7c2b768d
-import base64
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ from ..train.loop import Callback, add_line, best_device, cut_lines
 from ..train.stages import STAGE_NAMES, net_of, task_of
 from ..view.boards import board_figure, read_position, show_position, turned, white_moves
 from ..view.inspect import move_text, source_columns
-from ..view.plots import figure_png
+from ..view.plots import picture
 
 # %% ../../nbs/front/38_judge.ipynb #df97890a
 def _read(path):
@@ -267,8 +266,8 @@ class FilmStrip:
 
     def _repr_html_(self):
         if not self.strips: return '<p>no position was watched: watched_positions pins some</p>'
-        picture = lambda row: show_position(row['sfen'], row['heat'] if row['stage'] < 3 else None, row['moves'], value=row['value'], caption=f"epoch {row['epoch']}").svgs[0]
-        strip = lambda rows: '<div style="display:flex;gap:8px;overflow-x:auto">' + ''.join(f'<div style="flex:none" title="{escape(r["says"])}">{picture(r)}</div>' for r in rows) + '</div>'
+        board = lambda row: show_position(row['sfen'], row['heat'] if row['stage'] < 3 else None, row['moves'], value=row['value'], caption=f"epoch {row['epoch']}").svgs[0]
+        strip = lambda rows: '<div style="display:flex;gap:8px;overflow-x:auto">' + ''.join(f'<div style="flex:none" title="{escape(r["says"])}">{board(r)}</div>' for r in rows) + '</div>'
         return ''.join(f"<p>stage {stage}: {escape(rows[0]['says'])} → {escape(rows[-1]['says'])}</p>{strip(rows)}" for (stage, _), rows in self.strips.items())
 
 def film_strip(
@@ -376,7 +375,7 @@ def _repr_html_(self:Evaluation):
     html = f'<p><b>{escape(self.of)}</b>: stage {self.stage} ({STAGE_NAMES[self.stage]}), {self.rows:,} rows</p><table><thead><tr>{cells("th", ("figure", "reached", "guessing"))}</tr></thead><tbody>{rows}</tbody></table>'
     if self.stage != 3: return html
     alt = f'{"Policy and value figures by ply, and r" if self.by_ply is not None else "R"}eliability: calibration error {self.metrics["calibration_error"]:.3f} over {self.rows:,} rows'
-    html += f'<img style="max-width:100%" alt="{alt}" src="data:image/png;base64,{base64.b64encode(figure_png(evaluation_figure(self)).data).decode()}">'
+    html += picture(evaluation_figure(self), alt)
     return html + ('<p>These rows know no ply.</p>' if self.by_ply is None else f'<details><summary>by ply</summary>{self.by_ply._repr_html_()}</details>')
 
 # %% ../../nbs/front/38_judge.ipynb #d1d29961

@@ -7,7 +7,6 @@ __all__ = ['LINES', 'LearnResult', 'result_rows', 'run_folders', 'mirror_folders
            'learn_multi_stage', 'load_run', 'find_lr', 'overfit_one_batch']
 
 # %% ../../nbs/front/40_learn.ipynb #c7ca6299
-import base64
 import json
 import os
 import platform
@@ -33,7 +32,7 @@ from ..train.config import LearnConfig, OptionError, backbone_of, make_config, r
 from ..train.loop import Callback, RateTrial, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_problems, mirror_url
 from ..train.stages import StageResult, StageThresholdNotMet, allowed_changes, close_sources, put_parts, run_stage, stage_loop
-from ..view.plots import LivePlot, figure_png, in_notebook, stage_figure
+from ..view.plots import LivePlot, in_notebook, picture, stage_figure
 
 # %% ../../nbs/front/40_learn.ipynb #59a55043
 class LearnResult(BaseModel):
@@ -82,7 +81,7 @@ _heads = ('stage', 'figure', 'reached', 'guessing', 'how it guesses', 'threshold
 def _repr_html_(self:LearnResult):
     cells = lambda tag, row: ''.join(f'<{tag} style="text-align:left">{c}</{tag}>' for c in row)
     rows = ''.join(f'<tr>{cells("td", r)}</tr>' for r in result_rows(self))
-    curves = ''.join(f'<div><img style="max-width:100%" alt="{s.sentence()}" src="data:image/png;base64,{base64.b64encode(figure_png(stage_figure(s.history, s.threshold)).data).decode()}"></div>' for s in self.stages_completed)
+    curves = ''.join(f'<div>{picture(stage_figure(s.history, s.threshold), s.sentence())}</div>' for s in self.stages_completed)
     stopped = f'<p><b>{self.stopped}</b></p>' if self.stopped else ''
     best = ', '.join(f'{s.best_epoch} of {s.epochs_trained} (stage {s.stage})' for s in self.stages_completed)
     return f'{stopped}<table><thead><tr>{cells("th", _heads)}</tr></thead><tbody>{rows}</tbody></table><p>Figures of the last epoch; the best checkpoints are of epochs {best}.</p>{curves}<p>run folder: <code>{self.run_dir}</code></p>'

@@ -31,8 +31,7 @@ def _widget(name, option):
     common = dict(description=name, description_tooltip=_help(option), **_layout)
     if _is_bool(option) and not _is_optional(option): return W.Checkbox(value=option.default, indent=True, **common)
     if choices or _is_bool(option):
-        none = [('none', None)] if _is_optional(option) else []
-        return W.Dropdown(options=none + ([('true', True), ('false', False)] if _is_bool(option) else [(c, c) for c in choices]), value=option.default, **common)
+        return W.Dropdown(options=['none']*_is_optional(option) + (['true', 'false'] if _is_bool(option) else choices), value=_shown(option.default), **common)
     if _is_list(option): return W.Textarea(placeholder=f'{_shown(option.default)}; one a line', rows=1, continuous_update=False, **common)
     return W.Text(placeholder=_shown(option.default), continuous_update=False, **common)
 
@@ -48,7 +47,8 @@ class Field:
     def value(self):
         "What was chosen, as text where it was typed; the default if nothing was"
         v = self.widget.value
-        if not isinstance(v, str) or isinstance(self.widget, W.Dropdown): return v
+        if isinstance(self.widget, W.Dropdown): return {'none': None, 'true': True, 'false': False}.get(v, v) if _is_optional(self.option) else v
+        if not isinstance(v, str): return v
         if not v.strip(): return self.option.default
         if _is_optional(self.option) and v.strip().lower() == 'none': return None
         if not _is_list(self.option): return v.strip()
@@ -57,8 +57,8 @@ class Field:
 
     @value.setter
     def value(self, v):
-        text = isinstance(self.widget, (W.Text, W.Textarea))
-        if not text: self.widget.value = v
+        if isinstance(self.widget, W.Checkbox): self.widget.value = v
+        elif isinstance(self.widget, W.Dropdown): self.widget.value = _shown(v)
         elif v == self.option.default: self.widget.value = ''
         else: self.widget.value = '\n'.join(map(str, v)) if isinstance(v, (list, tuple)) else _shown(v)
 
@@ -98,7 +98,7 @@ class LearnPanel:
         self.groups = tabs
         self.tab = W.Tab([W.VBox([f.row for f in fields], layout=W.Layout(max_height='420px', overflow='auto', display='block')) for fields in tabs.values()], titles=list(tabs))
         self.preset = W.Dropdown(options=list(PRESETS), value='defaults', description='Preset', layout=W.Layout(width='260px'))
-        self.where = W.Dropdown(options=[('in a process of its own', 'process'), ('in this kernel', 'kernel')], description='Run', layout=W.Layout(width='260px'), tooltip='A process outlives the kernel; a thread of the kernel can be debugged')
+        self.where = W.Dropdown(options=[('in a process of its own', 'process'), ('in this kernel', 'kernel')], description='Run', layout=W.Layout(width='320px'), tooltip='A process outlives the kernel; a thread of the kernel can be debugged')
         button = lambda text, icon, tip, style='': W.Button(description=text, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width='auto'))
         self.preflight_button = button('Preflight', 'search', 'Look at data, split, memory, disk and speed, without beginning')
         self.start_button = button('Start', 'rocket', 'Begin the run', 'success')
@@ -188,6 +188,7 @@ def start(self:LearnPanel):
     if self.problems: return
     try: self.monitor.child = (train_here if self.where.value == 'kernel' else start_run)(self.cfg)
     except (OptionError, OSError) as e: self.said.value = f'<b style="color:#c62828">{escape(str(e))}</b>'; return
+    self.report.value = ''
     self.monitor.watch(self.cfg.run_dir, starting=True)
 
 # %% ../../nbs/front/45_panel.ipynb #588f1a3d

@@ -7,7 +7,6 @@ __all__ = ['Tail', 'RunFolder', 'state_of', 'start_run', 'train_here', 'show_wid
            'comparison_figure', 'compare', 'tensorboard']
 
 # %% ../../nbs/front/42_runs.ipynb #aa97294b
-import base64
 import json
 import os
 import shlex
@@ -33,7 +32,7 @@ from .learn import LearnResult, at_work, load_run, train_run
 from ..train.config import LearnConfig, OptionError, make_config, stages_of
 from ..train.loop import StopWish
 from ..train.stages import STAGE_NAMES
-from ..view.plots import COLORS, FIGURES, Pace, Screen, figure_png
+from ..view.plots import COLORS, FIGURES, Pace, Screen, picture
 
 # %% ../../nbs/front/42_runs.ipynb #06d764e3
 class Tail:
@@ -306,9 +305,8 @@ def _repr_html_(self:Comparison):
     line = lambda tag, row: '<tr>' + ''.join(f'<{tag} style="text-align:left">{cell(c)}</{tag}>' for c in row) + '</tr>'
     table = lambda head, rows: f'<table><thead>{line("th", (*head, *self.runs))}</thead><tbody>{"".join(line("td", r) for r in rows)}</tbody></table>'
     differ = self.differences()
-    picture = base64.b64encode(figure_png(comparison_figure(self.runs)).data).decode()
     return ('<p><b>differ in</b></p>' + table(['option'], differ) if differ else '<p>The options are the same.</p>') + '<p><b>reached</b></p>' + table(['stage', 'figure'], self.figures()) + \
-        f'<img style="max-width:100%" alt="curves of {escape(", ".join(self.runs))}" src="data:image/png;base64,{picture}">'
+        picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
 
 def compare(
     *runs:str|Path|LearnResult,   # Run folders, or results

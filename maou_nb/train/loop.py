@@ -12,6 +12,7 @@ import copy
 import errno
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -424,7 +425,7 @@ class Progress(Callback):
     def before_fit(self, loop):
         "Open the bar"
         total = loop.settings.epochs * loop.steps_per_epoch
-        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.task.number} · {loop.task.name}', unit='step', disable=not loop.accelerator.is_main_process or threading.current_thread() is not threading.main_thread(), leave=False)   # a bar of a thread has no cell to be in
+        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.task.number} · {loop.task.name}', unit='step', disable=not loop.accelerator.is_main_process or threading.current_thread() is not threading.main_thread() or bool(os.environ.get('TQDM_DISABLE')), leave=False)   # a bar of a thread has no cell to be in
         self.figures = {}
 
     def after_step(self, loop):

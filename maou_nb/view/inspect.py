@@ -7,8 +7,6 @@ __all__ = ['DEEP', 'COPIED', 'AT_LEAST', 'move_text', 'show_batch', 'ShardInfo',
            'SplitAudit', 'audit', 'expected_games', 'ShuffleMeter', 'shuffle_meter']
 
 # %% ../../nbs/view/31_inspect.ipynb #82ecfc23
-import base64
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,6 +27,7 @@ from ..data.old import read_old
 from ..data.records import FilterCounts
 from ..data.shards import FOREIGN, SCHEMAS, SHARD_SUFFIX, Shard, ShardError, find_shards, read_manifest, read_shard
 from ..data.sources import RECORDS, StreamingFileSource, rows_of_table
+from .plots import picture
 
 # %% ../../nbs/view/31_inspect.ipynb #3d025e8a
 _way = {'U': (-1, 0), 'UL': (-1, 1), 'UR': (-1, -1), 'L': (0, 1), 'R': (0, -1), 'D': (1, 0), 'DL': (1, 1), 'DR': (1, -1), 'knight-left': (-2, 1), 'knight-right': (-2, -1)}   # of each step: rows, files
@@ -385,11 +384,6 @@ def _lines(self:SplitAudit):
     return lines
 
 # %% ../../nbs/view/31_inspect.ipynb #579eecd4
-def _picture(fig, alt):
-    "`fig` as a PNG in HTML"
-    data = io.BytesIO(); fig.savefig(data, format='png')
-    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
-
 @patch
 def plot(self:SplitAudit):   # A matplotlib `Figure`; a `ValueError` where plies are not known
     "The share of validation positions that are in training, by ply, above the number of rows"
@@ -410,7 +404,7 @@ def __repr__(self:SplitAudit): return '\n'.join([self.verdict, *(f'  {what:<46}{
 
 @patch
 def _repr_html_(self:SplitAudit):
-    plot = _picture(self.plot(), self.verdict) if self.by_ply is not None and len(self.by_ply) else ''
+    plot = picture(self.plot(), self.verdict) if self.by_ply is not None and len(self.by_ply) else ''
     return f'<p><b>{escape(self.verdict)}</b></p>' + _table(self._lines(), ('', 'training', 'validation', 'both')) + plot
 
 # %% ../../nbs/view/31_inspect.ipynb #d1951cc9
@@ -511,4 +505,4 @@ def plot(self:ShuffleMeter):   # A matplotlib `Figure`
 def __repr__(self:ShuffleMeter): return '\n'.join([self.verdict, *(f'  {a:<24}{b:>22}{c:>18}{d:>8}' for a, b, c, d in [('', 'this order', 'perfect shuffle', ''), *self._lines()])])
 
 @patch
-def _repr_html_(self:ShuffleMeter): return f'<p><b>{escape(self.verdict)}</b></p>' + _table(self._lines(), ('', 'this order', 'perfect shuffle', '')) + _picture(self.plot(), self.verdict)
+def _repr_html_(self:ShuffleMeter): return f'<p><b>{escape(self.verdict)}</b></p>' + _table(self._lines(), ('', 'this order', 'perfect shuffle', '')) + picture(self.plot(), self.verdict)

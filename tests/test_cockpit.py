@@ -1,0 +1,89 @@
+"The cockpit in a real JupyterLab: the quickstart's panel filled, a run started, watched, stopped, gone on with, and found again by a new kernel"
+import contextlib, json, time
+
+import nbformat
+import pytest
+
+from lab import browser, command, field, lab, open_notebook, restart_kernel, run_cell, shot
+from maou_nb.front.learn import at_work
+from samples import ONE_FILE, ROOT
+
+def quickstart(folder):
+    "The quickstart up to its panel, on 50 games, and two cells more"
+    nb = nbformat.read(ROOT/'nbs'/'tutorials'/'50_quickstart.ipynb', as_version=4)
+    last = next(i for i, c in enumerate(nb.cells) if c.source.startswith('panel = LearnPanel('))
+    nb.cells = [c for c in nb.cells[:last + 1] if c.cell_type == 'code' and not c.source.startswith(('first', 'show_', 'Gallery'))]
+    for c in nb.cells:
+        c.outputs, c.execution_count = [], None
+        if c.source.startswith('games = Path('): c.source = f"games, shards, run_dir = Path({str(ONE_FILE)!r}), Path('shards'), Path('runs/quickstart')\noptions = dict(stage1_threshold=0.93, stage2_threshold=0.05, epoch=500, gpu='cpu')"
+    nb.cells += [nbformat.v4.new_code_cell(s) for s in ("import time\nprint('ticks', len([time.sleep(0.1) for _ in range(10)]))", "from maou_nb import attach\nattach('runs/quickstart-panel')")]
+    nbformat.write(nb, folder/'quickstart.ipynb')
+    return [c.source for c in nb.cells]
+
+@contextlib.contextmanager
+def ended_run(folder):
+    "No process trains in `folder` afterwards, whatever happened"
+    try: yield
+    finally:
+        if (left := at_work(folder)): left.kill(); left.wait(10)
+
+def status(page, word, timeout=90):
+    "Wait until the newest monitor says `word`"
+    page.wait_for_function("w => [...document.querySelectorAll('.maou-monitor b')].pop()?.textContent === w", arg=word, timeout=timeout*1000)
+
+def button(page, name): return page.locator('.jupyter-button').filter(has_text=name).last
+
+def pictures(page): return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea img')].map(i => [i.alt, i.src.length, i.src.slice(-60)])")
+
+def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
+
+def test_the_whole_way(tmp_path):
+    sources = quickstart(tmp_path)
+    with ended_run(tmp_path/'runs'/'quickstart-panel'), browser() as page, lab(tmp_path) as url:
+        open_notebook(page, url, 'quickstart.ipynb')
+        for source in sources[:-2]: run_cell(page, source.splitlines()[0])
+        page.wait_for_selector('.maou-panel'); shot(page, '1-panel')
+
+        page.get_by_role('tab', name='Stage 3').click()
+        field(page, 'epoch').fill('many'); field(page, 'epoch').press('Tab')
+        wrong = page.locator('.maou-error'); wrong.wait_for()
+        assert 'valid integer' in wrong.inner_text() and page.get_by_role('tab', name='Stage 3 ✗1').count() == 1 and button(page, 'Start').is_disabled()
+        shot(page, '2-error-beside-the-field')
+        field(page, 'epoch').fill('400'); field(page, 'epoch').press('Tab'); wrong.wait_for(state='detached')
+        page.get_by_role('tab', name='Model').click()
+        assert field(page, 'vit_num_heads').is_disabled() and page.get_by_text('no effect: of model_architecture=vit').count() > 3
+        shot(page, '3-greyed-with-the-reason')
+
+        button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', timeout=120_000)
+        assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text() and 'ready to start' in page.locator('.maou-panel').inner_text()
+        shot(page, '4-preflight')
+
+        button(page, 'Start').click(); status(page, 'training')
+        page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]').length", timeout=120_000)
+        before = pictures(page)
+        assert all(alt for alt, *_ in before)
+        ticking = run_cell(page, 'ticks')                                  # another cell runs while it trains
+        assert 'ticks 10' in ticking.locator('.jp-OutputArea').inner_text()
+        page.wait_for_function("old => { const i = [...document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); return i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
+        shot(page, '5-training')
+
+        button(page, 'Stop').click(); status(page, 'stopped')
+        done = steps(tmp_path)
+        shot(page, '6-stopped')
+        button(page, 'Resume').click(); status(page, 'training')
+        until = time.monotonic() + 120
+        while steps(tmp_path)[-1]['step'] <= done[-1]['step'] + 20: assert time.monotonic() < until; time.sleep(0.5)
+        shot(page, '7-resumed')
+
+        restart_kernel(page)
+        run_cell(page, 'from maou_nb import attach'); status(page, 'training')     # it goes on without the kernel that began it
+        page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
+        shot(page, '8-attached-by-a-new-kernel')
+        button(page, 'Stop').click(); status(page, 'stopped')
+        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+        shot(page, '9-dark')
+        command(page, 'docmanager:save'); page.wait_for_timeout(2000)
+    kept = [o for c in nbformat.read(tmp_path/'quickstart.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
+    assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3 and any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)     # the saved notebook keeps the pictures, and the form as a table
+    cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
+    assert cfg['epoch'] == 400 and cfg['resume_from'] == 'latest'
