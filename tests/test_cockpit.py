@@ -76,7 +76,8 @@ def test_the_whole_way(tmp_path):
         shot(page, '7-resumed')
 
         restart_kernel(page)
-        run_cell(page, 'from maou_nb import attach'); status(page, 'training')     # it goes on without the kernel that began it
+        attached = run_cell(page, 'from maou_nb import attach').locator('.maou-monitor'); attached.wait_for()
+        status(page, 'training')                                           # it goes on without the kernel that began it
         page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
         shot(page, '8-attached-by-a-new-kernel')
         button(page, 'Stop').click(); status(page, 'stopped')

@@ -182,7 +182,7 @@ class Monitor:
 
     def show_pictures(self):
         "Reserve places below for a picture of each stage, and the watched positions"
-        self.screen.open((1, 2, 3)); self.strip = display(HTML(''), display_id=True); self.seen = {}
+        self.screen = Screen(self.screen.pace).open((1, 2, 3)); self.strip = display(HTML(''), display_id=True); self.seen = {}
 
     def watch(self, run_dir, starting=False):
         "Follow the run in `run_dir`; `starting`: its process is on its way"

@@ -94,7 +94,7 @@ def _draw_speed(ax, rows, steps):
 def stage_figure(
     history:list[dict],          # A stage's epochs, as `Loop.history` and `StageResult.history` have them
     threshold:float|None=None,   # Drawn as a line
-    epochs:int|None=None,        # Leave room for so many
+    epochs:int|None=None,        # Leave room for as many, but not for more than twice those that are done
     steps:list[dict]=(),         # Figures of single steps, as `Loop.steps` has them
 ) -> Figure:
     "Loss, figures, rates and speed of one stage"
@@ -108,7 +108,7 @@ def stage_figure(
     _draw_loss(axes[0, 0], history, steps, judged); _draw_figures(axes[0, 1], history, judged, threshold)
     twins = [_draw_rates(axes[1, 0], steps or rows, steps), _draw_speed(axes[1, 1], rows, steps)]
     for ax in axes.flat:
-        ax.grid(alpha=0.25); ax.set_xlim(0 if steps else 0.8, max(epochs or 0, rows[-1]['epoch']) + 0.2)
+        ax.grid(alpha=0.25); ax.set_xlim(0 if steps else 0.8, max(min(epochs or 0, 2*ceil(rows[-1]['epoch']) + 2), rows[-1]['epoch']) + 0.2)
         ax.xaxis.get_major_locator().set_params(integer=True)
     for ax in (*axes.flat, *twins): ax.tick_params(labelsize=8)
     for ax in axes[1]: ax.set_xlabel('epoch', fontsize=8)
@@ -169,7 +169,7 @@ class Screen:
 
     def draw(self, history, threshold=None, epochs=None, steps=(), force=False):
         "Draw a stage if it is time to, or if there is no picture of it yet"
-        if not (history or steps): return False
+        if not (history or steps) or get_ipython() is None: return False          # nobody would see it
         stage = (history or steps)[0]['stage']
         if not (force or stage not in self.drawn or self.pace.due()): return False
         with self.pace.drawing(): self._show(HTML(picture(stage_figure(history, threshold, epochs, steps), stage_alt(history, steps))), stage)

@@ -1,0 +1,87 @@
+"The panel, the cell it writes and the command it writes are one run; the file it watches tells how things stand"
+import json, os, shlex, signal, subprocess, sys, time
+
+import pytest
+
+from maou_nb import LearnPanel, OptionError, attach
+from maou_nb.front import runs
+from maou_nb.front.cli import as_code, as_command
+from maou_nb.front.learn import at_work
+from maou_nb.front.runs import RunFolder, start_run, state_of, train_here
+from maou_nb.train.config import LearnConfig, make_config
+
+def until(holds, seconds=90):
+    "Wait until `holds()`"
+    end = time.monotonic() + seconds
+    while not holds(): assert time.monotonic() < end; time.sleep(0.05)
+
+@pytest.fixture
+def options(shards, tmp_path):
+    "A run of stage 1 that goes on until it is stopped; whatever is left of it is ended"
+    yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=64, gpu='cpu', run_dir=str(tmp_path/'run'))
+    if (left := at_work(tmp_path/'run')) and left.pid != os.getpid(): left.kill()
+
+def test_panel_code_and_command_are_one_run(options, tmp_path):
+    panel = LearnPanel(**{**options, 'stage1_threshold': 0.1, 'stage1_max_epochs': 2})
+    panel.start(); panel.monitor.thread.join(90)
+    code = as_code(panel.cfg).replace(str(tmp_path/'run'), str(tmp_path/'code'))
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+    words = shlex.split(as_command(panel.cfg).replace(str(tmp_path/'run'), str(tmp_path/'command')))
+    subprocess.run([sys.executable, '-m', 'maou_nb', *words[1:]], check=True, capture_output=True)
+    config = lambda name: {k: v for k, v in json.loads((tmp_path/name/'config.json').read_text()).items() if k != 'run_dir'}
+    first = lambda name: json.loads((tmp_path/name/'history.jsonl').read_text().splitlines()[0])['train/loss']
+    assert config('run') == config('code') == config('command')
+    assert first('run') == first('code') == first('command')
+
+def test_a_field_for_every_option_and_none_besides():
+    panel = LearnPanel()
+    assert [*panel.fields] == [*LearnConfig.model_fields]
+    shown = [row.children[0].description for tab in panel.tab.children for row in tab.children]
+    assert sorted(shown) == sorted(LearnConfig.model_fields)
+    for name, field in panel.fields.items():
+        option = LearnConfig.model_fields[name]
+        assert option.description in field.widget.tooltip and field.value == option.default
+
+@pytest.mark.parametrize('name, value', [('gradient_clip_norm', None), ('stage3_data_path', ['a', 'b,c']), ('tensorboard_histogram_module', ('x.*', '[01]')), ('resnet_squeeze_excitation', False), ('no_streaming', True), ('seed', 7), ('optimizer_eps', 1e-5)])
+def test_values_go_into_fields_and_come_back(name, value):
+    field = LearnPanel().fields[name]
+    field.value = value
+    assert getattr(LearnConfig(**{name: field.value}), name) == value
+
+def test_start_stop_and_on_again(options, tmp_path):
+    panel = LearnPanel(**options)
+    panel.start()
+    run = RunFolder(tmp_path/'run')
+    until(lambda: len(run.epochs().get(1, [])) >= 2)
+    assert state_of(run)[0] == 'training' and not panel.monitor.stop_button.disabled
+    with pytest.raises(OptionError, match='is training in'): start_run(make_config(**options))          # nobody else may
+    panel.monitor.stop(); until(lambda: state_of(run)[0] == 'stopped'); panel.monitor.thread.join(20)
+    assert not panel.monitor.resume_button.disabled and 'SIGTERM' in panel.monitor.status.value
+    done = len(run.epochs()[1])
+    panel.monitor.resume(); until(lambda: len(run.epochs()[1]) > done)
+    assert [h['epoch'] for h in run.epochs()[1]] == [*range(1, len(run.epochs()[1]) + 1)]
+    at_work(tmp_path/'run').send_signal(signal.SIGKILL)
+    until(lambda: state_of(run)[0] == 'failed')
+    assert 'was it killed?' in state_of(run)[1]
+
+def test_a_thread_of_this_process_stops_too(options, tmp_path):
+    thread = train_here(make_config(**options))
+    run = RunFolder(tmp_path/'run')
+    until(lambda: len(run.epochs().get(1, [])) >= 1)
+    assert at_work(tmp_path/'run').pid == os.getpid()
+    monitor = runs.Monitor(tmp_path/'run'); monitor.stop(); thread.join(30)
+    assert not thread.is_alive() and state_of(run) == ('stopped', run_said(run))
+
+def run_said(run): return run.log(1)
+
+def test_an_error_of_the_process_is_told(options, tmp_path):
+    cfg = make_config(**options).model_copy(update={'stage1_data_path': str(tmp_path/'gone')})
+    child = start_run(cfg)
+    until(lambda: not runs._lives(child))
+    assert state_of(RunFolder(tmp_path/'run'))[0] == 'failed' and 'gone does not exist' in state_of(RunFolder(tmp_path/'run'))[1]
+
+def test_two_in_one_folder_are_refused(options, tmp_path):
+    start_run(make_config(**options))
+    until(lambda: at_work(tmp_path/'run'))
+    said = subprocess.run([sys.executable, '-m', 'maou_nb', *shlex.split(as_command(make_config(**options)))[1:]], capture_output=True, text=True)
+    assert said.returncode == 1 and f"process {at_work(tmp_path/'run').pid} is training in" in said.stderr and 'Traceback' not in said.stderr
