@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from ..data.files import FileError
 from .cli import as_command, as_words
 from .judge import film_strip
-from .learn import LearnResult, at_work, load_run, train_run
+from .learn import LearnResult, at_work, load_run, train_run, was_killed
 from ..train.config import LearnConfig, OptionError, make_config, stages_of
 from ..train.loop import StopWish
 from ..train.stages import STAGE_NAMES
@@ -95,6 +95,7 @@ def state_of(
     "How a run stands"
     process = run.process
     if process is not None: return 'training', _where(run)
+    if was_killed(run.path): return 'failed', 'its process is gone without a word: was it killed? All up to its last checkpoint is there'
     try: result = load_run(run.path)
     except FileError: result = None
     if result and result.stopped: return 'stopped', result.stopped
@@ -102,8 +103,7 @@ def state_of(
     if result and len(result.stages_completed) == len(stages_of(run.config)):
         done = result.stages_completed[-1]
         return ('finished' if done.threshold_met else 'failed'), done.sentence()
-    if not (run.path/'config.json').exists(): return ('failed', last) if last and not last.startswith('$ ') else ('waiting', 'nothing has been trained here yet')
-    return 'failed', last if last and not last.startswith('$ ') and 'Traceback' not in last else 'it ended without saying why: was it killed? All up to its last checkpoint is there'
+    return ('failed', last) if last and not last.startswith('$ ') else ('waiting', 'nothing has been trained here yet')
 
 def _where(run):
     "How far a run is, in a line"
