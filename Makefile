@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all export notebooks clean
+.PHONY: help setup demo test test-all export notebooks docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -33,6 +33,9 @@ export: $(READY) ## write maou_nb/ and README.md from the notebooks
 
 notebooks: $(READY) ## run all notebooks but the tutorials, and keep their outputs
 	@$(BIN)/python tools/nbrun.py
+
+docs: $(READY) ## build the docs site in _docs/, and check it
+	@$(BIN)/python tools/docs_build.py
 
 clean: ## remove the environment and what was built; runs/ stays
 	rm -rf $(VENV) build _docs _proc *.egg-info .pytest_cache

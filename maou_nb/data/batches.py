@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
-from .sources import RECORDS, DeviceRows, Plan, Rows, StreamingFileSource, free_host
+from .sources import RECORDS, DeviceRows, FileSource, Plan, Rows, StreamingFileSource, free_host
 
 # %% ../../nbs/data/11_batches.ipynb #1da88f2e
 TABLES = {'flags': np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little').reshape(-1).view(np.float64),   # byte → its 8 flags
@@ -219,7 +219,7 @@ def dense_bytes(stage:int) -> int:
 # %% ../../nbs/data/11_batches.ipynb #ee57e7b3
 class DenseCache:
     "The decoded rows of a `FileSource`, each kept from its first use on"
-    def __init__(self, source:'FileSource'):
+    def __init__(self, source:FileSource):
         self.source = source
         self.columns, self.row_bytes, n = _columns(source.stage), dense_bytes(source.stage), source.total_rows
         need, room = n*self.row_bytes, shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else None
