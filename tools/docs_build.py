@@ -37,10 +37,18 @@ def published(cache, base):
         text = f.read_text(encoding='utf-8')
         for old, new in names.items(): text = re.sub(rf'\]\((?:[\w./-]*/)?{re.escape(Path(old).name)}\)', lambda m: f']({os.path.relpath(cache/new, f.parent).removesuffix(".ipynb")}.html)', text)
         f.write_text(text, encoding='utf-8')
-    sidebar = cache/'sidebar.yml'
-    text = sidebar.read_text(encoding='utf-8')
-    for old, new in names.items(): text = re.sub(rf'(?<=[ ]){re.escape(old)}$', new, text, flags=re.M)
-    sidebar.write_text(text, encoding='utf-8')
+    order_sidebar(cache/'sidebar.yml', names)
+
+ORDER = ('tutorials', 'guides', 'data', 'model', 'train', 'view', 'front')     # what a reader wants first, then the house as data flows through it
+
+def order_sidebar(path, names):
+    "Published names in the sidebar, its sections in `ORDER`"
+    site = yaml.safe_load(path.read_text(encoding='utf-8'))
+    contents = site['website']['sidebar']['contents']
+    for section in contents:
+        if isinstance(section, dict): section['contents'] = [names[n] for n in section['contents']]
+    contents.sort(key=lambda s: -1 if isinstance(s, str) else ORDER.index(s['section']))
+    path.write_text(yaml.safe_dump(site, sort_keys=False), encoding='utf-8')
 
 def build():
     "The site, in the folder that is returned"

@@ -140,7 +140,9 @@ class OldFile:
     rows: int
 
     @property
-    def stage(self) -> int: return _stage_of(self.kind)
+    def stage(self) -> int:
+        "Which stage its rows are for"
+        return _stage_of(self.kind)
     def __repr__(self): return f'OldFile({self.path.name}: {self.kind}, {self.rows:,} rows)'
 
 # %% ../../nbs/data/07_old.ipynb #412a34cc

@@ -92,8 +92,13 @@ class Asked:
     wrong: set = field(default_factory=set)       # Options to which these sentences belong
 
     @property
-    def options(self): return self.saved | self.given
-    def refuse(self, name, sentence): self.wrong.add(name); self.problems.append(sentence)
+    def options(self):
+        "All options; flags override the file"
+        return self.saved | self.given
+
+    def refuse(self, name, sentence):
+        "Note what is wrong with the flag of an option"
+        self.wrong.add(name); self.problems.append(sentence)
 
 # %% ../../nbs/front/41_cli.ipynb #67d85a36
 def _meant(flag):

@@ -100,7 +100,9 @@ class Review:
     errors: pl.DataFrame             # A row each: its number, and its figures
 
     @property
-    def stage(self) -> int: return self.source.stage
+    def stage(self) -> int:
+        "Whose rows these are"
+        return self.source.stage
     def __len__(self): return len(self.errors)
 
     @torch.no_grad()

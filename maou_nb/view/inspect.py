@@ -140,9 +140,13 @@ class ShardInfo:
     boards: Gallery = field(default_factory=Gallery, repr=False)   # Of the first rows
 
     @property
-    def name(self) -> str: return as_path(self.path).name
+    def name(self) -> str:
+        "The last part of its path"
+        return as_path(self.path).name
     @property
-    def rows(self) -> int: return sum(s.rows for s in self.shards)
+    def rows(self) -> int:
+        "Rows of all its shards"
+        return sum(s.rows for s in self.shards)
     @property
     def resident(self) -> int:
         "Bytes that the rows take in memory; moves of a position beyond the fourth are not counted"
@@ -433,7 +437,9 @@ class ShuffleMeter:
     shuffle: bool = True     # False: rows as they stand
 
     @property
-    def batches(self) -> int: return len(self.per_batch)
+    def batches(self) -> int:
+        "How many batches were looked at"
+        return len(self.per_batch)
     @property
     def ratio(self) -> float:
         "Games of a batch, and of all the batches together, as shares of a perfect shuffle's: the smaller of the two"
