@@ -5,10 +5,20 @@ from pathlib import Path
 import pytest
 
 from maou_nb import load_run
+from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.loop import TIMINGS
+from samples import ONE_FILE
 
 RUN = 'import json, sys\nfrom maou_nb import learn_multi_stage\nif __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory):
+    "Data paths of all three stages, made of 20 games, in several shards"
+    out = tmp_path_factory.mktemp('twenty')
+    (out/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:20]))
+    prepare_stage1(out/'stage1'); prepare_stage2(out/'games.csa', out/'stage2', rows_per_shard=600); prepare_stage3(out/'games.csa', out/'stage3', rows_per_shard=600)
+    return {f'stage{n}_data_path': str(out/f'stage{n}') for n in (1, 2, 3)}
 
 @pytest.fixture(scope='module')
 def options(shards):

@@ -19,3 +19,22 @@ def test_your_games(tmp_path):
     html = ' '.join(o.get('data', {}).get('text/html', '') for o in shown)
     for part in ('second copy of a game', 'eval outside', 'bytes a row', 'perfect shuffle', '<svg'): assert part in html, part
     assert any('broken.csa, line 4: move 2 of the game, -3335FU, is illegal' in o.get('text', '') for o in shown)
+
+def html(shown): return ' '.join(''.join(o.get('data', {}).get('text/html', '')) for o in shown)
+
+def test_your_backbone(tmp_path):
+    shown = html(run_copy(tmp_path, '52_your_backbone.ipynb'))
+    for part in ('stage 3 after 2 epochs', 'model_architecture', 'line-mix', 'the network gives it'): assert part in shown, part
+
+def test_reading_the_curves(tmp_path):
+    shown = html(run_copy(tmp_path, '53_reading_the_curves.ipynb'))
+    for part in ('stage 1 after', 'stage 3 after 6 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
+
+def test_resume_and_compare(tmp_path):
+    shown = run_copy(tmp_path, '54_resume_and_compare.ipynb')
+    assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown) and any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
+    assert 'seed-1' in html(shown)
+
+def test_to_the_cloud(tmp_path):
+    shown = run_copy(tmp_path, '55_to_the_cloud.ipynb')
+    assert any('checkpoints/stage2/checkpoints.json' in o.get('data', {}).get('text/plain', '') for o in shown) and 'recall' in html(shown)

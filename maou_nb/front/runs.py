@@ -29,7 +29,7 @@ from ..data.files import FileError
 from .cli import as_command, as_words
 from .judge import film_strip
 from .learn import LearnResult, at_work, load_run, train_run, was_killed
-from ..train.config import LearnConfig, OptionError, make_config, stages_of
+from ..train.config import PREFIXES, LearnConfig, OptionError, make_config, stages_of
 from ..train.loop import StopWish
 from ..train.stages import STAGE_NAMES
 from ..view.plots import COLORS, FIGURES, Pace, Screen, picture
@@ -119,6 +119,7 @@ def start_run(
 ) -> psutil.Process:
     "Train `cfg` in a process of its own"
     if cfg.run_dir is None: raise OptionError('run_dir: a process of its own needs to be told where its folder is; one such as runs/first would be right')
+    if cfg.model_architecture not in PREFIXES: raise OptionError(f'model_architecture={cfg.model_architecture!r}: a process of its own does not know a backbone that was registered in this one; to train in this kernel would be right')
     folder = Path(cfg.run_dir)
     if (other := at_work(folder)): raise OptionError(f'run_dir: process {other.pid} is training in {folder} already; attach shows it')
     folder.mkdir(parents=True, exist_ok=True)
