@@ -88,3 +88,40 @@ def test_the_whole_way(tmp_path):
     assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3 and any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)     # the saved notebook keeps the pictures, and the form as a table
     cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
     assert cfg['epoch'] == 400 and cfg['resume_from'] == 'latest'
+
+CELLS = ['''from pathlib import Path
+from maou_nb import browse, compare, film_strip, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3, show_position, show_results, tensorboard
+out = Path('.')
+prepare_stage1(out/'stage1'); prepare_stage2(GAMES, out/'stage2'); prepare_stage3(GAMES, out/'stage3')
+result = learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=1, stage1_threshold=0.9, stage2_threshold=0.05, stage2_test_ratio=0.2, epoch=2, gpu='cpu', run_dir='runs/one',
+                           watched_positions='startpos moves 7g7f 3c3d', stage1_data_path='stage1', stage2_data_path='stage2', stage3_data_path='stage3')''',
+    "show_position('startpos moves 7g7f 3c3d 8h2b+', moves={'3a2b': 0.9}, value=0.5, caption='a board')", 'browse(result)', 'show_results(result, stage=2, n=2)', 'film_strip(result, stage=3)', 'tensorboard(result)']
+
+@pytest.mark.slow
+def test_boards_browser_and_tensorboard(tmp_path):
+    "Boards in both themes, rows stepped through, TensorBoard with its board pictures in a frame"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.replace('GAMES', repr(str(ONE_FILE)))) for c in CELLS], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    nbformat.write(nb, tmp_path/'boards.ipynb')
+    with browser(height=1300) as page, lab(tmp_path) as url:
+        open_notebook(page, url, 'boards.ipynb')
+        run_cell(page, 'from pathlib import Path')
+        board = run_cell(page, 'show_position(\'startpos').locator('svg[role=img]')
+        assert board.get_attribute('aria-label') == 'lnsgkgsnl/1r5+B1/pppppp1pp/6p2/9/2P6/PP1PPPPPP/7R1/LNSGKGSNL w B 4'
+        rows = run_cell(page, 'browse(result)')
+        first = rows.locator('svg[role=img]').get_attribute('aria-label')
+        rows.locator('.jupyter-button').last.click()
+        page.wait_for_function("old => document.querySelector('.maou-browser svg[role=img]').getAttribute('aria-label') !== old", arg=first)
+        rows.locator('select').first.select_option('worst policy'); page.get_by_text('policy loss').first.wait_for()
+        rows.locator('select').nth(1).select_option('western'); page.wait_for_timeout(500)
+        rows.scroll_into_view_if_needed(); shot(page, '10-browse')
+        run_cell(page, 'show_results(result').scroll_into_view_if_needed(); shot(page, '11-missed-and-invented')
+        strip = run_cell(page, 'film_strip(result'); strip.scroll_into_view_if_needed(); assert strip.locator('svg[role=img]').count() == 3
+        shot(page, '12-film-strip')
+        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+        rows.scroll_into_view_if_needed(); shot(page, '13-boards-dark')
+        frame_cell = run_cell(page, 'tensorboard(result)'); frame = frame_cell.frame_locator('iframe')
+        frame.get_by_text('stage3').first.wait_for(timeout=60_000)
+        frame.get_by_role('tab', name='Images').or_(frame.get_by_text('Images', exact=True)).first.click(); page.wait_for_timeout(4000)
+        frame_cell.scroll_into_view_if_needed(); shot(page, '14-tensorboard')
+        alts = page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea img')].map(i => i.alt)")
+        assert alts and all(alts)

@@ -35,6 +35,7 @@ def published(cache, base):
         new.write_text(re.sub(r'output-file: [^\\]*\\n', '', text), encoding='utf-8')
     for f in cache.rglob('*.ipynb'):                            # links that notebooks write themselves
         text = f.read_text(encoding='utf-8')
+        if f.name == 'index.ipynb': text = text.replace('](nbs/', '](')     # the README's stand one folder higher
         for old, new in names.items(): text = re.sub(rf'\]\((?:[\w./-]*/)?{re.escape(Path(old).name)}\)', lambda m: f']({os.path.relpath(cache/new, f.parent).removesuffix(".ipynb")}.html)', text)
         f.write_text(text, encoding='utf-8')
     order_sidebar(cache/'sidebar.yml', names)

@@ -193,8 +193,11 @@ class Monitor:
         if self.thread is None or not self.thread.is_alive(): self.thread = threading.Thread(target=self._follow, daemon=True); self.thread.start()
 
     def _follow(self):
-        while self.look() in ('training', 'starting'): time.sleep(self.every)
-        self.look(force=True)
+        try:
+            while self.look() in ('training', 'starting'): time.sleep(self.every)
+            self.look(force=True)
+        except Exception as e:      # a thread's own traceback would be seen by nobody; the run is not concerned
+            self.status.value = f'<b>cannot show the run any more</b> · {escape(f"{type(e).__name__}: {e}")}; attach shows it again'
 
 # %% ../../nbs/front/42_runs.ipynb #0a312e13
 def _lives(worker):

@@ -55,7 +55,7 @@ Name = Annotated[str, BeforeValidator(_lower)]
 
 # %% ../../nbs/train/20_config.ipynb #8afd926e
 def _option(default, group, help, **limits):
-    "A field of the config: its default, the tab it belongs to, what it does, and pydantic's limits such as `ge=1`"
+    "A field of the config: its default, the tab it belongs to, what it does, and pydantic's limits such as `ge=1`, or `examples` of what may be typed"
     return Field(default, description=help, json_schema_extra={'group': group}, **limits)
 
 # %% ../../nbs/train/20_config.ipynb #12084bec
@@ -80,9 +80,9 @@ class LearnConfig(BaseModel):
     pin_memory: bool = _option(False, 'Data', 'Gather batches in pinned memory, from which a GPU copies without waiting')
     mirror_augmentation: bool = _option(False, 'Data', 'Mirror half of the training rows left-right, drawn anew each epoch')
 
-    gpu: str | None = _option(None, 'Model', 'PyTorch device such as cuda:0, cpu or mps; none: the best there is')
+    gpu: str | None = _option(None, 'Model', 'PyTorch device such as cuda:0, cpu or mps; none: the best there is', examples=['cuda:0', 'cpu', 'mps'])
     precision: Precision = _option('auto', 'Model', 'Number format of the forward pass; auto: bf16 on a GPU that has it, else fp32')
-    model_architecture: Name = _option('resnet', 'Model', 'Backbone: resnet, mlp-mixer, vit, or one you registered')
+    model_architecture: Name = _option('resnet', 'Model', 'Backbone: resnet, mlp-mixer, vit, or one you registered', examples=['resnet', 'mlp-mixer', 'vit'])
     model_size: ModelSize = _option('base', 'Model', 'Preset of the backbone: tiny, small, base or large; the single sizes below override it')
     resnet_channels: int | None = _option(None, 'Model', 'ResNet: channels; none: from model_size', ge=1)
     resnet_blocks: int | None = _option(None, 'Model', 'ResNet: residual blocks; none: from model_size', ge=1)
@@ -161,7 +161,7 @@ class LearnConfig(BaseModel):
     run_name: str | None = _option(None, 'Logs & output', 'Name of the run; none: from the time and the architecture', min_length=1)
     log_dir: OnePath = _option(None, 'Logs & output', 'TensorBoard logs; none: in run_dir if that is given, else ./logs')
     model_dir: OnePath = _option(None, 'Logs & output', 'Checkpoints; none: in run_dir if that is given, else ./models')
-    resume_from: OnePath = _option(None, 'Logs & output', 'Go on from this run folder, checkpoint or URL; latest: from the newest checkpoint in run_dir, or afresh if there is none')
+    resume_from: OnePath = _option(None, 'Logs & output', 'Go on from this run folder, checkpoint or URL; latest: from the newest checkpoint in run_dir, or afresh if there is none', examples=['latest'])
     checkpoint_every: int | None = _option(None, 'Logs & output', 'Optimizer steps between checkpoints, beside the one of each epoch; none: only those', ge=1)
     keep_checkpoints: int = _option(3, 'Logs & output', 'How many of the last checkpoints are kept, beside the best ones', ge=1)
     save_split_params: bool = _option(False, 'Logs & output', 'Write the backbone and each head of the best checkpoint as files of their own, too')
