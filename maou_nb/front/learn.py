@@ -184,7 +184,7 @@ def _bring(source, folders, say):
 # %% ../../nbs/front/40_learn.ipynb #e52af9e4
 def _process_of(run):
     "What a run's process said of itself; nothing where none did"
-    try: return json.loads((Path(run)/'process.json').read_text(encoding='utf-8'))
+    try: return json.loads((Path(run)/'.process.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
 
 def at_work(
@@ -205,7 +205,7 @@ def was_killed(run:str|Path) -> bool:
 def _say_at_work(run, working):
     if int(os.environ.get('RANK', 0)): return                    # of several processes that train together the first speaks
     me = psutil.Process()
-    with atomic_file(Path(run)/'process.json', 'w') as f: json.dump({'pid': me.pid, 'begun': me.create_time(), 'host': platform.node(), 'working': working}, f)
+    with atomic_file(Path(run)/'.process.json', 'w') as f: json.dump({'pid': me.pid, 'begun': me.create_time(), 'host': platform.node(), 'working': working}, f)
 
 @contextmanager
 def _claimed(run):
