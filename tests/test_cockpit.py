@@ -15,7 +15,7 @@ def quickstart(folder):
     nb.cells = [c for c in nb.cells[:last + 1] if c.cell_type == 'code' and not c.source.startswith(('first', 'show_', 'Gallery'))]
     for c in nb.cells:
         c.outputs, c.execution_count = [], None
-        if c.source.startswith('games = Path('): c.source = f"games, shards, run_dir = Path({str(ONE_FILE)!r}), Path('shards'), Path('runs/quickstart')\noptions = dict(stage1_threshold=0.93, stage2_threshold=0.05, epoch=500, gpu='cpu')"
+        if c.source.startswith('games = Path('): c.source = f"games, shards, run_dir = Path({str(ONE_FILE)!r}), Path('shards'), Path('runs/quickstart')\noptions = dict(stage1_threshold=0.9, stage2_threshold=0.01, epoch=500, gpu='cpu', resnet_channels=16, resnet_blocks=1)"
     nb.cells += [nbformat.v4.new_code_cell(s) for s in ("import time\nprint('ticks', len([time.sleep(0.1) for _ in range(10)]))", "from maou_nb import attach\nattach('runs/quickstart-panel')")]
     nbformat.write(nb, folder/'quickstart.ipynb')
     return [c.source for c in nb.cells]
@@ -37,7 +37,9 @@ def pictures(page): return page.evaluate("() => [...document.querySelectorAll('.
 
 def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
 
-def test_the_whole_way(tmp_path):
+@pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['one pass', 'every step'])
+def test_the_way_through(tmp_path, whole):
+    "One pass: a wrong field, start, other cells meanwhile, stop. Every step: preflight, resume, a new kernel that attaches, and the dark theme too"
     sources = quickstart(tmp_path)
     with ended_run(tmp_path/'runs'/'quickstart-panel'), browser() as page, lab(tmp_path) as url:
         open_notebook(page, url, 'quickstart.ipynb')
@@ -54,9 +56,10 @@ def test_the_whole_way(tmp_path):
         assert field(page, 'vit_num_heads').is_disabled() and page.get_by_text('no effect: of model_architecture=vit').count() > 3
         shot(page, '3-greyed-with-the-reason')
 
-        button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', timeout=120_000)
-        assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text() and 'ready to start' in page.locator('.maou-panel').inner_text()
-        shot(page, '4-preflight')
+        if whole:
+            button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', timeout=120_000)
+            assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text() and 'ready to start' in page.locator('.maou-panel').inner_text()
+            shot(page, '4-preflight')
 
         button(page, 'Start').click(); status(page, 'training')
         page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]').length", timeout=120_000)
@@ -70,24 +73,28 @@ def test_the_whole_way(tmp_path):
         button(page, 'Stop').click(); status(page, 'stopped')
         done = steps(tmp_path)
         shot(page, '6-stopped')
-        button(page, 'Resume').click(); status(page, 'training')
-        until = time.monotonic() + 120
-        while steps(tmp_path)[-1]['step'] <= done[-1]['step'] + 20: assert time.monotonic() < until; time.sleep(0.5)
-        shot(page, '7-resumed')
-
-        restart_kernel(page)
-        attached = run_cell(page, 'from maou_nb import attach').locator('.maou-monitor'); attached.wait_for()
-        status(page, 'training')                                           # it goes on without the kernel that began it
-        page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
-        shot(page, '8-attached-by-a-new-kernel')
-        button(page, 'Stop').click(); status(page, 'stopped')
-        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
-        shot(page, '9-dark')
+        if whole: on_again(page, tmp_path, done)
         command(page, 'docmanager:save'); page.wait_for_timeout(2000)
     kept = [o for c in nbformat.read(tmp_path/'quickstart.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
     assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3 and any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)     # the saved notebook keeps the pictures, and the form as a table
     cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
-    assert cfg['epoch'] == 400 and cfg['resume_from'] == 'latest'
+    assert cfg['epoch'] == 400 and cfg['resume_from'] == ('latest' if whole else None)
+
+def on_again(page, folder, done):
+    "Go on with the run, and find it from a new kernel"
+    button(page, 'Resume').click(); status(page, 'training')
+    until = time.monotonic() + 120
+    while steps(folder)[-1]['step'] <= done[-1]['step'] + 20: assert time.monotonic() < until; time.sleep(0.5)
+    shot(page, '7-resumed')
+
+    restart_kernel(page)
+    attached = run_cell(page, 'from maou_nb import attach').locator('.maou-monitor'); attached.wait_for()
+    status(page, 'training')                                           # it goes on without the kernel that began it
+    page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
+    shot(page, '8-attached-by-a-new-kernel')
+    button(page, 'Stop').click(); status(page, 'stopped')
+    command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+    shot(page, '9-dark')
 
 CELLS = ['''from pathlib import Path
 from maou_nb import browse, compare, film_strip, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3, show_position, show_results, tensorboard

@@ -167,7 +167,7 @@ class Monitor:
                  run_dir:str|Path|None=None,   # None: nothing is shown until `watch`
                  every:float=0.5):             # Seconds between looks
         self.run, self.every, self.thread, self.seen = None if run_dir is None else RunFolder(run_dir), every, None, {}
-        self.screen, self.strip = Screen(Pace(0.01*(os.cpu_count() or 1))), None
+        self.screen, self.strip = Screen(Pace(0.01*(os.cpu_count() or 1), whole=False)), None
         self.status, self.log = W.HTML(), W.HTML()
         self.stop_button, self.resume_button = (W.Button(description=d, icon=i, tooltip=t, disabled=True) for d, i, t in
             (('Stop', 'stop', 'End at the next step, with everything saved'), ('Resume', 'play', 'Go on from the newest checkpoint')))
@@ -227,11 +227,11 @@ def draw(self:Monitor, force:bool=False):
         if new == self.seen.get(n): continue
         cfg = self.run.config
         most, threshold = (cfg.epoch, None) if n == 3 else (getattr(cfg, f'stage{n}_max_epochs'), getattr(cfg, f'stage{n}_threshold'))
-        if self.screen.draw(h, threshold, None if force else most, s, force): self.seen[n] = new
+        if self.screen.draw(h, threshold, None if force else most, s, force or n not in self.seen): self.seen[n] = new
     asked = (self.run.path/'watched.jsonl')
     if self.strip is not None and asked.exists() and asked.stat().st_size != self.seen.get('watched') and (force or self.screen.pace.due()):
         self.seen['watched'] = asked.stat().st_size
-        with self.screen.pace.drawing(): self.strip.update(HTML(film_strip(self.run.path)._repr_html_()))
+        self.strip.update(HTML(film_strip(self.run.path)._repr_html_()))
 
 # %% ../../nbs/front/42_runs.ipynb #8b190c49
 @patch

@@ -135,13 +135,15 @@ class Pace:
     "When it is time to draw again, so that drawing takes a small share of the time"
     def __init__(self,
                  share:float=0.01,   # Of the time, at most
-                 least:float=0.5):   # Seconds between drawings, at least
-        self.share, self.least, self.spent, self.count, self.begun, self.ended = share, least, 0., 0, time.monotonic(), 0.
+                 least:float=0.5,    # Seconds between drawings, at least
+                 whole:bool=True):   # Of all the time since the beginning; else only of that since the last drawing, so that forced ones are not made up for
+        self.share, self.least, self.whole, self.spent, self.count, self.begun, self.ended = share, least, whole, 0., 0, time.monotonic(), 0.
 
     def due(self) -> bool:
         "Whether one more drawing, as long as those before on average, keeps within the share"
-        now = time.monotonic()
-        return now - self.ended >= self.least and (self.count + 1)*self.spent <= self.share*(now - self.begun)*max(self.count, 1)
+        now, each = time.monotonic(), self.spent/max(self.count, 1)
+        fits = each*(self.count + 1) <= self.share*(now - self.begun) if self.whole else each <= self.share*(now - self.ended)
+        return now - self.ended >= self.least and (not self.count or fits)
 
     @contextmanager
     def drawing(self):
@@ -160,7 +162,7 @@ def stage_alt(history:list[dict], steps:list[dict]=()) -> str:
 # %% ../../nbs/view/30_plots.ipynb #afa470e3
 class Screen:
     "One picture a stage, each behind a display id"
-    def __init__(self, pace:Pace|None=None): self.pace, self.handles, self.drawn = pace or Pace(), {}, set()
+    def __init__(self, pace:Pace|None=None): self.pace, self.handles = pace or Pace(), {}
 
     def open(self, stages=()):
         "Reserve places in the output of this cell, in this order"
@@ -168,12 +170,11 @@ class Screen:
         return self
 
     def draw(self, history, threshold=None, epochs=None, steps=(), force=False):
-        "Draw a stage if it is time to, or if there is no picture of it yet"
+        "Draw a stage, if it is time to"
         if not (history or steps) or get_ipython() is None: return False          # nobody would see it
         stage = (history or steps)[0]['stage']
-        if not (force or stage not in self.drawn or self.pace.due()): return False
+        if not (force or self.pace.due()): return False
         with self.pace.drawing(): self._show(HTML(picture(stage_figure(history, threshold, epochs, steps), stage_alt(history, steps))), stage)
-        self.drawn.add(stage)
         return True
 
     def _show(self, html, stage):
