@@ -21,7 +21,7 @@ from rsshogi.core import Board
 from ..data.batches import BatchStream
 from ..data.board import HAND_KINDS, KINDS, OWN_HAND, Arrow, Gallery, board_svg, to_sfen
 from ..data.games import playable
-from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, legal_labels
+from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_labels
 from ..data.positions import reachable_squares
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource, held_folds
@@ -188,20 +188,22 @@ def _arrow(label, board, share, text, color):
     return None if origin is None else Arrow(origin, to, share, text, color)
 
 def _moves_board(row, said, letters):
-    "Stage 2: missed and invented moves as arrows, and in words by the rule that is broken"
+    "Stage 2: missed and invented moves, on the board as arrows and drops as frames, and in words by the rule that is broken"
     board, hands, legal = row.board[0].numpy(), row.hands[0].numpy(), row.legal[0].numpy()
     if said is None:
         heat = np.bincount(LABEL_SQUARE[legal], minlength=81) > 0
         return board_svg(board, hands, heat*0.6, f'{legal.sum()} legal moves', letters=letters), ''
     p = said['legal_moves'][0].sigmoid().numpy()
     missed, invented = np.flatnonzero(legal & (p <= 0.5)), np.flatnonzero(~legal & (p > 0.5))
-    arrows = [a for labels, color in ((missed, MISSED), (invented, INVENTED)) for l in labels if (a := _arrow(l, board, 0.3, '', color))]
+    wrong, dropped = ((missed, MISSED), (invented, INVENTED)), LABEL_CLASS >= 2*len(STEPS)
+    arrows = [a for labels, color in wrong for l in labels if not dropped[l] and (a := _arrow(l, board, 0.3, '', color))]
+    frames = {color: {int(LABEL_SQUARE[l]) for l in labels if dropped[l]} for labels, color in wrong}
     caption = f'{len(missed)} missed, {len(invented)} invented of {legal.sum()} moves'
     rules = {}
     for l in invented: rules.setdefault(broken_rule(l, board, hands) if playable(Board(to_sfen(board, hands))) else 'a position that cannot occur', []).append(f'{move_text(l, board)} {p[l]:.0%}')
     lines = ([f'<b style="color:{MISSED}">missed</b>: {", ".join(f"{move_text(l, board)} {p[l]:.0%}" for l in missed[:12])}{" …" * (len(missed) > 12)}'] if len(missed) else []) + \
             [f'<b style="color:{INVENTED}">{escape(rule)}</b>: {", ".join(moves[:8])}{" …" * (len(moves) > 8)}' for rule, moves in rules.items()]
-    return board_svg(board, hands, None, caption, letters=letters, arrows=tuple(arrows)), '<br>'.join(lines)
+    return board_svg(board, hands, None, caption, letters=letters, arrows=tuple(arrows), frames=frames), '<br>'.join(lines)
 
 # %% ../../nbs/front/43_review.ipynb #b4dc6b66
 def _policy_board(row, said, letters):
@@ -226,8 +228,8 @@ def show(self:Review, number:int, letters:str='japanese') -> str:
     "Row `number` as HTML: its board, and what is wrong"
     row, said = self.row(number)
     picture, words = _drawers[self.stage](row, said, letters)
-    figures = {k: v for k, v in self.errors.row(number, named=True).items() if k != 'row'}
-    line = ', '.join([f'row {number:,}', *(f'{k.replace("_", " ")} {v:.3g}' for k, v in figures.items())])
+    names = {'policy_loss': 'policy loss', 'value_error': 'value error', 'illegal': {1: 'wrong squares', 2: 'wrong moves', 3: 'unmasked, on illegal moves'}[self.stage]}
+    line = ', '.join([f'row {number:,}', *(f'{names[k]} {v:.3g}' for k, v in self.errors.row(number, named=True).items() if k in names)])
     return f'<div style="max-width:350px">{picture}<div style="font-size:12px">{line}<br>{words}</div></div>'
 
 # %% ../../nbs/front/43_review.ipynb #40d3f64c
