@@ -1,13 +1,17 @@
-"The tutorials beside the quickstart run top to bottom on the sample games, and show what they promise"
+"The tutorials beside the quickstart run top to bottom and show what they promise: those that train on 25 of the sample games in `make test`, on 50 in `make test-all`"
 import subprocess, sys
 
 import nbformat
+import pytest
 
-from samples import ROOT
+from samples import ONE_FILE, ROOT
 
-def run_copy(folder, name):
-    "Run a copy of the tutorial `name` somewhere else; its cells' outputs"
+def run_copy(folder, name, games=None):
+    "Run a copy of the tutorial `name` somewhere else, on so many games where they are given; its cells' outputs"
     nb = nbformat.read(ROOT/'nbs'/'tutorials'/name, as_version=4)
+    if games:
+        (folder/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:games]))
+        for c in nb.cells: c.source = c.source.replace("'../../samples/games/selfplay-0.csa'", repr(str(folder/'games.csa')))
     for c in nb.cells: c.source = c.source.replace("Path('../../samples", f"Path({str(ROOT)!r} + '/samples")
     nbformat.write(nb, folder/name)
     done = subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--output', 'done.ipynb', str(folder/name)], capture_output=True, text=True, cwd=folder)
@@ -22,12 +26,16 @@ def test_your_games(tmp_path):
 
 def html(shown): return ' '.join(''.join(o.get('data', {}).get('text/html', '')) for o in shown)
 
-def test_your_backbone(tmp_path):
-    shown = html(run_copy(tmp_path, '52_your_backbone.ipynb'))
+sizes = pytest.mark.parametrize('games', [25, pytest.param(50, marks=pytest.mark.slow)])
+
+@sizes
+def test_your_backbone(tmp_path, games):
+    shown = html(run_copy(tmp_path, '52_your_backbone.ipynb', games))
     for part in ('stage 3 after 2 epochs', 'model_architecture', 'line-mix', 'the network gives it'): assert part in shown, part
 
-def test_reading_the_curves(tmp_path):
-    shown = html(run_copy(tmp_path, '53_reading_the_curves.ipynb'))
+@sizes
+def test_reading_the_curves(tmp_path, games):
+    shown = html(run_copy(tmp_path, '53_reading_the_curves.ipynb', games))
     for part in ('stage 1 after', 'stage 3 after 4 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
