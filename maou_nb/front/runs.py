@@ -337,4 +337,6 @@ def tensorboard(
     from tensorboard import notebook
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     logs = ','.join(f'{f.path.name}:{_logs(f)}' for f in folders)
+    own = Path(sys.executable).with_name('tensorboard')            # a kernel's environment need not be on PATH
+    if own.exists(): os.environ.setdefault('TENSORBOARD_BINARY', str(own))
     notebook.start(f'--logdir_spec {shlex.quote(logs)}')
