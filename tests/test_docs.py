@@ -1,6 +1,5 @@
 "The docs site: built from the notebooks, no link broken, no export without a docstring, and it can be searched"
 import functools, http.server, subprocess, sys, threading, types
-from pathlib import Path
 
 import pytest
 

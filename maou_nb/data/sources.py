@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INLINE', 'RECORDS', 'TARGETS', 'WINDOW_ROWS', 'CACHES', 'Rows', 'join_rows', 'rows_of_table', 'row_folds',
-           'load_rows', 'Plan', 'StreamingFileSource', 'folds_of', 'free_host', 'DeviceRows', 'FileSource',
+           'load_rows', 'Plan', 'StreamingFileSource', 'folds_of', 'free_host', 'size_text', 'DeviceRows', 'FileSource',
            'held_folds', 'split_problem', 'split_sources', 'packed_problem', 'clamp_workers']
 
 # %% ../../nbs/data/10_sources.ipynb #637fc996
@@ -494,7 +494,9 @@ def memory_free(self:StreamingFileSource) -> dict[str, int|None]:   # Bytes by p
     return free
 
 # %% ../../nbs/data/10_sources.ipynb #1aa34a05
-def _size(n): return f'{n / 1e9:,.1f} GB' if n >= 1e8 else f'{n / 1e6:,.1f} MB'
+def size_text(n:int) -> str:
+    "`n` bytes in gigabytes or megabytes"
+    return f'{n / 1e9:,.1f} GB' if n >= 1e8 else f'{n / 1e6:,.1f} MB'
 
 @patch
 def check_fits(self:StreamingFileSource):
@@ -504,8 +506,8 @@ def check_fits(self:StreamingFileSource):
         if free.get(place) is None or need <= free[place]: continue
         less = StreamingFileSource(self.paths, self.stage, self.folds, 4, limit=self.limit)
         less.__dict__.update(shards=self.shards)
-        raise MemoryError(f"cache={self.cache!r} needs {_size(need)} of {names[place]} for {self.total_rows:,} rows of stage {self.stage}, and {_size(free[place])} are free: "
-                          f"a StreamingFileSource with cache='file' would take {_size(less.memory_needed()['host'])}")
+        raise MemoryError(f"cache={self.cache!r} needs {size_text(need)} of {names[place]} for {self.total_rows:,} rows of stage {self.stage}, and {size_text(free[place])} are free: "
+                          f"a StreamingFileSource with cache='file' would take {size_text(less.memory_needed()['host'])}")
 
 # %% ../../nbs/data/10_sources.ipynb #6514c8a3
 def _new_records(n, stage):
@@ -606,7 +608,7 @@ def _in_map(self:StreamingFileSource):
     def make(path):
         self.check_fits()
         shards = f'{len(self.shards)} shard{"s"*(len(self.shards) != 1)}'
-        self.say(f"cache='mmap': {shards} unpacked once, {_size(self.memory_needed()['disk'])} in {cache_folder()}")
+        self.say(f"cache='mmap': {shards} unpacked once, {size_text(self.memory_needed()['disk'])} in {cache_folder()}")
         self._write_copy(path)
     if self._mapped is None or not self._mapped.exists(): self._mapped = cached_file(self._copy_key(), make)
     *arrays, folds = _map_copy(self._mapped, self.stage)
@@ -688,7 +690,7 @@ def share(self:StreamingFileSource) -> 'StreamingFileSource':
     if self.cache != 'memory' or self._shared is not None: return self
     need = self.total_rows*RECORDS[self.stage].itemsize
     room = shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else need
-    if need > room: raise MemoryError(f"workers share {_size(need)} of rows through /dev/shm, which has {_size(room)} free: 0 workers, or cache='mmap', would be right")
+    if need > room: raise MemoryError(f"workers share {size_text(need)} of rows through /dev/shm, which has {size_text(room)} free: 0 workers, or cache='mmap', would be right")
     if self._held is None: self.check_fits()
     records = torch.empty(need, dtype=torch.uint8).share_memory_()
     rows = self._load(range(len(self.shards)), lambda n, stage: records.numpy().view(RECORDS[stage])) if self._held is None else self._held
@@ -836,7 +838,7 @@ def clamp_workers(
     size, batches = row_bytes or RECORDS[source.stage].itemsize, -(-source.total_rows // batch_size)
     limits = [(batches, f'an epoch has {batches} batches')]
     free, each = source.memory_free().get('host'), source.memory_needed().get('host', 0) if source.cache == 'file' else 0
-    if free is not None and each: limits.append((int(free // each), f'each holds {_size(each)} of rows, and {_size(free)} are free'))
+    if free is not None and each: limits.append((int(free // each), f'each holds {size_text(each)} of rows, and {size_text(free)} are free'))
     if os.path.isdir('/dev/shm'):
         room = shutil.disk_usage('/dev/shm').free - (source.total_rows*RECORDS[source.stage].itemsize if source.cache == 'memory' else 0) - (source.total_rows*row_bytes if row_bytes else 0)
         limits.append((max(0, int(room // (batch_size*size*(prefetch + 1)))), f'/dev/shm has room for the batches of so many'))

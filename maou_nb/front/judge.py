@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'PLIES', 'load_net', 'Prediction', 'Predictions', 'predict', 'Watched', 'FilmStrip', 'film_strip',
            'row_figures', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation', 'evaluation_figure',
-           'evaluate']
+           'stage_of_net', 'evaluate']
 
 # %% ../../nbs/front/38_judge.ipynb #7c2b768d
 import json
@@ -32,7 +32,7 @@ from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource, held_folds
 from ..model.heads import Net
-from ..model.losses import legal_log_softmax
+from ..model.losses import policy_divergence
 from ..model.metrics import BINS, rank_of
 from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
 from ..train.config import LearnConfig, backbone_of, ratio_of, rule, stages_of
@@ -294,8 +294,7 @@ def row_figures(
     batch,         # A dense batch of stage 3
 ) -> tuple[torch.Tensor, torch.Tensor]:  # int64 (B,): the bin of each predicted win rate, 0…15; float (7, B): rows (1), policy loss, top-1, |p − result|, its square, p, result
     "What each row of a stage 3 `batch` adds to the sums"
-    log_p, p, value = legal_log_softmax(outputs['policy'], batch.legal), outputs['value'].float().sigmoid(), batch.value.float()
-    divergence = (torch.xlogy(batch.policy, batch.policy) - batch.policy*log_p).masked_fill(~batch.legal, 0).sum(1)
+    p, value, divergence = outputs['value'].float().sigmoid(), batch.value.float(), policy_divergence(outputs['policy'], batch.policy, batch.legal)
     first = rank_of(batch.played, outputs['policy'], batch.legal) == 0
     edges = torch.linspace(0, 1, BINS + 1, device=p.device)
     return torch.bucketize(p, edges, right=True) - 1, torch.stack([torch.ones_like(p), divergence, first.float(), (p - value).abs(), (p - value)**2, p, value])
@@ -387,7 +386,7 @@ def _chosen_folds(folds, about, stage):
     if not ratio: raise ValueError(f"folds='held out': {'the run of this checkpoint held nothing out of' if about else 'a network without its checkpoint does not know what was held out of'} stage {stage}; give the folds as numbers, or leave them out for all rows")
     return held_folds(ratio)[0]
 
-def _stage_of(net, stage):
+def stage_of_net(net:Net, stage:int|None=None) -> int:
     "The stage whose heads `net` has; a `ValueError` if `stage` is another"
     own = next((n for head, n in _stage_by_head.items() if head in net.heads), None)
     if own is None or stage not in (None, own): raise ValueError(f'stage={stage!r}: this network has the heads {", ".join(net.heads)}' + (f', so stage={own} was expected' if own else ', of no stage'))
@@ -428,7 +427,7 @@ def evaluate(
     "All figures of a network on the rows of `data`"
     net = _as_net(checkpoint_or_net)
     about, device = getattr(net, 'about', {}), _device(device)
-    stage, cfg = _stage_of(net, stage), LearnConfig(**about.get('config', {}))
+    stage, cfg = stage_of_net(net, stage), LearnConfig(**about.get('config', {}))
     data = getattr(cfg, f'stage{stage}_data_path') if data is None else data
     if data is None: raise ValueError(f'data: shards of stage {stage} were expected, a file, a folder or a glob')
     task, source = task_of(cfg, stage), StreamingFileSource(data, stage, _chosen_folds(folds, about, stage))
@@ -437,7 +436,7 @@ def evaluate(
     ranges = np.zeros(source.total_rows, np.int64) if plies is None else plies//PLIES
     metrics, losses, sums, dense, at = task.metrics().to(device), {}, np.zeros((7, int(ranges.max()) + 1, BINS + 1)), None, 0
     plan = source.plan(batch_size, shuffle=False)
-    with _evaluating(net, device), _autocast(device, precision) as cast:
+    with _evaluating(net, device), _autocast(device, precision):
         for batch in tqdm(batch_loader(BatchStream(source, plan)), desc=f'evaluate stage {stage}', unit='batch', leave=False):
             dense = batch.to(device, non_blocking=device.type == 'cuda').decode(dense)
             outputs = {k: v.float() for k, v in net(dense.board, dense.hands).items()}

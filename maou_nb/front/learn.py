@@ -187,6 +187,7 @@ def _process_of(run):
     try: return json.loads((Path(run)/'.process.json').read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
 
+# %% ../../nbs/front/40_learn.ipynb #54edec7d
 def at_work(
     run:str|Path,                    # A run folder
 ) -> psutil.Process|None:            # None: nobody, as far as this machine can tell
@@ -197,16 +198,19 @@ def at_work(
     except psutil.Error: return None
     return process if abs(process.create_time() - about['begun']) < 1 and process.status() != psutil.STATUS_ZOMBIE else None
 
+# %% ../../nbs/front/40_learn.ipynb #80f9fdc8
 def was_killed(run:str|Path) -> bool:
     "Whether the process that trained in `run` is gone without having ended the run"
     about = _process_of(run)
     return bool(about.get('working')) and about['host'] == platform.node() and at_work(run) is None
 
+# %% ../../nbs/front/40_learn.ipynb #478789bc
 def _say_at_work(run, working):
     if int(os.environ.get('RANK', 0)): return                    # of several processes that train together the first speaks
     me = psutil.Process()
     with atomic_file(Path(run)/'.process.json', 'w') as f: json.dump({'pid': me.pid, 'begun': me.create_time(), 'host': platform.node(), 'working': working}, f)
 
+# %% ../../nbs/front/40_learn.ipynb #35e334e8
 @contextmanager
 def _claimed(run):
     "`run` is this process's for as long as it trains"

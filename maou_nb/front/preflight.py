@@ -18,6 +18,7 @@ import torch
 
 from ..data.files import FileError
 from ..data.shards import ShardError
+from ..data.sources import size_text
 from .learn import at_work, run_folders
 from ..model.backbones import flops_per_position
 from ..train.checkpoints import CheckpointError
@@ -58,13 +59,11 @@ class Preflight:
 # %% ../../nbs/front/44_preflight.ipynb #e6acc53d
 AUDITED = 20_000_000    # rows; more take minutes, and `audit` does them when asked
 
-def _size(n): return f'{n/1e9:,.1f} GB' if n >= 1e9 else f'{n/1e6:,.0f} MB'
-
 def _look_at_data(found, n, loop, split):
     "Rows, games, split and memory of one stage"
     train, valid = loop.train, loop.valid
     found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shards' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or n == 1 else 'look', n)
-    if valid and train.total_rows + valid.total_rows > AUDITED: found.add('split', f'not audited, since that takes a while: audit(…) of maou_nb.view.inspect would', 'look', n)
+    if valid and train.total_rows + valid.total_rows > AUDITED: found.add('split', 'not audited, since that takes a while: audit(…) of maou_nb.view.inspect would', 'look', n)
     elif n > 1:
         try: said = audit(train, valid)
         except (ShardError, ValueError) as e: found.add('split', str(e), 'look', n)
@@ -73,7 +72,7 @@ def _look_at_data(found, n, loop, split):
             if valid: found.add('split', said.verdict, 'good' if said.leaks is False else 'look', n)
     needed, free = train.memory_needed(), train.memory_free()
     for place, size in needed.items():
-        if size: found.add(f'rows in {place} memory' if place != 'disk' else 'copy of rows on disk', _size(size) + (f', {_size(free[place])} are free' if free.get(place) else ''), 'bad' if free.get(place) and size > free[place] else 'fact', n)
+        if size: found.add(f'rows in {place} memory' if place != 'disk' else 'copy of rows on disk', size_text(size) + (f', {size_text(free[place])} are free' if free.get(place) else ''), 'bad' if free.get(place) and size > free[place] else 'fact', n)
 
 # %% ../../nbs/front/44_preflight.ipynb #00a5ae08
 def spoken(seconds:float) -> str:
@@ -97,14 +96,14 @@ def _time_steps(loop, steps=5):
     seconds = loop.left_as_it_was(trial)
     return seconds, torch.cuda.max_memory_allocated() if cuda else max(psutil.Process().memory_info().rss - before, 0)
 
-def _look_at_steps(found, cfg, n, loop):
+def _look_at_steps(found, n, loop):
     "Time and memory of one stage; returns the most seconds it takes"
     seconds, memory = _time_steps(loop)
-    size, rows = loop.settings.batch_size, loop.train.total_rows
+    size = loop.settings.batch_size
     judged = (loop.valid or loop.train).total_rows
     epoch = seconds*(loop.batches_per_epoch + judged/size/3)
     found.add('speed', f'{size/seconds:,.0f} positions/s in batches of {size:,}; an epoch takes about {spoken(epoch)}', 'fact', n)
-    found.add('memory of a step', _size(memory), 'fact', n)
+    found.add('memory of a step', size_text(memory), 'fact', n)
     total = epoch*loop.settings.epochs
     found.add('time', f'{"at most " if n < 3 else "about "}{spoken(total)} for {loop.settings.epochs} epochs', 'fact', n)
     return total
@@ -127,7 +126,7 @@ def _look_at_places(found, cfg, parameters):
     copies = 3 + (cfg.ema_decay is not None)          # weights, two averages of AdamW, averaged weights
     each, kept = 4*parameters*copies, sum(cfg.keep_checkpoints + (3 if n == 3 else 1) for n in stages_of(cfg))
     free = shutil.disk_usage(_standing(folders['models'])).free
-    found.add('disk', f'{_size(each*(kept + 1))} for at most {kept} checkpoints of {_size(each)}; {_size(free)} are free', 'bad' if each*(kept + 1) > free else 'good')
+    found.add('disk', f'{size_text(each*(kept + 1))} for at most {kept} checkpoints of {size_text(each)}; {size_text(free)} are free', 'bad' if each*(kept + 1) > free else 'good')
 
 # %% ../../nbs/front/44_preflight.ipynb #42f99b9b
 def preflight(
@@ -154,7 +153,7 @@ def preflight(
         try:
             parameters = max(parameters, sum(p.numel() for p in loop.net.parameters()))
             _look_at_data(found, n, loop, split)
-            total += _look_at_steps(found, cfg, n, loop)
+            total += _look_at_steps(found, n, loop)
         except RuntimeError as e: found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', n)
         finally: close_sources(loop)
     _look_at_places(found, cfg, parameters)

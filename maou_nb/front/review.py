@@ -25,33 +25,23 @@ from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_label
 from ..data.positions import reachable_squares
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource, held_folds
-from .judge import load_net
+from .judge import load_net, stage_of_net
 from .learn import LearnResult
-from ..model.losses import legal_log_softmax
+from ..model.losses import legal_log_softmax, policy_divergence
 from ..train.config import LearnConfig, ratio_of
 from ..train.loop import best_device
-from ..view.inspect import move_text
+from ..view.inspect import move_text, origin_of
 
 # %% ../../nbs/front/43_review.ipynb #e102f52b
-_ways = {'U': (-1, 0), 'UL': (-1, 1), 'UR': (-1, -1), 'L': (0, 1), 'R': (0, -1), 'D': (1, 0), 'DL': (1, 1), 'DR': (1, -1), 'knight-left': (-2, 1), 'knight-right': (-2, -1)}   # rows, files
-
-def _origin(board, step, to):
-    "The square from which a piece would come, the first that is not empty; None where there is none"
-    (down, left), (row, file) = _ways[step], divmod(to, 9)
-    for k in range(1, 2 if 'knight' in step else 9):
-        r, f = row - k*down, file - k*left
-        if not (0 <= r < 9 and 0 <= f < 9): return None
-        if board[r*9 + f]: return r*9 + f
-
 def _broken_drop(kind, to, board, hands):
     "What keeps a piece of `kind` from being dropped"
     if not hands[HAND_KINDS.index(kind)]: return 'the piece is not in hand'
     if board[to]: return 'a drop on a piece'
     if kind == 'P' and (board.reshape(9, 9)[:, to % 9] == 1).any(): return 'two pawns in a file'
 
-def _broken_walk(step, promotes, to, board):
+def _broken_walk(label, promotes, to, board):
     "What keeps a piece from moving"
-    origin = _origin(board, step, to)
+    origin = origin_of(label, board)
     if origin is None or not 1 <= board[origin] <= 14: return 'no piece of its own that could move so'
     kind = KINDS[board[origin] - 1]
     if to not in reachable_squares(kind, origin): return 'the piece does not move so'
@@ -68,7 +58,7 @@ def broken_rule(
 ) -> str:               # Empty: the move is legal
     "The rule that keeps a move from being played"
     name, to = CLASSES[LABEL_CLASS[label]], int(LABEL_SQUARE[label])
-    broken = _broken_drop(name[0], to, board, hands) if name.endswith('*') else _broken_walk(name.rstrip('+'), name.endswith('+'), to, board)
+    broken = _broken_drop(name[0], to, board, hands) if name.endswith('*') else _broken_walk(label, name.endswith('+'), to, board)
     if broken: return broken
     position = Board(to_sfen(board, hands))
     if label in legal_labels(position): return ''
@@ -85,10 +75,8 @@ def row_errors(
     "Figures of the rows of a batch: `illegal` counts wrong squares or moves; in stage 3 it is the probability that would fall on illegal moves"
     if batch.reachable is not None: return {'illegal': ((outputs['reachable'] > 0) != batch.reachable).sum(1).float()}
     if batch.policy is None: return {'illegal': ((outputs['legal_moves'] > 0) != batch.legal).sum(1).float()}
-    log_p = legal_log_softmax(outputs['policy'], batch.legal)
-    loss = (torch.xlogy(batch.policy, batch.policy) - batch.policy*log_p).masked_fill(~batch.legal, 0).sum(1)
     illegal = outputs['policy'].softmax(1).masked_fill(batch.legal, 0).sum(1)
-    return {'policy_loss': loss, 'value_error': (outputs['value'].sigmoid() - batch.value).abs(), 'illegal': illegal}
+    return {'policy_loss': policy_divergence(outputs['policy'], batch.policy, batch.legal), 'value_error': (outputs['value'].sigmoid() - batch.value).abs(), 'illegal': illegal}
 
 # %% ../../nbs/front/43_review.ipynb #caf8abf7
 @dataclass
@@ -128,7 +116,7 @@ def _network(of, stage):
     "(network, its options, its stage) of a result, a checkpoint or a network; none for plain shards"
     if isinstance(of, LearnResult): of = of.checkpoint(stage or of.stages()[-1].stage)
     net = of if isinstance(of, torch.nn.Module) else load_net(of)
-    return net, LearnConfig(**net.about['config']) if hasattr(net, 'about') else None, {'reachable': 1, 'legal_moves': 2}.get(next(iter(net.heads)), 3)
+    return net, LearnConfig(**net.about['config']) if hasattr(net, 'about') else None, stage_of_net(net)
 
 def _shards_of(of, data, stage, folds):
     "(network or None, source) of what is to be looked at"
@@ -183,9 +171,8 @@ def _squares_board(row, said, letters):
 # %% ../../nbs/front/43_review.ipynb #ebc0e0c1
 def _arrow(label, board, share, text, color):
     "The arrow of a label in the view of the side to move; a piece that is not there has none"
-    name, to = CLASSES[LABEL_CLASS[label]], int(LABEL_SQUARE[label])
-    origin = OWN_HAND if name.endswith('*') else _origin(board, name.rstrip('+'), to)
-    return None if origin is None else Arrow(origin, to, share, text, color)
+    origin = OWN_HAND if LABEL_CLASS[label] >= 2*len(STEPS) else origin_of(label, board)
+    return None if origin is None else Arrow(origin, int(LABEL_SQUARE[label]), share, text, color)
 
 def _moves_board(row, said, letters):
     "Stage 2: missed and invented moves, on the board as arrows and drops as frames, and in words by the rule that is broken"

@@ -6,7 +6,8 @@
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
            'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'OTHER_NAMES',
            'RATIOS', 'HEAD_STAGES', 'RULES', 'IDLE', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of',
-           'stages_of', 'rule', 'try_config', 'make_config', 'why_idle', 'OptionTable', 'takes_options']
+           'stages_of', 'rule', 'valid_part', 'try_config', 'make_config', 'why_idle', 'kinds_of', 'is_list', 'is_bool',
+           'is_optional', 'choices_of', 'limits_of', 'help_of', 'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -14,7 +15,8 @@ import inspect
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -340,16 +342,21 @@ def rule(f:Callable[[LearnConfig], Iterable[str]]):
 for _problems in (_data_problems, _loader_problems, _model_problems, _device_problems, _loss_problems, _training_problems, _layer_problems, _resume_problems): rule(_problems)
 
 # %% ../../nbs/train/20_config.ipynb #2775fd90
-def try_config(
+def valid_part(
     options:dict,
-) -> tuple[LearnConfig, list[str]]:   # Of those that are valid each by itself; and everything that is wrong, a sentence each
-    "The config of `options` as far as they go"
-    fields, problems, bad = LearnConfig.model_fields, [], set()
-    try: cfg = LearnConfig(**options)
+) -> tuple[LearnConfig, list[str], set[str]]:   # The config; what is wrong with the others, a sentence each; and which they are
+    "The config of those `options` that are valid each by itself; nothing is opened"
+    try: return LearnConfig(**options), [], set()
     except ValidationError as e:
         bad = {str(err['loc'][0]) for err in e.errors()}
-        problems = [*dict.fromkeys(_field_problem(err, fields) for err in e.errors())]
-        cfg = LearnConfig(**{k: v for k, v in options.items() if k not in bad})   # the rules go on over what is valid
+        return LearnConfig(**{k: v for k, v in options.items() if k not in bad}), [*dict.fromkeys(_field_problem(err, LearnConfig.model_fields) for err in e.errors())], bad
+
+# %% ../../nbs/train/20_config.ipynb #89a0b0ca
+def try_config(
+    options:dict,
+) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
+    "The config of `options` as far as they go; rules go on over what is valid"
+    cfg, problems, bad = valid_part(options)
     for of in RULES.values(): problems += [p for p in of(cfg) if p.split('=')[0].split(':')[0] not in bad]
     return cfg, problems
 
@@ -394,6 +401,43 @@ def why_idle(
     if stage and stage not in stages_of(cfg): return f'stage {stage} is not run'
     if of and of != cfg.model_architecture: return f'of model_architecture={of}'
     return next((why for names, idle, why in IDLE if name in names and idle(cfg)), '')
+
+# %% ../../nbs/train/20_config.ipynb #ac2011a2
+def kinds_of(annotation) -> list:
+    "The plain types that a field may have"
+    return [k for a in get_args(annotation) for k in kinds_of(a)] if get_origin(annotation) is not None and get_origin(annotation) not in (Literal, list, tuple) else [annotation]
+
+# %% ../../nbs/train/20_config.ipynb #1a4c620b
+def is_list(option) -> bool:
+    "Whether a field takes several values"
+    return any(get_origin(k) in (list, tuple) for k in kinds_of(option.annotation))
+
+# %% ../../nbs/train/20_config.ipynb #010051ac
+def is_bool(option) -> bool:
+    "Whether a field is yes or no"
+    return bool in kinds_of(option.annotation)
+
+# %% ../../nbs/train/20_config.ipynb #cbc98e9f
+def is_optional(option) -> bool:
+    "Whether a field may be none"
+    return NoneType in kinds_of(option.annotation)
+
+# %% ../../nbs/train/20_config.ipynb #0ce5ad93
+def choices_of(option) -> list[str]:
+    "The values that a field chooses from; empty: any"
+    return [c for k in kinds_of(option.annotation) if get_origin(k) is Literal for c in get_args(k)]
+
+# %% ../../nbs/train/20_config.ipynb #40c92cb2
+def limits_of(option) -> str:
+    "What a value must be, in words"
+    signs = {'ge': '≥', 'gt': '>', 'le': '≤', 'lt': '<'}
+    return ', '.join(f'{signs[n]} {v}' for m in option.metadata for n in signs if (v := getattr(m, n, None)) is not None)
+
+# %% ../../nbs/train/20_config.ipynb #df087f1f
+def help_of(option) -> str:
+    "A field's help, limits and default"
+    default = 'none' if option.default in (None, ()) else str(option.default).lower() if isinstance(option.default, bool) else option.default
+    return f'{option.description} ({"; ".join(filter(None, [limits_of(option), f"default {default}", "repeatable" if is_list(option) else ""]))})'
 
 # %% ../../nbs/train/20_config.ipynb #dd008aab
 class OptionTable:

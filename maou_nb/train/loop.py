@@ -25,7 +25,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import set_seed
 from fastcore.basics import patch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm.auto import tqdm
