@@ -6,6 +6,7 @@ import pytest
 
 from maou_nb.data.files import FileError
 from maou_nb.front import cli, learn
+from maou_nb.train import config
 from maou_nb.front.learn import LearnResult
 from maou_nb.train.checkpoints import CheckpointError
 from maou_nb.train.config import LearnConfig, OptionError
@@ -39,7 +40,7 @@ def test_help_lists_every_option(capsys):
     lines, plain = text.splitlines(), ' '.join(text.split())
     for name, field in FIELDS.items():
         assert sum(l.startswith(f'  {cli.flag_of(name)} ') for l in lines) == 1, name
-        assert ' '.join(f'{field.description} ('.split()) in plain and f'{cli._usage(name, field)} {" ".join(cli._help(field).split())}' in plain, name
+        assert ' '.join(f'{field.description} ('.split()) in plain and f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
     for group in {f.json_schema_extra['group'] for f in FIELDS.values()}: assert f'{group}:' in lines
     assert len([l for l in lines if l.startswith('  --')]) == len(FIELDS) + 1
     for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-loss kl|gce', '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)', '(default none; repeatable)', '(> 0; default 1.0)'): assert part in plain, part
@@ -50,9 +51,9 @@ def test_flags_are_the_fields():
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.annotation in (int, float, str, int | None, float | None, str | None)])
 def test_every_plain_flag_arrives(asked, name):
-    assert asked(cli.flag_of(name), '0.5' if float in cli._kinds(FIELDS[name].annotation) else '1').model_fields_set == {name}
+    assert asked(cli.flag_of(name), '0.5' if float in config.kinds_of(FIELDS[name].annotation) else '1').model_fields_set == {name}
 
-@pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if cli._is_bool(f)])
+@pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if config.is_bool(f)])
 def test_every_boolean_says_yes_and_no(asked, name):
     flag = cli.flag_of(name)
     for argv, value in (([flag], True), ([flag, 'true'], True), ([flag, 'FALSE'], False), ([f'{flag}=False'], False), ([f'{flag}=true'], True)): assert getattr(asked(*argv), name) is value, argv

@@ -27,6 +27,12 @@ def test_every_option_is_in_the_table(site):
     text = (site/'guides'/'options.html').read_text()
     assert all(f'<code>{name}</code>' in text for name in LearnConfig.model_fields)
 
+def test_every_export_is_in_the_api(site):
+    "The page is a kept output, so an export that came or went since must be noticed"
+    text = (site/'guides'/'api.html').read_text()
+    missing = [f'{m.__name__}.{n}' for m in docs_build.modules() for n in getattr(m, '__all__', ()) if callable(getattr(m, n)) and getattr(getattr(m, n), '__module__', None) == m.__name__ and f'>{n}</a>' not in text]
+    assert not missing, f'{missing}: run tools/nbrun.py nbs/guides/61_api.ipynb'
+
 def test_shapes_and_pictures_are_there(site):
     text = (site/'view'/'boards.html').read_text()
     assert '(81,): a value for each square' in text and text.count('role="img"') >= 4 and 'aria-label="lnsgkgsnl' in text
