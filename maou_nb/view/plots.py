@@ -16,7 +16,7 @@ from math import ceil
 from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ..train.loop import Callback
 from ..train.stages import STAGE_NAMES
@@ -76,7 +76,7 @@ def _draw_rates(ax, rows, steps):
     ax.plot(*_known(rows, 'lr'), color=COLORS[1], linewidth=1.2, marker='' if steps else '.')
     _draw_steps(right, steps, 'grad_norm', COLORS[0])
     if not steps: right.plot(*_known(rows, 'grad_norm'), color=COLORS[0], linewidth=0.8, marker='.')
-    for side in (ax, right): side.set_yscale('log'); side.minorticks_off(); side.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))   # formulas as labels cost a third of the drawing
+    for side in (ax, right): side.set_yscale('log'); side.yaxis.set_major_locator(LogLocator(numticks=4)); side.yaxis.set_minor_locator(NullLocator()); side.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))   # formulas as labels cost a third of the drawing
     ax.set_ylabel('learning rate', color=COLORS[1], fontsize=8); right.set_ylabel('gradient norm', color=COLORS[0], fontsize=8)
     return right
 
@@ -108,8 +108,10 @@ def stage_figure(
     twins = [_draw_rates(axes[1, 0], steps or rows, steps), _draw_speed(axes[1, 1], rows, steps)]
     for ax in axes.flat:
         ax.grid(alpha=0.25); ax.set_xlim(0 if steps else 0.8, max(min(epochs or 0, 2*ceil(rows[-1]['epoch']) + 2), rows[-1]['epoch']) + 0.2)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    for ax in (*axes.flat, *twins): ax.tick_params(labelsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    for ax in (*axes.flat, *twins):
+        ax.tick_params(labelsize=8)
+        if ax.get_yscale() == 'linear': ax.yaxis.set_major_locator(MaxNLocator(4))     # each label costs a millisecond
     for ax in axes[1]: ax.set_xlabel('epoch', fontsize=8)
     return fig
 
@@ -185,7 +187,7 @@ class Screen:
 # %% ../../nbs/view/30_plots.ipynb #0fb57b6c
 class LivePlot(Callback):
     "Draws the stage's figure while it trains, in place"
-    def __init__(self, screen:Screen|None=None): self.screen = screen or Screen()
+    def __init__(self, screen:Screen|None=None): self.screen = screen or Screen(Pace(0.005))      # the last picture of each stage comes on top
 
     def after_step(self, loop):
         "Draw when `Steps` took new figures, if it is time to"
