@@ -35,6 +35,10 @@ def button(page, name): return page.locator('.jupyter-button').filter(has_text=n
 
 def pictures(page): return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea img')].map(i => [i.alt, i.src.length, i.src.slice(-60)])")
 
+LOOK = """() => { const last = () => [...document.querySelectorAll('.jp-OutputArea img[alt^="stage 3"]')].pop(), area = last().closest('.jp-OutputArea');
+    const seen = window.seen = {frames: 0, blank: 0, heights: new Set()};
+    const look = () => { const i = last(); seen.frames++; seen.blank += !(i && i.complete && i.naturalWidth); seen.heights.add(area.offsetHeight); requestAnimationFrame(look) }; look() }"""
+
 def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['one pass', 'every step'])
@@ -65,29 +69,36 @@ def test_the_way_through(tmp_path, whole):
         page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]').length", timeout=120_000)
         before = pictures(page)
         assert all(alt for alt, *_ in before)
+        page.evaluate(LOOK)                                                # at every frame that the browser draws
         ticking = run_cell(page, 'ticks')                                  # another cell runs while it trains
         assert 'ticks 10' in ticking.locator('.jp-OutputArea').inner_text()
         page.wait_for_function("old => { const i = [...document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); return i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
+        seen = page.evaluate("() => ({...seen, heights: [...seen.heights]})")
+        assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen     # no flicker: never blank, and nothing jumps
         shot(page, '5-training')
 
         button(page, 'Stop').click(); status(page, 'stopped')
         done = steps(tmp_path)
         shot(page, '6-stopped')
-        if whole: on_again(page, tmp_path, done)
+        if whole: on_again(page, url, tmp_path, done)
         command(page, 'docmanager:save'); page.wait_for_timeout(2000)
     kept = [o for c in nbformat.read(tmp_path/'quickstart.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
     assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3 and any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)     # the saved notebook keeps the pictures, and the form as a table
     cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
     assert cfg['epoch'] == 400 and cfg['resume_from'] == ('latest' if whole else None)
 
-def on_again(page, folder, done):
-    "Go on with the run, and find it from a new kernel"
+def on_again(page, url, folder, done):
+    "Go on with the run, close the browser's tab, and find it from a new kernel"
     button(page, 'Resume').click(); status(page, 'training')
     until = time.monotonic() + 120
     while steps(folder)[-1]['step'] <= done[-1]['step'] + 20: assert time.monotonic() < until; time.sleep(0.5)
     shot(page, '7-resumed')
 
-    restart_kernel(page)
+    command(page, 'docmanager:save'); page.wait_for_timeout(2000)
+    page.goto('about:blank'); gone = steps(folder)[-1]['step']
+    page.wait_for_timeout(3000)
+    assert steps(folder)[-1]['step'] > gone                            # it goes on without a page that shows it
+    open_notebook(page, url, 'quickstart.ipynb'); restart_kernel(page)
     attached = run_cell(page, 'from maou_nb import attach').locator('.maou-monitor'); attached.wait_for()
     status(page, 'training')                                           # it goes on without the kernel that began it
     page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
