@@ -72,7 +72,7 @@ def test_the_way_through(tmp_path, whole):
         page.evaluate(LOOK)                                                # at every frame that the browser draws
         ticking = run_cell(page, 'ticks')                                  # another cell runs while it trains
         assert 'ticks 10' in ticking.locator('.jp-OutputArea').inner_text()
-        page.wait_for_function("old => { const i = [...document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); return i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
+        page.wait_for_function("old => { const i = [...document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); return i && i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
         seen = page.evaluate("() => ({...seen, heights: [...seen.heights]})")
         assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen     # no flicker: never blank, and nothing jumps
         shot(page, '5-training')
