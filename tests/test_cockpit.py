@@ -99,9 +99,10 @@ def on_again(page, url, folder, done):
     page.wait_for_timeout(3000)
     assert steps(folder)[-1]['step'] > gone                            # it goes on without a page that shows it
     open_notebook(page, url, 'quickstart.ipynb'); restart_kernel(page)
-    attached = run_cell(page, 'from maou_nb import attach').locator('.maou-monitor'); attached.wait_for()
+    cell = run_cell(page, 'from maou_nb import attach'); cell.locator('.maou-monitor').wait_for()
     status(page, 'training')                                           # it goes on without the kernel that began it
-    page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length }")
+    page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length >= 3 }")
+    assert [cell.locator(f'img[alt^="stage {n}"]').count() for n in (1, 2, 3)] == [1, 1, 1]
     shot(page, '8-attached-by-a-new-kernel')
     button(page, 'Stop').click(); status(page, 'stopped')
     command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)

@@ -177,7 +177,7 @@ class Monitor:
         self.child, self.patience = None, 0.      # The process or thread that was started here, and until when it may be starting
 
     def _ipython_display_(self):
-        if self.run is not None: self.look(force=True)
+        if self.run is not None: self.tell()
         show_widgets(self.box, self.status.value); self.show_pictures()
         if self.run is not None: self.watch(self.run.path)
 
@@ -206,14 +206,20 @@ def _lives(worker):
     return worker is None or worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
 
 @patch
-def look(self:Monitor, force:bool=False) -> str:
-    "Show how the run stands, and draw what is new if it is time to; returns the state"
+def tell(self:Monitor) -> str:
+    "Say how the run stands; returns the state"
     state, says = state_of(self.run)
     if state == 'training': self.patience = 0.
     elif time.monotonic() < self.patience and _lives(self.child): state, says = 'starting', 'the process is starting'
     self.status.value = f'<b style="color:{_colors[state]}">{state}</b> · {escape(says)}<br><small>run folder: {escape(str(self.run.path))}</small>'
     self.log.value = f'<pre style="white-space:pre-wrap;font-size:11px;line-height:1.3">{escape(self.run.log())}</pre>'
     self.stop_button.disabled, self.resume_button.disabled = state != 'training', state not in ('stopped', 'failed')
+    return state
+
+@patch
+def look(self:Monitor, force:bool=False) -> str:
+    "Say how the run stands, and draw what is new if it is time to; returns the state"
+    state = self.tell()
     self.draw(force or state not in ('training', 'starting'))
     return state
 

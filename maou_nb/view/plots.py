@@ -38,11 +38,11 @@ def _known(rows, name):
     return [p[0] for p in pairs], [p[1] for p in pairs]
 
 # %% ../../nbs/view/30_plots.ipynb #bbf136ea
-def _draw_steps(ax, steps, name, color, **style):
+def _draw_steps(ax, steps, name, color):
     "A figure of single steps, thin; those of earlier epochs pale"
     now = ceil(steps[-1]['epoch']) - 1 if steps else 0
     for pale, rows in ((True, [s for s in steps if s['epoch'] <= now]), (False, [s for s in steps if s['epoch'] > now])):
-        if rows: ax.plot(*_known(rows, name), color=color, linewidth=0.8, alpha=0.25 if pale else 0.9, **style)
+        if rows: ax.plot(*_known(rows, name), color=color, linewidth=0.8, alpha=0.25 if pale else 0.9, marker='.' * (len(rows) == 1))     # a line of one point is none
 
 def _draw_loss(ax, history, steps, judged):
     "Training loss by step and by epoch, and judged loss; in stage 3 policy and value apart, because one may rise while the sum falls"
@@ -73,7 +73,7 @@ def _draw_figures(ax, history, judged, threshold):
 def _draw_rates(ax, rows, steps):
     "Learning rate at the left, norm of the gradient at the right, both logarithmic"
     right = ax.twinx()
-    ax.plot(*_known(rows, 'lr'), color=COLORS[1], linewidth=1.2, marker='' if steps else '.')
+    ax.plot(*_known(rows, 'lr'), color=COLORS[1], linewidth=1.2, marker='.' * (len(rows) == 1 or not steps))
     _draw_steps(right, steps, 'grad_norm', COLORS[0])
     if not steps: right.plot(*_known(rows, 'grad_norm'), color=COLORS[0], linewidth=0.8, marker='.')
     for side in (ax, right): side.set_yscale('log'); side.yaxis.set_major_locator(LogLocator(numticks=4)); side.yaxis.set_minor_locator(NullLocator()); side.yaxis.set_major_formatter(StrMethodFormatter('{x:g}'))   # formulas as labels cost a third of the drawing
