@@ -2,6 +2,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# A process a core, of one thread each: small networks gain nothing from more, and threads that wait for each other while spinning lose much
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-all export notebooks docs clean
@@ -20,11 +22,11 @@ demo: $(READY) ## run the quickstart notebook and keep it, with its pictures, in
 
 test: $(READY) ## run the tests, without the long ones
 	@tools/chromium.sh
-	@$(BIN)/python -m pytest -q -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests
 	@tools/chromium.sh
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 export: $(READY) ## write maou_nb/ and README.md from the notebooks
 	@$(BIN)/nbdev_export
