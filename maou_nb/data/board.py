@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'HAND_KINDS', 'HAND_MAX', 'PIECE_VIEW', 'SQUARE_VIEW', 'LETTERS', 'OWN_HAND', 'OTHER_HAND',
-           'side_to_move_view', 'Position', 'to_sfen', 'position_ids', 'Arrow', 'board_svg', 'Gallery']
+           'side_to_move_view', 'Position', 'to_sfen', 'position_ids', 'letters_of', 'Arrow', 'board_svg', 'Gallery']
 
 # %% ../../nbs/data/00_board.ipynb #e1cb5163
 from dataclasses import dataclass, field
@@ -131,6 +131,13 @@ def position_ids(
 LETTERS = {'japanese': ('歩', '香', '桂', '銀', '金', '角', '飛', '玉', 'と', '杏', '圭', '全', '馬', '龍'), 'western': KINDS}   # by piece code - 1
 _RANKS = {'japanese': '一二三四五六七八九', 'western': 'abcdefghi'}
 
+def letters_of(
+    name:str,          # japanese or western
+) -> tuple[str, ...]:  # Of the 14 kinds, by piece code - 1; a `ValueError` for another name
+    "The letters that pieces are drawn with"
+    if name not in LETTERS: raise ValueError(f'letters={name!r}: one of {", ".join(LETTERS)} was expected')
+    return LETTERS[name]
+
 # %% ../../nbs/data/00_board.ipynb #2b537852
 def _held(counts, letters):
     "A hand as text, the strongest piece first"
@@ -215,8 +222,7 @@ def board_svg(
     frames:dict={},         # Colour → squares that are framed with it
 ) -> str:                   # SVG
     "The board with hands beside it, nearer side below; the sign of the side to move lies on a disc"
-    if letters not in LETTERS: raise ValueError(f'letters={letters!r}: one of {", ".join(LETTERS)} was expected')
-    hands, names, side = np.zeros(14, np.uint8) if hands is None else hands, LETTERS[letters], 9*_SIDE
+    hands, names, side = np.zeros(14, np.uint8) if hands is None else hands, letters_of(letters), 9*_SIDE
     sfen, says = sfen or to_sfen(board, hands), escape(caption)
     tints = ''.join(_tint(i, '#e0a500', 0.45) for i in last) + ('' if heat is None else ''.join(_tint(i, '#2a7ab0', h*0.75) for i, h in enumerate(heat) if h > 0.01))
     framed = ''.join(_frame(s, color) for color, squares in frames.items() for s in squares)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.board import Position
-from ..data.files import as_path, local_file
+from ..data.files import FileError, as_path, local_file
 from ..data.games import playable
 from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels
 from ..data.shards import ShardError
@@ -278,6 +278,7 @@ def film_strip(
 ) -> FilmStrip:
     "The watched positions of a run through its training, one strip each"
     path = as_path(getattr(run, 'run_dir', run))/'watched.jsonl'
+    if not path.parent.exists(): raise FileError(f'{path.parent} does not exist: the folder of a run was expected')
     rows = [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines() if l.endswith('}')] if path.exists() else []
     wanted = read_position(sfen)[0].to_sfen() if sfen else None
     strips = {}

@@ -62,7 +62,7 @@ AUDITED = 20_000_000    # rows; more take minutes, and `audit` does them when as
 def _look_at_data(found, n, loop, split):
     "Rows, games, split and memory of one stage"
     train, valid = loop.train, loop.valid
-    found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shards' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or n == 1 else 'look', n)
+    found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shard{"s" * (len(train.shards) != 1)}' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or n == 1 else 'look', n)
     if valid and train.total_rows + valid.total_rows > AUDITED: found.add('split', 'not audited, since that takes a while: audit(…) of maou_nb.view.inspect would', 'look', n)
     elif n > 1:
         try: said = audit(train, valid)

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from rsshogi.core import Board
 
 from ..data.batches import BatchStream
-from ..data.board import HAND_KINDS, KINDS, OWN_HAND, Arrow, Gallery, board_svg, to_sfen
+from ..data.board import HAND_KINDS, KINDS, LETTERS, OWN_HAND, Arrow, Gallery, board_svg, letters_of, to_sfen
 from ..data.games import playable
 from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_labels
 from ..data.positions import reachable_squares
@@ -28,6 +28,7 @@ from ..data.sources import StreamingFileSource, held_folds
 from .judge import load_net, stage_of_net
 from .learn import LearnResult
 from ..model.losses import legal_log_softmax, policy_divergence
+from ..train.checkpoints import CheckpointError
 from ..train.config import LearnConfig, ratio_of
 from ..train.loop import best_device
 from ..view.inspect import move_text, origin_of
@@ -120,12 +121,14 @@ def _network(of, stage):
 
 def _shards_of(of, data, stage, folds):
     "(network or None, source) of what is to be looked at"
-    net = cfg = None
+    net, cfg, why = None, None, ''
     if data is None and isinstance(of, (str, Path, list)):     # shards themselves, or a checkpoint
         for n in (stage,) if stage else (1, 2, 3):
-            try: find_shards(of, n); return None, StreamingFileSource(of, n, folds)
-            except (OSError, ValueError): continue
-    net, cfg, number = _network(of, stage)
+            try: find_shards(of, n)
+            except (OSError, ValueError) as e: why = f'; as shards: {e}'
+            else: return None, StreamingFileSource(of, n, folds)
+    try: net, cfg, number = _network(of, stage)
+    except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
     data = data if data is not None else cfg and getattr(cfg, f'stage{number}_data_path')
     if data is None: raise ValueError('data: shards to look at were expected, since this network does not say what it was trained on')
     if folds is None and cfg and ratio_of(cfg, number) and data == getattr(cfg, f'stage{number}_data_path'): folds = held_folds(ratio_of(cfg, number))[0]
@@ -142,6 +145,7 @@ def review(
     batch_size:int=512,
 ) -> Review:
     "Ask a network about rows, and keep how wrong it is on each"
+    if rows < 1: raise ValueError(f'rows={rows!r}: one or more were expected')
     net, source = _shards_of(of, data, stage, folds)
     if not source.total_rows: raise ShardError(f'{data or of}: no rows to look at')
     plan, n = source.plan(batch_size, shuffle=False), min(rows, source.total_rows)
@@ -238,10 +242,11 @@ def show_results(
 class Browser:
     "Rows to step through, in a notebook"
     def __init__(self, found:Review, letters:str='japanese'):
+        letters_of(letters)                                      # refused before anything is made
         self.found, self.numbers = found, found.order()
         kinds = [k for k, v in WORST.items() if v in found.errors.columns]
         self.sort = W.Dropdown(options=[('as stored', None), *((f'worst {k}', k) for k in kinds)], description='Order')
-        self.letters = W.Dropdown(options=['japanese', 'western'], value=letters, description='Letters')
+        self.letters = W.Dropdown(options=[*LETTERS], value=letters, description='Letters')
         self.place = W.BoundedIntText(min=1, max=len(found), value=1, description='Row', continuous_update=False)
         self.back, self.forth = W.Button(icon='arrow-left', tooltip='Row before', layout=W.Layout(width='40px')), W.Button(icon='arrow-right', tooltip='Next row', layout=W.Layout(width='40px'))
         self.of, self.board = W.HTML(f'of {len(found):,}'), W.HTML()

@@ -82,12 +82,20 @@ def move_squares(
     return (OTHER_HAND if white else OWN_HAND) if '*' in found[1] else square_of(found[1]), square_of(found[2])
 
 # %% ../../nbs/view/32_boards.ipynb #0135c88b
+def _part(number, what):
+    "A number from 0 to 1, whatever rounding did to it"
+    try: part = float(number)
+    except (TypeError, ValueError): part = -1.
+    if not -1e-5 <= part <= 1 + 1e-5: raise ValueError(f'{what} is {number!r}: a number from 0 to 1 was expected')
+    return min(max(part, 0.), 1.)
+
 def arrows_of(
     moves:dict|list,   # USI → probability, or moves alone
     white:bool=False,  # Whether White plays them
 ) -> tuple[Arrow, ...]:
     "Arrows for `moves`, with their probabilities as text if they have some"
-    if isinstance(moves, Mapping): return tuple(Arrow(*move_squares(m, white), float(p), f'{p:.0%}') for m, p in moves.items())
+    if isinstance(moves, str): raise ValueError(f'moves={moves!r}: a list of moves, or a dict of moves and their probabilities, was expected')
+    if isinstance(moves, Mapping): return tuple(Arrow(*move_squares(m, white), _part(p, f'the probability of {m}'), f'{p:.0%}') for m, p in moves.items())
     return tuple(Arrow(*move_squares(m, white), 0.5) for m in moves)
 
 # %% ../../nbs/view/32_boards.ipynb #0c29449c
@@ -113,6 +121,7 @@ def _as_heat(heat):
     "81 numbers, none below 0 or above 1"
     heat = np.asarray(heat, float).reshape(-1)
     if heat.shape != (81,): raise ValueError(f'heat has {heat.size} numbers: one for each of the 81 squares was expected')
+    if not np.isfinite(heat).all(): raise ValueError(f'heat of square {np.flatnonzero(~np.isfinite(heat))[0]} is {heat[~np.isfinite(heat)][0]}: finite numbers were expected')
     return np.clip(heat / max(heat.max(), 1), 0, 1)
 
 def _seen(position, heat, moves, last_move, value):
@@ -129,7 +138,7 @@ def _seen(position, heat, moves, last_move, value):
         if heat is not None: heat = turned(heat, state)
     last = move_squares(last_move or own, not white) if last_move or own else ()
     return dict(board=board, hands=hands, heat=None if heat is None else _as_heat(heat), sfen=sfen, last=tuple(s for s in last if s < 81), arrows=arrows_of(moves or {}, white),
-                value=None if value is None else 1 - value if white else value, other_moves=white)
+                value=None if value is None else abs(white - _part(value, 'value')), other_moves=white)
 
 # %% ../../nbs/view/32_boards.ipynb #e7690194
 def show_position(
