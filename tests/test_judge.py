@@ -272,7 +272,7 @@ def test_an_evaluation_shows_itself(run):
     e = evaluate(run.run_dir, folds='held out', device='cpu')
     assert 'policy and value' in repr(e) and f'{e.metrics["top1"]:.4f}' in repr(e) and f'{e.metrics["top1"]:.4f}' in e._repr_html_()
     assert 'alt="Policy and value figures by ply, and reliability: calibration error' in e._repr_html_()
-    assert '<img' not in evaluate(run.checkpoint(2), folds='held out', device='cpu')._repr_html_()
+    assert '<img' not in evaluate(run, stage=2, folds='held out', device='cpu')._repr_html_()
 
 @pytest.mark.parametrize('options, error, words', [
     (dict(stage=2), ValueError, 'so stage=3 was expected'), (dict(folds='valid'), ValueError, "'held out', or whole numbers"), (dict(folds=[200]), ValueError, 'whole numbers from 0 to 99'),
@@ -283,7 +283,7 @@ def test_wishes_that_cannot_be_met(run, options, error, words):
     said(e)
 
 def test_what_was_not_held_out(run, shards):
-    with pytest.raises(ValueError, match='held nothing out of stage 1') as e: evaluate(run.checkpoint(1), folds='held out')
+    with pytest.raises(ValueError, match='held nothing out of stage 1') as e: evaluate(run, stage=1, folds='held out')
     said(e)
     net = load_net(run.checkpoint(3)); del net.about
     with pytest.raises(ValueError, match='does not know what was held out') as e: evaluate(net, shards['stage3_data_path'], folds='held out')

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ValidationError
 from .. import __version__
 from ..data.files import FileError, as_path, atomic_file, is_remote, local_file, make_writable
 from .export import export_onnx
-from .judge import Watched, load_net
+from .judge import Watched, as_net
 from .judge import predict as _predict
 from ..model.onnx import onnx_problem
 from ..train.checkpoints import CheckpointError, Checkpoints, find_checkpoint, load_tensors
@@ -54,9 +54,10 @@ class LearnResult(BaseModel):
         "All that was reached, the stage in which the run was stopped too"
         return [*self.stages_completed, *filter(None, [self.partial])]
 
-    def checkpoint(self, number:int, which:str='best') -> Path:
-        "Where the `best` or `last` checkpoint of stage `number` is"
-        return Path(self.run_dir)/self[number].checkpoints[which]
+    def checkpoint(self, number:int|None=None, which:str='best') -> Path:
+        "Where the `best` or `last` checkpoint of stage `number`, else of the last stage there is, lies; a `FileError` if no epoch was judged yet"
+        if not self.stages(): raise FileError(f'{self.run_dir} holds no epoch that was judged yet: resume_from="latest" goes on with the run')
+        return Path(self.run_dir)/self[number or self.stages()[-1].stage].checkpoints[which]
 
     def __repr__(self): return '\n'.join([*(s.sentence() for s in self.stages_completed), *filter(None, [self.stopped]), f'run folder: {self.run_dir}'])
     def __str__(self): return repr(self)
@@ -94,8 +95,7 @@ def predict(self:LearnResult,
     stage:int|None=None,  # Whose network; None: the last that was trained
 ):
     "What the best network of this run says about `sfen`: top moves with their probabilities, and the value"
-    if not self.stages(): raise FileError(f'{self.run_dir} holds no epoch that was judged yet: resume_from="latest" goes on with the run')
-    return _predict(load_net(self.checkpoint(stage or self.stages()[-1].stage)), sfen, top)
+    return _predict(as_net(self, stage), sfen, top)
 
 # %% ../../nbs/front/40_learn.ipynb #83ec0d38
 def _resumed_folder(cfg):

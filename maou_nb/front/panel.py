@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
-from ..train.config import LearnConfig, OptionError, choices_of, help_of, is_bool, is_list, is_optional, try_config, valid_part, why_idle
+from ..train.config import LearnConfig, OptionError, choices_of, help_of, is_bool, is_list, is_optional, option_of, try_config, valid_part, why_idle
 
 # %% ../../nbs/front/45_panel.ipynb #4cb56987
 _layout = dict(style={'description_width': '215px'}, layout=W.Layout(width='480px', flex='0 0 auto'))
@@ -149,12 +149,11 @@ def check(self:LearnPanel) -> 'LearnPanel':
     self.cfg, self.problems = try_config({n: v for n, v in chosen_now.items() if not idle[n]})
     of = {n: '' for n in self.fields}
     for p in self.problems:
-        name = p.split('=')[0].split(':')[0]
-        if name in of: of[name] = f'{of[name]}; {p}' if of[name] else p
+        if (name := option_of(p)) in of: of[name] = f'{of[name]}; {p}' if of[name] else p
     for n, f in self.fields.items(): f.say(of[n].removeprefix(f'{n}: ') if not idle[n] else '', idle[n])
     wrong = {g: sum(bool(of[f.name]) for f in fields) for g, fields in self.groups.items()}
     self.tab.titles = [f'{g} ✗{wrong[g]}' if wrong[g] else g for g in self.groups]
-    other = [p for p in self.problems if p.split('=')[0].split(':')[0] not in of]
+    other = [p for p in self.problems if option_of(p) not in of]
     n = len(self.problems)
     self.said.value = '<br>'.join([f'<b style="color:{BAD}">{n} problem{"s" * (n > 1)}</b>: ' + ', '.join(g for g in self.groups if wrong[g]) if n else f'<span style="color:{GOOD}">nothing stands in the way</span>', *map(escape, other)])
     self.start_button.disabled = self.preflight_button.disabled = bool(n)
@@ -163,8 +162,8 @@ def check(self:LearnPanel) -> 'LearnPanel':
 # %% ../../nbs/front/45_panel.ipynb #2c399186
 @patch
 def _write(self:LearnPanel, how):
-    "Show the code or the command, to be copied"
-    self.text.value, self.text.layout.display = how(self.cfg), ''
+    "Show the code or the command, to be copied; what is wrong in the form, and so left out of it, stands above"
+    self.text.value, self.text.layout.display = ''.join(f'# {p}\n' for p in self.problems) + how(self.cfg), ''
 
 @patch
 def look(self:LearnPanel) -> threading.Thread:

@@ -101,7 +101,7 @@ def _look_at_steps(found, n, loop):
     seconds, memory = _time_steps(loop)
     size = loop.settings.batch_size
     judged = (loop.valid or loop.train).total_rows
-    epoch = seconds*(loop.batches_per_epoch + judged/size/3)
+    epoch = seconds*(loop.batches_per_epoch + judged/size/3)      # judging goes forward only, a third of a step
     found.add('speed', f'{size/seconds:,.0f} positions/s in batches of {size:,}; an epoch takes about {spoken(epoch)}', 'fact', n)
     found.add('memory of a step', size_text(memory), 'fact', n)
     total = epoch*loop.settings.epochs

@@ -24,9 +24,8 @@ from ..data.games import playable
 from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_labels
 from ..data.positions import reachable_squares
 from ..data.shards import ShardError, find_shards
-from ..data.sources import StreamingFileSource, held_folds
-from .judge import load_net, stage_of_net
-from .learn import LearnResult
+from ..data.sources import StreamingFileSource
+from .judge import as_net, chosen_folds, evaluating, stage_of_net
 from ..model.losses import legal_log_softmax, policy_divergence
 from ..train.checkpoints import CheckpointError
 from ..train.config import LearnConfig, ratio_of
@@ -102,7 +101,9 @@ class Review:
         k, i = divmod(number, self.plan.batch_size)
         dense = BatchStream(self.source, self.plan).batches(k)[0].decode()
         one = type(dense)(**{n: getattr(dense, n)[i:i + 1] for n in ('board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played') if getattr(dense, n) is not None})
-        return one, None if self.net is None else {k: v.float().cpu() for k, v in self.net(one.board, one.hands).items()}
+        if self.net is None: return one, None
+        with evaluating(self.net): answer = self.net(*(t.to(next(self.net.parameters()).device) for t in (one.board, one.hands)))
+        return one, {k: v.float().cpu() for k, v in answer.items()}
 
     def order(self,
         worst:str|None=None,   # One of `WORST`; None: as they are stored
@@ -113,26 +114,23 @@ class Review:
         return self.errors.sort(WORST[worst], descending=True, maintain_order=True)['row'].to_list()
 
 # %% ../../nbs/front/43_review.ipynb #bddb2124
-def _network(of, stage):
-    "(network, its options, its stage) of a result, a checkpoint or a network; none for plain shards"
-    if isinstance(of, LearnResult): of = of.checkpoint(stage or of.stages()[-1].stage)
-    net = of if isinstance(of, torch.nn.Module) else load_net(of)
-    return net, LearnConfig(**net.about['config']) if hasattr(net, 'about') else None, stage_of_net(net)
-
 def _shards_of(of, data, stage, folds):
     "(network or None, source) of what is to be looked at"
-    net, cfg, why = None, None, ''
+    why = ''
     if data is None and isinstance(of, (str, Path, list)):     # shards themselves, or a checkpoint
         for n in (stage,) if stage else (1, 2, 3):
             try: find_shards(of, n)
             except (OSError, ValueError) as e: why = f'; as shards: {e}'
-            else: return None, StreamingFileSource(of, n, folds)
-    try: net, cfg, number = _network(of, stage)
+            else: return None, StreamingFileSource(of, n, chosen_folds(folds, {}, n))
+    try: net = as_net(of, stage)
     except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
-    data = data if data is not None else cfg and getattr(cfg, f'stage{number}_data_path')
+    about, number = getattr(net, 'about', {}), stage_of_net(net, stage)
+    cfg = LearnConfig(**about.get('config', {}))
+    own = getattr(cfg, f'stage{number}_data_path')
+    data = own if data is None else data
     if data is None: raise ValueError('data: shards to look at were expected, since this network does not say what it was trained on')
-    if folds is None and cfg and ratio_of(cfg, number) and data == getattr(cfg, f'stage{number}_data_path'): folds = held_folds(ratio_of(cfg, number))[0]
-    return net, StreamingFileSource(data, number, folds)
+    if folds is None and data == own and ratio_of(cfg, number): folds = 'held out'
+    return net, StreamingFileSource(data, number, chosen_folds(folds, about, number))
 
 # %% ../../nbs/front/43_review.ipynb #d6501b9a
 @torch.no_grad()
@@ -140,7 +138,7 @@ def review(
     of,                    # A result, a checkpoint, a network; or shards, which are then shown as they are
     data=None,             # Shards; none: those of the network's run, the held-out rows if there are such
     stage:int|None=None,   # Whose network of a result; none: the last
-    folds=None,            # Only rows of these folds, 0…99
+    folds=None,            # Only rows of these folds, 0…99, or 'held out', as for `evaluate`
     rows:int=20_000,       # At most so many, from the first on
     batch_size:int=512,
 ) -> Review:
@@ -151,11 +149,10 @@ def review(
     plan, n = source.plan(batch_size, shuffle=False), min(rows, source.total_rows)
     if net is None: return Review(source, None, plan, pl.DataFrame({'row': np.arange(n)}))
     device, parts = best_device(), []
-    net.to(device).eval()
-    for k in range(-(-n // batch_size)):
-        dense = BatchStream(source, plan).batches(k)[0].to(device).decode()
-        parts.append({k: v.cpu() for k, v in row_errors({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense).items()})
-    net.to('cpu')
+    with evaluating(net, device):
+        for k in range(-(-n // batch_size)):
+            dense = BatchStream(source, plan).batches(k)[0].to(device).decode()
+            parts.append({k: v.cpu() for k, v in row_errors({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense).items()})
     columns = {k: torch.cat([p[k] for p in parts])[:n].numpy() for k in parts[0]}
     return Review(source, net, plan, pl.DataFrame({'row': np.arange(n), **columns}))
 

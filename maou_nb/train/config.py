@@ -6,8 +6,8 @@
 __all__ = ['DataPath', 'OnePath', 'Stage', 'Scheduler', 'Stage12Scheduler', 'Optimizer', 'Precision', 'ModelSize', 'CacheMode',
            'OnBad', 'Position', 'PolicyLoss', 'PolicyTarget', 'LossName', 'Globs', 'Name', 'PREFIXES', 'OTHER_NAMES',
            'RATIOS', 'HEAD_STAGES', 'RULES', 'IDLE', 'OptionError', 'LearnConfig', 'backbone_of', 'ratio_of',
-           'stages_of', 'rule', 'valid_part', 'try_config', 'make_config', 'why_idle', 'kinds_of', 'is_list', 'is_bool',
-           'is_optional', 'choices_of', 'limits_of', 'help_of', 'OptionTable', 'takes_options']
+           'stages_of', 'rule', 'valid_part', 'try_config', 'option_of', 'make_config', 'why_idle', 'kinds_of',
+           'is_list', 'is_bool', 'is_optional', 'choices_of', 'limits_of', 'help_of', 'OptionTable', 'takes_options']
 
 # %% ../../nbs/train/20_config.ipynb #e4e3a6cb
 import difflib
@@ -357,8 +357,12 @@ def try_config(
 ) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
     "The config of `options` as far as they go; rules go on over what is valid"
     cfg, problems, bad = valid_part(options)
-    for of in RULES.values(): problems += [p for p in of(cfg) if p.split('=')[0].split(':')[0] not in bad]
+    for of in RULES.values(): problems += [p for p in of(cfg) if option_of(p) not in bad]
     return cfg, problems
+
+def option_of(problem:str) -> str:
+    "The option that a sentence of `try_config` is about: it begins with it"
+    return problem.split('=')[0].split(':')[0]
 
 def make_config(**options:Any) -> LearnConfig:
     "The config of `options`; an `OptionError` lists everything that is wrong with them"
