@@ -1,7 +1,8 @@
 "What goes wrong while training ends the run with a sentence, and loses nothing that was saved"
-import errno, time
+import errno, sys, time
 
 import jupyter_client
+import psutil
 import pytest
 import torch
 
@@ -101,3 +102,24 @@ def test_a_kernels_interrupt(shards, tmp_path):
             epochs.append(int(text.split('came back: True')[1].split()[0]))
         assert epochs[1] >= epochs[0] + 1
     finally: client.stop_channels(); manager.shutdown_kernel(now=True)
+
+WITH_WORKERS = {
+    'loader': "from maou_nb.data.batches import batch_loader, BatchStream\nfrom maou_nb.data.sources import StreamingFileSource\n"
+              "def work():\n    s = StreamingFileSource(sys.argv[1], 1)\n    while True: [*batch_loader(BatchStream(s, s.plan(32)), workers=2)]\n",
+    'prepare': "from maou_nb.data.prepare import _Work\ndef work(): _Work(None).run(time.sleep, [600]*2, [1, 1], worth=0)\n"}
+
+@pytest.mark.parametrize('wait', [0, 1.5])      # while they begin, and while they work
+@pytest.mark.parametrize('who', WITH_WORKERS)
+def test_workers_end_with_a_parent_that_is_killed(who, wait, shards, tmp_path):
+    (tmp_path/'main.py').write_text(f"import sys, time\n{WITH_WORKERS[who]}\nif __name__ == '__main__': work()\n")
+    parent = psutil.Popen([sys.executable, tmp_path/'main.py', str(shards['stage1_data_path'])])
+    of_its = lambda: [c for c in parent.children() if 'spawn_main' in ' '.join(c.cmdline())]
+    until = time.monotonic() + 60
+    while len(of_its()) < 2 and time.monotonic() < until: time.sleep(0.01)
+    time.sleep(wait)
+    workers = parent.children()
+    assert len(workers) >= 2
+    parent.kill(); parent.wait()
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    for w in alive: w.kill()
+    assert not alive

@@ -10,7 +10,6 @@ __all__ = ['TABLES', 'TOGETHER', 'unpack_bits', 'Movable', 'DenseBatch', 'Batch'
 import os
 import queue
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from .labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
+from .prepare import begin_as_worker
 from .sources import RECORDS, DeviceRows, FileSource, Plan, Rows, StreamingFileSource, free_host
 
 # %% ../../nbs/data/11_batches.ipynb #1da88f2e
@@ -314,11 +314,6 @@ def _ahead(stream, prefetch, pin) -> Iterator[Batch]:
         thread.join()
 
 # %% ../../nbs/data/11_batches.ipynb #e4fa636d
-def _leave_interrupts(worker):
-    "Ctrl-C reaches every process of a group; whether a run ends is for the main one to say"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-# %% ../../nbs/data/11_batches.ipynb #b5f78c4a
 class BatchLoader:
     "Batches of a stream, in order; made by `batch_loader`"
     def __init__(self, stream:BatchStream, workers:int, prefetch:int, pin:bool): self.stream, self.workers, self.prefetch, self.pin = stream, workers, prefetch, pin
@@ -330,7 +325,7 @@ class BatchLoader:
         # Workers are started afresh, not forked: Arrow's and Polars' threads do not survive a fork.
         # A generator of its own: each pass draws a number from it, which must not shift the dropout of a resumed run.
         return iter(DataLoader(self.stream, batch_size=None, num_workers=self.workers, prefetch_factor=max(self.prefetch, 1), pin_memory=self.pin,
-                               generator=torch.Generator(), multiprocessing_context='spawn', worker_init_fn=_leave_interrupts))
+                               generator=torch.Generator(), multiprocessing_context='spawn', worker_init_fn=begin_as_worker))
 
 # %% ../../nbs/data/11_batches.ipynb #08ff446e
 def batch_loader(
