@@ -187,6 +187,11 @@ def test_what_is_no_position_is_named(run, sfen, words):
     with pytest.raises(ValueError, match=f'position 1: .*{words}') as e: predict(net, [START, sfen])
     said(e)
 
+@pytest.mark.parametrize('sfen', [None, 7])
+def test_what_is_neither_a_position_nor_a_list(run, sfen):
+    with pytest.raises(ValueError, match='is no text: a position in SFEN was expected') as e: predict(load_net(run.run_dir), sfen)
+    said(e)
+
 def test_a_lost_position(run):
     for stage in ('stage2', 'stage3'):
         p = predict(Path(run.run_dir)/'checkpoints'/stage, '4k4/4G4/4G4/9/9/9/9/9/4K4 w - 1')
@@ -281,6 +286,18 @@ def test_an_evaluation_shows_itself(run):
 def test_wishes_that_cannot_be_met(run, options, error, words):
     with pytest.raises(error, match=words) as e: evaluate(run.run_dir, **options)
     said(e)
+
+def test_rows_when_none_are_named(run, shards, tmp_path):
+    "What the run held out, be it folds or shards of their own; and what a figure was reached on is said"
+    assert (e := evaluate(run, device='cpu')).known == 'held out' and e.rows == run[3].rows['valid'] and e.metrics == evaluate(run, folds='held out', device='cpu').metrics
+    assert (e := evaluate(run, stage=1, device='cpu')).known == 'it was trained on them' and e.rows == run[1].rows['train']
+    own, first = shards['stage3_data_path'], find_shards(shards['stage3_data_path'], 3)[0]
+    assert (e := evaluate(run, own, device='cpu')).known == 'it was trained on most of them' and f'{e.rows:,} rows, it was trained on most of them' in repr(e) and e.known in e._repr_html_()
+    other = tmp_path/'other'; other.mkdir(); shutil.copy(first.path, other)
+    assert evaluate(run, other, device='cpu').known == ''
+    net = load_net(run.checkpoint(3)); net.about = {**net.about, 'config': {**net.about['config'], 'stage3_validation_data_path': str(other)}}
+    for folds in (None, 'held out'): assert (e := evaluate(net, folds=folds, device='cpu')).known == 'held out' and e.rows == first.rows
+    assert evaluate(net, own, device='cpu').known == 'it was trained on them'
 
 def test_what_was_not_held_out(run, shards):
     with pytest.raises(ValueError, match='held nothing out of stage 1') as e: evaluate(run, stage=1, folds='held out')

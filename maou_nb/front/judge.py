@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['WEIGHTS', 'PLIES', 'load_net', 'Prediction', 'Predictions', 'evaluating', 'as_net', 'predict', 'Watched', 'FilmStrip',
            'film_strip', 'row_figures', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation',
-           'evaluation_figure', 'chosen_folds', 'stage_of_net', 'evaluate']
+           'evaluation_figure', 'stage_of_net', 'rows_to_judge', 'evaluate']
 
 # %% ../../nbs/front/38_judge.ipynb #7c2b768d
 import json
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -203,7 +204,7 @@ def predict(
     top:int=5,             # How many moves, or squares, are shown
 ) -> Prediction:           # Of several, `Predictions`; a `ValueError` of one sentence for what is no position
     "What `net` says about the position `sfen`: its moves with probabilities over the legal ones, and the win rate of the side to move"
-    net, one = as_net(net), isinstance(sfen, str)
+    net, one = as_net(net), isinstance(sfen, str) or not isinstance(sfen, Iterable)
     sfens = [sfen] if one else list(sfen)
     states = [_state(s, None if one else i, 'reachable' not in net.heads) for i, s in enumerate(sfens)]
     views, answers, made = [Position.from_state(s) for s, _ in states], [], _of_squares if 'reachable' in net.heads else _of_moves
@@ -343,12 +344,18 @@ class Evaluation:
     metrics: dict[str, float]       # Losses, and the stage's figures as in the history of a run; baseline_… is what guessing scores on the same rows
     by_ply: pl.DataFrame|None = None       # From `ply_table`; None in other stages, or where rows know no ply
     calibration: pl.DataFrame|None = None  # From `reliability_table`; None in other stages
+    known: str = ''                        # How these rows stand to those it was trained on, if that is known
 
     def figures(self) -> list[tuple]:
         "(figure, reached, what guessing scores or None)"
         return [(k, v, self.metrics.get(f'baseline_{k}')) for k, v in self.metrics.items() if not k.startswith('baseline_')]
 
-    def __repr__(self): return '\n'.join([f'{self.of}: stage {self.stage} ({STAGE_NAMES[self.stage]}), {self.rows:,} rows',
+    @property
+    def on(self) -> str:
+        "What it was judged on"
+        return f'stage {self.stage} ({STAGE_NAMES[self.stage]}), {self.rows:,} rows' + f', {self.known}'*bool(self.known)
+
+    def __repr__(self): return '\n'.join([f'{self.of}: {self.on}',
                                           *(f'  {k.replace("_", " "):<18}{v:.4f}' + (f'   guessing {b:.4f}' if b is not None else '') for k, v, b in self.figures()),
                                           *([] if self.by_ply is None else [str(self.by_ply)])])
 
@@ -378,26 +385,40 @@ def evaluation_figure(e:Evaluation) -> Figure:
 def _repr_html_(self:Evaluation):
     cells = lambda tag, row: ''.join(f'<{tag} style="text-align:left">{c}</{tag}>' for c in row)
     rows = ''.join(f'<tr>{cells("td", (k.replace("_", " "), f"{v:.4f}", "" if b is None else f"{b:.4f}"))}</tr>' for k, v, b in self.figures())
-    html = f'<p><b>{escape(self.of)}</b>: stage {self.stage} ({STAGE_NAMES[self.stage]}), {self.rows:,} rows</p><table><thead><tr>{cells("th", ("figure", "reached", "guessing"))}</tr></thead><tbody>{rows}</tbody></table>'
+    html = f'<p><b>{escape(self.of)}</b>: {self.on}</p><table><thead><tr>{cells("th", ("figure", "reached", "guessing"))}</tr></thead><tbody>{rows}</tbody></table>'
     if self.stage != 3: return html
     alt = f'{"Policy and value figures by ply, and r" if self.by_ply is not None else "R"}eliability: calibration error {self.metrics["calibration_error"]:.3f} over {self.rows:,} rows'
     html += picture(evaluation_figure(self), alt)
     return html + ('<p>These rows know no ply.</p>' if self.by_ply is None else f'<details><summary>by ply</summary>{self.by_ply._repr_html_()}</details>')
 
 # %% ../../nbs/front/38_judge.ipynb #d1d29961
-def chosen_folds(folds, about, stage):
-    "What `folds` means for a checkpoint that says `about`"
-    if not isinstance(folds, str): return folds
-    if folds != 'held out': raise ValueError(f"folds={folds!r}: 'held out', or whole numbers from 0 to 99, were expected")
-    ratio = ratio_of(LearnConfig(**about['config']), stage) if about.get('config') else 0
-    if not ratio: raise ValueError(f"folds='held out': {'the run of this checkpoint held nothing out of' if about else 'a network without its checkpoint does not know what was held out of'} stage {stage}; give the folds as numbers, or leave them out for all rows")
-    return held_folds(ratio)[0]
-
 def stage_of_net(net:Net, stage:int|None=None) -> int:
     "The stage whose heads `net` has; a `ValueError` if `stage` is another"
     own = next((n for head, n in _stage_by_head.items() if head in net.heads), None)
     if own is None or stage not in (None, own): raise ValueError(f'stage={stage!r}: this network has the heads {", ".join(net.heads)}' + (f', so stage={own} was expected' if own else ', of no stage'))
     return own
+
+# %% ../../nbs/front/38_judge.ipynb #f0e8289e
+def rows_to_judge(
+    net:Net,
+    data=None,             # Shards; none: those of the net's own run, of which it takes what was held out, if anything was
+    stage:int|None=None,   # None: the network's
+    folds=None,            # Only rows of these folds, 0…99, or 'held out'; none: all rows of the shards that were named
+) -> tuple[StreamingFileSource, str]:   # And how they stand to the rows it was trained on, as far as that is known
+    "The rows that `net` is judged on; a `ValueError` or `ShardError` of one sentence if there are none"
+    about, stage = getattr(net, 'about', {}), stage_of_net(net, stage)
+    cfg = LearnConfig(**about.get('config', {}))
+    own, ratio, apart = getattr(cfg, f'stage{stage}_data_path'), ratio_of(cfg, stage) if about else 0, cfg.stage3_validation_data_path if stage == 3 else None
+    if isinstance(folds, str) and folds != 'held out': raise ValueError(f"folds={folds!r}: 'held out', or whole numbers from 0 to 99, were expected")
+    if data is None and own is None: raise ValueError(f'data: shards of stage {stage} were expected, a file, a folder or a glob')
+    wants_held, known = isinstance(folds, str) or folds is None and data is None, ''
+    if wants_held and data is None and apart is not None: data, folds, known = apart, None, 'held out'
+    elif wants_held and ratio: folds, known = held_folds(ratio)[0], 'held out'
+    elif isinstance(folds, str): raise ValueError(f"folds='held out': {'the run of this checkpoint held nothing out of' if about else 'a network without its checkpoint does not know what was held out of'} stage {stage}; give the folds as numbers, or leave them out for all rows")
+    elif folds is None and (data is None or str(data) == own): known = 'it was trained on them' if not ratio else 'it was trained on most of them'
+    source = StreamingFileSource(own if data is None else data, stage, folds)
+    if not source.total_rows: raise ShardError(f'{own if data is None else data}: no rows' + ('' if folds is None else ' of these folds') + ' to judge on; other shards' + ('' if folds is None else ', or other folds,') + ' were expected')
+    return source, known
 
 # %% ../../nbs/front/38_judge.ipynb #d9e09f7a
 def _device(device):
@@ -424,21 +445,18 @@ def _plies(source):
 @torch.no_grad()
 def evaluate(
     of,                              # As for `as_net`: a network, a checkpoint, a run folder, or a result
-    data=None,                       # Shards: a file, a folder, a glob, a URL or several, also the old tool's tables; none: those of the checkpoint's run
+    data=None,                       # Shards: a file, a folder, a glob, a URL or several, also the old tool's tables; none: those of the checkpoint's run, of which only what was held out, if anything was
     stage:int|None=None,             # 1, 2 or 3; none: the network's
     batch_size:int=1024,
-    folds=None,                      # Only rows of these folds, 0…99, or 'held out': those that the checkpoint's run held out; none: all rows
+    folds=None,                      # Only rows of these folds, 0…99, or 'held out': those that the checkpoint's run held out; none: all rows of the shards that were named
     device:str|None=None,            # A torch device; none: the best there is
     precision:str='fp32',            # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
     "All figures of a network on the rows of `data`"
     net = as_net(of, stage)
     about, device = getattr(net, 'about', {}), _device(device)
-    stage, cfg = stage_of_net(net, stage), LearnConfig(**about.get('config', {}))
-    data = getattr(cfg, f'stage{stage}_data_path') if data is None else data
-    if data is None: raise ValueError(f'data: shards of stage {stage} were expected, a file, a folder or a glob')
-    task, source = task_of(cfg, stage), StreamingFileSource(data, stage, chosen_folds(folds, about, stage))
-    if not source.total_rows: raise ShardError(f'{data}: no rows' + ('' if folds is None else ' of these folds') + ' to evaluate on; other shards' + ('' if folds is None else ', or other folds,') + ' were expected')
+    source, known = rows_to_judge(net, data, stage, folds)
+    stage, task = source.stage, task_of(LearnConfig(**about.get('config', {})), source.stage)
     plies = _plies(source) if stage == 3 else None
     ranges = np.zeros(source.total_rows, np.int64) if plies is None else plies//PLIES
     metrics, losses, sums, dense, at = task.metrics().to(device), {}, np.zeros((7, int(ranges.max()) + 1, BINS + 1)), None, 0
@@ -453,4 +471,4 @@ def evaluate(
             at += len(dense)
     figures = {**{k: v/at for k, v in losses.items()}, **{k: float(v) for k, v in metrics.compute().items()}}
     if stage == 3: figures['value_error'] = float(sums[3].sum()/at)
-    return Evaluation(about.get('path') or type(net.backbone).__name__, stage, at, figures, None if plies is None else ply_table(sums), reliability_table(sums) if stage == 3 else None)
+    return Evaluation(about.get('path') or type(net.backbone).__name__, stage, at, figures, None if plies is None else ply_table(sums), reliability_table(sums) if stage == 3 else None, known)

@@ -25,10 +25,9 @@ from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_label
 from ..data.positions import reachable_squares
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource
-from .judge import as_net, chosen_folds, evaluating, stage_of_net
+from .judge import as_net, evaluating, rows_to_judge
 from ..model.losses import legal_log_softmax, policy_divergence
 from ..train.checkpoints import CheckpointError
-from ..train.config import LearnConfig, ratio_of
 from ..train.loop import best_device
 from ..view.inspect import move_text, origin_of
 
@@ -121,16 +120,10 @@ def _shards_of(of, data, stage, folds):
         for n in (stage,) if stage else (1, 2, 3):
             try: find_shards(of, n)
             except (OSError, ValueError) as e: why = f'; as shards: {e}'
-            else: return None, StreamingFileSource(of, n, chosen_folds(folds, {}, n))
+            else: return None, StreamingFileSource(of, n, folds)
     try: net = as_net(of, stage)
     except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
-    about, number = getattr(net, 'about', {}), stage_of_net(net, stage)
-    cfg = LearnConfig(**about.get('config', {}))
-    own = getattr(cfg, f'stage{number}_data_path')
-    data = own if data is None else data
-    if data is None: raise ValueError('data: shards to look at were expected, since this network does not say what it was trained on')
-    if folds is None and data == own and ratio_of(cfg, number): folds = 'held out'
-    return net, StreamingFileSource(data, number, chosen_folds(folds, about, number))
+    return net, rows_to_judge(net, data, stage, folds)[0]
 
 # %% ../../nbs/front/43_review.ipynb #d6501b9a
 @torch.no_grad()
@@ -138,7 +131,7 @@ def review(
     of,                    # A result, a checkpoint, a network; or shards, which are then shown as they are
     data=None,             # Shards; none: those of the network's run, the held-out rows if there are such
     stage:int|None=None,   # Whose network of a result; none: the last
-    folds=None,            # Only rows of these folds, 0…99, or 'held out', as for `evaluate`
+    folds=None,            # Only rows of these folds, 0…99, or 'held out'; none: all rows of the shards that were named
     rows:int=20_000,       # At most so many, from the first on
     batch_size:int=512,
 ) -> Review:
