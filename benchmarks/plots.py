@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from maou_nb import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.front import learn
-from maou_nb.train.config import make_config
-from maou_nb.view.plots import LivePlot
+from maou_nb.train.options import make_config
+from maou_nb.show.plots import LivePlot
 
 out = Path({out!r})
 prepare_stage1(out/'stage1'); prepare_stage2({games!r}, out/'stage2'); prepare_stage3({games!r}, out/'stage3')

@@ -12,9 +12,9 @@ import torch
 
 from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.model.backbones import flops_per_position, make_backbone
-from maou_nb.train.config import LearnConfig
+from maou_nb.train.options import LearnConfig
 from maou_nb.train.loop import Means, best_device, make_accelerator
-from maou_nb.train.stages import close_sources, stage_loop
+from maou_nb.train.runner import close_sources, stage_loop
 
 GAMES = Path(__file__).resolve().parents[1]/'samples'/'games'
 SIZES = {'resnet': dict(resnet_channels=32, resnet_blocks=2), 'mlp-mixer': dict(mixer_embed_dim=32, mixer_num_layers=2, mixer_token_dim=32, mixer_channel_dim=64, mixer_dropout=0.),
@@ -44,7 +44,7 @@ def epoch(loop):
 def measure(cfg, stage, rounds, least=20_000):
     "Rates and shares of one stage under `cfg`"
     torch.manual_seed(0)
-    from maou_nb.train.config import backbone_of
+    from maou_nb.train.options import backbone_of
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     backbone = backbone_of(cfg)
     loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)

@@ -6,10 +6,10 @@ import pytest
 
 from maou_nb.data.files import FileError
 from maou_nb.front import cli, learn
-from maou_nb.train import config
+from maou_nb.train import options as config
 from maou_nb.front.learn import LearnResult
 from maou_nb.train.checkpoints import CheckpointError
-from maou_nb.train.config import LearnConfig, OptionError
+from maou_nb.train.options import LearnConfig, OptionError
 from maou_nb.train.loop import Diverged, OutOfRoom
 
 FIELDS = LearnConfig.model_fields

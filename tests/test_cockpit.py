@@ -10,7 +10,7 @@ from samples import ONE_FILE, ROOT
 
 def quickstart(folder):
     "The quickstart up to its panel, on 50 games, and two cells more"
-    nb = nbformat.read(ROOT/'nbs'/'tutorials'/'50_quickstart.ipynb', as_version=4)
+    nb = nbformat.read(ROOT/'nbs'/'tutorials'/'70_quickstart.ipynb', as_version=4)
     last = next(i for i, c in enumerate(nb.cells) if c.source.startswith('panel = LearnPanel('))
     nb.cells = [c for c in nb.cells[:last + 1] if c.cell_type == 'code' and not c.source.startswith(('first', 'show_', 'Gallery'))]
     for c in nb.cells:

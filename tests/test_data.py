@@ -10,8 +10,8 @@ from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.sources import held_folds
-from maou_nb.train.config import LearnConfig
-from maou_nb.train.stages import sources_of
+from maou_nb.train.options import LearnConfig
+from maou_nb.train.runner import sources_of
 from rsshogi.core import Board
 from maou_nb.data.board import Position, position_ids
 from samples import GAMES, ONE_FILE

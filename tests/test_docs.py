@@ -4,7 +4,7 @@ import functools, http.server, subprocess, sys, threading, types
 import pytest
 
 from lab import browser, shot
-from maou_nb.train.config import LearnConfig
+from maou_nb.train.options import LearnConfig
 from samples import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
@@ -31,12 +31,12 @@ def test_every_export_is_in_the_api(site):
     "The page is a kept output, so an export that came or went since must be noticed"
     text = (site/'guides'/'api.html').read_text()
     missing = [f'{m.__name__}.{n}' for m in docs_build.modules() for n in getattr(m, '__all__', ()) if callable(getattr(m, n)) and getattr(getattr(m, n), '__module__', None) == m.__name__ and f'>{n}</a>' not in text]
-    assert not missing, f'{missing}: run tools/nbrun.py nbs/guides/61_api.ipynb'
+    assert not missing, f'{missing}: run tools/nbrun.py nbs/guides/81_api.ipynb'
 
 def test_shapes_and_pictures_are_there(site):
-    text = (site/'view'/'boards.html').read_text()
+    text = (site/'show'/'boards.html').read_text()
     assert '(81,): a value for each square' in text and text.count('role="img"') >= 4 and 'aria-label="lnsgkgsnl' in text
-    assert 'alt="stage 1 after' in (site/'view'/'plots.html').read_text()
+    assert 'alt="stage 1 after' in (site/'show'/'plots.html').read_text()
 
 def test_in_a_browser(site):
     "Front page, a module's page with boards, the API, and a search"
@@ -45,7 +45,7 @@ def test_in_a_browser(site):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_address[1]}'
         page.goto(f'{url}/index.html'); assert 'three stages' in page.inner_text('main'); shot(page, 'docs-1-front')
-        page.goto(f'{url}/view/boards.html'); page.locator('svg[role=img]').first.scroll_into_view_if_needed(); shot(page, 'docs-2-boards')
+        page.goto(f'{url}/show/boards.html'); page.locator('svg[role=img]').first.scroll_into_view_if_needed(); shot(page, 'docs-2-boards')
         page.goto(f'{url}/guides/api.html'); page.locator('main a', has_text='learn_multi_stage').first.wait_for(); shot(page, 'docs-3-api')
         page.locator('main a', has_text='learn_multi_stage').first.click(); page.wait_for_url('**/front/learn.html#learn_multi_stage')
         box = page.get_by_placeholder('Search').first

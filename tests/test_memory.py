@@ -8,8 +8,8 @@ import pytest
 from maou_nb import learn_multi_stage
 from maou_nb.data import sources
 from maou_nb.data.shards import find_shards, read_shard, write_shard
-from maou_nb.train import stages
-from maou_nb.train.config import backbone_of, make_config
+from maou_nb.train import runner as stages
+from maou_nb.train.options import backbone_of, make_config
 from maou_nb.train.loop import Callback, Stopped, StopWish, make_accelerator
 
 def resident():

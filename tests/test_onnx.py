@@ -10,7 +10,7 @@ onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntim
 from maou_nb import learn_multi_stage
 from maou_nb.data.shards import find_shards, fixed_array, read_shard
 from maou_nb.front.export import export_onnx
-from maou_nb.front.judge import load_net
+from maou_nb.judge.ask import load_net
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
 from maou_nb.model.onnx import OnnxError, TOLERANCES, onnx_problem, random_positions, write_onnx

@@ -11,8 +11,8 @@ import torch
 from maou_nb import OptionError, learn_multi_stage
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
-from maou_nb.train import stages
-from maou_nb.train.config import LearnConfig
+from maou_nb.train import runner as stages
+from maou_nb.train.options import LearnConfig
 from options import TINY, blocks, check, few, moved, params, row, run, shape
 
 # --- data

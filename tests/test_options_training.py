@@ -15,14 +15,14 @@ from maou_nb.data.files import as_path, is_remote
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR
 from maou_nb.data.old import write_old
 from maou_nb.data.shards import find_shards, read_shard, write_shard
-from maou_nb.front.judge import load_net
+from maou_nb.judge.ask import load_net
 from maou_nb.model import backbones
 from maou_nb.model.backbones import ResNet
 from maou_nb.train import loop as loops
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
-from maou_nb.train.config import backbone_of, make_config
+from maou_nb.train.options import backbone_of, make_config
 from maou_nb.train.loop import Diverged, Loop
-from maou_nb.train.stages import sources_of
+from maou_nb.train.runner import sources_of
 from options import check, few, moved, params, row, run, weights
 
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')   # weights stay where they begin

@@ -8,7 +8,7 @@ from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
 from maou_nb.front.learn import at_work
 from maou_nb.front.runs import RunFolder, start_run, state_of, train_here
-from maou_nb.train.config import LearnConfig, make_config
+from maou_nb.train.options import LearnConfig, make_config
 
 def until(holds, seconds=90):
     "Wait until `holds()`"

@@ -6,14 +6,14 @@ import pytest
 
 from samples import ONE_FILE, ROOT
 
-QUICKSTART = ROOT/'nbs'/'tutorials'/'50_quickstart.ipynb'
+QUICKSTART = ROOT/'nbs'/'tutorials'/'70_quickstart.ipynb'
 
 def run_copy(folder, games, options):
     "Run a copy of the quickstart that reads `games` and writes below `folder`; its result"
     nb = nbformat.read(QUICKSTART, as_version=4)
     cell = next(c for c in nb.cells if c.source.startswith('games = Path('))
     cell.source = f"games, shards, run_dir = Path({str(games)!r}), Path('../../runs/quickstart-shards'), Path('../../runs/quickstart')\noptions = {options}"
-    copy = folder/'nbs'/'tutorials'/'50_quickstart.ipynb'
+    copy = folder/'nbs'/'tutorials'/'70_quickstart.ipynb'
     copy.parent.mkdir(parents=True)
     nbformat.write(nb, copy)
     done = subprocess.run([sys.executable, ROOT/'tools'/'demo.py', copy], capture_output=True, text=True)

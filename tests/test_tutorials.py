@@ -19,7 +19,7 @@ def run_copy(folder, name, games=None):
     return [o for c in nbformat.read(folder/'done.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
 
 def test_your_games(tmp_path):
-    shown = run_copy(tmp_path, '51_your_games.ipynb')
+    shown = run_copy(tmp_path, '71_your_games.ipynb')
     html = ' '.join(o.get('data', {}).get('text/html', '') for o in shown)
     for part in ('second copy of a game', 'eval outside', 'bytes a row', 'perfect shuffle', '<svg'): assert part in html, part
     assert any('broken.csa, line 4: move 2 of the game, -3335FU, is illegal' in o.get('text', '') for o in shown)
@@ -30,19 +30,19 @@ sizes = pytest.mark.parametrize('games', [25, pytest.param(50, marks=pytest.mark
 
 @sizes
 def test_your_backbone(tmp_path, games):
-    shown = html(run_copy(tmp_path, '52_your_backbone.ipynb', games))
+    shown = html(run_copy(tmp_path, '72_your_backbone.ipynb', games))
     for part in ('stage 3 after 2 epochs', 'model_architecture', 'line-mix', 'the network gives it'): assert part in shown, part
 
 @sizes
 def test_reading_the_curves(tmp_path, games):
-    shown = html(run_copy(tmp_path, '53_reading_the_curves.ipynb', games))
+    shown = html(run_copy(tmp_path, '73_reading_the_curves.ipynb', games))
     for part in ('stage 1 after', 'stage 3 after 4 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
-    shown = run_copy(tmp_path, '54_resume_and_compare.ipynb')
+    shown = run_copy(tmp_path, '74_resume_and_compare.ipynb')
     assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown) and any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
     assert 'seed-1' in html(shown)
 
 def test_to_the_cloud(tmp_path):
-    shown = run_copy(tmp_path, '55_to_the_cloud.ipynb')
+    shown = run_copy(tmp_path, '75_to_the_cloud.ipynb')
     assert any('checkpoints/stage2/checkpoints.json' in o.get('data', {}).get('text/plain', '') for o in shown) and 'recall' in html(shown)

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from nbrun import ROOT, Runner, first_line, overwrite, tidy
 
-QUICKSTART = ROOT/'nbs/tutorials/50_quickstart.ipynb'
+QUICKSTART = ROOT/'nbs/tutorials/70_quickstart.ipynb'
 
 class Demo(Runner):
     "A run that shows each cell as it starts, and the lines it prints"

@@ -40,7 +40,7 @@ def published(cache, base):
         f.write_text(text, encoding='utf-8')
     order_sidebar(cache/'sidebar.yml', names)
 
-ORDER = ('tutorials', 'guides', 'data', 'model', 'train', 'view', 'front')     # what a reader wants first, then the house as data flows through it
+ORDER = ('tutorials', 'guides', 'data', 'show', 'model', 'stages', 'train', 'judge', 'front')     # what a reader wants first, then the house as data flows through it
 
 def order_sidebar(path, names):
     "Published names in the sidebar, its sections in `ORDER`"
