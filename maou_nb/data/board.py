@@ -35,9 +35,10 @@ def _piece_view():
 
 PIECE_VIEW = _piece_view()
 
-# %% ../../nbs/data/00_board.ipynb #966c989f
+# %% ../../nbs/data/00_board.ipynb #fe88f28a
 _row, _col = np.divmod(np.arange(81), 9)
-SQUARE_VIEW = np.stack([_col*9 + _row, (8 - _col)*9 + 8 - _row])   # (2, 81): our square → rsshogi's, for Black and White to move
+# (2, 81): our square → rsshogi's, for Black and White to move
+SQUARE_VIEW = np.stack([_col*9 + _row, (8 - _col)*9 + 8 - _row])
 
 # %% ../../nbs/data/00_board.ipynb #7dfe7b42
 _hand_shift = np.array([0, 8, 12, 16, 28, 20, 24])   # of P L N S G B R in rsshogi's hand integer
@@ -91,25 +92,32 @@ class Position:
 _LETTERS = [''] + list(KINDS) + [k.lower() for k in KINDS]   # by piece code
 _SFEN_HAND_ORDER = [6, 5, 4, 3, 2, 1, 0]                     # R B G S N L P, as SFEN prescribes
 
-# %% ../../nbs/data/00_board.ipynb #1fab9831
+# %% ../../nbs/data/00_board.ipynb #1de7298b
 def _sfen_row(codes):
     "One rank of a board, its squares from file 9 to file 1"
     out, empty = '', 0
     for c in codes:
-        if c == 0: empty += 1; continue
+        if c == 0:
+            empty += 1
+            continue
         out += (str(empty) if empty else '') + _LETTERS[c]
         empty = 0
     return out + (str(empty) if empty else '')
 
-# %% ../../nbs/data/00_board.ipynb #1de7298b
+# %% ../../nbs/data/00_board.ipynb #820343f1
+def _sfen_hand(counts):
+    "One side's hand in capitals"
+    held = [(i, int(counts[i])) for i in _SFEN_HAND_ORDER]
+    return ''.join((str(n) if n > 1 else '') + HAND_KINDS[i] for i, n in held if n)
+
+# %% ../../nbs/data/00_board.ipynb #5765138c
 def to_sfen(
     board:np.ndarray,  # uint8 (81,): piece codes
     hands:np.ndarray,  # uint8 (14,)
 ) -> str:              # with Black to move, ply 1
     "The SFEN of a side-to-move view"
     rows = '/'.join(_sfen_row(r[::-1]) for r in np.asarray(board).reshape(9, 9).tolist())
-    held = ''.join((str(n) if n > 1 else '') + letter for side, case in ((0, str.upper), (7, str.lower))
-                   for i in _SFEN_HAND_ORDER if (n := int(hands[side + i])) and (letter := case(HAND_KINDS[i])))
+    held = _sfen_hand(hands[:7]) + _sfen_hand(hands[7:]).lower()
     return f'{rows} b {held or "-"} 1'
 
 # %% ../../nbs/data/00_board.ipynb #a0e4e0ae
@@ -125,7 +133,8 @@ def position_ids(
 ) -> np.ndarray:        # uint64 (N,)
     "The xxh3 of each position's 95 bytes"
     rows = memoryview(np.concatenate([boards, hands], axis=1).tobytes())
-    return np.fromiter((xxh3_64_intdigest(rows[i:i+95]) for i in range(0, len(rows), 95)), np.uint64, len(boards))
+    ids = (xxh3_64_intdigest(rows[i:i + 95]) for i in range(0, len(rows), 95))
+    return np.fromiter(ids, np.uint64, len(boards))
 
 # %% ../../nbs/data/00_board.ipynb #146040cb
 LETTERS = {'japanese': ('歩', '香', '桂', '銀', '金', '角', '飛', '玉', 'と', '杏', '圭', '全', '馬', '龍'), 'western': KINDS}   # by piece code - 1

@@ -25,7 +25,8 @@ from ..data.files import as_path, find_files, local_file
 from ..data.labels import LABEL_CLASS, LABEL_SCHEME, LABEL_SQUARE, STEPS
 from ..data.old import read_old
 from ..data.records import FilterCounts
-from ..data.shards import FOREIGN, SCHEMAS, SHARD_SUFFIX, Shard, ShardError, find_shards, read_manifest, read_shard
+from ..data.shards import (FOREIGN, SCHEMAS, SHARD_SUFFIX, Shard, ShardError,
+                                 find_shards, read_manifest, read_shard)
 from ..data.sources import RECORDS, StreamingFileSource, rows_of_table
 from ..show.plots import picture
 
@@ -62,51 +63,81 @@ def _by_square(shares):
     heat = np.bincount(LABEL_SQUARE, weights=shares, minlength=81)
     return heat / max(heat.max(), 1e-9)
 
+# %% ../../nbs/judge/50_inspect.ipynb #d3570d00
 def _answer(dense, i):
     "Row `i` of a dense batch as (heat, caption)"
-    if dense.reachable is not None: return dense.reachable[i].numpy().astype(float), f'{int(dense.reachable[i].sum())} squares'
-    if dense.policy is None: return (_by_square(dense.legal[i].numpy()) > 0).astype(float), f'{int(dense.legal[i].sum())} legal moves'
-    policy, best = dense.policy[i].numpy(), int(dense.policy[i].argmax())
-    move = f'{move_text(best, dense.board[i].numpy())} {policy[best]:.0%}' if policy[best] else 'no move'
-    return _by_square(policy), f'{move}, win rate {dense.value[i].item():.0%}'
+    if dense.reachable is not None:
+        reached = dense.reachable[i].numpy()
+        return reached.astype(float), f'{int(reached.sum())} squares'
+    if dense.policy is None:
+        legal = dense.legal[i].numpy()
+        return (_by_square(legal) > 0).astype(float), f'{int(legal.sum())} legal moves'
+    policy = dense.policy[i].numpy()
+    best = int(policy.argmax())
+    said = f'{move_text(best, dense.board[i].numpy())} {policy[best]:.0%}' if policy[best] else 'no move'
+    return _by_square(policy), f'{said}, win rate {dense.value[i].item():.0%}'
 
-# %% ../../nbs/judge/50_inspect.ipynb #b9df792b
+# %% ../../nbs/judge/50_inspect.ipynb #92314b02
+def _first(dense, n):
+    "The first `n` rows of a dense batch, on the host"
+    shown = ('board', 'hands', 'reachable', 'legal', 'policy', 'value')
+    parts = {k: t for k in shown if (t := getattr(dense, k)) is not None}
+    return DenseBatch(**{k: t[:n].cpu() for k, t in parts.items()})
+
+# %% ../../nbs/judge/50_inspect.ipynb #838a8459
 def show_batch(
     batch:StreamingFileSource|Batch|DenseBatch,  # Of a source, the first rows of its epoch
     n:int=4,                                     # Boards, at most
     seed:int=0,                                  # Of a source's plan
-    epoch:int=0,
+    epoch:int=0,                                 # Of a source's plan
     mirror:bool=False,                           # Of a source's plan: mirror half of the rows
 ) -> Gallery:
     "Boards of `batch`, tinted and captioned by what the network is to answer"
     if n < 1: raise ValueError(f'n={n}: at least 1 board was expected')
     if isinstance(batch, StreamingFileSource):
-        batch = next(iter(BatchStream(batch, batch.plan(n, seed, epoch, mirror=mirror)))) if batch.total_rows else None
-    if not isinstance(batch, Batch|DenseBatch|None): raise ValueError(f'{type(batch).__name__}: a source, a Batch or a DenseBatch was expected')
+        if not batch.total_rows: return Gallery()
+        batch = next(iter(BatchStream(batch, batch.plan(n, seed, epoch, mirror=mirror))))
+    if not isinstance(batch, Batch|DenseBatch|None):
+        raise ValueError(f'{type(batch).__name__}: a source, a Batch or a DenseBatch was expected')
     if not batch: return Gallery()
-    turned = batch.mirror.tolist() if isinstance(batch, Batch) and batch.mirror is not None else [False]*len(batch)
-    dense = _first(batch.decode() if isinstance(batch, Batch) else batch, n)
-    answers = [_answer(dense, i) for i in range(len(dense))]
-    return Gallery(*(board_svg(dense.board[i].numpy(), dense.hands[i].numpy(), heat, caption + ', mirrored'*t) for i, ((heat, caption), t) in enumerate(zip(answers, turned))))
-
-def _first(dense, n):
-    "The first `n` rows of a dense batch, on the host"
-    return DenseBatch(**{k: None if (t := getattr(dense, k)) is None else t[:n].cpu() for k in ('board', 'hands', 'reachable', 'legal', 'policy', 'value')})
+    compact = isinstance(batch, Batch)
+    dense = _first(batch.decode() if compact else batch, n)
+    svgs = []
+    for i in range(len(dense)):
+        heat, caption = _answer(dense, i)
+        if compact and batch.mirror is not None and batch.mirror[i]: caption += ', mirrored'
+        svgs.append(board_svg(dense.board[i].numpy(), dense.hands[i].numpy(), heat, caption))
+    return Gallery(*svgs)
 
 # %% ../../nbs/judge/50_inspect.ipynb #221717f3
+_WANTED = 'a shard or a table of the old tool was expected'
+
 def _open_arrow(file, path, columns=None):
     "A reader of `file`, of `columns` alone if given; `path` is its name in messages"
-    options = ipc.IpcReadOptions() if columns is None else ipc.IpcReadOptions(included_fields=columns)
+    options = ipc.IpcReadOptions()
+    if columns is not None: options.included_fields = columns
     try:
-        reader = ipc.open_file(file, options=options); reader.schema.names     # a damaged schema shows only when it is asked for
+        reader = ipc.open_file(file, options=options)
+        reader.schema.names     # a damaged schema shows only when it is asked for
         return reader
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as e: raise ShardError(f'{path} is not a whole Arrow IPC file ({" ".join(str(e).split())}): a shard or a table of the old tool was expected') from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        why = ' '.join(str(e).split())
+        raise ShardError(f'{path} is not a whole Arrow IPC file ({why}): {_WANTED}') from None
 
-# %% ../../nbs/judge/50_inspect.ipynb #5feea10c
+# %% ../../nbs/judge/50_inspect.ipynb #032bf3cd
+def _mark(schema):
+    "What a shard says of itself in its `schema`; None: it is none of ours"
+    try:
+        about = json.loads((schema.metadata or {})[b'maou_nb'])
+        known = about['stage'] in tuple(SCHEMAS)    # a damaged mark may hold a list there
+    except (KeyError, ValueError, TypeError): return None
+    return about if known else None
+
+# %% ../../nbs/judge/50_inspect.ipynb #5aedd3da
 def _look(path, sha256):
     "(stage, columns, what it says of itself) of the file at `path`"
     local = local_file(path, sha256)
-    if not local.stat().st_size: raise ShardError(f'{path} is empty: a shard or a table of the old tool was expected')
+    if not local.stat().st_size: raise ShardError(f'{path} is empty: {_WANTED}')
     found = next((t for f in FOREIGN if (t := f.recognise(local))), None)
     if found and found[0].startswith('npy'):
         dtype = np.load(local, mmap_mode='r').dtype
@@ -114,74 +145,156 @@ def _look(path, sha256):
     with pa.memory_map(str(local)) as f: schema = _open_arrow(f, path).schema
     columns = {f.name: str(f.type) for f in schema}
     if found: return found[1], columns, {}
-    try: about = json.loads((schema.metadata or {})[b'maou_nb']); stage = about['stage']
-    except (KeyError, ValueError, TypeError): stage = None
-    if stage not in tuple(SCHEMAS): raise ShardError(f'{path} is an Arrow file without the mark of maou_nb: a shard or a table of the old tool was expected')
-    return stage, columns, about
+    about = _mark(schema)
+    if not about: raise ShardError(f'{path} is an Arrow file without the mark of maou_nb: {_WANTED}')
+    return about['stage'], columns, about
 
-# %% ../../nbs/judge/50_inspect.ipynb #032bf3cd
+# %% ../../nbs/judge/50_inspect.ipynb #9e25fb0e
+def _damaged(path, error):
+    "The `ShardError` for an Arrow `error` in the file at `path`"
+    why = ' '.join(str(error).split())
+    return ShardError(f'{path} is damaged ({why}): copy or prepare it again')
+
+# %% ../../nbs/judge/50_inspect.ipynb #1cf5753f
+_NOT_DRAWN = ('id', 'moveWins', 'fold', 'game', 'ply')     # columns that no board shows
+
+def _first_table(shard, n):
+    "The first `n` rows of one of our shards as far as they are drawn; None if it has no row"
+    with pa.memory_map(str(local_file(shard.path, shard.sha256))) as f:
+        names = _open_arrow(f, shard.path).schema.names
+        drawn = [c for c in SCHEMAS[shard.stage].names if c in names and c not in _NOT_DRAWN]
+        reader = _open_arrow(f, shard.path, [names.index(c) for c in drawn])
+        try:
+            if not reader.num_record_batches: return None
+            table = pa.Table.from_batches([reader.get_batch(0).slice(0, n)])
+            table.validate(full=True)
+        except (pa.ArrowException, OSError) as e: raise _damaged(shard.path, e) from None
+    return table
+
+# %% ../../nbs/judge/50_inspect.ipynb #2da15602
 def _first_rows(shard, n):
-    "The first `n` rows of `shard` as a dense batch; of one of ours a record batch is read, and of it the columns that are shown"
+    "The first `n` rows of `shard` as a dense batch; None if it has no row"
     if shard.foreign: table = next(read_old(shard.path, rows=n), None)
-    else:
-        with pa.memory_map(str(local_file(shard.path, shard.sha256))) as f:
-            names = _open_arrow(f, shard.path).schema.names
-            reader = _open_arrow(f, shard.path, [names.index(c) for c in SCHEMAS[shard.stage].names if c in names and c not in ('id', 'moveWins', 'fold', 'game', 'ply')])
-            try:
-                table = pa.Table.from_batches([reader.get_batch(0).slice(0, n)]) if reader.num_record_batches else None
-                if table is not None: table.validate(full=True)
-            except (pa.ArrowException, OSError) as e: raise ShardError(f'{shard.path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
+    else: table = _first_table(shard, n)
     if not table: return None
-    return Batch.from_rows(rows_of_table(table.combine_chunks(), shard.stage), shard.stage).decode()
+    rows = rows_of_table(table.combine_chunks(), shard.stage)
+    return Batch.from_rows(rows, shard.stage).decode()
 
-# %% ../../nbs/judge/50_inspect.ipynb #a5e335ab
+# %% ../../nbs/judge/50_inspect.ipynb #4e53a39a
 @dataclass
 class ShardInfo:
     "What is in a shard, or a set of them; shows itself as a table and boards"
     path: str
     stage: int
     shards: list[Shard]
-    bytes: int                                              # On disk, all files
-    columns: dict[str, str]                                 # Name → type, of the first file
-    about: dict                                             # What the files and their manifest say: version, labels, prepared_from, policy
-    filters: FilterCounts|None = None                       # What each condition removed when the set was made
-    boards: Gallery = field(default_factory=Gallery, repr=False)   # Of the first rows
+    bytes: int               # On disk, all files
+    columns: dict[str, str]  # Name → type, of the first file
+    about: dict              # What files and manifest say: version, labels, prepared_from, policy
+    filters: FilterCounts|None = None   # What each condition removed when the set was made
+    boards: Gallery = field(default_factory=Gallery, repr=False)    # Of the first rows
 
-    @property
-    def name(self) -> str:
-        "The last part of its path"
-        return as_path(self.path).name
-    @property
-    def rows(self) -> int:
-        "Rows of all its shards"
-        return sum(s.rows for s in self.shards)
-    @property
-    def resident(self) -> int:
-        "Bytes that the rows take in memory; moves of a position beyond the fourth are not counted"
-        return self.rows*RECORDS[self.stage].itemsize
-    @property
-    def folds(self) -> np.ndarray|None:   # int64 (100,)
-        "Rows in each fold, None if the rows know no games"
-        return None if not self.shards or any(s.folds is None for s in self.shards) else np.sum([s.folds for s in self.shards], axis=0)
+# %% ../../nbs/judge/50_inspect.ipynb #11581c8a
+def _filters_of(manifest):
+    "What filters removed, by the manifest, if it says so"
+    try: rows = [(str(what), int(g), int(p)) for what, g, p in manifest['filters']]
+    except (KeyError, TypeError, ValueError): return None
+    if not rows: return None
+    removed = [(what, -g, -p) for what, g, p in rows[1:-1]]
+    return FilterCounts(*rows[0][1:], removed)
 
-# %% ../../nbs/judge/50_inspect.ipynb #9e25fb0e
-def _some(n, what): return f'{n:,} {what}{"s"*(n != 1)}'
-def _size(n): return f'{n / 1e9:,.2f} GB' if n >= 1e9 else f'{n / 1e6:,.2f} MB' if n >= 1e5 else f'{n:,} bytes'
+# %% ../../nbs/judge/50_inspect.ipynb #b9cfbe16
+_IN_MANIFEST = ('version', 'labels', 'prepared_from', 'policy')     # what it says of the rows
 
+def shard_info(
+    path:str|Path,   # A shard, a folder or a glob, local or a URL; or a table of the old tool
+    n:int=3,         # Boards to draw
+) -> ShardInfo:      # A `ShardError` or `FileNotFoundError` if there is no such thing
+    "What is in the shards at `path`"
+    files = find_files(path, (SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)), 'shards')
+    manifests = {p: m for p in dict.fromkeys(f.parent for f in files) if (m := read_manifest(p))}
+    entries = {p/e['name']: e for p, m in manifests.items() for e in m['shards']}
+    stage, columns, about = _look(files[0], entries.get(files[0], {}).get('sha256'))
+    shards = find_shards(path, stage)
+    manifest = manifests.get(files[0].parent, {})
+    about |= {k: manifest[k] for k in _IN_MANIFEST if k in manifest}
+    size = lambda p: entries[p]['bytes'] if p in entries else p.stat().st_size
+    first = next((s for s in shards if s.rows), None)
+    boards = show_batch(_first_rows(first, n), n) if first and n else Gallery()
+    return ShardInfo(str(path), stage, shards, sum(size(s.path) for s in shards),
+                     columns, about, _filters_of(manifest), boards)
+
+# %% ../../nbs/judge/50_inspect.ipynb #091bf4d2
+@patch(as_prop=True)
+def name(self:ShardInfo) -> str:
+    "The last part of its path"
+    return as_path(self.path).name
+
+# %% ../../nbs/judge/50_inspect.ipynb #3f9bc562
+@patch(as_prop=True)
+def rows(self:ShardInfo) -> int:
+    "Rows of all its shards"
+    return sum(s.rows for s in self.shards)
+
+# %% ../../nbs/judge/50_inspect.ipynb #e5026282
+@patch(as_prop=True)
+def resident(self:ShardInfo) -> int:
+    "Bytes that the rows take in memory; moves of a position beyond the fourth are not counted"
+    return self.rows*RECORDS[self.stage].itemsize
+
+# %% ../../nbs/judge/50_inspect.ipynb #b1485e02
+@patch(as_prop=True)
+def folds(self:ShardInfo) -> np.ndarray|None:   # int64 (100,)
+    "Rows in each fold, None if the rows know no games"
+    if not self.shards or any(s.folds is None for s in self.shards): return None
+    return np.sum([s.folds for s in self.shards], axis=0)
+
+# %% ../../nbs/judge/50_inspect.ipynb #b6c36bae
+def _some(n, what):
+    return f'{n:,} {what}{"s"*(n != 1)}'
+
+# %% ../../nbs/judge/50_inspect.ipynb #ff7e2f93
+def _size(n):
+    if n >= 1e9: return f'{n / 1e9:,.2f} GB'
+    return f'{n / 1e6:,.2f} MB' if n >= 1e5 else f'{n:,} bytes'
+
+# %% ../../nbs/judge/50_inspect.ipynb #95342825
+@patch
+def _layout(self:ShardInfo):
+    "Whose files these are, and of which version"
+    kinds = sorted({s.foreign or 'shards of maou_nb' for s in self.shards})
+    named = ', '.join(k if ' ' in k else f"the old tool's {k}" for k in kinds)
+    return f'{named} {self.about["version"]}' if 'version' in self.about else named
+
+# %% ../../nbs/judge/50_inspect.ipynb #64969fb9
+@patch
+def _folds_text(self:ShardInfo):
+    "How the rows are spread over the folds"
+    folds = self.folds
+    if folds is None: return 'none: these rows know no games, so nothing can be held out'
+    return f'{int((folds > 0).sum())} of 100, {folds.min():,} to {folds.max():,} rows in each'
+
+# %% ../../nbs/judge/50_inspect.ipynb #44033ec7
 @patch
 def facts(self:ShardInfo) -> dict[str, str]:
     "What is to be said, line by line"
-    a, n, kinds = self.about, max(self.rows, 1), sorted({s.foreign or 'shards of maou_nb' for s in self.shards})
-    said = {'stage': str(self.stage), 'rows': f'{self.rows:,} in {_some(len(self.shards), "file")}',
-            'layout': ', '.join(k if ' ' in k else f"the old tool's {k}" for k in kinds) + (f" {a['version']}" if 'version' in a else ''),
-            'made of': a.get('prepared_from', 'not known'),
-            'on disk': f'{_size(self.bytes)}, {self.bytes / n:,.0f} bytes a row', 'in memory': f'{_size(self.resident)}, {self.resident // n} bytes a row'}
-    if self.stage > 1: said['labels'] = a.get('labels', LABEL_SCHEME)
-    if self.stage == 3: said['policy from'] = a.get('policy', 'shares of moves')
-    if self.stage > 1: said['folds'] = 'none: these rows know no games, so nothing can be held out' if self.folds is None else \
-        f'{int((self.folds > 0).sum())} of 100, {self.folds.min():,} to {self.folds.max():,} rows in each'
+    rows = max(self.rows, 1)
+    said = {'stage': str(self.stage),
+            'rows': f'{self.rows:,} in {_some(len(self.shards), "file")}',
+            'layout': self._layout(),
+            'made of': self.about.get('prepared_from', 'not known'),
+            'on disk': f'{_size(self.bytes)}, {self.bytes / rows:,.0f} bytes a row',
+            'in memory': f'{_size(self.resident)}, {self.resident // rows} bytes a row'}
+    if self.stage > 1: said['labels'] = self.about.get('labels', LABEL_SCHEME)
+    if self.stage == 3: said['policy from'] = self.about.get('policy', 'shares of moves')
+    if self.stage > 1: said['folds'] = self._folds_text()
     if len(self.shards) == 1: said['SHA-256'] = self.shards[0].sha256 or 'in no manifest'
-    return said | {'columns': ', '.join(f'{c} {t}' for c, t in self.columns.items())}
+    said['columns'] = ', '.join(f'{c} {t}' for c, t in self.columns.items())
+    return said
+
+# %% ../../nbs/judge/50_inspect.ipynb #f332cf61
+@patch
+def __repr__(self:ShardInfo):
+    return '\n'.join([self.name, *(f'  {k:<12}{v}' for k, v in self.facts().items())])
 
 # %% ../../nbs/judge/50_inspect.ipynb #f90ea87a
 def _bars(counts):
@@ -197,66 +310,73 @@ def _table(rows, head=()):
 
 # %% ../../nbs/judge/50_inspect.ipynb #eeae96eb
 @patch
-def __repr__(self:ShardInfo): return '\n'.join([self.name, *(f'  {k:<12}{v}' for k, v in self.facts().items())])
+def _files_html(self:ShardInfo):
+    "A table of the first twenty files"
+    row = lambda s: (escape(s.path.name), f'{s.rows:,}', (s.sha256 or '–')[:16])
+    table = _table(map(row, self.shards[:20]), ('file', 'rows', 'SHA-256'))
+    left = len(self.shards) - 20
+    return table + (f'<p>and {left:,} more</p>' if left > 0 else '')
 
+# %% ../../nbs/judge/50_inspect.ipynb #432c4131
 @patch
 def _repr_html_(self:ShardInfo):
     facts = {k: escape(v) for k, v in self.facts().items()}
     if self.folds is not None: facts['folds'] += '<br>' + _bars(self.folds)
-    files = _table([(escape(s.path.name), f'{s.rows:,}', (s.sha256 or '–')[:16]) for s in self.shards[:20]], ('file', 'rows', 'SHA-256')) + (f'<p>and {len(self.shards) - 20:,} more</p>' if len(self.shards) > 20 else '')
-    more = [('its files', files)]*(len(self.shards) > 1) + ([('what filters removed', self.filters._repr_html_())] if self.filters else [])
-    return (f'<p><b>{escape(self.name)}</b></p>' + _table(facts.items()) + ''.join(f'<details><summary>{t}</summary>{h}</details>' for t, h in more) + self.boards._repr_html_())
-
-# %% ../../nbs/judge/50_inspect.ipynb #432c4131
-def shard_info(
-    path:str|Path,   # A shard, a folder of them or a glob; local or a URL; one of the old tool's tables, too
-    n:int=3,         # Boards to draw
-) -> ShardInfo:      # A `ShardError` or `FileNotFoundError` if there is no such thing
-    "What is in the shards at `path`"
-    files = find_files(path, (SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)), 'shards')
-    manifests = {p: m for p in dict.fromkeys(f.parent for f in files) if (m := read_manifest(p))}
-    entries = {p/e['name']: e for p, m in manifests.items() for e in m['shards']}
-    stage, columns, about = _look(files[0], entries.get(files[0], {}).get('sha256'))
-    shards, manifest = find_shards(path, stage), manifests.get(files[0].parent, {})
-    about |= {k: manifest[k] for k in ('version', 'labels', 'prepared_from', 'policy') if k in manifest}
-    first = next((s for s in shards if s.rows), None)
-    boards = show_batch(_first_rows(first, n), n) if first and n else Gallery()
-    return ShardInfo(str(path), stage, shards, sum(entries[s.path]['bytes'] if s.path in entries else s.path.stat().st_size for s in shards), columns, about, _filters_of(manifest), boards)
-
-def _filters_of(manifest):
-    "What filters removed, by the manifest, if it says so"
-    try: rows = [(str(what), int(g), int(p)) for what, g, p in manifest['filters']]
-    except (KeyError, TypeError, ValueError): return None
-    return FilterCounts(*rows[0][1:], [(what, -g, -p) for what, g, p in rows[1:-1]]) if rows else None
+    more = {}
+    if len(self.shards) > 1: more['its files'] = self._files_html()
+    if self.filters: more['what filters removed'] = self.filters._repr_html_()
+    folded = [f'<details><summary>{t}</summary>{h}</details>' for t, h in more.items()]
+    title = f'<p><b>{escape(self.name)}</b></p>'
+    return title + _table(facts.items()) + ''.join(folded) + self.boards._repr_html_()
 
 # %% ../../nbs/judge/50_inspect.ipynb #c0b94edb
+def _check_columns(table, shard):
+    "Refuse columns of another type than the stage's, or with gaps"
+    types = {n: SCHEMAS[shard.stage].field(n).type for n in table.column_names}
+    wrong = [n for n, t in types.items() if table[n].type != t or table[n].null_count]
+    if not wrong: return
+    wanted = ', '.join(str(types[n]) for n in wrong)
+    raise ShardError(f'{shard.path} has another type, or gaps, in {", ".join(wrong)}: '
+                     f'{wanted} was expected; prepare it again')
+
+# %% ../../nbs/judge/50_inspect.ipynb #08a9a4ae
+def _own_columns(shard, names):
+    "The columns `names` of one of our shards as a table; None if it has none of them"
+    with pa.memory_map(str(local_file(shard.path, shard.sha256))) as f:
+        there = _open_arrow(f, shard.path).schema.names
+        wanted = [there.index(n) for n in names if n in there]
+        if not wanted: return None
+        try:
+            table = _open_arrow(f, shard.path, wanted).read_all()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError) as e: raise _damaged(shard.path, e) from None
+    _check_columns(table, shard)
+    return table
+
+# %% ../../nbs/judge/50_inspect.ipynb #d8822b72
 def read_columns(
-    shard:Shard,
+    shard:Shard,               # Another tool's table is read whole, because its ids must be computed
     names:tuple,               # Columns that are wanted; those that the file lacks are left out
 ) -> dict[str, np.ndarray]:    # A `ShardError` if the file is damaged, or has other rows than were counted
-    "Columns of numbers of `shard`; another tool's table is read whole, because its ids must be computed"
-    if shard.foreign: table = read_shard(shard); columns = {n: table[n].to_numpy() for n in names if n in table.column_names}
-    else:
-        with pa.memory_map(str(local_file(shard.path, shard.sha256))) as f:
-            there = _open_arrow(f, shard.path).schema.names
-            wanted = [there.index(n) for n in names if n in there]
-            if not wanted: return {}
-            try: table = _open_arrow(f, shard.path, wanted).read_all(); table.validate(full=True)
-            except (pa.ArrowException, OSError) as e: raise ShardError(f'{shard.path} is damaged ({" ".join(str(e).split())}): copy or prepare it again') from None
-            wrong = [n for n in table.column_names if table[n].type != SCHEMAS[shard.stage].field(n).type or table[n].null_count]
-            if wrong: raise ShardError(f'{shard.path} has another type, or gaps, in {", ".join(wrong)}: {", ".join(str(SCHEMAS[shard.stage].field(n).type) for n in wrong)} was expected; prepare it again')
-            columns = {n: np.array(table[n]) for n in table.column_names}
-    if len(table) != shard.rows: raise ShardError(f'{shard.path} has {len(table):,} rows where {shard.rows:,} were counted: its manifest is of another file, prepare the set again')
-    return columns
+    "Columns of numbers of `shard`, without reading the others"
+    if shard.foreign: table = read_shard(shard)
+    else: table = _own_columns(shard, names)
+    if table is None: return {}
+    if len(table) != shard.rows:
+        raise ShardError(f'{shard.path} has {len(table):,} rows where {shard.rows:,} were counted: '
+                         'its manifest is of another file, prepare the set again')
+    return {n: np.array(table[n]) for n in names if n in table.column_names}
 
-# %% ../../nbs/judge/50_inspect.ipynb #4f852674
+# %% ../../nbs/judge/50_inspect.ipynb #4c5cf8b9
 def _check_source(source):
     "Refuse what is no source"
-    if not isinstance(source, StreamingFileSource): raise ValueError(f'{type(source).__name__}: a StreamingFileSource or a FileSource was expected')
+    if isinstance(source, StreamingFileSource): return
+    raise ValueError(f'{type(source).__name__}: a StreamingFileSource or a FileSource was expected')
 
+# %% ../../nbs/judge/50_inspect.ipynb #6769dd30
 def source_columns(
     source:StreamingFileSource,        # Or a `FileSource`
-    names:tuple,
+    names:tuple,                       # Columns that are wanted, as in `read_columns`
 ) -> Iterator[dict[str, np.ndarray]]:  # One a shard
     "Columns of the rows that `source` would train on: those of its folds"
     for shard, rows in zip(source.shards, source.row_counts):
@@ -264,22 +384,26 @@ def source_columns(
         if source.folds is not None:
             keep = np.isin(columns['fold'], list(source.folds))
             columns = {n: c[keep] for n, c in columns.items()}
-            if keep.sum() != rows: raise ShardError(f'{shard.path} has {keep.sum():,} rows of these folds where its manifest says {rows:,}: prepare the set again')
+            if keep.sum() != rows:
+                raise ShardError(f'{shard.path} has {keep.sum():,} rows of these folds where '
+                                 f'its manifest says {rows:,}: prepare the set again')
         yield columns
 
 # %% ../../nbs/judge/50_inspect.ipynb #123fcbff
 def _within(values, among):
     "Which of `values` are in the sorted array `among`; a block at a time, to need little memory"
     found = np.zeros(len(values), bool)
-    for i in range(0, len(values) if len(among) else 0, 1 << 20):
+    if not len(among): return found
+    for i in range(0, len(values), 1 << 20):
         part = values[i:i + (1 << 20)]
-        found[i:i + len(part)] = among[np.minimum(np.searchsorted(among, part), len(among) - 1)] == part
+        at = np.minimum(np.searchsorted(among, part), len(among) - 1)
+        found[i:i + len(part)] = among[at] == part
     return found
 
 # %% ../../nbs/judge/50_inspect.ipynb #06619faa
 def _repeats(ids, in_order, folds):
     "How many rows have the `ids` and `folds` of one before; `in_order` are the ids, sorted"
-    twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])     # few: a position is in several folds if several games have it
+    twice = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])      # few
     at = np.flatnonzero(_within(ids, twice))
     order = np.lexsort((folds[at], ids[at]))
     i, f = ids[at][order], folds[at][order]
@@ -296,18 +420,21 @@ class _Side:
     game: np.ndarray|None     # uint64 (N,)
     ply: np.ndarray|None      # uint16 (N,)
 
+# %% ../../nbs/judge/50_inspect.ipynb #27ab6990
 _types = {'id': np.uint64, 'fold': np.uint8, 'game': np.uint64, 'ply': np.uint16}
 
 def _side(source, names):
-    "Read `names` of all rows of `source`, laid end to end"
-    all_rows, at, lacking = {n: np.zeros(source.total_rows, _types[n]) for n in names}, 0, set()
+    "Read `names` of all rows of `source`"
+    read = {n: np.zeros(source.total_rows, _types[n]) for n in names}
+    at, lacking = 0, set()
     for columns, rows in zip(source_columns(source, names), source.row_counts):
         lacking |= set(names) - set(columns)
-        for n in set(names) & set(columns): all_rows[n][at:at + rows] = columns[n]
+        for n in set(names) & set(columns): read[n][at:at + rows] = columns[n]
         at += rows
-    game, ply = (None if n in lacking or n not in names else all_rows[n] for n in ('game', 'ply'))
-    ids, in_order = all_rows['id'], np.sort(all_rows['id'])
-    return _Side(ids, in_order, _repeats(ids, in_order, all_rows['fold']), None if game is None else np.unique(game), game, ply)
+    game, ply = (None if n in lacking else read.get(n) for n in ('game', 'ply'))
+    ids, in_order = read['id'], np.sort(read['id'])
+    repeats = _repeats(ids, in_order, read['fold'])
+    return _Side(ids, in_order, repeats, None if game is None else np.unique(game), game, ply)
 
 # %% ../../nbs/judge/50_inspect.ipynb #095390e5
 DEEP = 30         # plies: before, games may well agree
@@ -315,12 +442,22 @@ COPIED = 0.5      # a game is a copy if so much of it from there on is in traini
 AT_LEAST = 5      # … and so many positions
 
 def _copies(valid, hit):
-    "Games of the `valid` side that are in training under another key: game, rows from ply `DEEP` on, those that are shared"
+    "Copied games of the `valid` side: game, rows from ply `DEEP` on, those of them that are `hit`"
     late = pl.DataFrame({'game': valid.game, 'shared': hit}).filter(pl.Series(valid.ply >= DEEP))
     by_game = late.group_by('game').agg(pl.len().alias('rows'), pl.col('shared').sum())
-    return by_game.filter((pl.col('shared') >= AT_LEAST) & (pl.col('shared') >= COPIED*pl.col('rows'))).sort('shared', 'game', descending=[True, False])
+    shared = pl.col('shared')
+    copied = by_game.filter((shared >= AT_LEAST) & (shared >= COPIED*pl.col('rows')))
+    return copied.sort('shared', 'game', descending=[True, False])
 
-# %% ../../nbs/judge/50_inspect.ipynb #b918fdc7
+# %% ../../nbs/judge/50_inspect.ipynb #1f42cb9d
+def _by_ply(plies, hit):
+    "Rows of each ply, and how many of them are `hit`"
+    rows = np.bincount(plies)
+    shared = np.bincount(plies[hit], minlength=len(rows))
+    table = pl.DataFrame({'ply': np.arange(len(rows)), 'rows': rows, 'shared': shared})
+    return table.filter(pl.col('rows') > 0)
+
+# %% ../../nbs/judge/50_inspect.ipynb #cc7f9698
 @dataclass
 class SplitAudit:
     "What two sides of a split have in common; a sentence, a table and a plot"
@@ -330,98 +467,160 @@ class SplitAudit:
     games_shared: int|None = None  # None: not known
     shared: int|None = None        # Validation rows whose position is in training
     by_ply: pl.DataFrame|None = None   # ply, rows, shared: of validation
-    copies: pl.DataFrame|None = None   # game, rows, shared: validation games that are in training under another key
+    copies: pl.DataFrame|None = None   # game, rows, shared: in training under another key
 
-    @property
-    def leaks(self) -> bool|None:
-        "Whether a game is on both sides; None if that cannot be known"
-        return None if self.games_shared is None else bool(self.games_shared or len(self.copies))
+# %% ../../nbs/judge/50_inspect.ipynb #8119c680
+@patch(as_prop=True)
+def leaks(self:SplitAudit) -> bool|None:
+    "Whether a game is on both sides; None if that cannot be known"
+    return None if self.games_shared is None else bool(self.games_shared or len(self.copies))
 
-# %% ../../nbs/judge/50_inspect.ipynb #1f42cb9d
+# %% ../../nbs/judge/50_inspect.ipynb #55d9868d
 def audit(
-    train:StreamingFileSource,             # Or a `FileSource`; with the folds that are trained on
-    valid:StreamingFileSource|None=None,   # The held-out rows; None: look at the training rows alone
+    train:StreamingFileSource,            # Or a `FileSource`; with the folds that are trained on
+    valid:StreamingFileSource|None=None,  # The held-out rows; None: look at training alone
 ) -> SplitAudit:
     "What `train` and `valid` share: games, positions by ply, repeated rows"
     for source in (train, valid or train): _check_source(source)
-    a, b = _side(train, ('id', 'fold', 'game')), None if valid is None else _side(valid, ('id', 'fold', 'game', 'ply'))
-    n = lambda x: None if x is None else len(x)
-    if b is None: return SplitAudit((n(a.ids), None), (n(a.games), None), (a.repeats, None))
-    hit, known = _within(b.ids, a.in_order), a.games is not None and b.games is not None
-    found = SplitAudit((n(a.ids), n(b.ids)), (n(a.games), n(b.games)), (a.repeats, b.repeats), shared=int(hit.sum()))
-    if b.ply is not None:
-        rows = np.bincount(b.ply)
-        found.by_ply = pl.DataFrame({'ply': np.arange(len(rows)), 'rows': rows, 'shared': np.bincount(b.ply[hit], minlength=len(rows))}).filter(pl.col('rows') > 0)
-    if known: found.games_shared, found.copies = int(_within(b.games, a.games).sum()), _copies(b, hit)
+    count = lambda games: None if games is None else len(games)
+    a = _side(train, ('id', 'fold', 'game'))
+    if valid is None:
+        return SplitAudit((len(a.ids), None), (count(a.games), None), (a.repeats, None))
+    b = _side(valid, ('id', 'fold', 'game', 'ply'))
+    hit = _within(b.ids, a.in_order)
+    found = SplitAudit((len(a.ids), len(b.ids)), (count(a.games), count(b.games)),
+                       (a.repeats, b.repeats), shared=int(hit.sum()))
+    if b.ply is not None: found.by_ply = _by_ply(b.ply, hit)
+    if a.games is not None and b.games is not None:
+        found.games_shared = int(_within(b.games, a.games).sum())
+        found.copies = _copies(b, hit)
     return found
 
 # %% ../../nbs/judge/50_inspect.ipynb #1c520b60
-def _share(part, whole): return f'{part / max(whole, 1):.1%}'
-
-# %% ../../nbs/judge/50_inspect.ipynb #27282fba
-@patch(as_prop=True)
-def verdict(self:SplitAudit) -> str:
-    "What to make of it"
-    (train, valid), again = self.rows, [f'{_some(n, "row")} of {side} {"stands" if n == 1 else "stand"} there twice: are some games given twice?' for side, n in zip(('training', 'validation'), self.repeats) if n]
-    if valid is None: said = f'{train:,} rows' + ('; they know no games' if self.games[0] is None else f' of {_some(self.games[0], "game")}') + '.'
-    elif not (train and valid): said = f'There is no row in {"training" if not train else "validation"}.'
-    elif self.leaks is None: said = f'Whether a game is on both sides cannot be known, because rows of {self._unknown()} know no games; {_share(self.shared, valid)} of validation rows are positions that are in training, too.'
-    elif self.games_shared: said = f'It leaks: {self.games_shared:,} of {self.games[1]:,} validation games are in training, too. Split by folds, which go by game.'
-    elif len(self.copies): said = f'It leaks: {len(self.copies):,} of {self.games[1]:,} validation games are in training under another key, since most of their positions from ply {DEEP} on are. Are there two records of the same games?'
-    else: said = f'No game is on both sides. {_share(self.shared, valid)} of validation rows are positions that are in training, too, as openings are; from ply {DEEP} on it is {self._late()}.'
-    return ' '.join([said, *again])
+def _share(part, whole):
+    return f'{part / max(whole, 1):.1%}'
 
 # %% ../../nbs/judge/50_inspect.ipynb #07113ff5
 @patch
-def _unknown(self:SplitAudit): return ' and '.join(s for s, g in zip(('training', 'validation'), self.games) if g is None)
+def _twice(self:SplitAudit):
+    "A sentence on each side that has repeated rows"
+    said = '{} of {} {} there twice: are some games given twice?'
+    return [said.format(_some(n, 'row'), side, 'stands' if n == 1 else 'stand')
+            for side, n in zip(('training', 'validation'), self.repeats) if n]
 
+# %% ../../nbs/judge/50_inspect.ipynb #579eecd4
+@patch
+def _unknown(self:SplitAudit):
+    "The sides whose rows know no games"
+    return ' and '.join(s for s, g in zip(('training', 'validation'), self.games) if g is None)
+
+# %% ../../nbs/judge/50_inspect.ipynb #a2f4dc1b
 @patch
 def _late(self:SplitAudit):
+    "The share of late positions that are in training"
     late = self.by_ply.filter(pl.col('ply') >= DEEP)
     return _share(late['shared'].sum(), late['rows'].sum())
 
-# %% ../../nbs/judge/50_inspect.ipynb #8405ca13
+# %% ../../nbs/judge/50_inspect.ipynb #c8c28306
+@patch
+def _leak(self:SplitAudit):
+    "The sentence on a split that leaks"
+    of = f'of {self.games[1]:,} validation games are in training'
+    if self.games_shared:
+        return f'It leaks: {self.games_shared:,} {of}, too. Split by folds, which go by game.'
+    return (f'It leaks: {len(self.copies):,} {of} under another key, since most of their positions '
+            f'from ply {DEEP} on are. Are there two records of the same games?')
+
+# %% ../../nbs/judge/50_inspect.ipynb #4aaa1936
+@patch
+def _finding(self:SplitAudit):
+    "The sentence on games and positions"
+    train, valid = self.rows
+    if valid is None:
+        if self.games[0] is None: return f'{train:,} rows; they know no games.'
+        return f'{train:,} rows of {_some(self.games[0], "game")}.'
+    if not (train and valid): return f'There is no row in {"validation" if train else "training"}.'
+    if self.leaks: return self._leak()
+    also = f'{_share(self.shared, valid)} of validation rows are positions that are in training, too'
+    if self.leaks is None:
+        return ('Whether a game is on both sides cannot be known, because rows of '
+                f'{self._unknown()} know no games; {also}.')
+    return f'No game is on both sides. {also}, as openings are; from ply {DEEP} on it is {self._late()}.'
+
+# %% ../../nbs/judge/50_inspect.ipynb #96ddb8c6
+@patch(as_prop=True)
+def verdict(self:SplitAudit) -> str:
+    "What to make of it"
+    return ' '.join([self._finding(), *self._twice()])
+
+# %% ../../nbs/judge/50_inspect.ipynb #16999069
+@patch
+def _ply_lines(self:SplitAudit):
+    "The table's lines on plies"
+    lines = []
+    for low, high in ((0, 9), (10, 19), (20, DEEP - 1), (DEEP, None)):
+        part = self.by_ply.filter((pl.col('ply') >= low) & (pl.col('ply') <= (high or 1 << 16)))
+        shared, rows = part['shared'].sum(), part['rows'].sum()
+        what = f'… of plies {low}–{high}' if high else f'… from ply {low} on'
+        lines.append((what, '', _share(shared, rows), f'{shared:,}'))
+    return lines
+
+# %% ../../nbs/judge/50_inspect.ipynb #84e575d1
 @patch
 def _lines(self:SplitAudit):
     "The table's lines: what, training, validation, both"
     number = lambda n: '–' if n is None else f'{n:,}'
-    unknown = lambda n, rows: '' if rows is None else 'unknown' if n is None else f'{n:,}'
+    games = lambda n, rows: '' if rows is None else 'unknown' if n is None else f'{n:,}'
+    of_sides = map(games, self.games, self.rows)
     lines = [('rows', *map(number, self.rows), ''),
-             ('games', *map(unknown, self.games, self.rows), unknown(self.games_shared, self.rows[1])),
+             ('games', *of_sides, games(self.games_shared, self.rows[1])),
              ('rows that stand there twice', *map(number, self.repeats), '')]
-    if self.shared is not None: lines.append(('validation rows whose position is in training', '', _share(self.shared, self.rows[1]), f'{self.shared:,}'))
-    if self.by_ply is not None:
-        for low, high in ((0, 9), (10, 19), (20, DEEP - 1), (DEEP, None)):
-            part = self.by_ply.filter((pl.col('ply') >= low) & (pl.col('ply') <= (high or 1 << 16)))
-            lines.append((f'… of plies {low}–{high}' if high else f'… from ply {low} on', '', _share(part['shared'].sum(), part['rows'].sum()), f"{part['shared'].sum():,}"))
-    if self.copies is not None: lines.append(('validation games copied under another key', '', '', f'{len(self.copies):,}'))
+    if self.shared is not None:
+        what, share = 'validation rows whose position is in training', _share(self.shared, self.rows[1])
+        lines.append((what, '', share, f'{self.shared:,}'))
+    if self.by_ply is not None: lines += self._ply_lines()
+    if self.copies is not None:
+        lines.append(('validation games copied under another key', '', '', f'{len(self.copies):,}'))
     return lines
 
-# %% ../../nbs/judge/50_inspect.ipynb #579eecd4
+# %% ../../nbs/judge/50_inspect.ipynb #20b34697
+@patch
+def __repr__(self:SplitAudit):
+    lines = [('', 'training', 'validation', 'both'), *self._lines()]
+    return '\n'.join([self.verdict, *(f'  {what:<46}{a:>14}{b:>14}{c:>14}' for what, a, b, c in lines)])
+
+# %% ../../nbs/judge/50_inspect.ipynb #15c8051d
 @patch
 def plot(self:SplitAudit):   # A matplotlib `Figure`; a `ValueError` where plies are not known
     "The share of validation positions that are in training, by ply, above the number of rows"
-    if self.by_ply is None: raise ValueError('these rows know no plies, so nothing can be drawn by ply: validation rows of shards made by prepare_stage2 or prepare_stage3 were expected')
+    if self.by_ply is None:
+        raise ValueError('these rows know no plies, so nothing can be drawn by ply: validation rows '
+                         'of shards made by prepare_stage2 or prepare_stage3 were expected')
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 3), dpi=90, layout='constrained')
     top, below = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ply, rows, shared = (self.by_ply[c].to_numpy() for c in ('ply', 'rows', 'shared'))
-    top.fill_between(ply, 100*shared/rows, step='mid', color='#c2410c', alpha=0.3); top.step(ply, 100*shared/rows, where='mid', color='#c2410c', linewidth=1)
+    share, red = 100*shared/rows, '#c2410c'
+    top.fill_between(ply, share, step='mid', color=red, alpha=0.3)
+    top.step(ply, share, where='mid', color=red, linewidth=1)
+    top.set(ylabel='% also in training', ylim=(0, 102))
+    top.set_title('validation positions that are in training, by ply')
     below.bar(ply, rows, width=1, color='#2a7ab0')
-    top.set(ylabel='% also in training', ylim=(0, 102), title='validation positions that are in training, by ply'); below.set(ylabel='rows', xlabel='ply')
-    for ax in (top, below): ax.grid(alpha=0.25); ax.margins(x=0.01)
+    below.set(ylabel='rows', xlabel='ply')
+    for ax in (top, below):
+        ax.grid(alpha=0.25)
+        ax.margins(x=0.01)
     return fig
 
-# %% ../../nbs/judge/50_inspect.ipynb #3762d12f
-@patch
-def __repr__(self:SplitAudit): return '\n'.join([self.verdict, *(f'  {what:<46}{a:>14}{b:>14}{c:>14}' for what, a, b, c in [('', 'training', 'validation', 'both'), *self._lines()])])
-
+# %% ../../nbs/judge/50_inspect.ipynb #b6cb2bcd
 @patch
 def _repr_html_(self:SplitAudit):
-    plot = picture(self.plot(), self.verdict) if self.by_ply is not None and len(self.by_ply) else ''
-    return f'<p><b>{escape(self.verdict)}</b></p>' + _table(self._lines(), ('', 'training', 'validation', 'both')) + plot
+    title = f'<p><b>{escape(self.verdict)}</b></p>'
+    table = _table(self._lines(), ('', 'training', 'validation', 'both'))
+    drawn = self.by_ply is not None and len(self.by_ply)
+    return title + table + (picture(self.plot(), self.verdict) if drawn else '')
 
-# %% ../../nbs/judge/50_inspect.ipynb #d1951cc9
+# %% ../../nbs/judge/50_inspect.ipynb #aecf7f90
 def expected_games(
     sizes:np.ndarray,   # int (G,): rows of each game
     drawn:int,          # Rows drawn, without replacement
@@ -430,7 +629,8 @@ def expected_games(
     sizes, total = np.asarray(sizes), int(np.sum(sizes))
     if drawn >= total: return float((sizes > 0).sum())
     i = np.arange(sizes.max())
-    with np.errstate(divide='ignore'): missed = np.cumsum(np.log(np.maximum(total - drawn - i, 0)) - np.log(total - i))
+    with np.errstate(divide='ignore'):     # log 0: such a game cannot be missed
+        missed = np.cumsum(np.log(np.maximum(total - drawn - i, 0)) - np.log(total - i))
     return float(-np.expm1(missed[sizes[sizes > 0] - 1]).sum())
 
 # %% ../../nbs/judge/50_inspect.ipynb #74465f53
@@ -446,79 +646,112 @@ class ShuffleMeter:
     perfect_together: float  # … and in the K batches
     shuffle: bool = True     # False: rows as they stand
 
-    @property
-    def batches(self) -> int:
-        "How many batches were looked at"
-        return len(self.per_batch)
-    @property
-    def ratio(self) -> float:
-        "Games of a batch, and of all the batches together, as shares of a perfect shuffle's: the smaller of the two"
-        return float(min(self.per_batch.mean()/self.perfect, self.together/self.perfect_together))
+# %% ../../nbs/judge/50_inspect.ipynb #650b59c2
+@patch(as_prop=True)
+def batches(self:ShuffleMeter) -> int:
+    "How many batches were looked at"
+    return len(self.per_batch)
+
+# %% ../../nbs/judge/50_inspect.ipynb #8d50cf5d
+@patch(as_prop=True)
+def ratio(self:ShuffleMeter) -> float:
+    "Games of a batch, and of all batches, as shares of a perfect shuffle's: the smaller of the two"
+    of_a_batch, of_all = self.per_batch.mean()/self.perfect, self.together/self.perfect_together
+    return float(min(of_a_batch, of_all))
 
 # %% ../../nbs/judge/50_inspect.ipynb #be66d437
 def _games_in(source, kept):
     "(rows of each game, {shard: its rows' games} for the shards in `kept`)"
     sizes, held = pl.DataFrame(schema={'game': pl.UInt64, 'count': pl.UInt32}), {}
     for i, columns in enumerate(source_columns(source, ('game',))):
-        if 'game' not in columns: raise ShardError(f'{source.shards[i].path} knows no games, so it cannot be said how they are mixed: shards made by prepare_stage2 or prepare_stage3 were expected')
-        sizes = pl.concat([sizes, pl.Series('game', columns['game']).value_counts()]).group_by('game').agg(pl.col('count').sum())
+        if 'game' not in columns:
+            raise ShardError(f'{source.shards[i].path} knows no games, so it cannot be said how they '
+                             'are mixed: shards made by prepare_stage2 or prepare_stage3 were expected')
+        counted = pl.Series('game', columns['game']).value_counts()
+        sizes = pl.concat([sizes, counted]).group_by('game').agg(pl.col('count').sum())
         if i in kept: held[i] = columns['game']
     return np.sort(sizes['count'].to_numpy().astype(np.int64)), held
 
-# %% ../../nbs/judge/50_inspect.ipynb #2d894780
+# %% ../../nbs/judge/50_inspect.ipynb #ae4c5a2a
 def shuffle_meter(
     source:StreamingFileSource,   # Or a `FileSource`
-    batch_size:int,
-    seed:int=0,
-    epoch:int=0,
+    batch_size:int,               # Rows of a batch
+    seed:int=0,                   # Of the plan
+    epoch:int=0,                  # Of the plan
     batches:int=100,              # Batches looked at, from the epoch's first on
     shuffle:bool=True,            # False: rows as they stand
 ) -> ShuffleMeter:
     "How many games the batches of the plan of `source` bring"
-    if batch_size < 1 or batches < 1: raise ValueError(f'batch_size={batch_size}, batches={batches}: at least 1 was expected')
+    if batch_size < 1 or batches < 1:
+        raise ValueError(f'batch_size={batch_size}, batches={batches}: at least 1 was expected')
     _check_source(source)
     plan = source.plan(batch_size, seed, epoch, shuffle=shuffle)
     if not plan.rows: raise ValueError(f'{source!r} has no row: nothing can be measured')
-    pieces = [plan.batch(k) for k in range(min(batches, max(plan.rows // batch_size, 1)))]   # whole batches
+    whole = max(plan.rows // batch_size, 1)
+    pieces = [plan.batch(k) for k in range(min(batches, whole))]
     touched = sorted({w for batch in pieces for w, _ in batch})
     sizes, held = _games_in(source, {s for w in touched for s in plan.windows[w]})
     window = {w: np.concatenate([held[s] for s in plan.windows[w]]) for w in touched}
     drawn = [np.concatenate([window[w][places] for w, places in batch]) for batch in pieces]
-    per_batch, together = np.array([len(np.unique(d)) for d in drawn]), len(np.unique(np.concatenate(drawn)))
-    return ShuffleMeter(plan.rows, len(sizes), batch_size, per_batch, together, expected_games(sizes, len(drawn[0])), expected_games(sizes, sum(map(len, drawn))), shuffle)
+    per_batch = np.array([len(np.unique(d)) for d in drawn])
+    together = len(np.unique(np.concatenate(drawn)))
+    perfect = [expected_games(sizes, n) for n in (len(drawn[0]), sum(map(len, drawn)))]
+    return ShuffleMeter(plan.rows, len(sizes), batch_size, per_batch, together, *perfect, shuffle)
 
-# %% ../../nbs/judge/50_inspect.ipynb #ae4c5a2a
+# %% ../../nbs/judge/50_inspect.ipynb #189ad28c
+@patch
+def _batches(self:ShuffleMeter):
+    return f'{self.batches} batch{"es"*(self.batches > 1)}'
+
+# %% ../../nbs/judge/50_inspect.ipynb #1d9620ab
 @patch(as_prop=True)
 def verdict(self:ShuffleMeter) -> str:
     "What to make of it"
-    said = f'A batch of {self.batch_size:,} rows has {self.per_batch.mean():,.1f} games, where a perfect shuffle of {self.rows:,} rows of {_some(self.games, "game")} brings {self.perfect:,.1f}'
-    if self.together < 0.9*self.perfect_together: said += f', and {self._batches()} have {self.together:,} where it brings {self.perfect_together:,.0f}'
+    said = (f'A batch of {self.batch_size:,} rows has {self.per_batch.mean():,.1f} games, where a '
+            f'perfect shuffle of {self.rows:,} rows of {_some(self.games, "game")} brings {self.perfect:,.1f}')
+    if self.together < 0.9*self.perfect_together:
+        said += f', and {self._batches()} have {self.together:,} where it brings {self.perfect_together:,.0f}'
     if self.ratio >= 0.9: return said + '.'
-    return said + (': open more shards at once (window=), or mix the rows when they are written.' if self.shuffle else ': rows as they stand are for validation, not for training.')
+    if not self.shuffle: return said + ': rows as they stand are for validation, not for training.'
+    return said + ': open more shards at once (window=), or mix the rows when they are written.'
 
-@patch
-def _batches(self:ShuffleMeter): return f'{self.batches} batch{"es"*(self.batches > 1)}'
-
+# %% ../../nbs/judge/50_inspect.ipynb #67f97d8b
 @patch
 def _lines(self:ShuffleMeter):
     "The table's lines: what, this order, a perfect shuffle, how much of it"
-    return [('games a batch', f'{self.per_batch.mean():,.1f} ({self.per_batch.min():,}–{self.per_batch.max():,})', f'{self.perfect:,.1f}', f'{self.per_batch.mean()/self.perfect:.0%}'),
-            (f'games in {self._batches()}', f'{self.together:,}', f'{self.perfect_together:,.1f}', f'{self.together/self.perfect_together:.0%}')]
+    mean, low, high = self.per_batch.mean(), self.per_batch.min(), self.per_batch.max()
+    all_of_them = f'games in {self._batches()}'
+    return [('games a batch', f'{mean:,.1f} ({low:,}–{high:,})', f'{self.perfect:,.1f}',
+             f'{mean/self.perfect:.0%}'),
+            (all_of_them, f'{self.together:,}', f'{self.perfect_together:,.1f}',
+             f'{self.together/self.perfect_together:.0%}')]
 
-# %% ../../nbs/judge/50_inspect.ipynb #bd2e53f9
+# %% ../../nbs/judge/50_inspect.ipynb #b51c3191
+@patch
+def __repr__(self:ShuffleMeter):
+    lines = [('', 'this order', 'perfect shuffle', ''), *self._lines()]
+    return '\n'.join([self.verdict, *(f'  {a:<24}{b:>22}{c:>18}{d:>8}' for a, b, c, d in lines)])
+
+# %% ../../nbs/judge/50_inspect.ipynb #1cf584ea
 @patch
 def plot(self:ShuffleMeter):   # A matplotlib `Figure`
     "Bars of games, in this order and in a perfect shuffle"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 1.9), dpi=90, layout='constrained')
-    pairs = ((self.per_batch.mean(), self.perfect, 'distinct games a batch'), (self.together, self.perfect_together, f'distinct games in {self._batches()}'))
+    pairs = ((self.per_batch.mean(), self.perfect, 'distinct games a batch'),
+             (self.together, self.perfect_together, f'distinct games in {self._batches()}'))
     for ax, (ours, perfect, title) in zip(fig.subplots(1, 2), pairs):
-        bars = ax.barh(['perfect\nshuffle', 'this\norder'], [perfect, ours], color=['#bbb', '#2a7ab0'])
-        ax.bar_label(bars, fmt='{:,.0f}', padding=3); ax.set_title(title, fontsize=10); ax.set_xlim(0, 1.2*max(perfect, ours)); ax.grid(alpha=0.25, axis='x')
+        names, colors = ['perfect\nshuffle', 'this\norder'], ['#bbb', '#2a7ab0']
+        bars = ax.barh(names, [perfect, ours], color=colors)
+        ax.bar_label(bars, fmt='{:,.0f}', padding=3)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlim(0, 1.2*max(perfect, ours))
+        ax.grid(alpha=0.25, axis='x')
     return fig
 
+# %% ../../nbs/judge/50_inspect.ipynb #715b76fe
 @patch
-def __repr__(self:ShuffleMeter): return '\n'.join([self.verdict, *(f'  {a:<24}{b:>22}{c:>18}{d:>8}' for a, b, c, d in [('', 'this order', 'perfect shuffle', ''), *self._lines()])])
-
-@patch
-def _repr_html_(self:ShuffleMeter): return f'<p><b>{escape(self.verdict)}</b></p>' + _table(self._lines(), ('', 'this order', 'perfect shuffle', '')) + picture(self.plot(), self.verdict)
+def _repr_html_(self:ShuffleMeter):
+    title = f'<p><b>{escape(self.verdict)}</b></p>'
+    table = _table(self._lines(), ('', 'this order', 'perfect shuffle', ''))
+    return title + table + picture(self.plot(), self.verdict)
