@@ -26,8 +26,8 @@ from .board import HAND_MAX, _sfen_row, position_ids, to_sfen
 from .files import as_path, atomic_file, local_file
 from .games import playable
 from .labels import LABEL_COUNT, move_labels
-from .shards import (FOREIGN, SCHEMAS, Foreign, ShardError,
-                                 fixed_array, fixed_bytes, fixed_lists)
+from .shards import FOREIGN, SCHEMAS, Foreign, ShardError
+from .shards import fixed_array, fixed_bytes, fixed_lists
 
 # %% ../../nbs/data/13_old.ipynb #5b938f94
 _bytes, _floats = pa.list_(pa.uint8()), pa.list_(pa.float32())
