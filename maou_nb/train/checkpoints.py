@@ -196,7 +196,7 @@ PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 # %% ../../nbs/train/41_checkpoints.ipynb #cccc149a
 def find_checkpoint(
     path:str|Path,           # A file or its URL, a stage's folder, one of checkpoints, or a run folder
-) -> tuple[Path, str|None]:  # The file, and its SHA-256 if a manifest knows it
+) -> tuple[Path, str|None]:  # The file, its SHA-256 if known; a `CheckpointError` if there is none
     "The checkpoint file that `path` means; of a folder the best of the last stage"
     wanted = 'a checkpoint file, or a run folder with checkpoints in it, was expected'
     try: path = as_path(path)
