@@ -78,7 +78,8 @@ def _base_problem(flag, name, base):
 def _place_problems(flag, on, bucket, base, name):
     "What is wrong with the three options of one kind of bucket; two of them begin with `name`"
     if on:
-        yield from filter(None, (_bucket_problem(flag, name, bucket), _base_problem(flag, name, base)))
+        found = _bucket_problem(flag, name, bucket), _base_problem(flag, name, base)
+        yield from filter(None, found)
         if lacks := _lacks({'s3': 's3', 'gcs': 'gs'}[name]): yield f'{flag}=True: {lacks}'
         return
     for option, value in ((f'{name}_bucket_name', bucket), (f'{name}_base_path', base)):
@@ -125,7 +126,7 @@ def _sign(path:Path):
 
 # %% ../../nbs/train/46_mirror.ipynb #962cab91
 def _named(manifest:bytes|str, where) -> dict[str, str]:
-    "The SHA-256 of each checkpoint that `manifest` names; a `FileError`, which says `where`, if it is none"
+    "The SHA-256 of each checkpoint that `manifest`, read from `where`, names; a `FileError` if it is none"
     try:
         files = json.loads(manifest)['files'].items()
         return {name: facts['sha256'] for name, facts in files if '/' not in name and name != '..'}
@@ -328,8 +329,8 @@ def _find_stale(self:Mirror, there:dict[str, dict]):
 # %% ../../nbs/train/46_mirror.ipynb #ba1331af
 @patch
 def _local(self:Mirror) -> dict[Path, str]:
-    "Each file of the folders, but for hidden ones, and where it goes; the inner of nested folders decides"
-    found = {}
+    "Each file of the folders, but for hidden ones, and the URL it goes to"
+    found = {}      # of nested folders the inner one comes last, and decides
     for folder, url in sorted(self.folders.items(), key=lambda f: len(f[0].parts)):
         for p in sorted(folder.rglob('*')):
             rel = p.relative_to(folder)
