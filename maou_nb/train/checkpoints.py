@@ -36,7 +36,7 @@ def save_tensors(
     with atomic_file(path) as f: f.write(data)
     return hashlib.sha256(data).hexdigest()
 
-# %% ../../nbs/train/41_checkpoints.ipynb #0e3cd486
+# %% ../../nbs/train/41_checkpoints.ipynb #dc59672d
 def load_tensors(
     path:str|Path,
     sha256:str|None=None,  # What the file should have; None: not known
@@ -44,16 +44,23 @@ def load_tensors(
     "What `save_tensors` wrote to `path`; a `CheckpointError` if it is damaged or something else"
     path = Path(path)
     if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint was expected')
-    if sha256 and file_sha256(path) != sha256: raise CheckpointError(f'{path} is damaged: its SHA-256 is not the one in its manifest; use an earlier checkpoint')
+    if sha256 and file_sha256(path) != sha256:
+        raise CheckpointError(f'{path} is damaged: its SHA-256 is not the one in its manifest; '
+                              'use an earlier checkpoint')
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('maou_nb', '{}'))
-    except SafetensorError as e: raise CheckpointError(f'{path} is not a safetensors file ({e}): a checkpoint of maou_nb was expected') from None
+        with safe_open(path, 'pt') as f:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            return tensors, json.loads((f.metadata() or {}).get('maou_nb', '{}'))
+    except SafetensorError as e:
+        raise CheckpointError(f'{path} is not a safetensors file ({e}): '
+                              'a checkpoint of maou_nb was expected') from None
 
-# %% ../../nbs/train/41_checkpoints.ipynb #8f81bd2a
+# %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
     "The state of `optimizer` as named tensors"
     state = optimizer.state_dict()['state']
-    return {f'optimizer.{i}.{k}': torch.as_tensor(v) for i, entry in state.items() for k, v in entry.items() if v is not None}
+    flat = {f'optimizer.{i}.{k}': v for i, entry in state.items() for k, v in entry.items()}
+    return {k: torch.as_tensor(v) for k, v in flat.items() if v is not None}
 
 # %% ../../nbs/train/41_checkpoints.ipynb #48bac6c4
 def load_optimizer(optimizer:torch.optim.Optimizer, tensors:dict[str, Tensor]):
@@ -68,7 +75,8 @@ def load_optimizer(optimizer:torch.optim.Optimizer, tensors:dict[str, Tensor]):
 def random_tensors() -> dict[str, Tensor]:
     "The state of torch's random generators, from which dropout draws"
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {'random.cpu': torch.get_rng_state(), **{f'random.cuda.{i}': s for i, s in enumerate(cuda)}}
+    far = {f'random.cuda.{i}': state for i, state in enumerate(cuda)}
+    return {'random.cpu': torch.get_rng_state(), **far}
 
 # %% ../../nbs/train/41_checkpoints.ipynb #ecf4e99a
 def load_random(tensors:dict[str, Tensor]):
@@ -84,9 +92,10 @@ def part(
     strip:bool=True,            # Take the prefix off
 ) -> dict[str, Tensor]:
     "Those of `tensors` whose names begin with `prefix`"
-    return {k.removeprefix(prefix) if strip else k: v for k, v in tensors.items() if k.startswith(prefix)}
+    found = {k: v for k, v in tensors.items() if k.startswith(prefix)}
+    return {k.removeprefix(prefix): v for k, v in found.items()} if strip else found
 
-# %% ../../nbs/train/41_checkpoints.ipynb #1f34eb06
+# %% ../../nbs/train/41_checkpoints.ipynb #85c70c10
 class Checkpoints:
     "The checkpoints of one stage: the last ones, and the best by each mark"
     def __init__(self,
@@ -94,23 +103,20 @@ class Checkpoints:
                  keep:int=3):  # How many of the last are kept beside the best
         self.folder, self.keep = Path(folder), keep
 
-    @property
-    def manifest(self) -> dict:
-        "`last`, `best` and other marks: file names; `files`: the SHA-256 and facts of each, the oldest first"
-        path = self.folder/'checkpoints.json'
-        if not path.exists(): return {'last': None, 'best': None, 'files': {}}
-        try:
-            manifest = json.loads(path.read_text(encoding='utf-8'))
-            if {'last', 'best'} <= manifest.keys() and all('sha256' in f for f in manifest['files'].values()): return manifest
-        except (ValueError, LookupError, AttributeError, TypeError): pass
-        raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')
+# %% ../../nbs/train/41_checkpoints.ipynb #cbaba4c1
+@patch(as_prop=True)
+def manifest(self:Checkpoints) -> dict:
+    "`last`, `best` and other marks: file names; `files`: the SHA-256 and facts of each, the oldest first"
+    path = self.folder/'checkpoints.json'
+    if not path.exists(): return {'last': None, 'best': None, 'files': {}}
+    try:
+        manifest = json.loads(path.read_text(encoding='utf-8'))
+        known = all('sha256' in f for f in manifest['files'].values())
+        if known and {'last', 'best'} <= manifest.keys(): return manifest
+    except (ValueError, LookupError, AttributeError, TypeError): pass
+    raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')
 
-    def path(self, which:str='best') -> Path|None:
-        "Where the checkpoint marked `which` is, such as best, last, best_policy or best_value; None if there is none yet"
-        name = self.manifest.get(which)
-        return self.folder/name if name else None
-
-# %% ../../nbs/train/41_checkpoints.ipynb #62e92a13
+# %% ../../nbs/train/41_checkpoints.ipynb #1f34eb06
 @patch
 def save(
     self:Checkpoints,
@@ -119,17 +125,25 @@ def save(
     about:dict,
     marks:tuple=(),              # What it is the best at so far, such as best or best_policy
 ) -> Path:
-    "Add a checkpoint as the last, and under `marks`; what is neither marked nor among the last any more is removed"
+    "Add a checkpoint as the last, and under `marks`; remove what is neither marked nor among the last"
     old, name = self.manifest, f'{name}.safetensors'
     sha = save_tensors(self.folder/name, tensors, about)
+    facts = {k: v for k, v in about.items() if isinstance(v, (int, float, str))}
     files = {n: f for n, f in old['files'].items() if n != name}
-    files[name] = {'sha256': sha, **{k: v for k, v in about.items() if isinstance(v, (int, float, str))}}
+    files[name] = {'sha256': sha, **facts}
     new = {**old, 'last': name, **dict.fromkeys(marks, name)}
     wanted = {*list(files)[-self.keep:], *(v for k, v in new.items() if k != 'files')}
     new['files'] = {n: f for n, f in files.items() if n in wanted}
     with atomic_file(self.folder/'checkpoints.json', 'w') as f: json.dump(new, f, indent=1)
-    for n in set(files) - wanted: (self.folder/n).unlink(missing_ok=True)
+    for n in files.keys() - wanted: (self.folder/n).unlink(missing_ok=True)
     return self.folder/name
+
+# %% ../../nbs/train/41_checkpoints.ipynb #ec10c9e1
+@patch
+def path(self:Checkpoints, which:str='best') -> Path|None:
+    "Where the checkpoint marked `which` is: best, last, best_policy or best_value; None if there is none yet"
+    name = self.manifest.get(which)
+    return self.folder/name if name else None
 
 # %% ../../nbs/train/41_checkpoints.ipynb #84d4778f
 @patch
@@ -152,34 +166,53 @@ def load_newest(
     files = self.manifest['files']
     for name in reversed(files):
         try: return load_tensors(self.folder/name, files[name]['sha256'])
-        except CheckpointError as e: problem = e; say(f'{e}; the one before it is taken')
+        except CheckpointError as e: problem = e
+        say(f'{problem}; the one before it is taken')
     if files: raise CheckpointError(f'{self.folder} holds no whole checkpoint: {problem}')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #3002c17c
+def _best_elsewhere(run:Path) -> Path|None:
+    "The best checkpoint of the last stage, as the result of `run` names it; None if it names none"
+    if not (run/'result.json').exists(): return None
+    try:
+        result = json.loads((run/'result.json').read_text(encoding='utf-8'))
+        return run/result['stages_completed'][-1]['checkpoints']['best']
+    except (ValueError, LookupError, TypeError): return None
+
+# %% ../../nbs/train/41_checkpoints.ipynb #db304769
+def _best_in(folder:Path) -> Path:
+    "The best checkpoint of the last stage in `folder`: a run, its checkpoints, or one stage's"
+    stages = [folder/sub/f'stage{n}' for n in (3, 2, 1) for sub in ('', 'checkpoints')]
+    for at in [folder, *stages]:
+        if not (at/'checkpoints.json').exists(): continue
+        if found := Checkpoints(at).path('best') or Checkpoints(at).path('last'): return found
+    if found := _best_elsewhere(folder): return found
+    raise CheckpointError(f'{folder} holds no checkpoint: a checkpoint file, '
+                          'or a run folder with checkpoints in it, was expected')
+
+# %% ../../nbs/train/41_checkpoints.ipynb #417d635f
 PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 
-def _best_in(folder):
-    "The best checkpoint of the last stage that has one in `folder`: a run, its checkpoints, or one stage's"
-    at = [folder, *(folder/sub/f'stage{n}' for n in (3, 2, 1) for sub in ('', 'checkpoints'))]
-    found = next((p for f in at if (f/'checkpoints.json').exists() and (p := Checkpoints(f).path('best') or Checkpoints(f).path('last'))), None)
-    if found is None and (folder/'result.json').exists():       # a run that keeps its checkpoints elsewhere says where
-        try: found = folder/json.loads((folder/'result.json').read_text(encoding='utf-8'))['stages_completed'][-1]['checkpoints']['best']
-        except (ValueError, LookupError, TypeError): pass
-    if found is None: raise CheckpointError(f'{folder} holds no checkpoint: a checkpoint file, or a run folder with checkpoints in it, was expected')
-    return found
-
-# %% ../../nbs/train/41_checkpoints.ipynb #6b27a4a4
+# %% ../../nbs/train/41_checkpoints.ipynb #cccc149a
 def find_checkpoint(
-    path:str|Path,           # A file, a stage's folder, a folder of checkpoints or a run folder; the URL of a file
-) -> tuple[Path, str|None]:  # The file, and its SHA-256 if a manifest knows it; a `CheckpointError` if there is none
+    path:str|Path,           # A file or its URL, a stage's folder, one of checkpoints, or a run folder
+) -> tuple[Path, str|None]:  # The file, its SHA-256 if known; a `CheckpointError` if there is none
     "The checkpoint file that `path` means; of a folder the best of the last stage"
+    wanted = 'a checkpoint file, or a run folder with checkpoints in it, was expected'
     try: path = as_path(path)
-    except TypeError: raise CheckpointError(f'{path!r} is no path: a checkpoint file, or a run folder with checkpoints in it, was expected') from None
-    if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint file, or a run folder with checkpoints in it, was expected')
-    if path.is_dir() and is_remote(path): raise CheckpointError(f'{path} is a folder far away: the URL of a checkpoint file in it was expected')
+    except TypeError: raise CheckpointError(f'{path!r} is no path: {wanted}') from None
+    if not path.exists(): raise CheckpointError(f'{path} does not exist: {wanted}')
+    if path.is_dir() and is_remote(path):
+        raise CheckpointError(f'{path} is a folder far away: '
+                              'the URL of a checkpoint file in it was expected')
     if path.is_dir(): path = _best_in(path)
-    if path.suffix in PICKLES: raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool hold another network than any here, and nothing in them is unpickled; a .safetensors file written by learn_multi_stage was expected')
-    listed = Checkpoints(path.parent).manifest['files'] if not is_remote(path) and (path.parent/'checkpoints.json').exists() else {}
+    if path.suffix in PICKLES:
+        raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool '
+                              'hold another network than any here, '
+                              'and nothing in them is unpickled; '
+                              'a .safetensors file written by learn_multi_stage was expected')
+    known = not is_remote(path) and (path.parent/'checkpoints.json').exists()
+    listed = Checkpoints(path.parent).manifest['files'] if known else {}
     return path, listed.get(path.name, {}).get('sha256')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #428156a7
@@ -190,32 +223,37 @@ def save_parts(
 ):
     "Write the backbone and each head as files of their own: backbone.safetensors, policy_head.safetensors, …"
     heads = sorted({k.split('.')[1] for k in weights if k.startswith('heads.')})
-    for name, prefix in [('backbone', 'backbone.'), *((f'{h}_head', f'heads.{h}.') for h in heads)]:
-        save_tensors(Path(folder)/f'{name}.safetensors', part(weights, prefix), {**about, 'part': name})
+    prefixes = {'backbone': 'backbone.', **{f'{h}_head': f'heads.{h}.' for h in heads}}
+    for name, prefix in prefixes.items():
+        path = Path(folder)/f'{name}.safetensors'
+        save_tensors(path, part(weights, prefix), {**about, 'part': name})
 
-# %% ../../nbs/train/41_checkpoints.ipynb #6a4a9a66
+# %% ../../nbs/train/41_checkpoints.ipynb #8564078a
 def load_part(
     path:str|Path,       # As for `find_checkpoint`
     name:str,            # backbone, policy_head, …
-) -> dict[str, Tensor]:  # Without a prefix
-    "The tensors of one part of a net, averaged ones if the run kept such; a `CheckpointError` if the file does not hold it"
+) -> dict[str, Tensor]:  # Without a prefix; a `CheckpointError` if the file does not hold it
+    "The tensors of one part of a net, averaged ones if the run kept such"
     path, sha256 = find_checkpoint(path)
     tensors, about = load_tensors(local_file(path), sha256)
     if about.get('part') == name: return tensors
     prefix = 'backbone.' if name == 'backbone' else f'heads.{name.removesuffix("_head")}.'
     found = part(tensors, f'ema.{prefix}') or part(tensors, f'net.{prefix}')
     if found: return found
-    there = about.get('part') or ', '.join(sorted({k.split('.')[2] + '_head' for k in tensors if k.startswith('net.heads.')} | {'backbone' for k in tensors if k.startswith('net.backbone.')})) or 'no part of a net'
+    heads = {k.split('.')[2] + '_head' for k in tensors if k.startswith('net.heads.')}
+    parts = heads | {'backbone' for k in tensors if k.startswith('net.backbone.')}
+    there = about.get('part') or ', '.join(sorted(parts)) or 'no part of a net'
     raise CheckpointError(f'{path} holds {there}: a checkpoint with {name} in it was expected')
 
-# %% ../../nbs/train/41_checkpoints.ipynb #eab53ca4
-def put_part(
-    module:nn.Module,
-    tensors:dict[str, Tensor],
-):
+# %% ../../nbs/train/41_checkpoints.ipynb #f67449e2
+def put_part(module:nn.Module, tensors:dict[str, Tensor]):
     "Load `tensors` into `module`; a `CheckpointError` lists everything that does not fit"
     own = module.state_dict()
-    wrong = [f'{k} is missing' for k in own if k not in tensors] + [f'{k} is not in this net' for k in tensors if k not in own]
-    wrong += [f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected' for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
-    if wrong: raise CheckpointError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
+    wrong = [f'{k} is missing' for k in own if k not in tensors]
+    wrong += [f'{k} is not in this net' for k in tensors if k not in own]
+    for k, v in own.items():
+        if k not in tensors or tensors[k].shape == v.shape: continue
+        wrong.append(f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected')
+    if wrong:
+        raise CheckpointError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
     module.load_state_dict(tensors)

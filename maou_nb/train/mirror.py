@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from posixpath import basename
 from typing import NamedTuple
 
 import fsspec
@@ -23,7 +24,8 @@ from fastcore.basics import patch
 from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
-from ..data.files import FileError, as_path, atomic_file, download, file_sha256, find_files, is_remote, upload
+from ..data.files import FileError, as_path, atomic_file, download, file_sha256, find_files
+from ..data.files import is_remote, upload
 
 # %% ../../nbs/train/46_mirror.ipynb #a380c9ab
 def mirror_url(
@@ -37,7 +39,8 @@ def mirror_url(
 ) -> str|None:                 # None: not mirrored
     "The URL that a run is mirrored to"
     if not (output_s3 or output_gcs): return None
-    protocol, bucket, base = ('s3', s3_bucket_name, s3_base_path) if output_s3 else ('gs', gcs_bucket_name, gcs_base_path)
+    s3, gs = ('s3', s3_bucket_name, s3_base_path), ('gs', gcs_bucket_name, gcs_base_path)
+    protocol, bucket, base = s3 if output_s3 else gs
     return f'{protocol}://{bucket}/{base.strip("/")}/{run_name}'
 
 # %% ../../nbs/train/46_mirror.ipynb #347fe025
@@ -46,19 +49,43 @@ def _lacks(protocol:str) -> str:
     try: fsspec.get_filesystem_class(protocol); return ''
     except (ImportError, ValueError): pass
     extra = {'s3': 's3', 'gs': 'gcs', 'gcs': 'gcs'}.get(protocol)
-    return f'there is no filesystem for {protocol}:// here; ' + (f'pip install "maou_nb[{extra}]" brings it' if extra else 'a URL such as s3://bucket/folder was expected')
+    brings = f'pip install "maou_nb[{extra}]" brings it'
+    how = brings if extra else 'a URL such as s3://bucket/folder was expected'
+    return f'there is no filesystem for {protocol}:// here; {how}'
 
+# %% ../../nbs/train/46_mirror.ipynb #4ebaedd3
+def _bucket_problem(flag, name, bucket):
+    "What is wrong with the name of a bucket; empty if nothing is"
+    option = f'{name}_bucket_name'
+    if not bucket:
+        return (f'{flag}=True: {option} is missing; the name of a bucket was expected, '
+                f'such as {option}="my-models"')
+    if '/' not in bucket and ':' not in bucket: return ''
+    return (f'{option}={bucket!r}: the bare name of a bucket was expected, '
+            f'such as "my-models"; the folder in it is {name}_base_path')
+
+# %% ../../nbs/train/46_mirror.ipynb #ab655d13
+def _base_problem(flag, name, base):
+    "What is wrong with the folder in a bucket; empty if nothing is"
+    option, path = f'{name}_base_path', (base or '').strip('/')
+    if not path:
+        return (f'{flag}=True: {option} is missing; a folder in the bucket was expected, '
+                f'such as {option}="shogi/runs"')
+    if '://' not in base and not {'.', '..', ''} & set(path.split('/')): return ''
+    return f'{option}={base!r}: a folder in the bucket was expected, such as "shogi/runs"'
+
+# %% ../../nbs/train/46_mirror.ipynb #a5e1bc5a
 def _place_problems(flag, on, bucket, base, name):
-    "What is wrong with the three options of one kind of bucket; `name` is what those begin with"
-    if not on:
-        for option, value in ((f'{name}_bucket_name', bucket), (f'{name}_base_path', base)):
-            if value is not None: yield f'{option}={value!r}: nothing is mirrored without {flag}=True; give that too, or leave this out'
+    "What is wrong with the three options of one kind of bucket; two of them begin with `name`"
+    if on:
+        found = _bucket_problem(flag, name, bucket), _base_problem(flag, name, base)
+        yield from filter(None, found)
+        if lacks := _lacks({'s3': 's3', 'gcs': 'gs'}[name]): yield f'{flag}=True: {lacks}'
         return
-    if not bucket: yield f'{flag}=True: {name}_bucket_name is missing; the name of a bucket was expected, such as {name}_bucket_name="my-models"'
-    elif '/' in bucket or ':' in bucket: yield f'{name}_bucket_name={bucket!r}: the bare name of a bucket was expected, such as "my-models"; the folder in it is {name}_base_path'
-    if not (base or '').strip('/'): yield f'{flag}=True: {name}_base_path is missing; a folder in the bucket was expected, such as {name}_base_path="shogi/runs"'
-    elif '://' in base or {'.', '..', ''} & set(base.strip('/').split('/')): yield f'{name}_base_path={base!r}: a folder in the bucket was expected, such as "shogi/runs"'
-    if lacks := _lacks({'s3': 's3', 'gcs': 'gs'}[name]): yield f'{flag}=True: {lacks}'
+    for option, value in ((f'{name}_bucket_name', bucket), (f'{name}_base_path', base)):
+        if value is not None:
+            yield (f'{option}={value!r}: nothing is mirrored without {flag}=True; '
+                   'give that too, or leave this out')
 
 # %% ../../nbs/train/46_mirror.ipynb #54a28f54
 def mirror_problems(
@@ -70,33 +97,41 @@ def mirror_problems(
     s3_base_path:str|None=None,
 ) -> Iterator[str]:                # 'option=value: what is wrong and what would be right'
     "What makes these options impossible"
-    if output_s3 and output_gcs: yield 'output_s3=True: output_gcs=True is given too, and a run is mirrored to one place; one of the two was expected'
+    if output_s3 and output_gcs:
+        yield ('output_s3=True: output_gcs=True is given too, '
+               'and a run is mirrored to one place; one of the two was expected')
     yield from _place_problems('output_s3', output_s3, s3_bucket_name, s3_base_path, 's3')
     yield from _place_problems('output_gcs', output_gcs, gcs_bucket_name, gcs_base_path, 'gcs')
 
 # %% ../../nbs/train/46_mirror.ipynb #3294dd29
-HEADS = ('config.json', 'run.json', 'result.json')   # sent last
+HEADS = ('config.json', 'run.json', 'result.json')      # sent last
 MANIFEST = 'checkpoints.json'
-SMALL = 1 << 20                                      # bytes, up to which contents are compared; beyond, size and time
+SMALL = 1 << 20       # bytes; of larger files size and time are compared, and not the contents
 
+# %% ../../nbs/train/46_mirror.ipynb #c76a61ec
 class Piece(NamedTuple):
     "One file as it is to stand in the mirror"
     url:str
     source:Path|bytes|None        # A path, or what was in the file; None: it is to be removed
-    sign:object                   # Differs when the contents do
+    sign:object                   # Differs when the contents do; None: the file cannot be read
     needs:frozenset=frozenset()   # URLs that must stand before it
     fixed:bool=False              # Never written to again
 
-# %% ../../nbs/train/46_mirror.ipynb #98e54857
+# %% ../../nbs/train/46_mirror.ipynb #0e7c5918
 def _sign(path:Path):
     "What differs when the contents of the file at `path` do"
     stat = path.stat()
-    return xxh3_64_hexdigest(path.read_bytes()) if stat.st_size <= SMALL else (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    if stat.st_size <= SMALL: return xxh3_64_hexdigest(path.read_bytes())
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
+# %% ../../nbs/train/46_mirror.ipynb #962cab91
 def _named(manifest:bytes|str, where) -> dict[str, str]:
-    "The SHA-256 of each checkpoint that `manifest` names; a `FileError` if it is none"
-    try: return {name: facts['sha256'] for name, facts in json.loads(manifest)['files'].items() if '/' not in name and name != '..'}
-    except (ValueError, LookupError, TypeError, AttributeError): raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again') from None
+    "The SHA-256 of each checkpoint that `manifest`, read from `where`, names; a `FileError` if it is none"
+    try:
+        files = json.loads(manifest)['files'].items()
+        return {name: facts['sha256'] for name, facts in files if '/' not in name and name != '..'}
+    except (ValueError, LookupError, TypeError, AttributeError): pass
+    raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again')
 
 # %% ../../nbs/train/46_mirror.ipynb #3864fe86
 def _hold(path:Path) -> Path:
@@ -108,57 +143,81 @@ def _hold(path:Path) -> Path:
     except OSError: return path
     return link
 
+# %% ../../nbs/train/46_mirror.ipynb #0ed60fbe
+def _own_name(source:Path) -> Path:
+    "`source` without what `_hold` adds to a name"
+    if not source.name.endswith('.mirror.part'): return source
+    return source.with_name(source.name.removeprefix('.').removesuffix('.mirror.part'))
+
+# %% ../../nbs/train/46_mirror.ipynb #5c73c938
+def _let_go(source):
+    "Remove a name that `_hold` gave"
+    if not isinstance(source, Path) or not source.name.endswith('.mirror.part'): return
+    source.unlink(missing_ok=True)
+
+# %% ../../nbs/train/46_mirror.ipynb #27bdc7bf
 def _held(
     path:Path,           # Of a `checkpoints.json`
     sent:Callable,       # Whether the file of this name and SHA-256 is there already
     hold:bool,           # False: only look
 ) -> tuple[bytes, dict[str, tuple[Path, str]]]:
     "The manifest at `path`, and source and SHA-256 of each checkpoint that it names"
-    for _ in range(20):      # what is named exists, but for the moment between reading a manifest and its successor
+    for _ in range(20):
         manifest = path.read_bytes()
-        named = _named(manifest, path)
-        held = {}
+        named, held = _named(manifest, path), {}
         try:
-            for n, sha in named.items(): held[n] = (path.with_name(n) if sent(n, sha) or not hold else _hold(path.with_name(n)), sha)
+            for name, sha in named.items():
+                p = path.with_name(name)
+                held[name] = (p if sent(name, sha) or not hold else _hold(p), sha)
             return manifest, held
-        except FileNotFoundError as e: missing = e.filename; time.sleep(0.05)
+        except FileNotFoundError as e: missing = e.filename
+        time.sleep(0.05)
         for p, _ in held.values(): _let_go(p)
-    raise FileError(f'{path} names {Path(missing).name}, which is not there; copy it back, or resume the run, which goes on with an older one')
+    raise FileError(f'{path} names {Path(missing).name}, which is not there; '
+                    'copy it back, or resume the run, which goes on with an older one')
 
-def _let_go(source):
-    "Remove a name that `_hold` gave"
-    if isinstance(source, Path) and source.name.endswith('.mirror.part'): source.unlink(missing_ok=True)
+# %% ../../nbs/train/46_mirror.ipynb #c15de714
+def _check_place(folder:Path, url:str):
+    "Raise a `FileError` if no copy of `folder`, an absolute path, can be kept at `url`"
+    protocol = url.split('://')[0] if '://' in url else 'file'
+    if lacks := _lacks(protocol): raise FileError(f'{url}: {lacks}')
+    if protocol not in ('file', 'local'): return
+    if as_path(url).absolute().is_relative_to(folder):
+        raise FileError(f'{url} lies in {folder}, of which it is to be a copy: '
+                        'a place outside it was expected')
 
-# %% ../../nbs/train/46_mirror.ipynb #27bdc7bf
+# %% ../../nbs/train/46_mirror.ipynb #5d7e05cb
 class Mirror:
     "Keeps copies of local folders under URLs, from a thread of its own"
     def __init__(self,
                  folders:dict[Path, str],  # Local folder → URL of its copy; the run's own folder first
                  say:Callable=print,       # Told once of each kind of failure
-                 tries:int=3):             # Files of a kind in a row that cannot be sent, each retried, before the rest waits for the next `sync`
+                 tries:int=3):             # Failures in a row, until the rest waits for the next `sync`
         self.folders = {Path(f).absolute(): str(url).rstrip('/') for f, url in folders.items()}
-        for folder, url in self.folders.items():
-            protocol = url.split('://')[0] if '://' in url else 'file'
-            if lacks := _lacks(protocol): raise FileError(f'{url}: {lacks}')
-            if protocol in ('file', 'local') and as_path(url).absolute().is_relative_to(folder): raise FileError(f'{url} lies in {folder}, of which it is to be a copy: a place outside it was expected')
+        for folder, url in self.folders.items(): _check_place(folder, url)
         self.home, self._say, self.tries = next(iter(self.folders)), say, tries
-        self.asked = self.done = 0
-        self.sent, self.stale, self.failed, self.kinds, self.refused = {}, set(), set(), set(), None
+        self.asked = self.done = 0                       # syncs asked for, and those that are done
+        self.sent, self.stale = {}, set()                # URL → sign of what is there; an earlier run's URLs
+        self.failed, self.kinds = set(), set()           # URLs of the last pass; kinds of failure told
+        self.refused = None                              # Why nothing is sent
         self.looked = self.closed = self.quiet = False
         self._turn, self._saying = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name='mirror', daemon=True)
         atexit.register(self._at_exit)
         self._thread.start()
 
-    def _there(self, piece:Piece) -> bool: return piece.sign is not None and self.sent.get(piece.url) == piece.sign
-    def __repr__(self): return self._unsent() or f'all of {self.home} is at {self.folders[self.home]}'
+    def __repr__(self):
+        return self._unsent() or f'all of {self.home} is at {self.folders[self.home]}'
 
-# %% ../../nbs/train/46_mirror.ipynb #59547b50
+# %% ../../nbs/train/46_mirror.ipynb #933b9805
 @patch
 def sync(self:Mirror):
     "Note that there may be something to send, and return at once"
-    with self._turn: self.asked += 1; self._turn.notify_all()
+    with self._turn:
+        self.asked += 1
+        self._turn.notify_all()
 
+# %% ../../nbs/train/46_mirror.ipynb #bb77b614
 @patch
 def _work(self:Mirror):
     "Pass after pass, as they are asked for, until the mirror is closed"
@@ -169,50 +228,57 @@ def _work(self:Mirror):
             upto = self.asked
         try: self._pass()
         except Exception as e: self._report(e)
-        with self._turn: self.done = upto; self._turn.notify_all()
-
-# %% ../../nbs/train/46_mirror.ipynb #5c6a05be
-@patch
-def _tell(self:Mirror, sentence:str):
-    "Say `sentence`, whatever becomes of it"
-    with self._saying:
-        if self.quiet: return
-        try: self._say(sentence)
-        except Exception: pass       # a closed notebook must not end the mirror
-
-@patch
-def _report(self:Mirror, e:Exception, what:str='the mirror'):
-    "Say that `what` failed with `e`, if nothing of that kind has been said yet"
-    cause = e.__cause__ or e
-    kind = (type(cause).__name__, getattr(cause, 'errno', None)) if not isinstance(cause, FileError) else str(e)
-    if kind in self.kinds: return
-    self.kinds.add(kind)
-    text = str(e) if isinstance(e, FileError) else f'{what} failed with: {" ".join(str(e).split()) or type(e).__name__}'
-    self._tell(f'{text}; training goes on, everything stays in {self.home}, and the next sync tries again')
+        with self._turn:
+            self.done = upto
+            self._turn.notify_all()
 
 # %% ../../nbs/train/46_mirror.ipynb #7c53f67f
 @patch
 def _at_exit(self:Mirror):
     "Say what was not sent, unless `close` has, and then nothing more"
-    if not self.closed and self.asked > self.done and (unsent := self._unsent()): self._tell(f'{unsent}: Python ended before they were sent; it is all on disk')
+    if not self.closed and self.asked > self.done and (unsent := self._unsent()):
+        self._tell(f'{unsent}: Python ended before they were sent; it is all on disk')
     with self._saying: self.quiet = True
 
-# %% ../../nbs/train/46_mirror.ipynb #e0f96ab4
+# %% ../../nbs/train/46_mirror.ipynb #19cadc20
+@patch
+def _tell(self:Mirror, sentence:str):
+    "Say `sentence`; a failure to say it is passed over"
+    with self._saying:
+        if self.quiet: return
+        try: self._say(sentence)
+        except Exception: pass       # a closed notebook must not end the mirror
+
+# %% ../../nbs/train/46_mirror.ipynb #c8b363db
+@patch
+def _report(self:Mirror, e:Exception, what:str='the mirror'):
+    "Say that `what` failed with `e`, if nothing of that kind has been said yet"
+    cause = e.__cause__ or e
+    text = kind = str(e)
+    if not isinstance(cause, FileError): kind = type(cause).__name__, getattr(cause, 'errno', None)
+    if kind in self.kinds: return
+    self.kinds.add(kind)
+    if not isinstance(e, FileError):
+        text = f'{what} failed with: {" ".join(text.split()) or type(e).__name__}'
+    self._tell(f'{text}; training goes on, everything stays in {self.home}, '
+               'and the next sync tries again')
+
+# %% ../../nbs/train/46_mirror.ipynb #5e19d9a8
 def _mirrored(folder:Path) -> set[str]:
     "The URLs that hold copies of `folder`"
     path = folder/'.mirrored'
-    return set(path.read_text(encoding='utf-8').split('\n')) - {''} if path.exists() else set()
+    if not path.exists(): return set()
+    return set(path.read_text(encoding='utf-8').split('\n')) - {''}
 
+# %% ../../nbs/train/46_mirror.ipynb #c189536c
 def _note_mirrored(folder:Path, urls):
     "Write into `folder` that `urls` hold copies of it"
-    if not set(urls) <= (known := _mirrored(folder)):
-        with atomic_file(folder/'.mirrored', 'w') as f: f.write('\n'.join(sorted(known | set(urls))) + '\n')
+    known = _mirrored(folder)
+    if set(urls) <= known: return
+    lines = [f'{url}\n' for url in sorted(known | set(urls))]
+    with atomic_file(folder/'.mirrored', 'w') as f: f.write(''.join(lines))
 
-# %% ../../nbs/train/46_mirror.ipynb #606d4720
-def _form(name:str) -> str:
-    "`name` with its digits alike"
-    return re.sub(r'\d+', '0', name)
-
+# %% ../../nbs/train/46_mirror.ipynb #51080697
 def _files_at(url:str) -> dict[str, Path|UPath]:
     "The files below `url`, hidden ones left out, by their names relative to it"
     root = as_path(url)
@@ -221,110 +287,196 @@ def _files_at(url:str) -> dict[str, Path|UPath]:
     if not is_remote(root): return {p.relative_to(root).as_posix(): p for p in found}
     return {p.path.strip('/').removeprefix(root.path.strip('/') + '/'): p for p in found}
 
-# %% ../../nbs/train/46_mirror.ipynb #305b61c8
+# %% ../../nbs/train/46_mirror.ipynb #9b35fb64
 def _read(path:Path|UPath) -> bytes:
     "What is in the file at `path`, fetched with retries"
     if not is_remote(path): return path.read_bytes()
-    with tempfile.TemporaryDirectory() as d: download(path, Path(d)/'file'); return (Path(d)/'file').read_bytes()
+    with tempfile.TemporaryDirectory() as d:
+        download(path, Path(d)/'file')
+        return (Path(d)/'file').read_bytes()
 
-# %% ../../nbs/train/46_mirror.ipynb #9eb6736a
-@patch
-def _look(self:Mirror):
-    "See what the URLs hold before anything is sent"
-    there = {url: _files_at(url) for url in self.folders.values()}
-    runs = [url for url, files in there.items() if any(n.rsplit('/', 1)[-1] in ('config.json', MANIFEST) for n in files)]
-    if foreign := sorted(set(runs) - _mirrored(self.home)):
-        self.refused = f'{foreign[0]} holds a run that does not come from {self.home}: it stays as it is, and this run is not mirrored; choose another run_name or base path, or go on with that run by fetch_run({foreign[0]!r}, folder)'
-        return self._tell(self.refused)
-    _note_mirrored(self.home, self.folders.values())
-    for url, files in there.items():
-        for n in files:
-            if n.rsplit('/', 1)[-1] == MANIFEST: self._take_up(url, n, files)
-    self._find_stale(there)
-    for folder in self.folders:          # what a mirror that was killed held
-        for p in folder.rglob('.*.mirror.part'): _let_go(p)
-    self.looked = True
+# %% ../../nbs/train/46_mirror.ipynb #e0f96ab4
+def _form(name:str) -> str:
+    "`name` with its digits alike"
+    return re.sub(r'\d+', '0', name)
 
+# %% ../../nbs/train/46_mirror.ipynb #305b61c8
 @patch
 def _take_up(self:Mirror, url:str, manifest:str, files:dict):
-    "Note the checkpoints beside `manifest` as sent earlier; one that lies there in another size is not"
+    "Note the checkpoints beside `manifest` as sent earlier, unless their sizes differ"
     home = next(f for f, u in self.folders.items() if u == url)
-    whole = lambda n: not (home/n).is_file() or (home/n).stat().st_size == files[n].stat().st_size
+    folder = manifest.removesuffix(MANIFEST)
     try: named = _named(_read(files[manifest]), files[manifest])
     except FileError: named = {}         # it is about to be replaced
-    folder = manifest.removesuffix(MANIFEST)
     forms = {_form(n) for n in named}
     for n in files:
-        own = n.removeprefix(folder)
-        if n.startswith(folder) and '/' not in own and (own in named or _form(own) in forms): self.sent[f'{url}/{n}'] = named.get(own) if whole(n) else None
+        own, here = n.removeprefix(folder), home/n
+        if not n.startswith(folder) or '/' in own: continue
+        if own not in named and _form(own) not in forms: continue
+        whole = not here.is_file() or here.stat().st_size == files[n].stat().st_size
+        self.sent[f'{url}/{n}'] = named.get(own) if whole else None
 
-# %% ../../nbs/train/46_mirror.ipynb #ba1331af
+# %% ../../nbs/train/46_mirror.ipynb #9eb6736a
 @patch
 def _find_stale(self:Mirror, there:dict[str, dict]):
     "Note what speaks of an earlier run in this folder"
     if not (self.home/'config.json').exists(): return
     here = set(self._local().values())
-    names = (*HEADS, MANIFEST, 'history.jsonl')
-    self.stale = {f'{url}/{n}' for url, files in there.items() for n in files if n.rsplit('/', 1)[-1] in names and f'{url}/{n}' not in here}
+    speak = (*HEADS, MANIFEST, 'history.jsonl')
+    found = {f'{url}/{n}' for url, files in there.items() for n in files if basename(n) in speak}
+    self.stale = found - here
 
-# %% ../../nbs/train/46_mirror.ipynb #a5587336
+# %% ../../nbs/train/46_mirror.ipynb #ba1331af
 @patch
 def _local(self:Mirror) -> dict[Path, str]:
-    "Each file of the folders, hidden ones left out, and where it goes; of nested folders the inner one decides"
-    found = {}
+    "Each file of the folders, but for hidden ones, and the URL it goes to"
+    found = {}      # of nested folders the inner one comes last, and decides
     for folder, url in sorted(self.folders.items(), key=lambda f: len(f[0].parts)):
         for p in sorted(folder.rglob('*')):
             rel = p.relative_to(folder)
-            if not any(s.startswith('.') for s in rel.parts) and p.is_file(): found[p] = f'{url}/{rel.as_posix()}'
+            hidden = any(s.startswith('.') for s in rel.parts)
+            if not hidden and p.is_file(): found[p] = f'{url}/{rel.as_posix()}'
     return found
 
+# %% ../../nbs/train/46_mirror.ipynb #a5587336
+@patch
+def _look(self:Mirror):
+    "See what the URLs hold before anything is sent"
+    there = {url: _files_at(url) for url in self.folders.values()}
+    tell = ('config.json', MANIFEST)
+    runs = {url for url, files in there.items() for n in files if basename(n) in tell}
+    if foreign := sorted(runs - _mirrored(self.home)):
+        self.refused = (f'{foreign[0]} holds a run that does not come from {self.home}: '
+                        'it stays as it is, and this run is not mirrored; choose another run_name '
+                        f'or base path, or go on with that run by fetch_run({foreign[0]!r}, folder)')
+        return self._tell(self.refused)
+    _note_mirrored(self.home, self.folders.values())
+    for url, files in there.items():
+        for n in files:
+            if basename(n) == MANIFEST: self._take_up(url, n, files)
+    self._find_stale(there)
+    for folder in self.folders:          # what a mirror that was killed held
+        for p in folder.rglob('.*.mirror.part'): _let_go(p)
+    self.looked = True
+
+# %% ../../nbs/train/46_mirror.ipynb #aaf105c9
+def _as_read(path:Path, url:str) -> Piece:
+    "The file at `path`, with what is in it now"
+    data = path.read_bytes()
+    return Piece(url, data, xxh3_64_hexdigest(data))
+
+# %% ../../nbs/train/46_mirror.ipynb #2758ff72
+@patch
+def _of_manifest(self:Mirror, path:Path, url:str, hold:bool) -> list[Piece]:
+    "The checkpoints that the manifest at `path` names; last the manifest, which needs them"
+    folder = url.removesuffix(MANIFEST)
+    data, held = _held(path, lambda n, sha: self.sent.get(folder + n) == sha, hold)
+    own = [Piece(folder + n, source, sha, fixed=True) for n, (source, sha) in held.items()]
+    return [*own, Piece(url, data, xxh3_64_hexdigest(data), frozenset(o.url for o in own))]
+
+# %% ../../nbs/train/46_mirror.ipynb #22920cd9
+@patch
+def _each(self:Mirror, read:Callable, paths:list[Path], unread:list[Path]) -> list:
+    "What `read` gives for each of `paths`; one that cannot be read is reported, and added to `unread`"
+    found = []
+    for p in paths:
+        try: found.append(read(p))
+        except FileNotFoundError: pass                 # vanished meanwhile
+        except (OSError, FileError) as e:
+            self._report(e, f'reading {p}')
+            unread.append(p)
+    return found
+
+# %% ../../nbs/train/46_mirror.ipynb #d7d9842e
 @patch
 def _pieces(self:Mirror, hold:bool=False) -> list[Piece]:
     "All that should stand in the mirror, in the order of sending; a file that cannot be read is reported"
-    files, late, heads, plain = self._local(), [], [], []
-    def tried(f, p):
-        try: f(p)
-        except FileNotFoundError: pass                                  # vanished meanwhile
-        except (OSError, FileError) as e: self._report(e, f'reading {p}'); plain.append(Piece(files[p], p, None))
-    def head(p): data = p.read_bytes(); heads.append((files[p], data, xxh3_64_hexdigest(data)))
-    def manifest(p):
-        folder = files[p].removesuffix(MANIFEST)
-        data, held = _held(p, lambda n, sha: self.sent.get(folder + n) == sha, hold)
-        own = [Piece(folder + n, source, sha, fixed=True) for n, (source, sha) in held.items()]
-        late.append((own, Piece(files[p], data, xxh3_64_hexdigest(data), frozenset(o.url for o in own))))
-    for p in files: tried(head, p) if p.name in HEADS else None
-    for p in files: tried(manifest, p) if p.name == MANIFEST else None
-    checkpoints = [o for own, _ in late for o in own]
-    done = {o.url for o in checkpoints}
-    for p in files: tried(lambda p: plain.append(Piece(files[p], p, _sign(p))), p) if p.name not in (*HEADS, MANIFEST) and files[p] not in done else None
-    needs = frozenset(files[p] for p in files if p.name == MANIFEST)
+    files, unread = self._local(), []
+    tops = [p for p in files if p.name in HEADS]
+    manifests = [p for p in files if p.name == MANIFEST]
+    heads = self._each(lambda p: _as_read(p, files[p]), tops, unread)
+    groups = self._each(lambda p: self._of_manifest(p, files[p], hold), manifests, unread)
+    checkpoints = [c for *own, _ in groups for c in own]
+
+    special = {files[p] for p in (*tops, *manifests)} | {c.url for c in checkpoints}
+    others = [p for p in files if files[p] not in special]
+    plain = self._each(lambda p: Piece(files[p], p, _sign(p)), others, unread)
+    plain = [Piece(files[p], p, None) for p in unread] + plain
+
+    needs = frozenset(files[p] for p in manifests)
     stale = [Piece(u, None, 'gone', needs) for u in sorted(self.stale - set(files.values()))]
-    kinds = [plain, checkpoints, [m for _, m in late], stale, [Piece(*h, needs | {o.url for o in stale}) for h in heads]]
-    return [p for kind in kinds for p in sorted(kind, key=lambda p: p.url in self.failed)]      # what failed the last time must not hold up the rest
+    needs |= {p.url for p in stale}
+    last = [h._replace(needs=needs) for h in heads]
+    kinds = [plain, checkpoints, [manifest for *_, manifest in groups], stale, last]
+    # what failed the last time must not hold up the rest
+    return [p for kind in kinds for p in sorted(kind, key=lambda p: p.url in self.failed)]
 
 # %% ../../nbs/train/46_mirror.ipynb #ec019b19
-def _own_name(source:Path) -> Path:
-    "`source` without what `_hold` adds to a name"
-    return source.with_name(source.name.removeprefix('.').removesuffix('.mirror.part')) if source.name.endswith('.mirror.part') else source
+def _remove(url:str):
+    "Remove the file at `url`, if it is there"
+    path = as_path(url)
+    try:
+        if is_remote(path): path.fs.rm_file(path.path)
+        else: path.unlink()
+    except FileNotFoundError: pass
 
+# %% ../../nbs/train/46_mirror.ipynb #236fe968
 def _send(piece:Piece):
     "Put `piece` where it belongs; a `FileError` if that keeps failing"
     if piece.source is None: return _remove(piece.url)
     to = as_path(piece.url)
-    if piece.fixed and file_sha256(piece.source) != piece.sign: raise FileError(f'{_own_name(piece.source)} is damaged: its SHA-256 is not the one in its manifest, so neither is sent; resume the run, which goes on with an older checkpoint')
+    if piece.fixed and file_sha256(piece.source) != piece.sign:
+        raise FileError(f'{_own_name(piece.source)} is damaged: its SHA-256 is not the one '
+                        'in its manifest, so neither is sent; '
+                        'resume the run, which goes on with an older checkpoint')
     if piece.fixed and is_remote(to): return upload(piece.source, to)
     with atomic_file(to) as f:
         if isinstance(piece.source, bytes): f.write(piece.source)
         else:
             with open(piece.source, 'rb') as source: shutil.copyfileobj(source, f, 1 << 20)
 
-def _remove(url:str):
-    "Remove the file at `url`, if it is there"
-    path = as_path(url)
-    try: path.fs.rm_file(path.path) if is_remote(path) else path.unlink()
-    except FileNotFoundError: pass
+# %% ../../nbs/train/46_mirror.ipynb #45abc4ed
+@patch
+def _there(self:Mirror, piece:Piece) -> bool:
+    "Whether `piece` stands in the mirror as it should"
+    return piece.sign is not None and self.sent.get(piece.url) == piece.sign
 
-# %% ../../nbs/train/46_mirror.ipynb #3c355074
+# %% ../../nbs/train/46_mirror.ipynb #c77ccbdc
+@patch
+def _send_all(self:Mirror, pieces:list[Piece]):
+    "Send `pieces`, each after what it needs"
+    missing, kind, row = {p.url for p in pieces}, None, 0
+    self.failed = set()
+    for p in pieces:
+        if (p.fixed, bool(p.needs)) != kind:       # one kind must not hold up the next
+            kind, row = (p.fixed, bool(p.needs)), 0
+        if p.sign is None or p.needs & missing or row == self.tries: continue
+        try: _send(p)
+        except Exception as e:
+            # where links are not known, it may be dropped meanwhile
+            if isinstance(p.source, Path) and not p.source.exists(): continue
+            self._report(e, f'sending {p.url}')
+            self.failed.add(p.url)
+            row += 1
+        else:
+            self.sent[p.url], row = p.sign, 0
+            missing.discard(p.url)
+
+# %% ../../nbs/train/46_mirror.ipynb #31b56d4f
+@patch
+def _tidy(self:Mirror, pieces:list[Piece]):
+    "Remove what training dropped from the folders whose manifests stand"
+    here = [p for p in pieces if p.source is not None]
+    manifests = [p.url for p in here if p.url.endswith(f'/{MANIFEST}') and self._there(p)]
+    stand, kept = {u.removesuffix(MANIFEST) for u in manifests}, {p.url for p in here}
+    dropped = [u for u, sign in self.sent.items() if u not in kept and sign != 'gone']
+    for url in [u for u in dropped if u.removesuffix(basename(u)) in stand]:
+        try:
+            _remove(url)
+            del self.sent[url]
+        except Exception as e: self._report(e, f'removing {url}')
+
+# %% ../../nbs/train/46_mirror.ipynb #82b6002f
 @patch
 def _pass(self:Mirror):
     "Send what changed since the last pass, then remove the checkpoints that were dropped"
@@ -336,40 +488,17 @@ def _pass(self:Mirror):
         for p in pieces: _let_go(p.source)
     self._tidy(pieces)
 
-@patch
-def _send_all(self:Mirror, pieces:list[Piece]):
-    "Send `pieces`, each after what it needs"
-    missing, kind, row = {p.url for p in pieces}, None, 0
-    self.failed = set()
-    for p in pieces:
-        if (p.fixed, bool(p.needs)) != kind: kind, row = (p.fixed, bool(p.needs)), 0      # one kind must not hold up the next
-        if p.sign is None or p.needs & missing or row == self.tries: continue
-        try: _send(p); row = 0
-        except Exception as e:
-            if isinstance(p.source, Path) and not p.source.exists(): continue      # dropped meanwhile, where links are not known
-            self._report(e, f'sending {p.url}'); self.failed.add(p.url); row += 1
-            continue
-        self.sent[p.url] = p.sign; missing.discard(p.url)
-
-# %% ../../nbs/train/46_mirror.ipynb #45abc4ed
-@patch
-def _tidy(self:Mirror, pieces:list[Piece]):
-    "Remove what training dropped from the folders whose manifests stand"
-    here = {p.url for p in pieces if p.source is not None}
-    stand = [p.url.removesuffix(MANIFEST) for p in pieces if p.url.endswith(f'/{MANIFEST}') and p.source is not None and self._there(p)]
-    for url in [u for u in self.sent if u not in here and self.sent[u] != 'gone' and u.rpartition('/')[0] + '/' in stand]:
-        try: _remove(url); del self.sent[url]
-        except Exception as e: self._report(e, f'removing {url}')
-
-# %% ../../nbs/train/46_mirror.ipynb #3fd241b7
+# %% ../../nbs/train/46_mirror.ipynb #16052b20
 @patch
 def _unsent(self:Mirror) -> str:
     "What is not there, in words; empty if everything is"
     left = [p.url for p in self._pieces() if not self._there(p)]
     if not left: return ''
-    names = ', '.join(u.rsplit('/', 1)[1] for u in left[:3]) + (' and others' if len(left) > 3 else '')
-    return f'{len(left)} {"file" if len(left) == 1 else "files"} of {self.home} ({names}) {"is" if len(left) == 1 else "are"} not at {self.folders[self.home]}'
+    names = ', '.join(basename(u) for u in left[:3]) + (' and others' if len(left) > 3 else '')
+    files, are = ('file', 'is') if len(left) == 1 else ('files', 'are')
+    return f'{len(left)} {files} of {self.home} ({names}) {are} not at {self.folders[self.home]}'
 
+# %% ../../nbs/train/46_mirror.ipynb #3fd241b7
 @patch
 def close(
     self:Mirror,
@@ -378,10 +507,13 @@ def close(
     "Sync a last time, and wait for it; what was not sent is said"
     if not self.closed: self.sync()
     with self._turn:
-        self.closed = True; self._turn.notify_all()
+        self.closed = True
+        self._turn.notify_all()
         ended = self._turn.wait_for(lambda: self.done == self.asked, timeout)
     unsent = self._unsent()
-    if unsent and not self.refused: self._tell(f'{unsent} after {timeout:g} s; it is all on disk, and a run that goes on with it sends it' if not ended else f'{unsent}; it is all on disk, and a run that goes on with it sends it')
+    if unsent and not self.refused:
+        late = '' if ended else f' after {timeout:g} s'
+        self._tell(f'{unsent}{late}; it is all on disk, and a run that goes on with it sends it')
     if ended: atexit.unregister(self._at_exit)
     return ended and not unsent
 
@@ -392,12 +524,14 @@ def _written(path:Path|UPath) -> float:
     try: return path.fs.modified(path.path).timestamp()
     except (NotImplementedError, LookupError): return 0
 
+# %% ../../nbs/train/46_mirror.ipynb #4b75e633
 def _same(path:Path, far:Path|UPath, sha256:str|None) -> bool:
     "Whether the file at `path` is the one at `far`: by SHA-256, where that is not known by size and time"
     if not path.is_file(): return False
     if sha256: return file_sha256(path) == sha256
     return (path.stat().st_size, int(_written(path))) == (far.stat().st_size, int(_written(far)))
 
+# %% ../../nbs/train/46_mirror.ipynb #913570c3
 def _fetch(far:Path|UPath, path:Path, sha256:str|None):
     "Bring `far` to `path`, whole or not at all; a `FileError` if it is not what its manifest says"
     if _same(path, far, sha256): return
@@ -405,51 +539,73 @@ def _fetch(far:Path|UPath, path:Path, sha256:str|None):
     part = path.with_name(f'.{path.name}.fetched.part')
     try:
         download(far, part) if is_remote(far) else shutil.copyfile(far, part)
-        if sha256 and file_sha256(part) != sha256: raise FileError(f'{far} is damaged: its SHA-256 is not the one in its manifest')
+        if sha256 and file_sha256(part) != sha256:
+            raise FileError(f'{far} is damaged: its SHA-256 is not the one in its manifest')
         os.utime(part, (_written(far),)*2)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/train/46_mirror.ipynb #e486439e
-def _refuse_other(url, folder, far):
-    "Refuse to replace a run in `folder` that is not an earlier state of the one at `url`"
-    for n, p in far.items():
-        here = folder/n
-        if n.rsplit('/', 1)[-1] not in (MANIFEST, 'history.jsonl') or not here.exists() or _same(here, p, None) or here.read_bytes() == _read(p): continue
-        if url not in _mirrored(folder) or _written(here) > _written(p) + 1:
-            raise FileError(f'{here} is of another run, or newer than what {url} holds: an empty folder was expected, or resume_from="latest" goes on with what is here')
-
-def _fetch_all(url:str, folder:Path) -> list[str]:
-    "Bring what `url` holds to `folder`; what is damaged or missing"
-    far = _files_at(url)
-    if bad := [n for n in far if '..' in n.split('/')]: raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: a mirrored run was expected')
-    manifests = {n: _read(p) for n, p in far.items() if n.rsplit('/', 1)[-1] == MANIFEST}
-    if not manifests and 'config.json' not in far: raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it was expected, as output_s3 or output_gcs writes it')
-    _refuse_other(url, folder, far)
-    _note_mirrored(folder, [url])
-    shas = {n.removesuffix(MANIFEST) + name: sha for n, data in manifests.items() for name, sha in _named(data, far[n]).items()}
-    problems = [f'{url}/{n} is missing, though its manifest names it' for n in shas if n not in far]
-    for n, p in sorted(far.items(), key=lambda f: (f[0].rsplit('/', 1)[-1] in HEADS, f[0] in manifests, f[0])):
-        try: _fetch(p, folder/n, shas.get(n)) if n not in manifests else _put(manifests[n], folder/n, p)
-        except FileNotFoundError: problems.append(f'{url}/{n} is missing, though it was there a moment ago')
-        except FileError as e: problems.append(str(e))
-    return problems
-
+# %% ../../nbs/train/46_mirror.ipynb #27b8204a
 def _put(data:bytes, path:Path, far:Path|UPath):
     "Write `data`, read from `far`, to `path`"
     if path.exists() and path.read_bytes() == data: return
     with atomic_file(path) as f: f.write(data)
     os.utime(path, (_written(far),)*2)
 
+# %% ../../nbs/train/46_mirror.ipynb #e486439e
+def _refuse_other(url, folder, far):
+    "Refuse to replace a run in `folder` that is not an earlier state of the one at `url`"
+    for n, p in far.items():
+        here = folder/n
+        if basename(n) not in (MANIFEST, 'history.jsonl') or not here.exists(): continue
+        if _same(here, p, None) or here.read_bytes() == _read(p): continue
+        if url in _mirrored(folder) and _written(here) <= _written(p) + 1: continue
+        raise FileError(f'{here} is of another run, or newer than what {url} holds: '
+                        'an empty folder was expected, '
+                        'or resume_from="latest" goes on with what is here')
+
+# %% ../../nbs/train/46_mirror.ipynb #78bdc5a0
+def _run_at(url:str) -> dict[str, Path|UPath]:
+    "The files of the run at `url`; a `FileError` if there is none"
+    far = _files_at(url)
+    if bad := [n for n in far if '..' in n.split('/')]:
+        raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: '
+                        'a mirrored run was expected')
+    if 'config.json' not in far and not any(basename(n) == MANIFEST for n in far):
+        raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it '
+                        'was expected, as output_s3 or output_gcs writes it')
+    return far
+
+# %% ../../nbs/train/46_mirror.ipynb #8380bc0b
+def _fetch_all(url:str, folder:Path) -> list[str]:
+    "Bring what `url` holds to `folder`; what is damaged or missing"
+    far = _run_at(url)
+    manifests = {n: _read(p) for n, p in far.items() if basename(n) == MANIFEST}
+    _refuse_other(url, folder, far)
+    _note_mirrored(folder, [url])
+    shas = {}
+    for n, data in manifests.items():
+        shas |= {n.removesuffix(MANIFEST) + name: sha for name, sha in _named(data, far[n]).items()}
+    problems = [f'{url}/{n} is missing, though its manifest names it' for n in shas if n not in far]
+    for n in sorted(far, key=lambda n: (basename(n) in HEADS, n in manifests, n)):
+        try:
+            if n in manifests: _put(manifests[n], folder/n, far[n])
+            else: _fetch(far[n], folder/n, shas.get(n))
+        except FileNotFoundError:
+            problems.append(f'{url}/{n} is missing, though it was there a moment ago')
+        except FileError as e: problems.append(str(e))
+    return problems
+
 # %% ../../nbs/train/46_mirror.ipynb #9a196a99
 def fetch_run(
     url:str,            # Of a run folder that was mirrored
-    folder:str|Path,    # Where it is to lie; equal files in it are not fetched again
-) -> Path:              # `folder`; a `FileError` names what is damaged or missing, once all the rest is here
+    folder:str|Path,    # Where it goes; equal files in it are not fetched again
+) -> Path:              # `folder`; a `FileError` names what is damaged or missing, after all else came
     "Bring a run from `url` to disk, its checkpoints verified"
     url, folder = str(url).rstrip('/'), Path(folder)
     for _ in range(3):
         problems = _fetch_all(url, folder)
         if not any(' is missing, though ' in p for p in problems): break
-    if problems: raise FileError(f'{"; ".join(problems)}; all else is in {folder}, where resume_from="latest" goes on with the newest checkpoint that is whole')
-    return folder
+    if not problems: return folder
+    raise FileError(f'{"; ".join(problems)}; all else is in {folder}, '
+                    'where resume_from="latest" goes on with the newest checkpoint that is whole')

@@ -20,14 +20,14 @@ def parameter_groups(
 ) -> list[dict]:         # For a torch optimizer
     "The parameters of `net` that train, in two groups, those that decay and those that do not"
     params = [p for p in net.parameters() if p.requires_grad]
-    return [{'params': [p for p in params if p.ndim > 1], 'weight_decay': weight_decay},
-            {'params': [p for p in params if p.ndim <= 1], 'weight_decay': 0.}]
+    decaying, exempt = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
+    return [{'params': decaying, 'weight_decay': weight_decay}, {'params': exempt, 'weight_decay': 0.}]
 
 # %% ../../nbs/train/40_optim.ipynb #48e16f28
 def make_optimizer(
     net:nn.Module,
     lr:float,                # Peak learning rate
-    weight_decay:float=0.,
+    weight_decay:float=0.,   # Of matrices and kernels
     name:str='adamw',        # Or sgd
     momentum:float=0.9,      # Of SGD
     betas:tuple=(0.9, 0.999),# Of AdamW
@@ -40,23 +40,25 @@ def make_optimizer(
 
 # %% ../../nbs/train/40_optim.ipynb #6d94dcbb
 def lr_factor(
-    step:int,    # Optimizer steps done
-    total:int,   # Steps of the whole stage
-    warmup:int,  # Of them, steps of linear warm-up
-    schedule:str,  # warmup_cosine_decay, cosine_annealing_lr or none
-) -> float:      # Share of the peak learning rate, 0…1
+    step:int,     # Optimizer steps done
+    total:int,    # Steps of the whole stage
+    warmup:int,   # Of them, steps of linear warm-up
+    schedule:str, # warmup_cosine_decay, cosine_annealing_lr or none
+) -> float:       # Share of the peak learning rate, 0…1
     "How much of the peak learning rate step `step` uses"
     if schedule == 'none': return 1.
     if schedule == 'cosine_annealing_lr': warmup = 0
     if step < warmup: return (step + 1) / (warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * min(1., (step - warmup) / max(1, total - warmup))))
+    done = min(1., (step - warmup) / max(1, total - warmup))      # Share of the cosine
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 # %% ../../nbs/train/40_optim.ipynb #7ba551cb
 def default_warmup(
     steps_per_epoch:int,
     total:int,           # Steps of the whole stage
 ) -> int:
-    "One epoch or a tenth of the steps, whichever is more; at most half, so that a single epoch still comes to rest"
+    "One epoch or a tenth of the steps, whichever is more; at most half of them"
+    # at most half, so that a run of a single epoch still comes to rest
     return min(max(steps_per_epoch, total // 10), total // 2)
 
 # %% ../../nbs/train/40_optim.ipynb #19a99163
