@@ -14,7 +14,7 @@ import struct
 import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from .games import Game, RecordError, Visits, playable, usi_of
 
 # %% ../../nbs/data/09_packed.ipynb #6077348d
 def _move_tables():
-    "uint16 (65536,) three times: our move → Apery's, Apery's → ours, YaneuraOu's → ours; 0 where there is none"
+    "uint16 (65536,) each: our move → Apery's, Apery's → ours, YaneuraOu's → ours; 0 where there is none"
     to, frm, promote = (a.ravel() for a in np.meshgrid(range(81), range(81), (0, 1), indexing='ij'))
     to, frm, promote = (a[to != frm] for a in (to, frm, promote))
     drop_to, kind = (a.ravel() for a in np.meshgrid(range(81), range(1, 8), indexing='ij'))
@@ -40,9 +40,23 @@ def _move_tables():
 TO_APERY, FROM_APERY, FROM_YANEURAOU = _move_tables()
 
 # %% ../../nbs/data/09_packed.ipynb #e7c69bfb
-_winners = {0: 0.5, 1: 1., 2: 0.}                                           # Black's result
+def _no_move(code):
+    "What is wrong with a move `code` that the tables do not know"
+    return f'its move {int(code) & 0xffff:#06x} is none' if code else 'it has no move'
+
+# %% ../../nbs/data/09_packed.ipynb #c67607fd
+_winners = {0: 0.5, 1: 1., 2: 0.}                                       # Black's result
 _ends = {0: '', 4: '%SENNICHITE', 8: '%KACHI', 16: '%MAX_MOVES'}
-RESULTS = {bits | how: (result, end) for bits, result in _winners.items() for how, end in _ends.items()} | {0x16: (0.5, '%MAX_MOVES')}   # result byte → Black's result, end
+RESULTS = {bits | how: (result, end)                                    # result byte → Black's result, end
+           for bits, result in _winners.items() for how, end in _ends.items()}
+RESULTS[0x16] = 0.5, '%MAX_MOVES'
+
+# %% ../../nbs/data/09_packed.ipynb #a5a346b9
+_known_result = np.isin(np.arange(256), list(RESULTS))
+
+def _no_result(result):
+    "What is wrong with a `result` that no format of these knows"
+    return f'its result {result} is none: 0 (draw), 1 (Black won) or 2 (White won) was expected'
 
 # %% ../../nbs/data/09_packed.ipynb #208fa8eb
 def _from_black(
@@ -50,67 +64,86 @@ def _from_black(
     white:np.ndarray,  # (N,): 1 where White moves
 ) -> np.ndarray:       # float32 (N,); flipping twice gives the same back
     "Evals as Black sees them"
-    return evals.astype(np.float32) * (1 - 2*np.asarray(white, np.float32)) + 0     # + 0: no negative zeros
+    signs = 1 - 2*np.asarray(white, np.float32)
+    return evals.astype(np.float32)*signs + 0     # + 0: no negative zeros
+
+# %% ../../nbs/data/09_packed.ipynb #16f89319
+def _turns(records):
+    "uint8 (N,): 1 where White moves, in `records` that begin with a packed position"
+    return records.view(np.uint8).reshape(len(records), records.itemsize)[:, 0] & 1
 
 # %% ../../nbs/data/09_packed.ipynb #d7bff2c9
-MAX_PLIES = 4096  # a longer piece is cut, so that memory stays flat
-
-def _piece(start, moves, evals, about, tag, file, index):
-    "The records of one game that follow one another"
-    return Game(start, np.array(moves, np.uint16), np.array(evals, np.float32), file=file, index=index, **about(tag, len(moves)))
-
 def _unplayable(set_board, position, board):
     "Set `board` to the packed `position`: None, or what is wrong with it"
     try: set_board(position)
     except ValueError: return 'its 32 bytes are no position'
-    return None if playable(board) else f'its position {board.to_sfen().rpartition(" ")[0]} lacks a king, leaves one to be taken or is otherwise impossible'
+    if playable(board): return None
+    sfen = board.to_sfen().rpartition(' ')[0]
+    return f'its position {sfen} lacks a king, leaves one to be taken or is otherwise impossible'
 
-# %% ../../nbs/data/09_packed.ipynb #fe8256a5
+# %% ../../nbs/data/09_packed.ipynb #4a5e3b3f
+def _piece(start, moves, evals, about, tag, file, index):
+    "The records of one game that follow one another"
+    moves, evals = np.array(moves, np.uint16), np.array(evals, np.float32)
+    return Game(start, moves, evals, file=file, index=index, **about(tag, len(moves)))
+
+# %% ../../nbs/data/09_packed.ipynb #ecf4e497
+def _records(blocks):
+    "(position, move, eval, tag, wrong) of each record of `blocks`; of an error, the error alone"
+    return chain.from_iterable(zip(*b) if isinstance(b, tuple) else [(None, 0, 0, None, b)] for b in blocks)
+
+# %% ../../nbs/data/09_packed.ipynb #f4661dbe
+MAX_PLIES = 4096  # a longer piece is cut, so that memory stays flat
+
 def _games(
-    blocks:Iterable,  # (positions, moves, evals, tags, wrong) with an entry a record, or a `RecordError` for one that could not be had
-    code:str,         # How positions are packed: hcp or packed_sfen
-    about,            # (tag, plies) → further fields of `Game`
-    file:str, what:str='record',
+    blocks:Iterable,    # (positions, moves, evals, tags, wrong) with an entry a record, or a `RecordError`
+    code:str,           # How positions are packed: hcp or packed_sfen
+    about,              # (tag, plies) → further fields of `Game`
+    file:str,           # For messages and `Game.file`
+    what:str='record',  # What the file calls a record, for messages
 ) -> Iterator[Game|RecordError]:
     "The records of `blocks` as games; an error stands in the place of its record"
-    board = Board()
-    pack, set_board, apply, legal = getattr(board, f'to_{code}'), getattr(board, f'set_{code}'), board.apply_move, board.is_legal_move
-    number, index, start, moves, evals, last, after = 0, 0, '', [], [], None, None       # `after`: the position that the last move led to
-    for block in blocks:
-        for position, move, eval, tag, wrong in zip(*block) if isinstance(block, tuple) else [(None, 0, 0, None, block)]:
-            number += 1
-            if not wrong and (position != after or tag != last or len(moves) == MAX_PLIES):
-                if moves: yield _piece(start, moves, evals, about, last, file, index); index += 1; moves, evals = [], []
-                if position != after: wrong = _unplayable(set_board, position, board)
-                if not wrong: start, last = board.to_sfen().rpartition(' ')[0], tag
-            if not wrong and not legal(step := Move(move)): wrong = f'its move {usi_of(move)} is illegal in its position'
-            if wrong:
-                if moves: yield _piece(start, moves, evals, about, last, file, index); index += 1; moves, evals = [], []
-                after = None
-                yield wrong if isinstance(wrong, RecordError) else RecordError(f'{file}, {what} {number:,}: {wrong}; remove this {what}, or write the file again')
-                continue
-            apply(step); after = pack()
-            moves.append(move); evals.append(eval)
+    board, index, last, after = Board(), 0, None, None      # `after`: the position that the last move led to
+    pack, set_board = getattr(board, f'to_{code}'), getattr(board, f'set_{code}')
+    start, moves, evals = '', [], []                        # of the piece so far
+    for number, (position, move, eval, tag, wrong) in enumerate(_records(blocks), 1):
+        follows = position == after and tag == last and len(moves) < MAX_PLIES
+        if not wrong and position != after: wrong = _unplayable(set_board, position, board)
+        if not wrong and not board.is_legal_move(step := Move(move)):
+            wrong = f'its move {usi_of(move)} is illegal in its position'
+        if moves and (wrong or not follows):
+            yield _piece(start, moves, evals, about, last, file, index)
+            index, moves, evals = index + 1, [], []
+        if wrong:
+            after = None
+            yield wrong if isinstance(wrong, RecordError) else RecordError(
+                f'{file}, {what} {number:,}: {wrong}; remove this {what}, or write the file again')
+            continue
+        if not follows: start, last = board.to_sfen().rpartition(' ')[0], tag
+        board.apply_move(step)
+        after = pack()
+        moves.append(move)
+        evals.append(eval)
     if moves: yield _piece(start, moves, evals, about, last, file, index)
 
 # %% ../../nbs/data/09_packed.ipynb #239830cd
 BLOCK = 1 << 14  # records
 
 def _blocks(stream, dtype, columns, file):
-    "`columns(records, number of the first)` of each block of `stream`; a `RecordError` if it ends within a record"
+    "`columns(records, first)` of each block of `stream`; a `RecordError` if it ends within a record"
+    size = dtype.itemsize
     for first in count(0, BLOCK):
-        data = stream.read(BLOCK * dtype.itemsize)
-        n, rest = divmod(len(data), dtype.itemsize)
+        data = stream.read(BLOCK*size)
+        n, rest = divmod(len(data), size)
         if n: yield columns(np.frombuffer(data, dtype, n), first)
         if rest:
-            yield RecordError(f'{file}, record {first + n + 1:,}: the file ends {rest} bytes into it and a record has {dtype.itemsize}, after {(first + n)*dtype.itemsize:,} bytes of whole ones; it was cut short, copy it again')
-        if len(data) < BLOCK * dtype.itemsize: return
+            whole = first + n
+            yield RecordError(f'{file}, record {whole + 1:,}: the file ends {rest} bytes into it and '
+                              f'a record has {size}, after {whole*size:,} bytes of whole ones; '
+                              'it was cut short, copy it again')
+        if len(data) < BLOCK*size: return
 
-# %% ../../nbs/data/09_packed.ipynb #848aef1a
-def _turns(records):
-    "uint8 (N,): 1 where White moves, in `records` that begin with a packed position"
-    return records.view(np.uint8).reshape(len(records), records.itemsize)[:, 0] & 1
-
+# %% ../../nbs/data/09_packed.ipynb #064bfa97
 def _faults(n, *checks):
     "`n` entries, None or what is wrong; of (bad, say) in `checks` the first where bad (N,) holds counts"
     faults = [None]*n
@@ -121,26 +154,34 @@ def _faults(n, *checks):
 # %% ../../nbs/data/09_packed.ipynb #73fab5a3
 def _where(game): return f'{game.file}{", " if game.file else ""}game {game.index + 1}'
 
+# %% ../../nbs/data/09_packed.ipynb #275fdede
 def _packed_positions(game, code):
     "V32 (plies,): the positions moved in, packed; a `ValueError` if a move is illegal"
     board, out = Board(game.start + ' 1'), []
-    if not playable(board): raise ValueError(f'{_where(game)}: it starts from {game.start}, which moves cannot be applied to')
-    pack, apply, legal = getattr(board, f'to_{code}'), board.apply_move, board.is_legal_move
+    if not playable(board):
+        raise ValueError(f'{_where(game)}: it starts from {game.start}, which moves cannot be applied to')
+    pack = getattr(board, f'to_{code}')
     for ply, v in enumerate(FROM_YANEURAOU[game.moves].tolist()):
-        if not legal(m := Move(v)): raise ValueError(f'{_where(game)}: move {ply + 1}, {usi_of(game.moves[ply])}, is illegal in its position')
-        out.append(pack()); apply(m)
+        if not board.is_legal_move(m := Move(v)):
+            usi = usi_of(game.moves[ply])
+            raise ValueError(f'{_where(game)}: move {ply + 1}, {usi}, is illegal in its position')
+        out.append(pack())
+        board.apply_move(m)
     return np.frombuffer(b''.join(out), 'V32')
 
-# %% ../../nbs/data/09_packed.ipynb #64a1f4d0
+# %% ../../nbs/data/09_packed.ipynb #d7d78b9e
 def _fields(game, code, format):
-    "Packed positions, evals of the side to move int16 (NaN → 0), White moves uint8 (plies,), and the result byte of `game`"
-    if game.result is None: raise ValueError(f'{_where(game)}: nobody knows its result, and {format} cannot say so; leave the game out')
+    "Of `game`: packed positions, evals of the side to move (NaN → 0), where White moves; the result byte"
+    if game.result is None:
+        raise ValueError(f'{_where(game)}: nobody knows its result, and {format} cannot say so; '
+                         'leave the game out')
     white = (np.arange(len(game)) + (game.start.split()[1] == 'w')) % 2
     evals = np.clip(np.nan_to_num(_from_black(game.evals, white)), -32767, 32767).astype(np.int16)
     return _packed_positions(game, code), evals, white, {1.: 1, .5: 0, 0.: 2}[game.result]
 
+# %% ../../nbs/data/09_packed.ipynb #97df970b
 def _write(games, path, record):
-    "Write `record(game)` of all `games` to `path`, which appears when it is whole; the number of games. An error that a reader left among them is raised"
+    "Write `record(game)` of all `games` to `path`; returns how many. A reader's error among them is raised"
     n = 0
     with atomic_file(path) as f:
         for n, game in enumerate(games, 1):
@@ -149,13 +190,14 @@ def _write(games, path, record):
     return n
 
 # %% ../../nbs/data/09_packed.ipynb #b18cbd83
-HCPE = np.dtype([('hcp', 'V32'), ('eval', '<i2'), ('bestMove16', '<u2'), ('gameResult', 'u1'), ('dummy', 'u1')])
+HCPE = np.dtype([('hcp', 'V32'), ('eval', '<i2'), ('bestMove16', '<u2'),
+                 ('gameResult', 'u1'), ('dummy', 'u1')])
 
 def write_hcpe(
     games:Iterable[Game],  # Each with a known result
     path:str|Path,         # Or an fsspec URL
 ) -> int:                  # Games written
-    "Write every position of `games` that was moved in to an HCPE file, for tools that want one; a missing eval becomes 0"
+    "Write every position of `games` that was moved in to an HCPE file; a missing eval becomes 0"
     def record(game):
         out = np.zeros(len(game), HCPE)
         out['hcp'], out['eval'], _, out['gameResult'] = _fields(game, 'hcp', 'HCPE')
@@ -164,263 +206,356 @@ def write_hcpe(
     return _write(games, path, record)
 
 # %% ../../nbs/data/09_packed.ipynb #08fbfcb0
-_known_result = np.isin(np.arange(256), list(RESULTS))
-
 def _hcpe_columns(records, first):
     "What `_games` wants of HCPE `records`; the result byte is the tag"
-    moves, result = FROM_APERY[records['bestMove16']], records['gameResult']
-    wrong = _faults(len(records), (moves == 0, lambda i: f'its move {int(records["bestMove16"][i]):#06x} is none' if records['bestMove16'][i] else 'it has no move'),
-                    (~_known_result[result], lambda i: f'its result {result[i]} is none: 0 (draw), 1 (Black won) or 2 (White won) was expected'))
-    return records['hcp'].tolist(), moves.tolist(), _from_black(records['eval'], _turns(records)).tolist(), result.tolist(), wrong
+    codes, result = records['bestMove16'], records['gameResult']
+    moves, evals = FROM_APERY[codes], _from_black(records['eval'], _turns(records))
+    wrong = _faults(len(records), (moves == 0, lambda i: _no_move(codes[i])),
+                    (~_known_result[result], lambda i: _no_result(result[i])))
+    return records['hcp'].tolist(), moves.tolist(), evals.tolist(), result.tolist(), wrong
 
+# %% ../../nbs/data/09_packed.ipynb #6b8826f0
 def _hcpe_about(tag, plies): return dict(zip(('result', 'end'), RESULTS[tag]), whole=False)
 
-def _read_hcpe(stream, file): return _games(_blocks(stream, HCPE, _hcpe_columns, file), 'hcp', _hcpe_about, file)
+def _read_hcpe(stream, file):
+    "The games of an HCPE file"
+    return _games(_blocks(stream, HCPE, _hcpe_columns, file), 'hcp', _hcpe_about, file)
 
 # %% ../../nbs/data/09_packed.ipynb #2b04fb1f
-PSV = np.dtype([('sfen', 'V32'), ('score', '<i2'), ('move', '<u2'), ('gamePly', '<u2'), ('game_result', 'i1'), ('padding', 'u1')])
+PSV = np.dtype([('sfen', 'V32'), ('score', '<i2'), ('move', '<u2'), ('gamePly', '<u2'),
+                ('game_result', 'i1'), ('padding', 'u1')])
 
 def write_psv(
     games:Iterable[Game],  # Each with a known result
     path:str|Path,         # Or an fsspec URL
 ) -> int:                  # Games written
-    "Write every position of `games` that was moved in to a PSV file, for tools that want one; a missing eval becomes 0"
+    "Write every position of `games` that was moved in to a PSV file; a missing eval becomes 0"
     def record(game):
         out = np.zeros(len(game), PSV)
         out['sfen'], out['score'], white, _ = _fields(game, 'packed_sfen', 'PSV')
-        out['move'], out['gamePly'], out['game_result'] = game.moves, 1 + np.arange(len(game)), (2*game.result - 1) * (1 - 2*white)
+        out['move'], out['gamePly'] = game.moves, 1 + np.arange(len(game))
+        out['game_result'] = (2*game.result - 1) * (1 - 2*white)
         return out.tobytes()
     return _write(games, path, record)
 
 # %% ../../nbs/data/09_packed.ipynb #09f37a69
 def _psv_columns(records, first):
     "What `_games` wants of PSV `records`"
-    moves, white, won = FROM_YANEURAOU[records['move']], _turns(records), records['game_result'].astype(np.int64)
-    wrong = _faults(len(records), (moves == 0, lambda i: f'its move {int(records["move"][i]):#06x} is none' if records['move'][i] else 'it has no move'),
-                    (abs(won) > 1, lambda i: f'its result {won[i]} is none: 1 (the side to move won), 0 (draw) or -1 (it lost) was expected'))
-    tags = (records['gamePly'] - np.arange(first, first + len(records)))*4 + won*(1 - 2*white.astype(np.int64)) + 1
-    return records['sfen'].tolist(), moves.tolist(), _from_black(records['score'], white).tolist(), tags.tolist(), wrong
+    codes, white, won = records['move'], _turns(records), records['game_result'].astype(np.int64)
+    moves, evals = FROM_YANEURAOU[codes], _from_black(records['score'], white)
+    no_result = lambda i: (f'its result {won[i]} is none: '
+                           '1 (the side to move won), 0 (draw) or -1 (it lost) was expected')
+    wrong = _faults(len(records), (moves == 0, lambda i: _no_move(codes[i])), (abs(won) > 1, no_result))
+    black_won = won*(1 - 2*white.astype(np.int64))
+    tags = (records['gamePly'] - np.arange(first, first + len(records)))*4 + black_won + 1
+    return records['sfen'].tolist(), moves.tolist(), evals.tolist(), tags.tolist(), wrong
 
+# %% ../../nbs/data/09_packed.ipynb #0841524e
 def _psv_about(tag, plies): return dict(result=tag % 4 / 2, whole=False)
 
-def _read_psv(stream, file): return _games(_blocks(stream, PSV, _psv_columns, file), 'packed_sfen', _psv_about, file)
+def _read_psv(stream, file):
+    "The games of a PSV file"
+    return _games(_blocks(stream, PSV, _psv_columns, file), 'packed_sfen', _psv_about, file)
 
 # %% ../../nbs/data/09_packed.ipynb #73682306
-_head, _ply = struct.Struct('<32sHBB'), struct.Struct('<HhH')   # start, plies, result, opponent; move, eval, moves visited
-MOST_MOVES = 593                                                 # that a position can have
+_head = struct.Struct('<32sHBB')    # start, plies, result, opponent
+_ply = struct.Struct('<HhH')        # move, eval, moves visited
 
+def _visit_bytes(moves, counts):
+    "The bytes of the `moves` visited at a ply; `counts` beyond 16 bits are scaled to fit"
+    most = int(counts.max())
+    if most > 0xffff: counts = counts.astype(np.int64)*0xffff // most
+    return np.stack([TO_APERY[moves], counts], axis=1).astype('<u2').tobytes()
+
+# %% ../../nbs/data/09_packed.ipynb #73b45c5d
+def _hcpe3_record(game):
+    "The bytes of `game` in HCPE3"
+    if len(game) > 0xffff:
+        raise ValueError(f'{_where(game)} has {len(game):,} plies and HCPE3 counts to 65,535; '
+                         'leave the game out')
+    positions, evals, _, winner = _fields(game, 'hcp', 'HCPE3')
+    start = positions[0].tobytes() if len(game) else Board(game.start + ' 1').to_hcp()
+    how = {end: bits for bits, end in _ends.items()}.get(game.end, 0)
+    v = game.visits or Visits(np.zeros(len(game), np.uint16), [], [])
+    ends = np.cumsum(v.n, dtype=np.int64).tolist()
+    out = [_head.pack(start, len(game), winner | how, 0)]
+    for move, eval, n, end in zip(TO_APERY[game.moves].tolist(), evals.tolist(), v.n.tolist(), ends):
+        out.append(_ply.pack(move, eval, n))
+        if n: out.append(_visit_bytes(v.moves[end - n:end], v.counts[end - n:end]))
+    return b''.join(out)
+
+# %% ../../nbs/data/09_packed.ipynb #365f6b42
 def write_hcpe3(
     games:Iterable[Game],  # Each with a known result; visits are written where it has them
     path:str|Path,         # Or an fsspec URL
 ) -> int:                  # Games written
-    "Write `games` to an HCPE3 file, for tools that want one; a missing eval becomes 0, visits beyond 16 bits are scaled to fit"
+    "Write `games` to an HCPE3 file; a missing eval becomes 0, visits beyond 16 bits are scaled to fit"
     return _write(games, path, _hcpe3_record)
 
-# %% ../../nbs/data/09_packed.ipynb #9eb25b4c
-def _hcpe3_record(game):
-    "The bytes of `game` in HCPE3"
-    if len(game) > 0xffff: raise ValueError(f'{_where(game)} has {len(game):,} plies and HCPE3 counts to 65,535; leave the game out')
-    positions, evals, _, winner = _fields(game, 'hcp', 'HCPE3')
-    how = next(bits for bits, end in (*list(_ends.items())[1:], (0, game.end)) if end == game.end)
-    out = [_head.pack(positions[0].tobytes() if len(game) else Board(game.start + ' 1').to_hcp(), len(game), winner | how, 0)]
-    n, moves, counts = (game.visits.n, game.visits.moves, game.visits.counts) if game.visits else (np.zeros(len(game), np.uint16), [], [])
-    for move, eval, k, end in zip(TO_APERY[game.moves].tolist(), evals.tolist(), n.tolist(), np.cumsum(n, dtype=np.int64).tolist()):
-        out.append(_ply.pack(move, eval, k))
-        if k: out.append(np.stack([TO_APERY[moves[end - k:end]], _in_16_bits(counts[end - k:end])], axis=1).astype('<u2').tobytes())
-    return b''.join(out)
-
-def _in_16_bits(counts):
-    "`counts` themselves, or scaled so that the greatest is 65535"
-    return counts if counts.max() <= 0xffff else counts.astype(np.int64) * 0xffff // int(counts.max())
-
 # %% ../../nbs/data/09_packed.ipynb #a535d808
+MOST_MOVES = 593    # that a position can have
+
 def _hcpe3_bytes(stream):
-    "The next game of `stream`: its head, the uint16 words of its plies, moves visited at each, and what is wrong with the bytes if anything; None at the end"
+    "Of the next game: its head, its plies, moves visited at each, what is wrong if anything; None at the end"
     if not (head := stream.read(_head.size)): return None
-    if len(head) < _head.size: return head, b'', [], f'the file ends {len(head)} bytes into its head of {_head.size}'
+    if len(head) < _head.size:
+        return head, b'', [], f'the file ends {len(head)} bytes into its head of {_head.size}'
     plies, out, n = _head.unpack(head)[1], [], []
     for ply in range(1, plies + 1):
         info = stream.read(_ply.size)
         k = info[4] | info[5] << 8 if len(info) == _ply.size else 0
-        if k > MOST_MOVES: return head, b''.join(out), n, f'{k:,} moves visited at ply {ply} are more than any position has, so its bytes and all after them are damaged'
+        if k > MOST_MOVES:
+            wrong = f'{k:,} moves visited at ply {ply} are more than any position has'
+            return head, b''.join(out), n, f'{wrong}, so its bytes and all after them are damaged'
         visits = stream.read(4*k) if k else b''
-        if len(info) < _ply.size or len(visits) < 4*k: return head, b''.join(out), n, f'the file ends within ply {ply} of {plies}'
+        if len(info) < _ply.size or len(visits) < 4*k:
+            return head, b''.join(out), n, f'the file ends within ply {ply} of {plies}'
         out += info, visits
         n.append(k)
     return head, b''.join(out), n, None
 
-# %% ../../nbs/data/09_packed.ipynb #c66f76e7
-def _hcpe3_game(head, plies, n, file, index):
-    "The game of these bytes; a `RecordError` if it is none"
-    where = f'{file}, game {index + 1:,}'
-    hcp, _, result, _ = _head.unpack(head)
-    board, n, words = Board(), np.array(n, np.int64), np.frombuffer(plies, '<u2')
-    wrong = _unplayable(board.set_hcp, hcp, board)
-    if not wrong and result not in RESULTS: wrong = f'its result {result} is none: 0 (draw), 1 (Black won) or 2 (White won), with 4, 8 or 16 for how it ended, was expected'
-    if wrong: raise RecordError(f'{where}: {wrong.replace("its position", "its start")}; remove this game, or write the file again')
-    at = np.cumsum(3 + 2*n) - (3 + 2*n)
-    visited = np.ones(len(words), bool); visited[np.add.outer(at, range(3)).ravel()] = False
-    coded, counts = words[visited].reshape(-1, 2).T
-    moves, candidates, start = FROM_APERY[words[at]], FROM_APERY[coded], board.to_sfen().rpartition(' ')[0]
-    _replay(board, moves.tolist(), n.tolist(), candidates.tolist(), where)
-    evals = _from_black(words[at + 1].view(np.int16), (np.arange(len(n)) + (hcp[0] & 1)) % 2)
-    visits = Visits(n.astype(np.uint16), candidates, counts.astype(np.uint32)) if n.any() else None
-    return Game(start, moves, evals, *RESULTS[result], file=file, index=index, visits=visits)
+# %% ../../nbs/data/09_packed.ipynb #b393fa8c
+def _bad_game(where, wrong):
+    return RecordError(f'{where}: {wrong}; remove this game, or write the file again')
 
-# %% ../../nbs/data/09_packed.ipynb #75f8223d
+# %% ../../nbs/data/09_packed.ipynb #3ccf8614
+def _bad_candidates(board, candidates):
+    "What is wrong with the moves that a search visited on `board`, or None"
+    seen = set(candidates)
+    if odd := seen.difference(map(hash, board.legal_moves())):
+        return f'its search visited {usi_of(min(odd))}, which is illegal there'
+    return 'its search names a move twice' if len(seen) < len(candidates) else None
+
+# %% ../../nbs/data/09_packed.ipynb #58537fbf
 def _replay(board, moves, n, candidates, where):
     "Check that `moves` and, ply after ply, `candidates` are legal, and that none of these is named twice"
     at = 0
     for ply, (v, k) in enumerate(zip(moves, n), 1):
-        if not board.is_legal_move(move := Move(v)): raise RecordError(f'{where}: its move {ply}, {usi_of(v)}, is illegal in its position; remove this game, or write the file again')
-        if k:
-            seen = set(candidates[at:at + k]); at += k
-            if odd := seen.difference(map(hash, board.legal_moves())): raise RecordError(f'{where}: at ply {ply} its search visited {usi_of(min(odd))}, which is illegal there; remove this game, or write the file again')
-            if len(seen) < k: raise RecordError(f'{where}: at ply {ply} its search names a move twice; remove this game, or write the file again')
+        move = Move(v)
+        if not board.is_legal_move(move):
+            raise _bad_game(where, f'its move {ply}, {usi_of(v)}, is illegal in its position')
+        if k and (wrong := _bad_candidates(board, candidates[at:at + k])):
+            raise _bad_game(where, f'at ply {ply} {wrong}')
+        at += k
         board.apply_move(move)
 
-# %% ../../nbs/data/09_packed.ipynb #b393fa8c
+# %% ../../nbs/data/09_packed.ipynb #6b33c053
+def _hcpe3_words(plies, n):
+    "Moves and evals (plies,) and candidates (visits, 2) in the bytes of `plies`, with `n` visited at each"
+    words = np.frombuffer(plies, '<u2')
+    at = np.cumsum(3 + 2*n) - (3 + 2*n)     # where each ply begins
+    visited = np.ones(len(words), bool)
+    visited[np.add.outer(at, range(3)).ravel()] = False
+    return words[at], words[at + 1].view(np.int16), words[visited].reshape(-1, 2)
+
+# %% ../../nbs/data/09_packed.ipynb #0e5df375
+def _hcpe3_game(head, plies, n, file, index):
+    "The game of these bytes; a `RecordError` if it is none"
+    where, board, n = f'{file}, game {index + 1:,}', Board(), np.array(n, np.int64)
+    hcp, _, result, _ = _head.unpack(head)
+    wrong = _unplayable(board.set_hcp, hcp, board)
+    if wrong: raise _bad_game(where, wrong.replace('its position', 'its start'))
+    if result not in RESULTS:
+        raise _bad_game(where, f'its result {result} is none: 0 (draw), 1 (Black won) or 2 (White won), '
+                               'with 4, 8 or 16 for how it ended, was expected')
+    start = board.to_sfen().rpartition(' ')[0]
+    moves, evals, visited = _hcpe3_words(plies, n)
+    moves, candidates, counts = FROM_APERY[moves], FROM_APERY[visited[:, 0]], visited[:, 1].astype(np.uint32)
+    _replay(board, moves.tolist(), n.tolist(), candidates.tolist(), where)
+    evals = _from_black(evals, (np.arange(len(n)) + (hcp[0] & 1)) % 2)
+    visits = Visits(n.astype(np.uint16), candidates, counts) if n.any() else None
+    return Game(start, moves, evals, *RESULTS[result], file=file, index=index, visits=visits)
+
+# %% ../../nbs/data/09_packed.ipynb #0af4a077
 def _read_hcpe3(stream, file):
+    "The games of an HCPE3 file"
     for index in count():
         if (found := _hcpe3_bytes(stream)) is None: return
         *game, wrong = found
         if wrong:
-            yield RecordError(f'{file}, game {index + 1:,}: {wrong}; copy it again, or keep the games before it')
+            yield RecordError(f'{file}, game {index + 1:,}: {wrong}; '
+                              'copy it again, or keep the games before it')
             return
         try: yield _hcpe3_game(*game, file, index)
         except RecordError as e: yield e
 
 # %% ../../nbs/data/09_packed.ipynb #cb8a8395
-def is_hcpe_table(
-    schema:pa.Schema,
-) -> bool:
+_bytes = pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary
+
+def is_hcpe_table(schema:pa.Schema) -> bool:
     "Whether a table with this `schema` holds HCPE"
-    hcp = schema.field('hcp').type if schema.names.count('hcp') == 1 else None
-    return hcp is not None and any(f(hcp) for f in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)) and 'bestMove16' in schema.names
+    if schema.names.count('hcp') != 1 or 'bestMove16' not in schema.names: return False
+    return any(f(schema.field('hcp').type) for f in _bytes)
 
 # %% ../../nbs/data/09_packed.ipynb #89506612
+_texts = pa.types.is_string, pa.types.is_large_string, pa.types.is_null
+_lists = pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_null
+_integers = pa.types.is_integer, pa.types.is_null
+
 def _table_column(batch, name, kind, what, file):
-    "Column `name` of `batch` as a list, or None if there is no such column; a `RecordError` if its type is not of `kind`"
+    "Column `name` of `batch` as a list, None if there is none; a `RecordError` if its type is not of `kind`"
     if name not in batch.schema.names: return None
     column = batch.column(batch.schema.names.index(name))
     if pa.types.is_dictionary(column.type): column = column.dictionary_decode()
-    if not any(f(column.type) for f in kind): raise RecordError(f'{file}: its column {name} holds {column.type}; {what} were expected')
+    if not any(f(column.type) for f in kind):
+        raise RecordError(f'{file}: its column {name} holds {column.type}; {what} were expected')
     return column.to_pylist()
 
-_texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_null)
-_lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_null)
-_integers = (pa.types.is_integer, pa.types.is_null)
-_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-
 # %% ../../nbs/data/09_packed.ipynb #eb07ab4f
-def _table_columns(batch, first, file):
-    "What `_games` wants of the rows of `batch`, of which the first is number `first`"
-    n, column = len(batch), partial(_table_column, batch, file=file)
-    hcp, codes = column('hcp', _bytes, 'the 32 bytes of positions'), column('bestMove16', _integers, 'moves as integers')
-    results, evals = column('gameResult', _integers, 'integers'), column('eval', _integers, 'integers') or [None]*n
-    names, ends = column('id', _texts, 'texts such as game.hcpe_17') or [None]*n, column('endgameStatus', _texts, 'texts') or ['']*n
-    ratings, plies = column('ratings', _lists, 'lists of two numbers') or [None]*n, column('moves', _integers, 'integers') or [None]*n
-    moves = FROM_APERY[np.array([(c or 0) & 0xffff for c in codes], np.int64)].tolist()
-    wrong = list(map(_row_fault, hcp, moves, results, codes))
-    evals = [np.nan if e is None else -e if h and h[0] & 1 else e for h, e in zip(hcp, evals)]
-    about = zip(names, results, ends, ratings, plies)
-    tags = [(*_name_and_ply(name, number), result, end or '', _two_ratings(rated), p) for number, (name, result, end, rated, p) in enumerate(about, first)]
-    return hcp, moves, evals, tags, wrong
-
-def _row_fault(hcp, move, result, code):
-    "What is wrong with a row, or None"
-    if hcp is None or len(hcp) != 32: return f'its position has {len(hcp or b"")} bytes and not 32'
-    if result not in _winners: return f'its result {result} is none: 0 (draw), 1 (Black won) or 2 (White won) was expected'
-    return None if move else f'its move {code & 0xffff:#06x} is none' if code else 'it has no move'
-
-# %% ../../nbs/data/09_packed.ipynb #4004a766
 def _name_and_ply(name, number):
     "What `name` says of the game, and the ply less `number`, or None"
     game, _, ply = (name or '').rpartition('_')
     return (game, int(ply) - number) if ply.isascii() and ply.isdigit() and len(ply) < 6 else (name, None)
 
+# %% ../../nbs/data/09_packed.ipynb #2e590b69
 def _two_ratings(rated):
     "Ratings of Black and White; 0 means that there is none"
     black, white = rated if rated and len(rated) == 2 else (None, None)
     return tuple(float(r) if isinstance(r, (int, float)) and r > 0 else None for r in (black, white))
 
+# %% ../../nbs/data/09_packed.ipynb #62fc9090
+def _row_fault(hcp, move, result, code):
+    "What is wrong with a row, or None"
+    if hcp is None or len(hcp) != 32: return f'its position has {len(hcp or b"")} bytes and not 32'
+    if result not in _winners: return _no_result(result)
+    return None if move else _no_move(code)
+
+# %% ../../nbs/data/09_packed.ipynb #645d571c
+def _table_tags(column, results, first):
+    "The tags of rows with these `results`; `column(name, …)` gives the other columns"
+    n = len(results)
+    names = column('id', _texts, 'texts such as game.hcpe_17') or [None]*n
+    ends = column('endgameStatus', _texts, 'texts') or ['']*n
+    ratings = column('ratings', _lists, 'lists of two numbers') or [None]*n
+    totals = column('moves', _integers, 'integers') or [None]*n
+    rows = zip(count(first), names, results, ends, ratings, totals)
+    return [(*_name_and_ply(name, number), result, end or '', _two_ratings(rated), total)
+            for number, name, result, end, rated, total in rows]
+
+# %% ../../nbs/data/09_packed.ipynb #ad78b6c5
 def _table_about(tag, plies):
+    "What the `tag` of a game's rows says of the game, if they are `plies`"
     _, _, result, end, ratings, total = tag
     return dict(result=_winners[result], end=end, ratings=ratings, whole=plies == total)
 
+# %% ../../nbs/data/09_packed.ipynb #2c83bf0a
+def _table_columns(batch, first, file):
+    "What `_games` wants of the rows of `batch`, of which the first is number `first`"
+    n, column = len(batch), partial(_table_column, batch, file=file)
+    hcp = column('hcp', _bytes, 'the 32 bytes of positions')
+    codes = column('bestMove16', _integers, 'moves as integers')
+    results = column('gameResult', _integers, 'integers')
+    evals = column('eval', _integers, 'integers') or [None]*n
+    moves = FROM_APERY[np.array([(c or 0) & 0xffff for c in codes], np.int64)].tolist()
+    wrong = list(map(_row_fault, hcp, moves, results, codes))
+    evals = [np.nan if e is None else -e if h and h[0] & 1 else e for h, e in zip(hcp, evals)]
+    return hcp, moves, evals, _table_tags(column, results, first), wrong
+
+# %% ../../nbs/data/09_packed.ipynb #a619555a
+_unreadable = pa.ArrowException, OSError, ValueError, MemoryError   # what Arrow raises at damaged bytes
+
+def _open_table(source, file):
+    "The Arrow file `source`; a `RecordError` if it is damaged or lacks a column"
+    try:
+        table = ipc.open_file(source)
+        names = table.schema.names
+    except _unreadable as e:
+        said = ' '.join(str(e).split())
+        raise RecordError(f'{file} is damaged or no Arrow file ({said}): copy it again') from None
+    for name in ('hcp', 'bestMove16', 'gameResult'):
+        if names.count(name) != 1:
+            raise RecordError(f'{file}: it has no column {name}; '
+                              'hcp, bestMove16 and gameResult are needed, each once')
+    return table
+
 # %% ../../nbs/data/09_packed.ipynb #67b6c3be
+def _table_blocks(source, file):
+    "The columns of each record batch; an error in the place of one that is damaged"
+    try: table = _open_table(source, file)
+    except RecordError as e:
+        yield e
+        return
+    first = 0
+    for number in range(table.num_record_batches):
+        try:
+            batch = table.get_batch(number)
+            batch.validate(full=True)
+            columns = _table_columns(batch, first, file)
+        except RecordError as e:
+            yield e
+            return
+        except _unreadable as e:
+            said = ' '.join(str(e).split())
+            yield RecordError(f'{file}, record batch {number + 1:,}: it is damaged ({said}): '
+                              'copy the file again')
+            continue
+        yield columns
+        first += len(batch)
+
+# %% ../../nbs/data/09_packed.ipynb #6c99a82d
 def read_hcpe_table(
     source:str|Path|io.IOBase,  # A path, a URL or an open file
     file:str,                   # For messages and `Game.file`
-) -> Iterator[Game|RecordError]:  # The error in place of a row that cannot be used; the caller raises or counts it
+) -> Iterator[Game|RecordError]:  # The error in place of a row that cannot be used, for the caller
     "The games of an Arrow table of HCPE"
     if not hasattr(source, 'read'):
         with as_path(source).open('rb') as f: yield from read_hcpe_table(f, file)
     elif not source.seekable():
         with tempfile.TemporaryFile() as f:
-            shutil.copyfileobj(source, f, 1 << 20); f.seek(0)
+            shutil.copyfileobj(source, f, 1 << 20)
+            f.seek(0)
             yield from read_hcpe_table(f, file)
     else: yield from _games(_table_blocks(source, file), 'hcp', _table_about, file, 'row')
 
-# %% ../../nbs/data/09_packed.ipynb #3741fb07
-def _table_blocks(source, file):
-    "The columns of each record batch"
-    try: table = ipc.open_file(source); names = table.schema.names
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as e:
-        yield RecordError(f'{file} is damaged or no Arrow file ({" ".join(str(e).split())}): copy it again'); return
-    if missing := [n for n in ('hcp', 'bestMove16', 'gameResult') if names.count(n) != 1]:
-        yield RecordError(f'{file}: it has no column {missing[0]}; hcp, bestMove16 and gameResult are needed, each once'); return
-    first = 0
-    for number in range(table.num_record_batches):
-        try:
-            batch = table.get_batch(number); batch.validate(full=True)
-            columns = _table_columns(batch, first, file)
-        except RecordError as e: yield e; return
-        except (pa.ArrowException, OSError, ValueError, MemoryError) as e: yield RecordError(f'{file}, record batch {number + 1:,}: it is damaged ({" ".join(str(e).split())}): copy the file again'); continue
-        yield columns
-        first += len(batch)
-
-# %% ../../nbs/data/09_packed.ipynb #3df3722f
+# %% ../../nbs/data/09_packed.ipynb #81b8f15e
 TRIED = 64  # records
+_fixed = {'hcpe': (HCPE, 'hcp', _hcpe_columns, _hcpe_about),
+          'psv': (PSV, 'packed_sfen', _psv_columns, _psv_about)}
 
-def _share(first, dtype, columns, code, about):
-    "How much of `TRIED` records spread over `first` makes sense as a format of fixed records: 0…1"
+def _share(first, format):
+    "How much of `TRIED` records spread over `first` makes sense as a `format` of fixed records: 0…1"
+    dtype, code, columns, about = _fixed[format]
     records = np.frombuffer(first, dtype, len(first)//dtype.itemsize)
     tried = np.ascontiguousarray(records[::max(1, len(records)//TRIED)])
-    return sum(len(g) for g in _games([columns(tried, 0)], code, about, '') if isinstance(g, Game)) / max(1, len(tried))
+    good = sum(len(g) for g in _games([columns(tried, 0)], code, about, '') if isinstance(g, Game))
+    return good / max(1, len(tried))
 
+# %% ../../nbs/data/09_packed.ipynb #93174b01
 def _share_hcpe3(first):
     "How much of the plies in `first` makes sense as HCPE3: 0…1"
     stream, good, bad = io.BytesIO(first), 0, 0
     while (found := _hcpe3_bytes(stream)) is not None:
         head, plies, n, wrong = found
         if wrong and not n: break       # too little of a game to tell
-        try: _hcpe3_game(head, plies, n, '', 0); good += max(1, len(n))
+        try:
+            _hcpe3_game(head, plies, n, '', 0)
+            good += max(1, len(n))
         except RecordError: bad += max(1, len(n))
         if wrong: break
     return good / max(1, good + bad)
 
-# %% ../../nbs/data/09_packed.ipynb #81b8f15e
+# %% ../../nbs/data/09_packed.ipynb #7232d623
+def _arrow_format(first):
+    "hcpe_table if the Arrow file that begins with `first` is one, else None"
+    try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[8:]))) else None
+    except _unreadable: return None
+
+# %% ../../nbs/data/09_packed.ipynb #5e2744ea
 _suffixes = {'.hcpe': 'hcpe', '.hcpe2': 'hcpe', '.hcpe3': 'hcpe3', '.psv': 'psv'}   # .bin is anybody's
 
 def packed_format(
     first:bytes,      # How the file begins: a few kB, or all of it
     name:str='',      # Of the file; '' to go by the content alone
-    size:int|None=None,  # Of the file in bytes, by default of `first`: of formats that make as much sense, the one whose records divide it
+    size:int|None=None,  # Of the file in bytes, by default of `first`; decides where two make as much sense
 ) -> str|None:        # hcpe, hcpe3, psv, hcpe_table; None if it is none of them
-    "The packed format of a file; ask for text formats first, since a name such as x.hcpe is believed where the content says nothing"
+    "The packed format of a file; ask for text formats first, since a name such as x.hcpe is believed"
     if first[:6] == b'ARROW1': return _arrow_format(first)
+    if size is None: size = len(first)
     named = next((_suffixes[s] for s in reversed(Path(name.lower()).suffixes) if s in _suffixes), None)
-    shares = {'hcpe': _share(first, HCPE, _hcpe_columns, 'hcp', _hcpe_about), 'psv': _share(first, PSV, _psv_columns, 'packed_sfen', _psv_about), 'hcpe3': _share_hcpe3(first)}
-    divides = lambda f: f != 'hcpe3' and (len(first) if size is None else size) % {'hcpe': HCPE, 'psv': PSV}[f].itemsize == 0
-    fits = lambda f: (shares[f], divides(f), f == named)
-    best = max(shares, key=fits)
+    shares = {f: _share(first, f) for f in _fixed} | {'hcpe3': _share_hcpe3(first)}
+    divides = {f: size % dtype.itemsize == 0 for f, (dtype, *_) in _fixed.items()}
+    best = max(shares, key=lambda f: (shares[f], divides.get(f, False), f == named))
     return best if shares[best] >= 0.5 else named
-
-def _arrow_format(first):
-    "hcpe_table if the Arrow file that begins with `first` is one, else None"
-    try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[8:]))) else None
-    except (pa.ArrowException, OSError, ValueError, MemoryError): return None
 
 # %% ../../nbs/data/09_packed.ipynb #e523270f
 PACKED_FORMATS = {'hcpe': _read_hcpe, 'hcpe3': _read_hcpe3, 'psv': _read_psv, 'hcpe_table': read_hcpe_table}
@@ -429,6 +564,6 @@ def read_packed(
     stream:io.BufferedReader,
     format:str,               # One of `PACKED_FORMATS`, such as `packed_format` gives
     file:str,                 # For messages and `Game.file`
-) -> Iterator[Game|RecordError]:  # The error in place of what cannot be read; the caller raises or counts it
-    "The games of a packed file, one by one, with flat memory; pieces of games where the format knows positions only"
+) -> Iterator[Game|RecordError]:  # The error in place of what cannot be read, for the caller
+    "The games of a packed file, one by one; pieces of games where the format knows positions only"
     return PACKED_FORMATS[format](stream, file)

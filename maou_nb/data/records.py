@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORD_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES', 'text_format', 'record_format', 'record_files', 'passed_over',
-           'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'FilterCounts', 'kept_plies',
-           'first_copies', 'keep_games', 'apply_filters']
+           'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'FilterCounts', 'first_copies',
+           'keep_games', 'kept_plies', 'apply_filters']
 
 # %% ../../nbs/data/10_records.ipynb #d6d1f95b
 import re
@@ -17,29 +17,33 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 
 from .files import as_path, find_files, listed, open_files
 from .games import TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .packed import PACKED_FORMATS, packed_format, read_hcpe_table, read_packed
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
-_signs = {'csa': rb"(?m)^(V[23](\.|$)|PI|P1|N[+-]|'CSA|[+-]\d{4}[A-Z]{2})",
-          'kif': '手合割|手数-|先手：|開始日時|# KIF|# ---- Kifu',
-          'usi': rb'(?m)^(position |startpos|sfen |([1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] )'}
-_kif_signs = tuple(s.encode(e) for s in _signs['kif'].split('|') for e in ('utf-8', 'cp932'))
+_kif_signs = tuple(s.encode(e) for s in ('手合割', '手数-', '先手：', '開始日時', '# KIF', '# ---- Kifu')
+                   for e in ('utf-8', 'cp932'))
+_signs = {
+    'csa': re.compile(rb"(?m)^(V[23](\.|$)|PI|P1|N[+-]|'CSA|[+-]\d{4}[A-Z]{2})"),
+    'usi': re.compile(rb'(?m)^(position |startpos|sfen |'
+                      rb'([1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] )')}
 
 def text_format(
     first:bytes,  # The beginning of a file
 ) -> str|None:    # csa, kif, usi, or None
     "The text format that `first` is in"
     if any(s in first for s in _kif_signs): return 'kif'
-    return next((f for f in ('csa', 'usi') if re.search(_signs[f], first)), None)
+    return next((f for f in ('csa', 'usi') if _signs[f].search(first)), None)
 
-# %% ../../nbs/data/10_records.ipynb #147cf8ad
-RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'usi': ('.usi', '.sfen'), 'hcpe': ('.hcpe',), 'hcpe3': ('.hcpe3',), 'psv': ('.psv', '.bin'), 'hcpe_table': ('.feather',)}
-_packings = ('', '.gz', '.zst', '.zip')
-_of_records = tuple(s + p for suffixes in RECORD_SUFFIXES.values() for s in suffixes for p in _packings) + ('.zip',)
+# %% ../../nbs/data/10_records.ipynb #b9867c40
+RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'usi': ('.usi', '.sfen'),
+                   'hcpe': ('.hcpe',), 'hcpe3': ('.hcpe3',), 'psv': ('.psv', '.bin'),
+                   'hcpe_table': ('.feather',)}
 
+# %% ../../nbs/data/10_records.ipynb #f7f1e76d
 def record_format(
     first:bytes,          # The beginning of the file
     name:str,             # Its name
@@ -52,19 +56,26 @@ def record_format(
     bare = re.sub(r'\.(gz|zst)$', '', name.lower())
     named = next((f for f, suffixes in RECORD_SUFFIXES.items() if bare.endswith(suffixes)), None)
     if named: return named
-    raise RecordError(f'{name} is in no format known here: CSA, KIF, USI, HCPE, HCPE3, PSV or an HCPE table was expected')
+    raise RecordError(f'{name} is in no format known here: '
+                      'CSA, KIF, USI, HCPE, HCPE3, PSV or an HCPE table was expected')
 
 # %% ../../nbs/data/10_records.ipynb #74f79abc
+_packings = ('', '.gz', '.zst', '.zip')
+_endings = [s for suffixes in RECORD_SUFFIXES.values() for s in suffixes]
+_of_records = *(s + p for s in _endings for p in _packings), '.zip'
+
 def record_files(
-    paths:str|Path|Iterable,  # A file, a folder searched recursively, a glob, or several of them; local or URLs
+    paths:str|Path|Iterable,  # A file, a folder, a glob, or several of them; local or URLs
 ) -> list:                    # A `FileNotFoundError` if a path or its records are missing
     "The game records that `paths` mean, in order of name"
     found = find_files(paths, _of_records, 'game records')
     records = [f for f in found if f.suffix != '.feather' or not (f.parent/'manifest.json').exists()]
-    if not records: raise FileNotFoundError(f'{paths} holds prepared shards, no game records: files ending in {" ".join(s for f in RECORD_SUFFIXES.values() for s in f)} were expected')
+    if not records:
+        raise FileNotFoundError(f'{paths} holds prepared shards, no game records: '
+                                f'files ending in {" ".join(_endings)} were expected')
     return records
 
-# %% ../../nbs/data/10_records.ipynb #cbc6d1f3
+# %% ../../nbs/data/10_records.ipynb #680345aa
 def passed_over(
     paths:str|Path|Iterable,  # As for `record_files`
 ) -> dict[str, int]:          # Ending → files
@@ -72,23 +83,10 @@ def passed_over(
     found = Counter()
     for folder in map(as_path, listed(paths)):
         if not folder.is_dir(): continue
-        files = (p for p in folder.rglob('*') if not p.name.lower().endswith(_of_records) and '/.' not in str(p).removeprefix(str(folder)) and p.is_file())
-        found.update(p.suffix or 'none' for p in files)
+        hidden = lambda p: '/.' in str(p).removeprefix(str(folder))
+        other = lambda p: not p.name.lower().endswith(_of_records) and not hidden(p) and p.is_file()
+        found.update(p.suffix or 'none' for p in folder.rglob('*') if other(p))
     return dict(sorted(found.items()))
-
-# %% ../../nbs/data/10_records.ipynb #edf6b64e
-def read_file(
-    path:str|Path,                   # One file; what is packed in it is opened
-) -> Iterator[Game|RecordError]:     # The error in place of what cannot be read
-    "The games of one record file"
-    found = 0
-    try:
-        for name, stream in open_files(path):
-            if name != str(as_path(path)) and not name.lower().endswith(_of_records): continue     # a zip's readme is passed over as a folder's is
-            for found, game in enumerate(_read_stream(name, stream, as_path(path)), found + 1): yield game
-    except ValueError as e: yield e if isinstance(e, RecordError) else RecordError(str(e)); return
-    except OSError as e: yield RecordError(f'{path} cannot be read ({e.strerror or e}): is it a file, and are you allowed to?'); return
-    if not found: yield RecordError(f'{path} is empty, or holds no file of an ending known here: a game record was expected')
 
 # %% ../../nbs/data/10_records.ipynb #c0547884
 def _read_stream(name, stream, path):
@@ -101,11 +99,33 @@ def _read_stream(name, stream, path):
     elif format in PACKED_FORMATS: yield from read_packed(stream, format, name)
     else: yield from read_hcpe_table(stream, name)
 
+# %% ../../nbs/data/10_records.ipynb #691203e2
+def read_file(
+    path:str|Path,                   # One file; what is packed in it is opened
+) -> Iterator[Game|RecordError]:     # The error in place of what cannot be read
+    "The games of one record file"
+    found = 0
+    try:
+        whole = as_path(path)
+        for name, stream in open_files(path):
+            # a zip's readme is passed over as a folder's is
+            if name != str(whole) and not name.lower().endswith(_of_records): continue
+            for game in _read_stream(name, stream, whole):
+                found += 1
+                yield game
+    except ValueError as e:
+        yield e if isinstance(e, RecordError) else RecordError(str(e))
+    except OSError as e:
+        yield RecordError(f'{path} cannot be read ({e.strerror or e}): is it a file, and are you allowed to?')
+    else:
+        if not found: yield RecordError(f'{path} is empty, or holds no file of an ending known here: '
+                                        'a game record was expected')
+
 # %% ../../nbs/data/10_records.ipynb #e65e13c1
 ON_BAD = ('raise', 'skip')
 
 def read_games(
-    paths:str|Path|Iterable,     # A file, a folder searched recursively, a glob, or several of them; local or URLs
+    paths:str|Path|Iterable,     # A file, a folder, a glob, or several of them; local or URLs
     on_bad:str='raise',          # At a game that cannot be read: `raise` a `RecordError`, or `skip` it
     skipped:list|None=None,      # Gets the sentences on what was skipped; none: they are warnings
 ) -> Iterator[Game]:
@@ -119,44 +139,65 @@ def read_games(
             else: skipped.append(str(game))
 
 # %% ../../nbs/data/10_records.ipynb #698dcefa
-GAMES = pa.schema([('game', pa.uint64()), ('file', pa.string()), ('index', pa.uint32()), ('plies', pa.uint32()), ('fold', pa.uint8()), ('result', pa.float32()), ('end', pa.string()),
-                   ('blackRating', pa.float32()), ('whiteRating', pa.float32()), ('whole', pa.bool_()), ('start', pa.string()), ('moves', pa.list_(pa.uint16())), ('evals', pa.list_(pa.float32())),
-                   ('visited', pa.list_(pa.uint16())), ('visitMoves', pa.list_(pa.uint16())), ('visits', pa.list_(pa.uint32()))])
+GAMES = pa.schema({
+    'game': pa.uint64(), 'file': pa.string(), 'index': pa.uint32(), 'plies': pa.uint32(), 'fold': pa.uint8(),
+    'result': pa.float32(), 'end': pa.string(), 'blackRating': pa.float32(), 'whiteRating': pa.float32(),
+    'whole': pa.bool_(), 'start': pa.string(),
+    'moves': pa.list_(pa.uint16()), 'evals': pa.list_(pa.float32()),
+    'visited': pa.list_(pa.uint16()), 'visitMoves': pa.list_(pa.uint16()), 'visits': pa.list_(pa.uint32())})
 ABOUT_GAMES = GAMES.names[:10]   # all but the game itself
 
+# %% ../../nbs/data/10_records.ipynb #4bae52ca
 def games_table(
     games:list[Game],
 ) -> pa.Table:     # In the columns of `GAMES`
     "`games` as a table, one row each; `visited` is null where there was no search"
-    none = (None, None, None)
-    rows = [(g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole, g.start, g.moves, g.evals,
-             *((g.visits.n, g.visits.moves, g.visits.counts) if g.visits else none)) for g in games]
-    return pa.table([pa.array(c, f.type) for c, f in zip(zip(*rows) if rows else [()]*len(GAMES), GAMES)], schema=GAMES)
+    rows = []
+    for g in games:
+        visits = (g.visits.n, g.visits.moves, g.visits.counts) if g.visits else (None, None, None)
+        rows.append((g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole,
+                     g.start, g.moves, g.evals, *visits))
+    columns = zip(*rows) if rows else [()]*len(GAMES)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, GAMES)], schema=GAMES)
 
-# %% ../../nbs/data/10_records.ipynb #fd616d01
+# %% ../../nbs/data/10_records.ipynb #e5f64241
+def _arrays(column):
+    "The rows of a column of lists as views into one array, None where null"
+    column = column.combine_chunks()
+    values, valid = column.flatten().to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(np.where(valid, lengths, 0)).tolist()
+    return [values[b:e] if ok else None for b, e, ok in zip([0, *ends[:-1]], ends, valid.tolist())]
+
+# %% ../../nbs/data/10_records.ipynb #60bf16d6
 def games_of_table(
     table:pa.Table,   # In the columns of `GAMES`
 ) -> list[Game]:
     "The games of `table`"
     if not len(table): return []
     about = table.select([*ABOUT_GAMES, 'start']).to_pylist()
-    lists = {n: _arrays(table[n]) for n in ('moves', 'evals', 'visited', 'visitMoves', 'visits')}
-    made = []
-    for i, a in enumerate(about):
-        visits = Visits(*(lists[n][i] for n in ('visited', 'visitMoves', 'visits'))) if lists['visited'][i] is not None else None
-        game = Game(a['start'], lists['moves'][i], lists['evals'][i], a['result'], a['end'], (a['blackRating'], a['whiteRating']), a['file'], a['index'], a['whole'], visits)
+    lists = zip(*(_arrays(table[n]) for n in ('moves', 'evals', 'visited', 'visitMoves', 'visits')))
+    games = []
+    for a, (moves, evals, n, visited, counts) in zip(about, lists):
+        visits = Visits(n, visited, counts) if n is not None else None
+        game = Game(a['start'], moves, evals, a['result'], a['end'], (a['blackRating'], a['whiteRating']),
+                    a['file'], a['index'], a['whole'], visits)
         game.key = a['game']
-        made.append(game)
-    return made
-
-def _arrays(column):
-    "The rows of a column of lists as views into one array, None where null"
-    column = column.combine_chunks()
-    values, valid = column.flatten().to_numpy(), column.is_valid().to_numpy(zero_copy_only=False)
-    ends = np.cumsum(np.where(valid, column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), 0))
-    return [values[b:e] if ok else None for b, e, ok in zip(np.concatenate([[0], ends[:-1]]).tolist(), ends.tolist(), valid.tolist())]
+        games.append(game)
+    return games
 
 # %% ../../nbs/data/10_records.ipynb #5b972bfb
+def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and x >= 0
+
+# %% ../../nbs/data/10_records.ipynb #3c67ab8a
+def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
+
+# %% ../../nbs/data/10_records.ipynb #1bf1661f
+def _is_range(x):
+    "Whether `x` is a pair of numbers, the lower one first"
+    return isinstance(x, (tuple, list)) and len(x) == 2 and all(map(_is_number, x)) and x[0] <= x[1]
+
+# %% ../../nbs/data/10_records.ipynb #e36aaba7
 @dataclass(frozen=True)
 class Filters:
     "Conditions on games and positions; by default only second copies of a game go"
@@ -166,22 +207,30 @@ class Filters:
     ends: tuple|str|None = None          # How it ended, in CSA's words: ('%TORYO', '%KACHI'); other games go
     duplicates: bool = False             # True: keep second copies of a game (same start, same moves)
     skip_plies: int = 0                  # Positions of the first so many plies of each game go
-    eval_range: tuple|None = None        # (low, high) in centipawns for the side to move; positions with an eval outside it go, those without one stay
+    eval_range: tuple|None = None        # (low, high) in centipawns for the side to move; without an eval: stays
 
     def __post_init__(self):
         if isinstance(self.ends, str): object.__setattr__(self, 'ends', (self.ends,))
-        count = lambda x: isinstance(x, int) and not isinstance(x, bool) and x >= 0
-        number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
-        right = {'min_rating': (self.min_rating is None or number(self.min_rating), 'a number'), 'min_plies': (count(self.min_plies), 'a whole number from 0 up'),
-                 'skip_plies': (count(self.skip_plies), 'a whole number from 0 up'), 'duplicates': (isinstance(self.duplicates, bool), 'True or False'),
-                 'max_plies': (self.max_plies is None or count(self.max_plies) and not (count(self.min_plies) and self.max_plies < self.min_plies), 'a whole number not below min_plies'),
-                 'ends': (self.ends is None or all(isinstance(e, str) and re.fullmatch(r'%[-+A-Z_0-9]+', e) for e in self.ends), "CSA's words such as '%TORYO' or ('%TORYO', '%KACHI')"),
-                 'eval_range': (self.eval_range is None or isinstance(self.eval_range, (tuple, list)) and len(self.eval_range) == 2 and all(map(number, self.eval_range)) and self.eval_range[0] <= self.eval_range[1],
-                                '(low, high) in centipawns')}
-        wrong = '; '.join(f'{n}={getattr(self, n)!r}: {what} was expected' for n, (ok, what) in right.items() if not ok)
-        if wrong: raise ValueError(wrong)
+        wrong = [f'{name}={getattr(self, name)!r}: {what} was expected'
+                 for name, right, what in _filter_checks(self) if not right]
+        if wrong: raise ValueError('; '.join(wrong))
 
-# %% ../../nbs/data/10_records.ipynb #86e744f2
+# %% ../../nbs/data/10_records.ipynb #c9dc0f0d
+def _filter_checks(f):
+    "(field, whether it is right, what was expected) of the `Filters` `f`"
+    yield 'min_rating', f.min_rating is None or _is_number(f.min_rating), 'a number'
+    yield 'min_plies', _is_count(f.min_plies), 'a whole number from 0 up'
+    yield 'skip_plies', _is_count(f.skip_plies), 'a whole number from 0 up'
+    yield 'duplicates', isinstance(f.duplicates, bool), 'True or False'
+    least = f.min_plies if _is_count(f.min_plies) else 0
+    most_is_right = f.max_plies is None or _is_count(f.max_plies) and f.max_plies >= least
+    yield 'max_plies', most_is_right, 'a whole number not below min_plies'
+    word = lambda e: isinstance(e, str) and re.fullmatch(r'%[-+A-Z_0-9]+', e)
+    ends_are_right = f.ends is None or all(map(word, f.ends))
+    yield 'ends', ends_are_right, "CSA's words such as '%TORYO' or ('%TORYO', '%KACHI')"
+    yield 'eval_range', f.eval_range is None or _is_range(f.eval_range), '(low, high) in centipawns'
+
+# %% ../../nbs/data/10_records.ipynb #71cb01ea
 @dataclass
 class FilterCounts:
     "What each condition removed; a small table in a notebook"
@@ -189,46 +238,47 @@ class FilterCounts:
     positions: int = 0
     removed: list = field(default_factory=list)    # (condition, games, positions), in order
 
-    @property
-    def left(self) -> tuple[int, int]:
-        "(games, positions) that remain"
-        return self.games - sum(g for _, g, _ in self.removed), self.positions - sum(p for _, _, p in self.removed)
+# %% ../../nbs/data/10_records.ipynb #33e0ed17
+@patch(as_prop=True)
+def left(self:FilterCounts) -> tuple[int, int]:
+    "(games, positions) that remain"
+    games, positions = sum(g for _, g, _ in self.removed), sum(p for _, _, p in self.removed)
+    return self.games - games, self.positions - positions
 
-    def rows(self) -> list:
-        "(what, games, positions), from what was there to what is left"
-        return [('read', self.games, self.positions), *((what, -g, -p) for what, g, p in self.removed), ('remaining', *self.left)]
+# %% ../../nbs/data/10_records.ipynb #d026ae6e
+@patch
+def rows(self:FilterCounts) -> list:
+    "(what, games, positions), from what was there to what is left"
+    removed = [(what, -g, -p) for what, g, p in self.removed]
+    return [('read', self.games, self.positions), *removed, ('remaining', *self.left)]
 
-    def __repr__(self): return '\n'.join(f'{what:<32}{g:>12,} games {p:>14,} positions' for what, g, p in self.rows())
-    def _repr_html_(self):
-        cells = ''.join(f'<tr><td style="text-align:left">{what}</td><td>{g:,}</td><td>{p:,}</td></tr>' for what, g, p in self.rows())
-        return f'<table><thead><tr><th></th><th>games</th><th>positions</th></tr></thead><tbody>{cells}</tbody></table>'
+# %% ../../nbs/data/10_records.ipynb #6c7a434f
+@patch
+def __repr__(self:FilterCounts):
+    return '\n'.join(f'{what:<32}{g:>12,} games {p:>14,} positions' for what, g, p in self.rows())
 
-# %% ../../nbs/data/10_records.ipynb #3c67ab8a
+# %% ../../nbs/data/10_records.ipynb #c52590c4
+@patch
+def _repr_html_(self:FilterCounts):
+    "A table with a row a condition"
+    rows = ''.join(f'<tr><td style="text-align:left">{what}</td><td>{g:,}</td><td>{p:,}</td></tr>'
+                   for what, g, p in self.rows())
+    return ('<table><thead><tr><th></th><th>games</th><th>positions</th></tr></thead>'
+            f'<tbody>{rows}</tbody></table>')
+
+# %% ../../nbs/data/10_records.ipynb #89c88c2b
 def _game_conditions(filters, table):
     "(name, bool per game that may stay) of each condition on whole games"
-    low = np.minimum(table['blackRating'].to_numpy(), table['whiteRating'].to_numpy())    # NaN where one is missing
+    black, white, plies = (table[n].to_numpy() for n in ('blackRating', 'whiteRating', 'plies'))
+    low = np.minimum(black, white)    # NaN where one is missing
     if filters.min_rating is not None:
         yield 'rating not known', ~np.isnan(low)
         yield f'rating below {filters.min_rating:g}', np.isnan(low) | (low >= filters.min_rating)
-    if filters.min_plies: yield f'fewer than {filters.min_plies} plies', table['plies'].to_numpy() >= filters.min_plies
-    if filters.max_plies is not None: yield f'more than {filters.max_plies} plies', table['plies'].to_numpy() <= filters.max_plies
-    if filters.ends is not None: yield f'not ended by {" ".join(filters.ends)}', np.isin(np.array(table['end'].to_pylist(), dtype=str), filters.ends)
-
-# %% ../../nbs/data/10_records.ipynb #5f48912c
-def kept_plies(
-    table:pa.Table,     # In the columns of `GAMES`
-    filters:Filters,
-) -> tuple[np.ndarray, list]:   # bool (positions,), game after game; [(condition, bool (positions,) that stay)]
-    "Which plies of the games of `table` stay"
-    plies = table['plies'].to_numpy().astype(np.int64)
-    ply = np.arange(plies.sum()) - np.repeat(np.cumsum(plies) - plies, plies)
-    stay = [(f'before ply {filters.skip_plies + 1}', ply >= filters.skip_plies)] if filters.skip_plies else []
-    if filters.eval_range is not None:
-        black = np.array([s.split()[1] == 'b' for s in table['start'].to_pylist()], bool)
-        evals = table['evals'].combine_chunks().flatten().to_numpy() * np.where(np.repeat(black, plies) == (ply % 2 == 0), 1, -1)
-        low, high = filters.eval_range
-        stay.append((f'eval outside {low:g} … {high:g}', ~((evals < low) | (evals > high))))
-    return np.logical_and.reduce([np.ones(len(ply), bool), *(s for _, s in stay)]), stay
+    if filters.min_plies: yield f'fewer than {filters.min_plies} plies', plies >= filters.min_plies
+    if filters.max_plies is not None: yield f'more than {filters.max_plies} plies', plies <= filters.max_plies
+    if filters.ends is not None:
+        ends = np.array(table['end'].to_pylist(), dtype=str)
+        yield f'not ended by {" ".join(filters.ends)}', np.isin(ends, filters.ends)
 
 # %% ../../nbs/data/10_records.ipynb #b1c05694
 def first_copies(
@@ -241,23 +291,43 @@ def first_copies(
     again[by[1:]] = keys[by[1:]] == keys[by[:-1]]
     return ~again | ~whole
 
-# %% ../../nbs/data/10_records.ipynb #e4f258be
+# %% ../../nbs/data/10_records.ipynb #421f009f
 def keep_games(
     table:pa.Table,        # With the columns `ABOUT_GAMES`
     filters:Filters,
     more:Iterable=(),      # Further conditions on games, after the others: (name, bool (games,) that stay)
-) -> tuple[np.ndarray, list]:   # bool (games,): those that stay; [(condition, games removed, positions removed)]
+) -> tuple[np.ndarray, list]:   # bool (games,) that stay; [(condition, games removed, positions removed)]
     "Which games stay"
-    plies, stay, removed = table['plies'].to_numpy().astype(np.int64), np.ones(len(table), bool), []
+    plies = table['plies'].to_numpy().astype(np.int64)
+    stay, removed = np.ones(len(table), bool), []
     def remove(name, ok):
         removed.append((name, int((stay & ~ok).sum()), int(plies[stay & ~ok].sum())))
         np.logical_and(stay, ok, out=stay)
     for name, ok in [*_game_conditions(filters, table), *more]: remove(name, ok)
     if not filters.duplicates:    # of those that stayed, lest a game and its copy both go
-        at = np.flatnonzero(stay)
-        first = np.ones(len(table), bool); first[at] = first_copies(*(table[n].to_numpy(zero_copy_only=False)[at] for n in ('game', 'whole')))
+        keys, whole = (table[n].to_numpy(zero_copy_only=False)[stay] for n in ('game', 'whole'))
+        first = np.ones(len(table), bool)
+        first[stay] = first_copies(keys, whole)
         remove('second copy of a game', first)
     return stay, removed
+
+# %% ../../nbs/data/10_records.ipynb #39d4d8fb
+def kept_plies(
+    table:pa.Table,     # In the columns of `GAMES`
+    filters:Filters,
+) -> tuple[np.ndarray, list]:   # bool (positions,) that stay, game after game; the same of each condition
+    "Which plies of the games of `table` stay"
+    plies = table['plies'].to_numpy().astype(np.int64)
+    ply = np.arange(plies.sum()) - np.repeat(np.cumsum(plies) - plies, plies)
+    stay = []
+    if filters.skip_plies: stay.append((f'before ply {filters.skip_plies + 1}', ply >= filters.skip_plies))
+    if filters.eval_range is not None:
+        black = np.array([s.split()[1] == 'b' for s in table['start'].to_pylist()], bool)
+        signs = np.where(np.repeat(black, plies) == (ply % 2 == 0), 1, -1)
+        evals = table['evals'].combine_chunks().flatten().to_numpy() * signs
+        low, high = filters.eval_range
+        stay.append((f'eval outside {low:g} … {high:g}', ~((evals < low) | (evals > high))))
+    return np.logical_and.reduce([np.ones(len(ply), bool), *(s for _, s in stay)]), stay
 
 # %% ../../nbs/data/10_records.ipynb #c1d0871c
 def apply_filters(
