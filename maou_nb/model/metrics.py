@@ -17,7 +17,7 @@ UNIT = 1 << 24   # what 1.0 counts as in a sum
 def fixed(
     shares:torch.Tensor,   # float or bool, 0…1, any shape
 ) -> torch.Tensor:         # int64, same shape
-    "`shares` in units of 1/`UNIT`, whose sum depends on no order; a NaN counts as 1, the worst error"
+    "`shares` in units of 1/`UNIT`, summed alike in any order; a NaN counts as 1, the worst error"
     return (shares.float().nan_to_num(1.0) * UNIT).round().long()
 
 # %% ../../nbs/model/24_metrics.ipynb #4baaf0a5
