@@ -33,7 +33,8 @@ class SquareEmbedding(nn.Module):
     ):
         super().__init__()
         self.piece, self.hand = nn.Embedding(29, channels), nn.Linear(28, channels)
-        self.register_buffer('hand_max', torch.tensor(HAND_MAX, dtype=torch.float32), persistent=False)
+        most = torch.tensor(HAND_MAX, dtype=torch.float32)
+        self.register_buffer('hand_max', most, persistent=False)
 
     def forward(self,
         board:torch.Tensor,  # int (B, 81): piece codes 0…28, side-to-move view
@@ -45,7 +46,7 @@ class SquareEmbedding(nn.Module):
 
 # %% ../../nbs/model/21_backbones.ipynb #28aa5684
 class Backbone(nn.Module):
-    "A `stem` that reads a position, `blocks` that refine it, and a final `norm`, all at full resolution"
+    "A `stem` that reads a position, `blocks` that refine it, a last `norm`, all at full resolution"
     def __init__(self,
         channels:int,            # C, the length of each square's vector
         stem:nn.Module,          # (board, hands) → (B, C, 9, 9) or (B, 81, C)
@@ -60,7 +61,7 @@ class Backbone(nn.Module):
     def forward_features(self,
         board:torch.Tensor,  # int (B, 81): piece codes 0…28, side-to-move view
         hands:torch.Tensor,  # uint8 (B, 14)
-        groups:int=None,     # How many layer groups to run, at least 1; none: all, and the final norm
+        groups:int=None,     # Layer groups to run, at least 1; none: all, and the final norm
     ) -> torch.Tensor:       # float (B, C, 9, 9)
         "One vector for each square of `board`"
         x = self.stem(board, hands)
@@ -80,21 +81,25 @@ def keep_statistics(
     "Batch norms inside `module` normalise as ever but leave their running statistics as they are"
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     own = [dict(m._buffers) for m in norms]
-    for m in norms: m._buffers.update({k: b.clone() for k, b in m._buffers.items() if b is not None})  # copies take the update
+    for m in norms:   # copies take the update
+        m._buffers.update({k: b.clone() for k, b in m._buffers.items() if b is not None})
     try: yield
     finally:
         for m, buffers in zip(norms, own): m._buffers.update(buffers)
 
-# %% ../../nbs/model/21_backbones.ipynb #01105e42
+# %% ../../nbs/model/21_backbones.ipynb #3581f72e
 @patch
 def run_block(self:Backbone,
     block:nn.Module,  # One of `blocks`
     x:torch.Tensor,   # Its input
 ) -> torch.Tensor:
-    "`block` of `x`, run again in the backward pass instead of remembered if `gradient_checkpointing` is on"
-    if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()): return block(x)
-    if torch.compiler.is_compiling(): return checkpoint(block, x, use_reentrant=False)  # a compiled graph updates statistics once by itself
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), keep_statistics(block)))
+    "`block` of `x`, not remembered but run again in the backward pass if `gradient_checkpointing`"
+    again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+    if not again: return block(x)
+    # a compiled graph updates statistics once by itself
+    if torch.compiler.is_compiling(): return checkpoint(block, x, use_reentrant=False)
+    contexts = lambda: (nullcontext(), keep_statistics(block))
+    return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 # %% ../../nbs/model/21_backbones.ipynb #105af76d
 @patch
@@ -104,6 +109,17 @@ def layer_groups(self:Backbone) -> list[list[nn.Module]]:
     groups[0].insert(0, self.stem)
     groups[-1].append(self.norm)
     return groups
+
+# %% ../../nbs/model/21_backbones.ipynb #59c2933a
+@patch
+def freeze_groups(self:Backbone,
+    groups:list[list[nn.Module]],  # A slice of `layer_groups()`; empty: nothing is frozen
+) -> Backbone:
+    "Fix exactly the modules in `groups`, weights and batch norm statistics; all others train"
+    self.frozen = [m for group in groups for m in group]
+    self.requires_grad_(True)
+    for m in self.frozen: m.requires_grad_(False)
+    return self.train(self.training)
 
 # %% ../../nbs/model/21_backbones.ipynb #d47e49c7
 @patch
@@ -115,17 +131,6 @@ def train(self:Backbone,
     for m in self.frozen: m.eval()
     return self
 
-# %% ../../nbs/model/21_backbones.ipynb #99a70d64
-@patch
-def freeze_groups(self:Backbone,
-    groups:list[list[nn.Module]],  # A slice of `layer_groups()`; all of it: the whole backbone; empty: nothing
-) -> Backbone:
-    "Fix exactly the modules in `groups`, weights and batch norm statistics; all others train"
-    self.frozen = [m for group in groups for m in group]
-    self.requires_grad_(True)
-    for m in self.frozen: m.requires_grad_(False)
-    return self.train(self.training)
-
 # %% ../../nbs/model/21_backbones.ipynb #67431164
 BACKBONES = {}  # name → class
 SIZES = {}      # name → size → keywords of that class
@@ -135,8 +140,10 @@ def register_backbone(
     name:str,      # What `make_backbone` and `model_architecture` call it
     **sizes:dict,  # For each size, the keywords of the class
 ):
-    "Make the decorated class known as `name`, in lower case, with a dict of keywords for each of `sizes`; without sizes it is made by its defaults"
-    if not isinstance(name, str): raise TypeError("register_backbone wants a name: @register_backbone('mine', tiny=dict(...))")
+    "Make the decorated class known as `name`, in lower case; without `sizes` its defaults are used"
+    if not isinstance(name, str):
+        raise TypeError('register_backbone wants a name: '
+                        "@register_backbone('mine', tiny=dict(...))")
     def register(cls):
         BACKBONES[name.lower()], SIZES[name.lower()] = cls, sizes
         return cls
@@ -145,18 +152,19 @@ def register_backbone(
 # %% ../../nbs/model/21_backbones.ipynb #c9ac528e
 def _one_of(kind, name, known):
     "`known[name]`, or a sentence that lists what there is"
-    if name not in known: raise ValueError(f'{kind} {name!r} is not known: choose from {", ".join(map(str, known))}')
+    if name not in known:
+        raise ValueError(f'{kind} {name!r} is not known: choose from {", ".join(map(str, known))}')
     return known[name]
 
-# %% ../../nbs/model/21_backbones.ipynb #11c66440
+# %% ../../nbs/model/21_backbones.ipynb #fc1c5223
 def make_backbone(
     name:str,         # A key of `BACKBONES`
     size:str='base',  # A key of `SIZES[name]`
     **overrides,      # Keywords of the class in place of those of the size; none: as the size says
 ) -> Backbone:
     "A new backbone `name` of `size`, changed by `overrides`"
-    cls = _one_of('backbone', name, BACKBONES)
-    keywords = {**_one_of(f'{name} size', size, SIZES[name])} if SIZES[name] else {}   # no presets: the class's own defaults
+    cls, keywords = _one_of('backbone', name, BACKBONES), {}
+    if SIZES[name]: keywords.update(_one_of(f'{name} size', size, SIZES[name]))
     allowed = inspect.signature(cls).parameters
     for key, value in overrides.items():
         _one_of(f'{name} keyword', key, allowed)
@@ -175,18 +183,20 @@ def _conv3x3(channels):
     "A 3×3 convolution that keeps the board, and its batch norm"
     return nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
 
-# %% ../../nbs/model/21_backbones.ipynb #e1b4018f
+# %% ../../nbs/model/21_backbones.ipynb #cf3c4f31
 class ConvStem(nn.Module):
     "`SquareEmbedding` as a map, then a first look at the neighbours"
     def __init__(self,
         channels:int,  # C
     ):
         super().__init__()
-        self.embedding, self.conv = SquareEmbedding(channels), nn.Sequential(*_conv3x3(channels), nn.ReLU())
+        self.embedding = SquareEmbedding(channels)
+        self.conv = nn.Sequential(*_conv3x3(channels), nn.ReLU())
 
     def forward(self, board:torch.Tensor, hands:torch.Tensor) -> torch.Tensor:
         "float (B, C, 9, 9) of `board` and `hands`"
-        return self.conv(self.embedding(board, hands).transpose(1, 2).unflatten(2, (9, 9)))
+        x = self.embedding(board, hands)
+        return self.conv(x.transpose(1, 2).unflatten(2, (9, 9)))
 
 # %% ../../nbs/model/21_backbones.ipynb #6434868a
 class SqueezeExcitation(nn.Module):
@@ -197,13 +207,15 @@ class SqueezeExcitation(nn.Module):
     ):
         super().__init__()
         width = max(1, channels // reduction)
-        self.gate = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Linear(channels, width), nn.ReLU(),
+            nn.Linear(width, channels), nn.Sigmoid())
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, C, 9, 9), `x` scaled channel by channel"
         return x * self.gate(x.mean((2, 3)))[:, :, None, None]
 
-# %% ../../nbs/model/21_backbones.ipynb #3c6cce6e
+# %% ../../nbs/model/21_backbones.ipynb #1a29f8b1
 class ResidualBlock(nn.Module):
     "Two convolutions and a shortcut around them"
     def __init__(self,
@@ -213,13 +225,14 @@ class ResidualBlock(nn.Module):
         super().__init__()
         gate = [SqueezeExcitation(channels)] if squeeze_excitation else []
         self.body = nn.Sequential(*_conv3x3(channels), nn.ReLU(), *_conv3x3(channels), *gate)
-        nn.init.constant_(self.body[4].weight, 0.1)   # the scale of the second norm: a new block almost passes its input on
+        # the scale of the second norm: a new block almost passes its input on
+        nn.init.constant_(self.body[4].weight, 0.1)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, C, 9, 9) from `x` of the same shape"
         return F.relu(x + self.body(x))
 
-# %% ../../nbs/model/21_backbones.ipynb #d00eceef
+# %% ../../nbs/model/21_backbones.ipynb #d7eea7da
 @register_backbone('resnet',
     tiny=dict(channels=48, blocks=4), small=dict(channels=96, blocks=6),
     base=dict(channels=192, blocks=10), large=dict(channels=256, blocks=20))
@@ -230,7 +243,9 @@ class ResNet(Backbone):
         blocks:int=10,                  # Two convolutions each
         squeeze_excitation:bool=False,  # In every block
     ):
-        super().__init__(channels, ConvStem(channels), [ResidualBlock(channels, squeeze_excitation) for _ in range(blocks)])
+        stem = ConvStem(channels)
+        body = [ResidualBlock(channels, squeeze_excitation) for _ in range(blocks)]
+        super().__init__(channels, stem, body)
         self.to(memory_format=torch.channels_last)
 
 # %% ../../nbs/model/21_backbones.ipynb #667f53a5
@@ -240,9 +255,11 @@ def mlp(
     dropout:float=0.0,  # After each of them
 ) -> nn.Sequential:
     "Two layers over the last axis, `width` → `hidden` → `width`"
-    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width), nn.Dropout(dropout))
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.GELU(), nn.Dropout(dropout),
+        nn.Linear(hidden, width), nn.Dropout(dropout))
 
-# %% ../../nbs/model/21_backbones.ipynb #2a6686c5
+# %% ../../nbs/model/21_backbones.ipynb #a29b7f78
 class MixerBlock(nn.Module):
     "Mix the squares, then the channels, each with a shortcut"
     def __init__(self,
@@ -252,8 +269,10 @@ class MixerBlock(nn.Module):
         dropout:float=0.0,
     ):
         super().__init__()
-        self.token_norm, self.token_mlp = nn.LayerNorm(embed_dim), mlp(81, token_dim, dropout)
-        self.channel_norm, self.channel_mlp = nn.LayerNorm(embed_dim), mlp(embed_dim, channel_dim, dropout)
+        self.token_norm = nn.LayerNorm(embed_dim)
+        self.token_mlp = mlp(81, token_dim, dropout)
+        self.channel_norm = nn.LayerNorm(embed_dim)
+        self.channel_mlp = mlp(embed_dim, channel_dim, dropout)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, 81, C) from `x` of the same shape"
@@ -297,15 +316,16 @@ class TokenStem(nn.Module):
 
 # %% ../../nbs/model/21_backbones.ipynb #c6fa2d1b
 class RelativeBias(nn.Module):
-    "What each of `num_heads` heads adds to its interest in a square, by how many rows and columns away that is"
+    "What each of `num_heads` heads adds to its interest in a square so many rows and columns away"
     def __init__(self,
         num_heads:int,
     ):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(num_heads, 17, 17))   # [head, row there − row here + 8, column there − column here + 8]
+        # [head, row there − row here + 8, column there − column here + 8]
+        self.table = nn.Parameter(torch.zeros(num_heads, 17, 17))
         difference = lambda x: x - x[:, None] + 8
-        squares = torch.arange(81)
-        self.register_buffer('cell', difference(squares // 9)*17 + difference(squares % 9), persistent=False)
+        rows, columns = torch.arange(81) // 9, torch.arange(81) % 9
+        self.register_buffer('cell', difference(rows)*17 + difference(columns), persistent=False)
 
     def forward(self) -> torch.Tensor:
         "float (num_heads, 81, 81): from each square (second axis) to each square (third)"
@@ -321,7 +341,9 @@ class SquareAttention(nn.Module):
         relative:bool=False,  # Add a `RelativeBias`
     ):
         super().__init__()
-        if embed_dim % num_heads: raise ValueError(f'embed_dim {embed_dim} cannot be split among num_heads {num_heads}: choose a multiple of it')
+        if embed_dim % num_heads:
+            raise ValueError(f'embed_dim {embed_dim} cannot be split among num_heads {num_heads}: '
+                             'choose a multiple of it')
         self.num_heads, self.dropout = num_heads, dropout
         self.qkv, self.out = nn.Linear(embed_dim, 3*embed_dim), nn.Linear(embed_dim, embed_dim)
         self.bias = RelativeBias(num_heads) if relative else None
@@ -330,7 +352,8 @@ class SquareAttention(nn.Module):
         "float (B, 81, C) from `x` of the same shape"
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = None if self.bias is None else self.bias().to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         return self.out(x.transpose(1, 2).flatten(2))
 
 # %% ../../nbs/model/21_backbones.ipynb #f15a89cc
@@ -344,15 +367,18 @@ class TransformerBlock(nn.Module):
         relative:bool=False,    # Attention with a `RelativeBias`
     ):
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(embed_dim), SquareAttention(embed_dim, num_heads, dropout, relative)
-        self.mlp_norm, self.mlp, self.dropout = nn.LayerNorm(embed_dim), mlp(embed_dim, int(embed_dim*mlp_ratio), dropout), nn.Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(embed_dim)
+        self.attention = SquareAttention(embed_dim, num_heads, dropout, relative)
+        self.mlp_norm = nn.LayerNorm(embed_dim)
+        self.mlp = mlp(embed_dim, int(embed_dim*mlp_ratio), dropout)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x:torch.Tensor) -> torch.Tensor:
         "float (B, 81, C) from `x` of the same shape"
         x = x + self.dropout(self.attention(self.attention_norm(x)))
         return x + self.mlp(self.mlp_norm(x))
 
-# %% ../../nbs/model/21_backbones.ipynb #ae43aeed
+# %% ../../nbs/model/21_backbones.ipynb #5e76d04d
 @register_backbone('vit',
     tiny=dict(embed_dim=64, num_layers=4, num_heads=4, mlp_ratio=4.0, dropout=0.0),
     small=dict(embed_dim=128, num_layers=6, num_heads=4, mlp_ratio=4.0, dropout=0.0),
@@ -369,17 +395,20 @@ class ViT(Backbone):
         position:str='learned',  # Or relative: a bias in every block, and no vectors
     ):
         relative = _one_of('position', position, dict(learned=False, relative=True))
-        blocks = [TransformerBlock(embed_dim, num_heads, mlp_ratio, dropout, relative) for _ in range(num_layers)]
-        super().__init__(embed_dim, TokenStem(embed_dim, dropout, not relative), blocks, nn.LayerNorm(embed_dim))
+        blocks = [TransformerBlock(embed_dim, num_heads, mlp_ratio, dropout, relative)
+                  for _ in range(num_layers)]
+        stem = TokenStem(embed_dim, dropout, position=not relative)
+        super().__init__(embed_dim, stem, blocks, nn.LayerNorm(embed_dim))
 
-# %% ../../nbs/model/21_backbones.ipynb #90319305
+# %% ../../nbs/model/21_backbones.ipynb #5aa76312
 @contextmanager
 def _every_product():
     "A counter of FLOPs while no fused kernel hides attention from it"
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    counting = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter: yield counter
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counting as counter: yield counter
     finally: torch.backends.mha.set_fastpath_enabled(fast)
 
 # %% ../../nbs/model/21_backbones.ipynb #823150bf
@@ -392,33 +421,37 @@ def _evaluating(module):
     finally:
         for m, mode in modes.items(): m.training = mode
 
-# %% ../../nbs/model/21_backbones.ipynb #c1a4d0ca
+# %% ../../nbs/model/21_backbones.ipynb #42e0b8bc
 def _run_one(module, parts=()):
-    "FLOPs of one position through `module`, and for each run of each of `parts`, by its id, what came out and its FLOPs"
-    board, hands = (torch.zeros(1, n, dtype=torch.uint8, device=next((p.device for p in module.parameters()), None)) for n in (81, 14))
+    "FLOPs of a position through `module`; by the id of each of `parts`, [output, FLOPs] a run"
+    device = next((p.device for p in module.parameters()), None)
+    board, hands = (torch.zeros(1, n, dtype=torch.uint8, device=device) for n in (81, 14))
     runs = defaultdict(list)
     with _evaluating(module), _every_product() as counter, ExitStack() as hooks:
         def begin(m, inputs): runs[id(m)].append([None, -counter.get_total_flops()])
-        def end(m, inputs, output): runs[id(m)][-1] = [output, runs[id(m)][-1][1] + counter.get_total_flops()]
+        def end(m, inputs, output):
+            before = runs[id(m)][-1][1]
+            runs[id(m)][-1] = [output, before + counter.get_total_flops()]
         for m in dict.fromkeys(parts):
             hooks.enter_context(m.register_forward_pre_hook(begin))
             hooks.enter_context(m.register_forward_hook(end))
         module(board, hands)
     return counter.get_total_flops(), runs
 
-# %% ../../nbs/model/21_backbones.ipynb #42e0b8bc
+# %% ../../nbs/model/21_backbones.ipynb #8e865f26
 def flops_per_position(
-    module:nn.Module,  # Takes board and hands: a backbone, or a net with heads; also one on the `meta` device
+    module:nn.Module,  # Takes board and hands
 ) -> int:
-    "Floating-point operations of one position through `module`, forward only; a training step takes about three times as many"
+    "Floating-point operations of one position through `module`, forward only"
     return _run_one(module)[0]
 
 # %% ../../nbs/model/21_backbones.ipynb #cdfb86b5
 def _shown(value):
     "`value` as a cell of a table"
-    return f'{value:,.2f}' if isinstance(value, float) else f'{value:,}' if isinstance(value, int) else str(value)
+    if isinstance(value, float): return f'{value:,.2f}'
+    return f'{value:,}' if isinstance(value, int) else str(value)
 
-# %% ../../nbs/model/21_backbones.ipynb #a04957dc
+# %% ../../nbs/model/21_backbones.ipynb #2b9e7185
 class Table:
     "`rows` with the same keys, shown in columns; numbers stand to the right"
     def __init__(self,
@@ -428,16 +461,23 @@ class Table:
 
     def _columns(self):
         "For each column: whether it holds numbers, its head and its cells"
-        return [(any(isinstance(r[k], (int, float)) for r in self.rows), [k, *(_shown(r[k]) for r in self.rows)]) for k in self.rows[0]]
+        for key in self.rows[0]:
+            values = [row[key] for row in self.rows]
+            numbers = any(isinstance(v, (int, float)) for v in values)
+            yield numbers, [key, *map(_shown, values)]
 
     def __repr__(self):
-        columns = [[c.rjust(w) if right else c.ljust(w) for c in cells] for right, cells in self._columns() for w in [max(map(len, cells))]]
+        columns = []
+        for right, cells in self._columns():
+            width = max(map(len, cells))
+            columns.append([c.rjust(width) if right else c.ljust(width) for c in cells])
         return '\n'.join('  '.join(line).rstrip() for line in zip(*columns))
 
     def _repr_markdown_(self):
         right, columns = zip(*self._columns())
         head, *lines = ('| ' + ' | '.join(line) + ' |' for line in zip(*columns))
-        return '\n'.join([head, '|' + '|'.join('--:' if r else ':--' for r in right) + '|', *lines])
+        ruler = '|' + '|'.join('--:' if r else ':--' for r in right) + '|'
+        return '\n'.join([head, ruler, *lines])
 
 # %% ../../nbs/model/21_backbones.ipynb #3d6ba4d9
 def size_table(
@@ -445,28 +485,37 @@ def size_table(
 ) -> Table:
     "What each registered backbone costs in each of its sizes, without heads"
     rows = []
-    for name, size in ((name, size) for name in (BACKBONES if names is None else names) for size in (SIZES[name] or ['as it is'])):
-        with torch.device('meta'): net = make_backbone(name, size)
-        rows.append({'architecture': name, 'size': size, 'keywords': ', '.join(f'{k}={v}' for k, v in SIZES[name].get(size, {}).items()),
-                     'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6})
+    for name in BACKBONES if names is None else names:
+        for size in SIZES[name] or ['as it is']:
+            with torch.device('meta'): net = make_backbone(name, size)
+            keywords = ', '.join(f'{k}={v}' for k, v in SIZES[name].get(size, {}).items())
+            rows.append({
+                'architecture': name, 'size': size, 'keywords': keywords,
+                'parameters': parameter_count(net),
+                'MFLOPs per position': flops_per_position(net) / 1e6})
     return Table(rows)
 
 # %% ../../nbs/model/21_backbones.ipynb #973c28f0
 @patch
 def parts(self:Backbone) -> list[tuple[str, nn.Module]]:
     "The stem, the blocks and the final norm, by name and in order"
-    return [('stem', self.stem), *((f'block {i}', m) for i, m in enumerate(self.blocks, 1)), ('norm', self.norm)]
+    blocks = [(f'block {i}', m) for i, m in enumerate(self.blocks, 1)]
+    return [('stem', self.stem), *blocks, ('norm', self.norm)]
 
-# %% ../../nbs/model/21_backbones.ipynb #4b751324
+# %% ../../nbs/model/21_backbones.ipynb #43fd504c
 def _shape(output):
     "The shape of `output` with B for the batch"
-    return f"({', '.join(['B', *map(str, output.shape[1:])])}{',' * (output.dim() == 1)})" if isinstance(output, torch.Tensor) else type(output).__name__
+    if not isinstance(output, torch.Tensor): return type(output).__name__
+    return '(B,)' if output.dim() == 1 else f"({', '.join(['B', *map(str, output.shape[1:])])})"
 
 # %% ../../nbs/model/21_backbones.ipynb #8946db10
 def _summary_row(part, output, parameters, flops):
     "A row of a summary; weights that are frozen are counted, but not as trainable"
-    return {'part': part, 'output': output, 'parameters': sum(p.numel() for p in parameters),
-            'trainable': sum(p.numel() for p in parameters if p.requires_grad), 'MFLOPs per position': flops / 1e6}
+    return {
+        'part': part, 'output': output,
+        'parameters': sum(p.numel() for p in parameters),
+        'trainable': sum(p.numel() for p in parameters if p.requires_grad),
+        'MFLOPs per position': flops / 1e6}
 
 # %% ../../nbs/model/21_backbones.ipynb #932297b0
 def _fold(rows):
@@ -474,20 +523,28 @@ def _fold(rows):
     alike = lambda r: (r['part'].split()[0], *list(r.values())[1:])
     for _, group in groupby(rows, alike):
         first, *rest = group
-        if rest: first = {k: v if k == 'output' else f"{v}–{rest[-1]['part'].split()[-1]}" if k == 'part' else v*(1 + len(rest)) for k, v in first.items()}
+        if rest:
+            last = rest[-1]['part'].split()[-1]
+            sums = {k: v*(1 + len(rest)) for k, v in first.items() if k not in ('part', 'output')}
+            first = {**first, 'part': f"{first['part']}–{last}", **sums}
         yield first
 
-# %% ../../nbs/model/21_backbones.ipynb #173a7866
+# %% ../../nbs/model/21_backbones.ipynb #4a94f9a9
 def summary(
     net:nn.Module,  # A backbone, or a net with heads
 ) -> Table:
-    "The parts of `net`, what comes out of them for a batch of B, their weights and their FLOPs for one position"
+    "The parts of `net`: their outputs for a batch of B, weights, and FLOPs for one position"
     parts = [(name, m) for name, m in net.parts() if not isinstance(m, nn.Identity)]
     total, runs = _run_one(net, [m for _, m in parts])
-    rows, left = [], dict.fromkeys(net.parameters())   # a weight that several parts share counts once, for the first
+    rows, left, elsewhere = [], dict.fromkeys(net.parameters()), total
     for name, m in parts:
-        output, flops = runs[id(m)].pop(0) if runs[id(m)] else ('not run', 0)
-        rows.append(_summary_row(name, output if output == 'not run' else _shape(output), [p for p in m.parameters() if left.pop(p, p) is None], flops))
-    elsewhere = total - sum(round(r['MFLOPs per position'] * 1e6) for r in rows)
+        shape, flops = 'not run', 0
+        if runs[id(m)]:
+            output, flops = runs[id(m)].pop(0)
+            shape = _shape(output)
+        # a weight that several parts share counts once, for the first
+        own = [p for p in m.parameters() if left.pop(p, p) is None]
+        rows.append(_summary_row(name, shape, own, flops))
+        elsewhere -= flops
     if left or elsewhere: rows.append(_summary_row('elsewhere', '', list(left), elsewhere))
     return Table([*_fold(rows), _summary_row('all', '', list(net.parameters()), total)])

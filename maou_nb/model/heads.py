@@ -37,9 +37,13 @@ class MoveHead(nn.Module):
         dropout:float=0.0,    # After the layer in between
     ):
         super().__init__()
-        if dropout and not hidden_dim: raise ValueError(f'dropout {dropout} needs hidden_dim: a single linear layer has no hidden units to drop')
-        hidden = [nn.Conv2d(channels, hidden_dim, 1), nn.ReLU(), nn.Dropout(dropout)] if hidden_dim else []
+        if dropout and not hidden_dim:
+            raise ValueError(f'dropout {dropout} needs hidden_dim: '
+                             'a single linear layer has no hidden units to drop')
+        hidden = []
+        if hidden_dim: hidden = [nn.Conv2d(channels, hidden_dim, 1), nn.ReLU(), nn.Dropout(dropout)]
         self.classes = nn.Sequential(*hidden, nn.Conv2d(hidden_dim or channels, 27, 1))
+        # where each label lies among the 27 × 81
         self.register_buffer('cell', torch.tensor(LABEL_CLASS*81 + LABEL_SQUARE), persistent=False)
 
     def forward(self,
@@ -67,7 +71,8 @@ class ValueHead(nn.Module):
         return self.mlp(torch.cat([x.mean(2), x.amax(2)], dim=1)).squeeze(1)
 
 # %% ../../nbs/model/22_heads.ipynb #8b3756fa
-HEADS = dict(reachable=SquareHead, legal_moves=MoveHead, policy=MoveHead, value=ValueHead)   # name → class
+# name → class
+HEADS = dict(reachable=SquareHead, legal_moves=MoveHead, policy=MoveHead, value=ValueHead)
 
 # %% ../../nbs/model/22_heads.ipynb #9fd4f48d
 def make_heads(
@@ -77,7 +82,8 @@ def make_heads(
 ) -> dict[str, nn.Module]:
     "A new head for each of `names`, with its `options`"
     for name in (*names, *options):
-        if name not in HEADS: raise ValueError(f'head {name!r} is not known: choose from {", ".join(HEADS)}')
+        if name not in HEADS:
+            raise ValueError(f'head {name!r} is not known: choose from {", ".join(HEADS)}')
     return {name: HEADS[name](channels, **options.get(name, {})) for name in names}
 
 # %% ../../nbs/model/22_heads.ipynb #afdb8210
@@ -86,17 +92,18 @@ class Net(nn.Module):
     def __init__(self,
         backbone:Backbone,
         heads:dict[str, nn.Module],  # Each takes (B, C, 9, 9); its name is the name of the output
-        groups:int=None,             # Read the backbone after this many layer groups, through an adapter; none: after all
+        groups:int=None,             # Read after this many layer groups, by an adapter; none: all
     ):
         super().__init__()
         self.backbone, self.heads, self.groups = backbone, nn.ModuleDict(heads), groups
         C = backbone.channels
-        self.adapter = nn.Identity() if groups is None else nn.Sequential(nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
+        self.adapter = nn.Identity() if groups is None else nn.Sequential(
+            nn.Conv2d(C, C, 1, bias=False), nn.BatchNorm2d(C))
 
     def forward(self,
-        board:torch.Tensor,       # int (B, 81): piece codes 0…28, side-to-move view
-        hands:torch.Tensor,       # uint8 (B, 14)
-    ) -> dict[str, torch.Tensor]:  # reachable (B, 81), legal_moves and policy (B, 1496), value (B,): logits
+        board:torch.Tensor,        # int (B, 81): piece codes 0…28, side-to-move view
+        hands:torch.Tensor,        # uint8 (B, 14)
+    ) -> dict[str, torch.Tensor]:  # Name → logits: (B, 81), (B, 1496) or (B,)
         "What each head says about `board` and `hands`"
         features = self.adapter(self.backbone.forward_features(board, hands, self.groups))
         return {name: head(features) for name, head in self.heads.items()}

@@ -14,6 +14,7 @@ import logging
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ from .heads import Net
 def onnx_problem() -> str|None:
     "Why no ONNX file can be written here, in a sentence; None if one can"
     missing = [name for name in ('onnx', 'onnxscript', 'onnxruntime') if find_spec(name) is None]
-    if missing: return f'an ONNX file needs {", ".join(missing)}, not installed here: pip install "maou_nb[onnx]" would be right'
+    if missing:
+        return (f'an ONNX file needs {", ".join(missing)}, not installed here: '
+                'pip install "maou_nb[onnx]" would be right')
 
 # %% ../../nbs/model/25_onnx.ipynb #a8eb33a9
 class OnnxError(ValueError):
@@ -38,30 +41,38 @@ class OnnxError(ValueError):
 
 # %% ../../nbs/model/25_onnx.ipynb #fd5d3c75
 def random_positions(
-    n:int,                                # How many
-    seed:int=0,                           # Of the moves
-) -> tuple[np.ndarray, np.ndarray]:       # boards uint8 (n, 81), hands uint8 (n, 14), side-to-move view
+    n:int,                           # How many
+    seed:int=0,                      # Of the moves
+) -> tuple[np.ndarray, np.ndarray]:  # uint8: boards (n, 81), hands (n, 14), side-to-move view
     "Positions of games of random moves, from the start position on"
     rng, board, found = np.random.default_rng(seed), Board(), []
     while len(found) < n:
         found.append(Position.from_state(board.to_position_state()))
         moves = board.legal_moves()
-        if moves and board.game_ply < 200: board.apply_move(moves[int(rng.integers(len(moves)))])
-        else: board = Board()
+        if moves and board.game_ply < 200:
+            board.apply_move(moves[int(rng.integers(len(moves)))])
+        else: board = Board()   # the next game
     return np.stack([p.board for p in found]), np.stack([p.hands for p in found])
 
 # %% ../../nbs/model/25_onnx.ipynb #d86e1c49
 class _Ordered(nn.Module):
-    "`net` as a function of two tensors that returns its answers in the order of its heads, in 32 bits"
-    def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, board, hand): return tuple(v.float() for v in self.net(board, hand).values())
+    "`net` as a function of two tensors; its answers in the order of its heads, in 32 bits"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
 
-# %% ../../nbs/model/25_onnx.ipynb #412d1a88
+    def forward(self, board, hand):
+        return tuple(v.float() for v in self.net(board, hand).values())
+
+# %% ../../nbs/model/25_onnx.ipynb #db43c433
 PRECISIONS = {'fp32': torch.float32, 'fp16': torch.float16}
 
+# %% ../../nbs/model/25_onnx.ipynb #1c4455d6
 def _in_precision(net, precision):
     "A copy of `net` on the CPU, with its weights in `precision`, in evaluation mode"
-    if precision not in PRECISIONS: raise OnnxError(f'precision {precision!r} is not known to ONNX files here: choose from {", ".join(PRECISIONS)}')
+    if precision not in PRECISIONS:
+        raise OnnxError(f'precision {precision!r} is not known to ONNX files here: '
+                        f'choose from {", ".join(PRECISIONS)}')
     return _Ordered(copy.deepcopy(net).cpu().to(PRECISIONS[precision])).eval()
 
 # %% ../../nbs/model/25_onnx.ipynb #d019321a
@@ -70,52 +81,81 @@ def _quiet():
     "No warnings, log lines or prints inside"
     before = logging.root.manager.disable
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        warnings.simplefilter('ignore'); logging.disable(logging.CRITICAL)
+        warnings.simplefilter('ignore')
+        logging.disable(logging.CRITICAL)
         try: yield
         finally: logging.disable(before)
 
 # %% ../../nbs/model/25_onnx.ipynb #8f91135c
-def _label(model, about):
-    "Take the exporter's notes out of an ONNX `model` and put `about` in, as JSON under the key maou_nb"
+def _without_notes(model):
+    "Take the exporter's notes out of an ONNX `model`"
     for part in (model.graph, *model.functions):
-        for item in (*part.node, *part.value_info, *getattr(part, 'input', ()), *getattr(part, 'output', ()), *getattr(part, 'initializer', ())):
+        ends = (getattr(part, name, ()) for name in ('input', 'output', 'initializer'))
+        for item in chain(part.node, part.value_info, *ends):
             if hasattr(item, 'metadata_props'): del item.metadata_props[:]
             if hasattr(item, 'doc_string'): item.doc_string = ''
         del part.metadata_props[:]
     del model.metadata_props[:]
-    model.ir_version, model.producer_name, model.producer_version = IR, 'maou_nb', __version__
-    model.doc_string = ('board: int64 (N, 81), piece codes 0-28, side-to-move view, far rank first, file 1 first; hand: int64 (N, 14), own P L N S G B R, then the opponent\'s; '
-                        'outputs are logits, the value for the side to move')
-    entry = model.metadata_props.add(); entry.key, entry.value = 'maou_nb', json.dumps(about)
 
 # %% ../../nbs/model/25_onnx.ipynb #f665ec9b
-OPSET, IR = 18, 8   # versions of the operators and of the file format: onnxruntime reads them from 1.14 on
+OPSET, IR = 18, 8   # of operators and file format: onnxruntime reads them from 1.14 on
 
-# %% ../../nbs/model/25_onnx.ipynb #b1cd0d01
+# %% ../../nbs/model/25_onnx.ipynb #889a28cd
+def _label(model, about):
+    "Say in an ONNX `model` what it is, and put `about` in, as JSON under the key maou_nb"
+    model.ir_version, model.producer_name, model.producer_version = IR, 'maou_nb', __version__
+    model.doc_string = (
+        'board: int64 (N, 81), piece codes 0-28, side-to-move view, far rank first, file 1 first; '
+        "hand: int64 (N, 14), own P L N S G B R, then the opponent's; "
+        'outputs are logits, the value for the side to move')
+    model.metadata_props.add(key='maou_nb', value=json.dumps(about))
+
+# %% ../../nbs/model/25_onnx.ipynb #2dd2d166
 def onnx_bytes(
     net:Net,
-    precision:str='fp32',    # fp32, or fp16: weights and computation in 16 bits
-    about:dict|None=None,    # What the file shall say of itself beside the label numbering and our version; JSON
-) -> bytes:                  # An `OnnxError` if `net` computes what ONNX has no word for
+    precision:str='fp32',  # fp32, or fp16: weights and computation in 16 bits
+    about:dict|None=None,  # What the file shall say of itself beside labels and version; JSON
+) -> bytes:                # An `OnnxError` if `net` computes what ONNX has no word for
     "`net` as an ONNX file, not yet compared with it"
     if problem := onnx_problem(): raise OnnxError(problem)
     module, batch = _in_precision(net, precision), torch.export.Dim('batch')
     example = tuple(torch.from_numpy(a.astype(np.int64)) for a in random_positions(3))
     try:
         with _quiet(), torch.no_grad():
-            model = torch.onnx.export(module, example, dynamo=True, verbose=False, opset_version=OPSET, input_names=['board', 'hand'], output_names=list(net.heads),
-                                      dynamic_shapes=({0: batch}, {0: batch})).model_proto
-    except Exception as e: raise OnnxError(f'{type(net.backbone).__name__} cannot be written as ONNX ({" ".join(str(e).split())[:200]}): a backbone made of plain torch operations, the same for every batch size, would be right') from None
-    _label(model, {'labels': LABEL_SCHEME, 'version': __version__, 'precision': precision, 'outputs': list(net.heads), **(about or {})})
+            model = torch.onnx.export(
+                module, example, dynamo=True, verbose=False, opset_version=OPSET,
+                input_names=['board', 'hand'], output_names=list(net.heads),
+                dynamic_shapes=({0: batch}, {0: batch})).model_proto
+    except Exception as e:
+        reason = ' '.join(str(e).split())[:200]
+        raise OnnxError(
+            f'{type(net.backbone).__name__} cannot be written as ONNX ({reason}): a backbone made '
+            'of plain torch operations, the same for every batch size, would be right') from None
+    _without_notes(model)
+    _label(model, {
+        'labels': LABEL_SCHEME, 'version': __version__, 'precision': precision,
+        'outputs': list(net.heads), **(about or {})})
     return model.SerializeToString()
 
-# %% ../../nbs/model/25_onnx.ipynb #37bec02b
-TOLERANCES = {'fp32': 1e-4, 'fp16': 0.02}   # of logits, as a share of the largest if that is above 1; of probabilities
+# %% ../../nbs/model/25_onnx.ipynb #4e4a0287
+TOLERANCES = {'fp32': 1e-4, 'fp16': 0.02}   # of logits, or of probabilities
 
+# %% ../../nbs/model/25_onnx.ipynb #71e430d1
 def _compared(precision, name, logits):
     "What is compared of an output: logits in 32 bits, probabilities in 16"
     if precision == 'fp32': return logits
     return logits.softmax(1) if name == 'policy' else logits.sigmoid()
+
+# %% ../../nbs/model/25_onnx.ipynb #00e4d3bf
+def _difference(precision, name, want, got):
+    "How far the answers `got` of a file are from `want`, on the scale of `TOLERANCES`"
+    if want.shape != got.shape:
+        raise OnnxError(f'the ONNX file gives {name} of shape {got.shape} for {len(want)} '
+                        f'positions, and the network {tuple(want.shape)}: please report this')
+    off = _compared(precision, name, want) - _compared(precision, name, torch.from_numpy(got))
+    # as a share of the largest logit, if that is above 1
+    scale = max(1., float(want.abs().max())) if precision == 'fp32' else 1.
+    return float(off.abs().max()) / scale
 
 # %% ../../nbs/model/25_onnx.ipynb #ac106a1d
 def _session(model):
@@ -125,39 +165,49 @@ def _session(model):
     options.log_severity_level, options.intra_op_num_threads = 4, torch.get_num_threads()
     return onnxruntime.InferenceSession(model, options, providers=['CPUExecutionProvider'])
 
-# %% ../../nbs/model/25_onnx.ipynb #b1fda2c2
+# %% ../../nbs/model/25_onnx.ipynb #7fddcd68
+def _within(differences, precision):
+    "An `OnnxError` if one of `differences` is above the tolerance of `precision`, or NaN"
+    limit, remedy = TOLERANCES[precision], 'please report this'
+    if precision == 'fp16':
+        remedy = 'its numbers may be too large for 16 bits, and the fp32 file would be right'
+    bad = [f'{k} is off by {v:.2g}' for k, v in differences.items() if not v <= limit]
+    if bad:
+        raise OnnxError(f'the {precision} ONNX file answers otherwise than the network: '
+                        f'{", ".join(bad)}, above the tolerance of {limit:g}; {remedy}')
+
+# %% ../../nbs/model/25_onnx.ipynb #580988e4
 @torch.no_grad()
 def onnx_differences(
-    model:bytes,                              # An ONNX file
-    net:Net,                                  # What it was made of
-    precision:str='fp32',                     # Of the file
-    positions:tuple|None=None,                # boards (P, 81) and hands (P, 14); none: of random games
-    batch_sizes:tuple[int, ...]=(1, 7, 64),   # Positions are repeated where there are fewer
-) -> dict[str, float]:                        # Output → largest difference; an `OnnxError` if one is above `TOLERANCES`
-    "How far the answers of `model` are from those of `net`"
-    session, reference, worst = _session(model), _in_precision(net, 'fp32'), dict.fromkeys(net.heads, 0.)
-    boards, hands = (np.asarray(a, np.int64) for a in positions or random_positions(max(batch_sizes)))
+    model:bytes,                             # An ONNX file
+    net:Net,                                 # What it was made of
+    precision:str='fp32',                    # Of the file
+    positions:tuple|None=None,               # boards (P, 81), hands (P, 14); none: of random games
+    batch_sizes:tuple[int, ...]=(1, 7, 64),  # Positions are repeated where there are fewer
+) -> dict[str, float]:                       # Output → largest difference
+    "How far `model` answers from `net`; an `OnnxError` if that is above `TOLERANCES`"
+    session, reference = _session(model), _in_precision(net, 'fp32')
+    positions = positions or random_positions(max(batch_sizes))
+    boards, hands = (np.asarray(a, np.int64) for a in positions)
+    worst = dict.fromkeys(net.heads, 0.)
     for n in batch_sizes:
         board, hand = np.resize(boards, (n, 81)), np.resize(hands, (n, 14))
         given = session.run(list(net.heads), {'board': board, 'hand': hand})
-        for name, want, got in zip(net.heads, reference(torch.from_numpy(board), torch.from_numpy(hand)), given):
-            if want.shape != got.shape: raise OnnxError(f'the ONNX file gives {name} of shape {got.shape} for {n} positions, and the network {tuple(want.shape)}: please report this')
-            scale = max(1., float(want.abs().max())) if precision == 'fp32' else 1.
-            off = float((_compared(precision, name, want) - _compared(precision, name, torch.from_numpy(got))).abs().max()) / scale
-            worst[name] = off if not off <= worst[name] else worst[name]      # a NaN stays
-    bad = {k: v for k, v in worst.items() if not v <= TOLERANCES[precision]}
-    if bad: raise OnnxError(f'the {precision} ONNX file answers otherwise than the network: {", ".join(f"{k} is off by {v:.2g}" for k, v in bad.items())}, above the tolerance of {TOLERANCES[precision]:g}'
-                            + ('; its numbers may be too large for 16 bits, and the fp32 file would be right' if precision == 'fp16' else '; please report this'))
+        wanted = reference(torch.from_numpy(board), torch.from_numpy(hand))
+        for name, want, got in zip(net.heads, wanted, given):
+            off = _difference(precision, name, want, got)
+            worst[name] = float(np.maximum(worst[name], off))   # a NaN stays
+    _within(worst, precision)
     return worst
 
 # %% ../../nbs/model/25_onnx.ipynb #ead8d1de
 def write_onnx(
     net:Net,
-    path,                        # Where to, local or a URL
-    precision:str='fp32',        # Or fp16
-    about:dict|None=None,        # What the file shall say of itself
-    positions:tuple|None=None,   # boards and hands to compare on; none: of random games
-) -> dict[str, float]:           # Output → largest difference from `net`
+    path,                       # Where to, local or a URL
+    precision:str='fp32',       # Or fp16
+    about:dict|None=None,       # What the file shall say of itself
+    positions:tuple|None=None,  # boards and hands to compare on; none: of random games
+) -> dict[str, float]:          # Output → largest difference from `net`
     "Write `net` to `path` as an ONNX file that answers as it does"
     model = onnx_bytes(net, precision, about)
     differences = onnx_differences(model, net, precision, positions)
