@@ -101,9 +101,11 @@ class Cell:
 
     def names(self):
         "Names that it uses"
-        if self.body is None: return set(re.findall(r'[^\W\d]\w*', self.text))
+        words = lambda lines: set(re.findall(r'[^\W\d]\w*', '\n'.join(lines)))
+        if self.body is None: return words(self.lines)
         nodes = [n for o in self.body for n in ast.walk(o)]
-        return {getattr(n, 'id', None) or getattr(n, 'attr', '') for n in nodes}
+        magics = [o for o in self.lines if re.match(r'\s*[%!?]|.*\?$', o)]
+        return {getattr(n, 'id', None) or getattr(n, 'attr', '') for n in nodes} | words(magics)
 
     def defines(self):
         "Public names that it makes at its top"
@@ -337,6 +339,10 @@ def numbered(tree):
             if not (axes and is_list(o.value if keyword else o)): yield from look(o, names)
     yield from look(tree, short_names(tree))
 
+def may_number(root, path):
+    "May the module at `path` know stages by their number?"
+    return path.relative_to(root/LIB).parts[0] == STAGES
+
 def stage_faults(root, path):
     "Faults of the module at `path`: where it tells stages apart by their number"
     text = path.read_text(encoding='utf-8')
@@ -396,7 +402,7 @@ def survey(root, names=()):
         files = {root/LIB/Path(*o.split('.')).with_suffix('.py') for o in modules} - seen
         for file in sorted(files):
             seen.add(file)
-            if file.exists() and STAGES not in file.relative_to(root/LIB).parts[:1]:
+            if file.exists() and not may_number(root, file):
                 found += (said := stage_faults(root, file))
                 m.stages += len(said)
         each[path.relative_to(root).as_posix()] = m
@@ -405,7 +411,7 @@ def survey(root, names=()):
     for path in [o for o in given if o.suffix == '.py'] if given else scripts(root):
         found = script_faults(root, path)
         total.wide += len(found)
-        if path.is_relative_to(root/LIB):
+        if path.is_relative_to(root/LIB) and not may_number(root, path):
             found += (said := stage_faults(root, path))
             total.stages += len(said)
         faults += found
