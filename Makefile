@@ -13,7 +13,7 @@ help: ## list the targets
 
 setup: $(READY) ## make the Python environment (the other targets do it where needed)
 
-$(READY): settings.ini setup.py tools/setup.sh
+$(READY): settings.ini setup.py pyproject.toml tools/setup.sh
 	@tools/setup.sh $(VENV)
 	@touch $@
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
-from maou_nb.model.backbones import flops_per_position, make_backbone
+from maou_nb.model.backbones import flops_per_position
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.loop import Means, best_device, make_accelerator
 from maou_nb.train.runner import close_sources, stage_loop

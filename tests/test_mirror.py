@@ -178,7 +178,7 @@ def test_a_checkpoint_dropped_while_it_is_sent_arrives(url, run, sends, tmp_path
     "On a line slower than training: each pass leaves a whole run, though all that it sends is dropped meanwhile"
     steps, seen = iter(range(3, 100)), []
     def before(u):
-        if 'safetensors' in u: save(run, [i := next(steps)]); mirror.sync()
+        if 'safetensors' in u: save(run, [next(steps)]); mirror.sync()
         if len(seen) < 5 and u.endswith('config.json'): seen.append(1)
     sends.before = before
     mirror = Mirror({run: url})

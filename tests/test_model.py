@@ -226,7 +226,7 @@ def test_peak_memory_by_hand(checkpointing):
         del a
         c = b * 2; c.add_(1); c.view(2, -1)  # 200: in-place results and views are no new memory
         del b, c
-        d = kib(150)                       # 150
+        _d = kib(150)                      # 150
     assert checkpointing.peak_bytes(f) == 200 * 1024
 
 

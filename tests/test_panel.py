@@ -3,7 +3,7 @@ import json, os, shlex, signal, subprocess, sys, time
 
 import pytest
 
-from maou_nb import LearnPanel, OptionError, attach
+from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
 from maou_nb.front.learn import at_work

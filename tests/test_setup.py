@@ -1,5 +1,6 @@
 """What of the set-up can be tried in a moment and without a network"""
-import os, subprocess
+import os, subprocess, tomllib
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -53,3 +54,16 @@ def test_make_knows_its_targets():
     assert dry.returncode == 0, dry.stderr
     assert 'tools/demo.py' in dry.stdout and 'not slow' in dry.stdout
     for target in ('demo', 'test', 'test-all', 'notebooks', 'export', 'clean'): assert f'make {target} ' in sh('make').stdout
+
+def test_pyproject_says_what_the_settings_say():
+    "Where nbdev 3 and setuptools want a value in pyproject.toml itself, it is that of settings.ini"
+    toml = tomllib.loads((ROOT/'pyproject.toml').read_text(encoding='utf-8'))
+    ini = ConfigParser(delimiters=['='], interpolation=None)
+    ini.read(ROOT/'settings.ini', encoding='utf-8')
+    cfg, project, nbdev = ini['DEFAULT'], toml['project'], toml['tool']['nbdev']
+    assert project['name'] == cfg['lib_name']
+    assert project['requires-python'] == '>=' + cfg['min_python']
+    assert project['urls'] == {'Repository': cfg['git_url'],
+                               'Documentation': cfg['doc_host'] + cfg['doc_baseurl']}
+    assert (ROOT/nbdev.pop('nbs_path')).resolve() == ROOT/cfg['nbs_path']
+    for k, v in nbdev.items(): assert str(v) == cfg[k], k
