@@ -7,9 +7,7 @@ __all__ = ['TABLES', 'TOGETHER', 'unpack_bits', 'Movable', 'DenseBatch', 'Batch'
            'BatchLoader', 'batch_loader']
 
 # %% ../../nbs/data/20_batches.ipynb #342c02cf
-import os
 import queue
-import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -22,9 +20,12 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from .columns import KINDS, Columns, columns_of
 from .labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
-from .prepare import begin_as_worker
-from .sources import RECORDS, DeviceRows, FileSource, Plan, Rows, StreamingFileSource, free_host
+from .machine import begin_as_worker, free_memory, free_shared
+from .order import Plan
+from .rows import Rows
+from .sources import DeviceRows, FileSource, StreamingFileSource
 
 # %% ../../nbs/data/20_batches.ipynb #1da88f2e
 TABLES = {'flags': np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little').reshape(-1).view(np.float64),   # byte → its 8 flags
@@ -47,7 +48,12 @@ def unpack_bits(
 # %% ../../nbs/data/20_batches.ipynb #8cecd81f
 class Movable:
     "A dataclass of tensors that can be taken elsewhere"
-    def _each(self, f): return replace(self, **{d.name: f(t) for d in fields(self) if isinstance(t := getattr(self, d.name), Tensor)})
+    def _each(self, f):
+        def moved(value):
+            if isinstance(value, Tensor): return f(value)
+            return {k: f(t) for k, t in value.items()}
+        parts = {d.name: getattr(self, d.name) for d in fields(self) if d.name != 'room'}
+        return replace(self, **{k: moved(v) for k, v in parts.items() if isinstance(v, (Tensor, dict))})
 
     def to(self, device, non_blocking:bool=False) -> 'Movable':
         "A copy on `device`"
@@ -60,51 +66,55 @@ class Movable:
 # %% ../../nbs/data/20_batches.ipynb #14116e70
 @dataclass
 class DenseBatch(Movable):
-    "A decoded batch; a stage's own targets are set, the others None"
+    "A decoded batch; each target is an attribute of its own, such as `reachable`, `legal` or `policy`"
+    columns: Columns
     board: Tensor                 # uint8 (B, 81): piece codes
     hands: Tensor                 # uint8 (B, 14): counts
-    reachable: Tensor|None = None # bool (B, 81), stage 1
-    legal: Tensor|None = None     # bool (B, 1496), stages 2 and 3
-    policy: Tensor|None = None    # float32 (B, 1496), stage 3: share of each move played, sums to 1
-    value: Tensor|None = None     # float32 (B,), stage 3: win rate of the side to move, 0…1
-    eval: Tensor|None = None      # float32 (B,), stage 3: mean eval of the side to move in centipawns, NaN where there is none
-    played: Tensor|None = None    # int64 (B,), stage 3: label of the move that was played most
+    targets: dict[str, Tensor] = field(default_factory=dict)   # As `columns.tensors` names them
     mirror: Tensor|None = None    # bool (B,): rows that are still to be mirrored left-right
-    room: dict = field(default_factory=dict, repr=False)   # Buffers whose first B rows are the reachable, legal and policy above, and the cells of the policy that are set
+    room: dict = field(default_factory=dict, repr=False)   # Buffers whose first B rows are targets, and cells of the policy that are set
+
+    def __getattr__(self, name):
+        if name.startswith('__') or name not in self.__dict__.get('targets', ()):
+            raise AttributeError(f'a batch of stage {self.__dict__["columns"].stage!r} has no {name!r}' if 'columns' in self.__dict__ else name)
+        return self.targets[name]
 
     def __len__(self): return len(self.board)
 
     def decode(self, into=None) -> 'DenseBatch':
         "This batch, mirrored where that is still to be done"
         if self.mirror is None: return self
-        turned = {n: _flipped(t, table, self.mirror) for n, table in (('board', 'squares'), ('reachable', 'squares'), ('legal', 'labels'), ('policy', 'labels')) if (t := getattr(self, n)) is not None}
-        if self.played is not None: turned['played'] = torch.where(self.mirror, _on('labels', self.played.device)[self.played], self.played)
-        return replace(self, **turned, mirror=None)
+        return replace(self, board=_mirrored(self.board, 'squares', self.mirror), targets=_mirrored_targets(self), mirror=None)
 
     def as_tuple(self) -> tuple:
-        "For a loop of one's own: `((board, hands), (policy, value, legal))`; in stage 1 the targets are `(reachable,)`, in stage 2 `(legal,)`"
-        targets = (self.policy, self.value, self.legal) if self.policy is not None else (self.reachable if self.legal is None else self.legal,)
-        return (self.board, self.hands), targets
+        "For a loop of one's own: `((board, hands), targets)`; where moves were played, targets are `(policy, value, legal)`"
+        names = ('policy', 'value', 'legal') if self.columns.played else tuple(self.targets)
+        return (self.board, self.hands), tuple(self.targets[n] for n in names)
+
+    def rows(self, idx:slice) -> 'DenseBatch':
+        "The rows that `idx` means, over the same memory"
+        return replace(self, board=self.board[idx], hands=self.hands[idx], targets={k: t[idx] for k, t in self.targets.items()}, room={})
 
 # %% ../../nbs/data/20_batches.ipynb #049b7c95
-_buffers = {1: {'reachable': (81, torch.bool)}, 2: {'legal': (LABEL_COUNT, torch.bool)}, 3: {'legal': (LABEL_COUNT, torch.bool), 'policy': (LABEL_COUNT, torch.float32)}}
+def _room(columns, n, device):
+    "Buffers for `n` decoded rows"
+    made = {name: torch.zeros(n, width, dtype=getattr(torch, dtype), device=device) for name, (width, dtype) in columns.buffers.items()}
+    return {'touched': (), **made}
 
-def _room(stage, n, device):
-    "Buffers for `n` decoded rows of `stage`"
-    return {'touched': (), **{name: torch.zeros(n, width, dtype=dtype, device=device) for name, (width, dtype) in _buffers[stage].items()}}
-
-def _fits(room, stage, n, device):
-    "Whether `n` rows of `stage` can be decoded into `room`"
-    first = room.get(next(iter(_buffers[stage])))
-    return first is not None and room.keys() == {'touched', *_buffers[stage]} and len(first) >= n and first.device == device and first.is_inference() == torch.is_inference_mode_enabled()
+def _fits(room, columns, n, device):
+    "Whether `n` rows of `columns` can be decoded into `room`"
+    if room.keys() != {'touched', *columns.buffers}: return False
+    first = room[next(iter(columns.buffers))] if columns.buffers else None
+    if first is None: return True
+    return len(first) >= n and first.device == device and first.is_inference() == torch.is_inference_mode_enabled()
 
 # %% ../../nbs/data/20_batches.ipynb #79bb3607
 @dataclass
 class Batch(Movable):
     "Compact rows as tensors"
-    stage: int
-    record: Tensor                # uint8 (B, bytes): `RECORDS[stage]`
-    labels: Tensor|None = None    # Stage 3, int16 (M,): moves beyond the fourth of each row, end to end; None where no row has so many
+    columns: Columns
+    record: Tensor                # uint8 (B, bytes): the record of its columns
+    labels: Tensor|None = None    # int16 (M,): moves beyond the fourth of each row, end to end; None where no row has so many
     counts: Tensor|None = None    # float32 (M,): how often
     rows: Tensor|None = None      # int32 (M,): in which row
     mirror: Tensor|None = None    # bool (B,): rows that are mirrored left-right when decoded; None: no row
@@ -112,18 +122,20 @@ class Batch(Movable):
     @classmethod
     def from_rows(cls,
         rows:Rows,                     # Or `DeviceRows`
-        stage:int,                     # 1, 2 or 3
+        stage:int|str|Columns,         # A stage's key, or its columns
         mirror:np.ndarray|None=None,   # bool (B,): rows to be mirrored
     ) -> 'Batch':
         "`rows` as tensors over the same memory"
+        columns = columns_of(stage)
         if isinstance(rows, DeviceRows): record, more = rows.records, (rows.labels, rows.counts, rows.row_of)
         else:
-            if rows.fixed.dtype != RECORDS[stage]: raise ValueError(f'these rows are not of stage {stage}: a source of stage {stage} was expected')
+            if rows.fixed.dtype != columns.record:
+                raise ValueError(f'these rows are not of stage {columns.stage}: a source of stage {columns.stage} was expected')
             record = torch.from_numpy(rows.fixed.view(np.uint8).reshape(len(rows), -1))
             if len(rows.labels) and rows.row_of is None: rows = rows.take(np.arange(len(rows)))
             more = rows.labels.view(np.int16), rows.counts, rows.row_of
         more = [torch.as_tensor(m) for m in more if m is not None and len(m)]
-        return cls(stage, record, *(more or (None,)*3), None if mirror is None else torch.from_numpy(mirror).to(record.device))
+        return cls(columns, record, *(more or (None,)*3), None if mirror is None else torch.from_numpy(mirror).to(record.device))
 
     def __len__(self): return len(self.record)
     def tensors(self) -> list[Tensor]:
@@ -139,25 +151,32 @@ class Batch(Movable):
         "This batch, on the host, in batches of `size`, without a copy"
         if len(self) <= size: return [self]
         records, mirrors = self.record.split(size), repeat(None) if self.mirror is None else self.mirror.split(size)
-        if self.rows is None: return [Batch(self.stage, r, mirror=m) for r, m in zip(records, mirrors)]
+        if self.rows is None: return [Batch(self.columns, r, mirror=m) for r, m in zip(records, mirrors)]
         labels, counts, rows = (t.numpy() for t in (self.labels, self.counts, self.rows % size))      # few: NumPy cuts them with less ado
         ends = np.searchsorted(self.rows.numpy(), np.arange(len(records) + 1)*size).tolist()
         moves = ((torch.from_numpy(a[i:j]) for a in (labels, counts, rows)) if j > i else (None,)*3 for i, j in pairwise(ends))
-        return [Batch(self.stage, r, *m, f) for r, m, f in zip(records, moves, mirrors)]
+        return [Batch(self.columns, r, *m, f) for r, m, f in zip(records, moves, mirrors)]
 
 # %% ../../nbs/data/20_batches.ipynb #a05771e6
 _torch = {np.dtype(np.uint16): torch.int16, np.dtype(np.float32): torch.float32}
 
-def _field(record, stage, name):
+def _field(record, columns, name):
     "One field of packed records: uint8 (B, n), or in its own type where it is of numbers"
-    dtype, at = RECORDS[stage].fields[name][:2]
+    dtype, at = columns.record.fields[name][:2]
     if dtype.base not in _torch: return record[:, at:at + dtype.itemsize]
     size = dtype.base.itemsize
     return record.view(_torch[dtype.base])[:, at // size:(at + dtype.itemsize) // size]
 
-def _flipped(values, table, mirror):
-    "The columns of `values` permuted by `table` in the rows that `mirror` marks"
-    return torch.where(mirror[:, None], values.index_select(1, _on(table, values.device)), values)
+def _mirrored(values, table, mirror):
+    "`values` mirrored by `table`, its columns permuted or its labels replaced, in the rows that `mirror` marks"
+    places = _on(table, values.device)
+    if values.dim() == 1: return torch.where(mirror, places[values], values)
+    return torch.where(mirror[:, None], values.index_select(1, places), values)
+
+def _mirrored_targets(batch):
+    "The targets of a dense batch, mirrored"
+    tables = batch.columns.mirrors | {'played': 'labels'}
+    return {n: _mirrored(t, tables[n], batch.mirror) if n in tables else t for n, t in batch.targets.items()}
 
 # %% ../../nbs/data/20_batches.ipynb #2889eed0
 @patch
@@ -167,7 +186,8 @@ def _put_policy(self:Batch, room):
     for cells in room['touched']: policy.index_fill_(0, cells, 0.)
     turn = (lambda labels, mirror: labels) if self.mirror is None else lambda labels, mirror: torch.where(mirror, _on('labels', labels.device)[labels], labels)
     mirror, begins = self.mirror, torch.arange(0, len(self)*LABEL_COUNT, LABEL_COUNT, device=policy.device)
-    labels, counts = _field(self.record, 3, 'labels').long(), _field(self.record, 3, 'counts')
+    labels, counts = (_field(self.record, self.columns, n) for n in ('labels', 'counts'))
+    labels = labels.long()
     total = counts.sum(1)
     if self.rows is not None: rows = self.rows.long(); total.index_add_(0, rows, self.counts)
     total.clamp_(min=1e-30)      # a row without a move has no policy, and no NaN
@@ -179,24 +199,34 @@ def _put_policy(self:Batch, room):
 
 # %% ../../nbs/data/20_batches.ipynb #c12ce007
 @patch
+def _decoded(self:Batch, target, room):
+    "One target, in its buffer of `room` if it has one"
+    if target.name not in room: return _field(self.record, self.columns, target.name)[:, 0]
+    out = room[target.name][:len(self)]
+    if target.kind == 'moves': self._put_policy(room); return out
+    stored, table = _field(self.record, self.columns, target.name), KINDS[target.kind].mirror
+    if target.kind == 'labels':
+        unpack_bits(stored, out)
+        if self.mirror is not None: out.copy_(_mirrored(out, table, self.mirror))
+    else: out.copy_(stored if self.mirror is None else _mirrored(stored, table, self.mirror))
+    return out
+
+# %% ../../nbs/data/20_batches.ipynb #6fb1288a
+@patch
 def decode(
     self:Batch,
     into:DenseBatch|None=None,  # One that is no longer needed: its memory is used again where it fits
 ) -> DenseBatch:
     "The dense tensors, made on the device the batch is on"
-    n, stage, mirror = len(self), self.stage, self.mirror
-    room = into.room if into is not None and _fits(into.room, stage, n, self.record.device) else _room(stage, n, self.record.device)
-    get = lambda name: _field(self.record, stage, name)
-    squares = lambda name: get(name) if mirror is None else _flipped(get(name), 'squares', mirror)
-    dense = DenseBatch(squares('board'), get('hands'), **{k: b if len(b) == n else b[:n] for k, b in room.items() if k != 'touched'}, room=room)
-    if stage == 1: dense.reachable.copy_(squares('reachable')); return dense
-    unpack_bits(get('legal'), dense.legal)
-    if mirror is not None: dense.legal.copy_(_flipped(dense.legal, 'labels', mirror))
-    if stage == 3:
-        self._put_policy(room)
-        dense.value, dense.eval = get('value')[:, 0], get('eval')[:, 0]
+    n, columns, device = len(self), self.columns, self.record.device
+    room = into.room if into is not None and _fits(into.room, columns, n, device) else _room(columns, n, device)
+    get = lambda name: _field(self.record, columns, name)
+    squares = get('board') if self.mirror is None else _mirrored(get('board'), 'squares', self.mirror)
+    dense = DenseBatch(columns, squares, get('hands'), room=room)
+    for t in columns.targets: dense.targets[t.name] = self._decoded(t, room)
+    if columns.played:
         played = get('labels')[:, 0].long()
-        dense.played = played if mirror is None else torch.where(mirror, _on('labels', played.device)[played], played)
+        dense.targets['played'] = played if self.mirror is None else _mirrored(played, 'labels', self.mirror)
     return dense
 
 # %% ../../nbs/data/20_batches.ipynb #71aaf0f7
@@ -206,24 +236,23 @@ def _shared(n, width, dtype):
     flat = torch.empty(0, dtype=dtype).set_(torch.UntypedStorage._new_shared(size, device='cpu'), 0, (n*max(width, 1),))
     return flat.view(n, width) if width else flat
 
-_kept = {1: {'reachable': (81, torch.bool)}, 2: {'legal': (LABEL_COUNT, torch.bool)},
-         3: {'legal': (LABEL_COUNT, torch.bool), 'policy': (LABEL_COUNT, torch.float32), 'value': (0, torch.float32), 'eval': (0, torch.float32), 'played': (0, torch.int64)}}
+def _tensors(columns):
+    "Width and dtype of all that a decoded row has"
+    made = {'board': (81, 'uint8'), 'hands': (14, 'uint8'), **columns.tensors}
+    return {k: (width, getattr(torch, dtype)) for k, (width, dtype) in made.items()}
 
-
-def _columns(stage): return {'board': (81, torch.uint8), 'hands': (14, torch.uint8), **_kept[stage]}
-
-def dense_bytes(stage:int) -> int:
-    "Bytes that a decoded row of `stage` takes"
-    return sum(max(w, 1)*d.itemsize for w, d in _columns(stage).values()) + 1
+def dense_bytes(stage:int|str|Columns) -> int:
+    "Bytes that a decoded row takes"
+    return sum(max(w, 1)*d.itemsize for w, d in _tensors(columns_of(stage)).values()) + 1
 
 # %% ../../nbs/data/20_batches.ipynb #ee57e7b3
 class DenseCache:
     "The decoded rows of a `FileSource`, each kept from its first use on"
     def __init__(self, source:FileSource):
         self.source = source
-        self.columns, self.row_bytes, n = _columns(source.stage), dense_bytes(source.stage), source.total_rows
-        need, room = n*self.row_bytes, shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else None
-        room, where = min(((r, w) for r, w in ((room, '/dev/shm'), (free_host(), 'memory')) if r is not None), default=(need, ''))
+        self.columns, self.row_bytes, n = _tensors(source.columns), dense_bytes(source.columns), source.total_rows
+        need = n*self.row_bytes
+        room, where = min((r, w) for r, w in ((free_shared(), '/dev/shm'), (free_memory(), 'memory')) if r is not None)
         if need > room: raise MemoryError(f'cache_transforms=True needs {need / 1e9:.2f} GB of shared memory for {n:,} decoded rows of stage {source.stage}, and {room / 1e9:.2f} GB of {where} are free; without it rows are decoded each time')
         self.kept, self.done = {k: _shared(n, *c) for k, c in self.columns.items()}, _shared(n, 0, torch.bool)
         self.done.zero_()
@@ -233,10 +262,11 @@ class DenseCache:
         at = torch.from_numpy(np.ascontiguousarray(idx))
         new = at[~self.done[at]].unique()
         if len(new):
-            made = Batch.from_rows(self.source[new.numpy()], self.source.stage).decode()
+            made = Batch.from_rows(self.source[new.numpy()], self.source.columns).decode()
             for k, t in self.kept.items(): t[new] = getattr(made, k)
             self.done[new] = True
-        return DenseBatch(**{k: t.index_select(0, at) for k, t in self.kept.items()})
+        taken = {k: t.index_select(0, at) for k, t in self.kept.items()}
+        return DenseBatch(self.source.columns, taken.pop('board'), taken.pop('hands'), taken)
 
 # %% ../../nbs/data/20_batches.ipynb #091c9d28
 TOGETHER = 4096   # rows that one process gathers at once where batches are smaller: Python's share becomes small, and what is gathered stays in the cache
@@ -265,7 +295,7 @@ class BatchStream(IterableDataset):
         if self.dense is not None: return [replace(self.dense.take(self.plan.numbers(k, together)[self.rank::self.world]), mirror=None if mirror is None else torch.from_numpy(mirror))]
         rows = self.source.take(self.plan, k, self.rank, self.world, together)
         if isinstance(rows, Rows) and len(rows.labels): rows.fixed['tail'][rows.row_of] = 0   # moves lie in the order of rows: where they begin need not travel, and is not the same for batches taken alone
-        return Batch.from_rows(rows, self.source.stage, mirror).split(self.plan.batch_size)
+        return Batch.from_rows(rows, self.source.columns, mirror).split(self.plan.batch_size)
 
     def __iter__(self):
         if self.plan.counts != self.source.row_counts:

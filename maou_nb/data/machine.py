@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cores', 'container_room', 'free_memory', 'free_shared', 'size_text', 'begin_as_worker']
 
-# %% ../../nbs/data/06_machine.ipynb #9de210d7
+# %% ../../nbs/data/06_machine.ipynb #e58a7b6c
 import os
 import shutil
 import signal
@@ -15,41 +15,41 @@ from pathlib import Path
 
 import psutil
 
-# %% ../../nbs/data/06_machine.ipynb #3eb3c2c5
+# %% ../../nbs/data/06_machine.ipynb #bdb11a4b
 def cores() -> int:
     "Cores that this process may use"
     if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
-# %% ../../nbs/data/06_machine.ipynb #774bf32c
+# %% ../../nbs/data/06_machine.ipynb #a21f33c5
 def container_room() -> int|None:
     "Bytes of memory that this container leaves; None where there is no limit"
     try: most, used = (int(Path('/sys/fs/cgroup', f).read_text()) for f in ('memory.max', 'memory.current'))
     except (OSError, ValueError): return None
     return max(most - used, 0)
 
-# %% ../../nbs/data/06_machine.ipynb #a480a452
+# %% ../../nbs/data/06_machine.ipynb #eefc2ded
 def free_memory() -> int:
     "Bytes of memory that this process may still take"
     free, room = psutil.virtual_memory().available, container_room()
     return free if room is None else min(free, room)
 
-# %% ../../nbs/data/06_machine.ipynb #299ca48b
+# %% ../../nbs/data/06_machine.ipynb #33099d02
 def free_shared() -> int|None:
     "Bytes of memory that processes may still share; None where it is not bounded by itself"
     return shutil.disk_usage('/dev/shm').free if os.path.isdir('/dev/shm') else None
 
-# %% ../../nbs/data/06_machine.ipynb #7279bcf4
+# %% ../../nbs/data/06_machine.ipynb #fa1c7e9d
 def size_text(n:int) -> str:
     "`n` bytes in gigabytes or megabytes"
     return f'{n / 1e9:,.1f} GB' if n >= 1e8 else f'{n / 1e6:,.1f} MB'
 
-# %% ../../nbs/data/06_machine.ipynb #5e2d4bf6
+# %% ../../nbs/data/06_machine.ipynb #1856df01
 def _end_with_parent():
     parent_process().join()
     os._exit(1)        # what it was writing stays a hidden `.part`, which nobody reads
 
-# %% ../../nbs/data/06_machine.ipynb #8377a1ed
+# %% ../../nbs/data/06_machine.ipynb #78c2cd99
 def begin_as_worker(
     number:int|None=None,   # Its place among the workers of a loader; not used
 ):

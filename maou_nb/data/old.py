@@ -22,11 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 from rsshogi.core import Board
 
-from .board import HAND_MAX, _sfen_row, position_ids, to_sfen
+from .board import HAND_MAX, playable, position_ids, sfen_row, to_sfen
+from .columns import ORIGIN, columns_of
 from .files import as_path, atomic_file, local_file
-from .games import playable
 from .labels import LABEL_COUNT, move_labels
-from .shards import FOREIGN, SCHEMAS, Foreign, ShardError
+from .shards import FOREIGN, Foreign, ShardError
 from .shards import fixed_array, fixed_bytes, fixed_lists
 
 # %% ../../nbs/data/13_old.ipynb #5b938f94
@@ -113,7 +113,7 @@ def _position_faults(boards, hands, lone):
     if lone: yield used.sum(1) != 1, lambda i: f'it has {used[i].sum()} pieces where stage 1 has one'
 
 # %% ../../nbs/data/13_old.ipynb #b404ba64
-_rank = lru_cache(1 << 16)(_sfen_row)     # of the 9 bytes of a rank, file 9 first
+_rank = lru_cache(1 << 16)(sfen_row)     # of the 9 bytes of a rank, file 9 first
 
 @lru_cache(1 << 16)
 def _turn_and_hands(hands):
@@ -243,12 +243,13 @@ def _convert(
 ) -> pa.Table:         # Of the good rows
     "A part in our columns"
     boards, hands = _positions(part, verdict)
-    verdict.blame(_position_faults(boards, hands, stage == 1))
-    if stage == 1:
+    lone = 'reachableSquares' in columns_of(stage).schema.names      # one piece in each
+    verdict.blame(_position_faults(boards, hands, lone))
+    if lone:
         columns = _target_columns(part, verdict)
         return pa.table({**_seen_columns(boards, hands, verdict.good()), **columns})
     legal = _checked_legal(part, boards, hands, verdict)
-    played = _played_columns(part, legal, verdict) if stage == 3 else {}
+    played = _played_columns(part, legal, verdict) if columns_of(stage).played else {}
     keep = verdict.good()
     bits = fixed_bytes(np.packbits(legal[keep], axis=1, bitorder='little'))
     return pa.table({**_seen_columns(boards, hands, keep), 'legalMoves': bits, **played})
@@ -445,7 +446,7 @@ def _blocks(tables, rows):
 # %% ../../nbs/data/13_old.ipynb #0e7c8e2e
 def _schema(stage):
     "The columns of `stage` that the old tool's files know: it had no folds, and forgot the games"
-    return pa.schema([f for f in SCHEMAS[stage] if f.name not in ('fold', 'game', 'ply')])
+    return pa.schema([f for f in columns_of(stage).schema if f.name not in ORIGIN])
 
 # %% ../../nbs/data/13_old.ipynb #758a4db8
 def read_old(
@@ -453,7 +454,7 @@ def read_old(
     rows:int=65_536,                          # Of a block; memory is that of a block, not that of the file
     on_bad:str='raise',                       # 'raise' at the first bad row, or 'skip' it; damage always raises
     on_skip:Callable[[str], None]|None=None,  # Called for each row that is skipped, with the sentence about it
-) -> Iterator[pa.Table]:                      # In the columns of `SCHEMAS[stage]` without `fold`, `game` and `ply`
+) -> Iterator[pa.Table]:                      # In the columns of the schema of `stage` without `fold`, `game` and `ply`
     "The rows of the old tool's file at `path`, in its order; a `ShardError` names file and row, counted from 1"
     if on_bad not in ('raise', 'skip'): raise ValueError(f"on_bad={on_bad!r}: 'raise' or 'skip' was expected")
     path = as_path(path)
@@ -519,12 +520,12 @@ def _old_columns(rows, stage):
     "Our `rows` by the old names; what only `.npy` files have is made there"
     boards, hands = fixed_array(rows['boardIdPositions'], 81), fixed_array(rows['piecesInHand'], 14)
     out = {'id': rows['id'].to_numpy(), 'boardIdPositions': boards.reshape(-1, 9, 9), 'piecesInHand': hands}
-    if stage == 1:
+    if 'reachableSquares' in rows.schema.names:
         target = fixed_array(rows['reachableSquares'], 81).reshape(-1, 9, 9)
         return {**out, 'id': _stage1_ids(boards.astype(int), hands), 'reachableSquares': target}
     bits = fixed_array(rows['legalMoves'], LABEL_COUNT//8)
     out['legalMovesLabel'] = np.unpackbits(bits, axis=1, bitorder='little')
-    if stage == 2: return out
+    if not columns_of(stage).played: return out
     shares, rates, best = _dense_policy(rows)
     result = (rows['wins'].to_numpy() / rows['count'].to_numpy()).astype(np.float32)
     return {**out, 'moveLabel': shares, 'moveWinRate': rates, 'bestMoveWinRate': best, 'resultValue': result}

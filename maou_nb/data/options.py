@@ -6,7 +6,7 @@
 __all__ = ['RESUMES', 'DataPath', 'OnePath', 'Name', 'Globs', 'OptionError', 'acts', 'About', 'option', 'Section', 'lower',
            'as_text', 'one_of', 'RowOptions']
 
-# %% ../../nbs/data/07_options.ipynb #082ebf46
+# %% ../../nbs/data/07_options.ipynb #e44f4fc8
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +14,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-# %% ../../nbs/data/07_options.ipynb #d39fdf0c
+# %% ../../nbs/data/07_options.ipynb #5320b5fd
 class OptionError(ValueError):
     "Options that cannot be used: the message lists every problem, a line each"
 
-# %% ../../nbs/data/07_options.ipynb #a551cd80
+# %% ../../nbs/data/07_options.ipynb #8a6096ca
 RESUMES = {'fixed': 'the net, or the order of rows, depends on it: a run that goes on must have it as it was',
            'free': 'it may change, and the run says so',
            'silent': 'it says where and how, not what: nobody needs to be told'}
 
-# %% ../../nbs/data/07_options.ipynb #5bbfea81
+# %% ../../nbs/data/07_options.ipynb #98366f88
 def acts(cfg) -> str:
     "Why an option that always acts is idle: it never is"
     return ''
 
-# %% ../../nbs/data/07_options.ipynb #8f214bca
+# %% ../../nbs/data/07_options.ipynb #f831a46d
 @dataclass(frozen=True)
 class About:
     "What is said of an option beside its type, default and limits"
@@ -41,7 +41,7 @@ class About:
         "What pydantic puts into the JSON schema of the field"
         schema.update(group=self.group, resume=self.resume, stages=list(self.stages))
 
-# %% ../../nbs/data/07_options.ipynb #15350033
+# %% ../../nbs/data/07_options.ipynb #e11fd914
 def option(
     default:Any,
     help:str,                      # What it does, in a sentence
@@ -56,29 +56,29 @@ def option(
     stages = (stages,) if isinstance(stages, str) else tuple(stages)
     return Field(default, description=help, json_schema_extra=About(group, resume, stages, idle), **limits)
 
-# %% ../../nbs/data/07_options.ipynb #0040a870
+# %% ../../nbs/data/07_options.ipynb #2a5a9958
 class Section(BaseModel):
     "Options that belong together"
     model_config = ConfigDict(extra='forbid', frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-# %% ../../nbs/data/07_options.ipynb #83c7ff15
+# %% ../../nbs/data/07_options.ipynb #f00f2373
 def lower(value):
     "Text and numbers as lower-case text; anything else as it is"
     if isinstance(value, bool) or not isinstance(value, (str, int)): return value
     return str(value).strip().lower()
 
-# %% ../../nbs/data/07_options.ipynb #10e4dbf2
+# %% ../../nbs/data/07_options.ipynb #dfb3c2de
 def as_text(value):
     "Paths as text, alone or in a list; anything else as it is"
     if isinstance(value, (list, tuple)): return [as_text(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
-# %% ../../nbs/data/07_options.ipynb #cd780830
+# %% ../../nbs/data/07_options.ipynb #284baf38
 def one_of(*names:str):
     "The type of an option that chooses from `names`, in any case"
     return Annotated[Literal[names], BeforeValidator(lower)]
 
-# %% ../../nbs/data/07_options.ipynb #21084180
+# %% ../../nbs/data/07_options.ipynb #8f03050c
 DataPath = Annotated[str | list[str] | None, BeforeValidator(as_text)]
 OnePath = Annotated[str | None, BeforeValidator(as_text)]
 Name = Annotated[str, BeforeValidator(lower)]
@@ -87,7 +87,7 @@ def _several(value): return (as_text(value),) if isinstance(value, (str, Path)) 
 
 Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
-# %% ../../nbs/data/07_options.ipynb #829422b7
+# %% ../../nbs/data/07_options.ipynb #717bc81e
 def _on_device(c): return 'batches are gathered on the device' if c.input_cache_mode == 'device' else ''
 
 def _not_decoded(c):
@@ -98,7 +98,7 @@ def _in_files(c):
     if c.input_cache_mode != 'file': return ''
     return 'rows in files are reached a window at a time; input_cache_mode holds them elsewhere'
 
-# %% ../../nbs/data/07_options.ipynb #2e8f4588
+# %% ../../nbs/data/07_options.ipynb #2246fdb1
 class RowOptions(Section):
     "How rows are read, held and gathered"
     on_bad: one_of('raise', 'skip') = option('raise',

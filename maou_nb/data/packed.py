@@ -23,7 +23,8 @@ import pyarrow.ipc as ipc
 from rsshogi.core import Board, Move
 
 from .files import as_path, atomic_file
-from .games import Game, RecordError, Visits, playable, usi_of
+from .board import playable
+from .games import Game, RecordError, Visits, usi_of
 
 # %% ../../nbs/data/09_packed.ipynb #6077348d
 def _move_tables():

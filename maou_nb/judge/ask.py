@@ -26,7 +26,7 @@ from rsshogi.core import Board
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
-from ..data.board import Position
+from ..show.boards import Position
 from ..data.files import FileError, as_path, local_file
 from ..data.games import playable
 from ..data.labels import LABEL_SCHEME, LABEL_SQUARE, legal_labels

@@ -22,7 +22,7 @@ from rsshogi.core import Board
 from torch import nn
 
 from .. import __version__
-from ..data.board import Position
+from ..show.boards import Position
 from ..data.files import as_path, atomic_file
 from ..data.labels import LABEL_SCHEME
 from .heads import Net
