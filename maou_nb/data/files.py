@@ -103,12 +103,10 @@ def _find(path, suffixes, what):
     "The files that one path means"
     if path.is_file(): return [path]
     if path.is_dir(): return _find_below(path, suffixes, what)
-    glob = has_magic(str(path))
-    found = _matches(path) if glob else []
-    if not found:
-        raise FileNotFoundError(f'{path} {"matches nothing" if glob else "does not exist"}: '
-                                f'a file of {what}, a folder of them or a glob was expected')
-    return [f for p in found for f in (_find(p, suffixes, what) if p.is_dir() else [p])]
+    found = _matches(path) if has_magic(str(path)) else []
+    if found: return [f for p in found for f in (_find(p, suffixes, what) if p.is_dir() else [p])]
+    wrong = 'matches nothing' if has_magic(str(path)) else 'does not exist'
+    raise FileNotFoundError(f'{path} {wrong}: a file of {what}, a folder of them or a glob was expected')
 
 # %% ../../nbs/data/05_files.ipynb #f719bdfc
 def find_files(
@@ -314,7 +312,6 @@ def local_file(
     sha256:str|None=None,   # What a fetched copy must have
 ) -> Path:
     "`path` itself if it is on this machine, else a verified copy in the cache"
-    path = as_path(path)
-    if not is_remote(path): return path
+    if not is_remote(path := as_path(path)): return path
     key = f'{sha256 or path.fs.ukey(path.path)}/{path}'
     return cached_file(key, lambda part: download(path, part), sha256)

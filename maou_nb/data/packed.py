@@ -106,11 +106,12 @@ def _games(
     "The records of `blocks` as games; an error stands in the place of its record"
     board, index, last, after = Board(), 0, None, None      # `after`: the position that the last move led to
     pack, set_board = getattr(board, f'to_{code}'), getattr(board, f'set_{code}')
+    apply, legal = board.apply_move, board.is_legal_move
     start, moves, evals = '', [], []                        # of the piece so far
     for number, (position, move, eval, tag, wrong) in enumerate(_records(blocks), 1):
         follows = position == after and tag == last and len(moves) < MAX_PLIES
         if not wrong and position != after: wrong = _unplayable(set_board, position, board)
-        if not wrong and not board.is_legal_move(step := Move(move)):
+        if not wrong and not legal(step := Move(move)):
             wrong = f'its move {usi_of(move)} is illegal in its position'
         if moves and (wrong or not follows):
             yield _piece(start, moves, evals, about, last, file, index)
@@ -121,7 +122,7 @@ def _games(
                 f'{file}, {what} {number:,}: {wrong}; remove this {what}, or write the file again')
             continue
         if not follows: start, last = board.to_sfen().rpartition(' ')[0], tag
-        board.apply_move(step)
+        apply(step)
         after = pack()
         moves.append(move)
         evals.append(eval)

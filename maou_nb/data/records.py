@@ -31,6 +31,7 @@ _signs = {
     'usi': re.compile(rb'(?m)^(position |startpos|sfen |'
                       rb'([1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] )')}
 
+# %% ../../nbs/data/10_records.ipynb #e2a8354e
 def text_format(
     first:bytes,  # The beginning of a file
 ) -> str|None:    # csa, kif, usi, or None
@@ -64,6 +65,7 @@ _packings = ('', '.gz', '.zst', '.zip')
 _endings = [s for suffixes in RECORD_SUFFIXES.values() for s in suffixes]
 _of_records = *(s + p for s in _endings for p in _packings), '.zip'
 
+# %% ../../nbs/data/10_records.ipynb #9a20bf20
 def record_files(
     paths:str|Path|Iterable,  # A file, a folder, a glob, or several of them; local or URLs
 ) -> list:                    # A `FileNotFoundError` if a path or its records are missing
@@ -93,8 +95,7 @@ def _read_stream(name, stream, path):
     "The games of one opened file"
     first = stream.peek(1 << 16)
     if not first.strip(b'\xef\xbb\xbf \t\r\n'): return
-    size = path.stat().st_size if str(path) == name else None
-    format = record_format(first, name, size)
+    format = record_format(first, name, path.stat().st_size if str(path) == name else None)
     if format in TEXT_FORMATS: yield from read_text(stream, format, name)
     elif format in PACKED_FORMATS: yield from read_packed(stream, format, name)
     else: yield from read_hcpe_table(stream, name)
