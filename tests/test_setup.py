@@ -1,5 +1,5 @@
 """What of the set-up can be tried in a moment and without a network"""
-import os, subprocess, tomllib
+import os, re, subprocess, tomllib
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -67,3 +67,9 @@ def test_pyproject_says_what_the_settings_say():
                                'Documentation': cfg['doc_host'] + cfg['doc_baseurl']}
     assert (ROOT/nbdev.pop('nbs_path')).resolve() == ROOT/cfg['nbs_path']
     for k, v in nbdev.items(): assert str(v) == cfg[k], k
+
+def test_versions_agree():
+    "CITATION.cff has the version of settings.ini, the Dockerfile the torch of the set-up"
+    found = lambda name, pattern: re.search(pattern, (ROOT/name).read_text(), re.M)[1]
+    assert found('CITATION.cff', '^version: (.+)$') == found('settings.ini', '^version = (.+)$')
+    assert found('Dockerfile', '^ARG TORCH=(.+)$') == found('tools/setup.sh', '^TORCH=(.+)$')
