@@ -1,7 +1,7 @@
 "Shards of the sample games, made once a test run"
 import pytest
 
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from buckets import bucket, gcs, s3      # fixtures
 from samples import ONE_FILE
 

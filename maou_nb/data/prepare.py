@@ -8,17 +8,14 @@ __all__ = ['BYTES_PER_TASK', 'PLIES_PER_BLOCK', 'PLIES_PER_RUN', 'ROWS_PER_BLOCK
 
 # %% ../../nbs/data/15_prepare.ipynb #5cc4f65d
 import json
-import os
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import current_process, get_context, parent_process
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import numpy as np

@@ -214,7 +214,7 @@ def move_text(
     kind, to = LABEL_CLASS[label], square_name(int(LABEL_SQUARE[label]))
     if kind >= 2*len(STEPS): return f'{HAND_KINDS[kind - 2*len(STEPS)]}*{to}'
     origin = origin_of(label, board)
-    return f'to {to}' if origin is None else f'{square_name(origin)}{to}{"+"*(kind >= len(STEPS))}'
+    return f'to {to}' if origin is None else f'{square_name(origin)}{to}{"+" if kind >= len(STEPS) else ""}'
 
 # %% ../../nbs/show/03_boards.ipynb #5f913b52
 START = 'lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1'

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'RIGHT', 'MISSED', 'INVENTED', 'SQUARE_NAMES', 'STAGES', 'Part', 'part_option', 'Figure', 'Prediction',
-           'Stage', 'FlagMetrics', 'ranked', 'register_stage', 'usual_options', 'part_options', 'section_of', 'keys_of',
-           'stages_of', 'stage_of', 'stage_of_heads']
+           'Stage', 'FlagMetrics', 'ranked', 'register_stage', 'usual_options', 'part_options', 'section_of',
+           'drawing_of', 'keys_of', 'as_choice', 'ChoiceOptions', 'stages_of', 'stage_of', 'stage_of_heads']
 
 # %% ../../nbs/stages/31_stage.ipynb #28b278dd
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import torch
 from fastcore.basics import patch
-from pydantic import create_model
+from pydantic import BeforeValidator, create_model
 from xxhash import xxh3_64_intdigest
 
 from ..data.columns import Columns, register_columns, slug_of, stage_id, stage_key
-from ..data.options import DataPath, Name, OnePath, Section, option
+from ..data.options import DataPath, Globs, Name, OnePath, Section, lower, option
 from ..data.plugins import Registry
 from ..model.heads import HEADS
 from ..model.losses import LOSSES
@@ -377,6 +378,12 @@ def section_of(stage:Stage) -> type[Section]:
     more = {n: made for n, made in {**usual_options(stage), **part_options(stage)}.items() if n not in own}
     return create_model(f'{stage.key.title()}Options', __base__=stage.options, **more)
 
+# %% ../../nbs/stages/31_stage.ipynb #190a857a
+def drawing_of(stage:int|str) -> dict:
+    "Name and labels of a stage for plots; nothing where it is not registered"
+    known = STAGES.get(str(stage))
+    return {'name': known.name, 'labels': {n: f.label for n, f in known.figures.items() if f.drawn}} if known else {}
+
 # %% ../../nbs/stages/31_stage.ipynb #21f2d472
 def keys_of(
     choice,              # The option `stage`: a key, 'all', or several keys
@@ -384,6 +391,27 @@ def keys_of(
     "The keys that `choice` names, in order"
     if choice == 'all': return _own
     return tuple(choice) if isinstance(choice, (list, tuple)) else (choice,)
+
+# %% ../../nbs/stages/31_stage.ipynb #488ac61d
+def as_choice(value):
+    "A key, 'all', or a tuple of keys, from whatever names them; a `ValueError` for what cannot"
+    if isinstance(value, str) and ',' in value: value = [v for v in value.split(',') if v.strip()]
+    try:
+        if not isinstance(value, (list, tuple)): return 'all' if lower(value) == 'all' else stage_key(value)
+        keys = tuple(map(stage_key, value))
+    except ValueError: keys = ()
+    if not keys: raise ValueError('1, 2, 3, all, or several keys of stages, were expected')
+    if len(set(keys)) < len(keys): raise ValueError(f'{", ".join(keys)} names a stage twice')
+    return keys if len(keys) > 1 else keys[0]
+
+# %% ../../nbs/stages/31_stage.ipynb #20a06851
+class ChoiceOptions(Section):
+    "What to run"
+    stage: Annotated[str | tuple, BeforeValidator(as_choice)] = option('3',
+        'What to run: 1 reachable squares, 2 legal moves, 3 policy and value, all of them with one backbone, or several such as 1,mine,3',
+        'Data', 'fixed', examples=['1', '2', '3', 'all'])
+    plugins: Globs = option((),
+        'Python files or modules that register backbones, heads, losses or stages; imported because you name them', 'Data', 'silent')
 
 # %% ../../nbs/stages/31_stage.ipynb #b5a3f10a
 def stages_of(cfg) -> tuple[Stage, ...]:
