@@ -8,7 +8,8 @@ from pathlib import Path
 
 from maou_nb import StageThresholdNotMet, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.model.backbones import flops_per_position, parameter_count
-from maou_nb.train.options import LearnConfig, backbone_of
+from maou_nb.train.options import LearnConfig
+from maou_nb.model.backbones import backbone_of
 
 NETS = {'resnet': dict(resnet_channels=48, resnet_blocks=4), 'mlp-mixer': dict(mixer_embed_dim=72, mixer_num_layers=6, mixer_token_dim=64, mixer_channel_dim=144),
         'vit': dict(vit_embed_dim=96, vit_num_layers=2, vit_num_heads=4, vit_mlp_ratio=2.75)}

@@ -21,7 +21,7 @@ import torch
 torch.set_num_threads(1); pa.set_cpu_count(1)
 
 from maou_nb.data.batches import Batch, BatchStream, batch_loader
-from maou_nb.data.prepare import prepare_stage3
+from maou_nb.stages.rows import prepare_stage3
 from maou_nb.data.shards import find_shards, read_shard, write_manifest, write_shard
 from maou_nb.data.sources import RECORDS, FileSource, StreamingFileSource
 
@@ -79,13 +79,13 @@ class Bench:
         many = self.folder/'many'
         self.file = StreamingFileSource(many, 3)
         self.memory, self.mmap = FileSource(many, 3), FileSource(many, 3, cache='mmap', say=lambda s: None)
-        self.records = self.memory.resident.fixed.view(np.uint8).reshape(-1, RECORDS[3].itemsize)
-        self.mapped = self.mmap.resident.fixed.view(np.uint8).reshape(-1, RECORDS[3].itemsize)
+        self.records = self.memory.resident.fixed.view(np.uint8).reshape(-1, columns_of(3).record.itemsize)
+        self.mapped = self.mmap.resident.fixed.view(np.uint8).reshape(-1, columns_of(3).record.itemsize)
         self.resident = self.memory.resident.nbytes / len(self.records)
 
     def one_run(self, size, epoch):
         "name → (seconds, rows), for each name once"
-        n, out = len(self.records), np.empty((size, RECORDS[3].itemsize), np.uint8)
+        n, out = len(self.records), np.empty((size, columns_of(3).record.itemsize), np.uint8)
         order, plan = np.random.default_rng(epoch).permutation(n), self.memory.plan(size, 1, epoch)
         def gather(records):
             for i in range(0, n - size + 1, size): np.take(records, order[i:i + size], axis=0, out=out, mode='clip')
@@ -109,7 +109,7 @@ class Bench:
 
     def bytes_per_row(self, name):
         "What a row of `name` takes: in a batch, or decoded"
-        return {'packed-gather': RECORDS[3].itemsize, 'packed-gather-map': RECORDS[3].itemsize, 'draw-order': 8, 'decoded-reused': self.dense_bytes, 'memcpy': self.dense_bytes, 'dense-polars': 81 + 14 + 4*1496 + 4}.get(name, self.resident)
+        return {'packed-gather': columns_of(3).record.itemsize, 'packed-gather-map': columns_of(3).record.itemsize, 'draw-order': 8, 'decoded-reused': self.dense_bytes, 'memcpy': self.dense_bytes, 'dense-polars': 81 + 14 + 4*1496 + 4}.get(name, self.resident)
 
 GOALS = [('compact-memory', 'packed-gather', 0.75), ('compact-mmap', 'packed-gather', 0.75), ('compact-mmap', 'packed-gather-map', None), ('compact-file', 'packed-gather', None),
          ('compact-memory', 'dense-polars', 15), ('compact-mmap', 'dense-polars', 15), ('compact-file', 'dense-polars', None), ('decoded-reused', 'memcpy', 0.5)]

@@ -30,7 +30,7 @@ def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def prepare(games, out):
     "Prepare stage 3 in this process alone"
     from concurrent.futures import Executor, Future
-    from maou_nb.data.prepare import prepare_stage3
+    from maou_nb.stages.rows import prepare_stage3
     class Here(Executor):
         def submit(self, f, *a):
             future = Future(); future.set_result(f(*a)); return future

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from maou_nb import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.front import learn
-from maou_nb.train.options import make_config
+from maou_nb.front.options import make_config
 from maou_nb.show.plots import LivePlot
 
 out = Path({out!r})

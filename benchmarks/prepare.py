@@ -12,7 +12,7 @@ CORES = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else None
 
 from rsshogi.core import Board, Move
 from maou_nb.data.positions import positions
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import read_games, record_files
 
 def seconds(f):

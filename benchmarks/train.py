@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.model.backbones import flops_per_position
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.loop import Means, best_device, make_accelerator
@@ -44,7 +44,7 @@ def epoch(loop):
 def measure(cfg, stage, rounds, least=20_000):
     "Rates and shares of one stage under `cfg`"
     torch.manual_seed(0)
-    from maou_nb.train.options import backbone_of
+    from maou_nb.model.backbones import backbone_of
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     backbone = backbone_of(cfg)
     loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)

@@ -3,9 +3,29 @@ __version__ = "0.1.0"
 
 from importlib import import_module
 
-# Where each front name lives. They are imported when first asked for, so that `import maou_nb` stays light: a process that prepares data needs no torch.
-_front = {'learn_multi_stage': 'front.learn', 'LearnResult': 'front.learn', 'load_run': 'front.learn', 'find_lr': 'front.learn', 'overfit_one_batch': 'front.learn', 'load_net': 'judge.ask', 'predict': 'judge.ask', 'evaluate': 'judge.ask', 'export_onnx': 'front.export', 'LearnPanel': 'front.panel', 'preflight': 'front.preflight', 'attach': 'front.runs', 'compare': 'front.runs', 'tensorboard': 'front.runs', 'film_strip': 'judge.ask', 'show_position': 'show.boards', 'show_results': 'judge.review', 'browse': 'judge.review', 'StageThresholdNotMet': 'train.runner', 'OptionError': 'train.options',
-          'register_backbone': 'model.backbones', 'summary': 'model.backbones', 'size_table': 'model.backbones', 'prepare_stage1': 'data.prepare', 'prepare_stage2': 'data.prepare', 'prepare_stage3': 'data.prepare'}
+# Where each front name lives. They are imported when first asked for, so that `import maou_nb` stays light:
+# a process that prepares data needs no torch.
+_rooms = {
+    'front.learn': ('learn_multi_stage', 'LearnResult', 'load_run', 'find_lr', 'overfit_one_batch'),
+    'judge.ask': ('load_net', 'predict'),
+    'judge.evaluate': ('evaluate',),
+    'judge.watch': ('film_strip',),
+    'judge.review': ('show_results', 'browse'),
+    'front.export': ('export_onnx',),
+    'front.panel': ('LearnPanel',),
+    'front.preflight': ('preflight',),
+    'front.runs': ('attach', 'compare', 'tensorboard'),
+    'show.boards': ('show_position',),
+    'train.runner': ('StageThresholdNotMet',),
+    'data.options': ('OptionError', 'Section', 'option'),
+    'model.backbones': ('register_backbone', 'summary', 'size_table'),
+    'model.heads': ('register_head',),
+    'model.losses': ('register_loss',),
+    'stages.stage': ('register_stage', 'Stage', 'Part', 'Figure'),
+    'data.columns': ('Column', 'Columns'),
+    'train.loop': ('Callback',),
+    'stages.rows': ('prepare_stage1', 'prepare_stage2', 'prepare_stage3', 'prepare_stage')}
+_front = {name: room for room, names in _rooms.items() for name in names}
 __all__ = [*_front]
 
 def __getattr__(name):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maou_nb import StageThresholdNotMet, learn_multi_stage
-from maou_nb.data.positions import stage1_rows
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import stage1_rows
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.shards import write_shard
 from maou_nb.train.checkpoints import load_tensors
 from samples import ONE_FILE

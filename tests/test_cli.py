@@ -9,7 +9,8 @@ from maou_nb.front import cli, learn
 from maou_nb.train import options as config
 from maou_nb.front.learn import LearnResult
 from maou_nb.train.checkpoints import CheckpointError
-from maou_nb.train.options import LearnConfig, OptionError
+from maou_nb.train.options import LearnConfig
+from maou_nb.data.options import OptionError
 from maou_nb.train.loop import Diverged, OutOfRoom
 
 FIELDS = LearnConfig.model_fields
@@ -46,8 +47,8 @@ def test_help_lists_every_option(capsys):
     for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-loss kl|gce', '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)', '(default none; repeatable)', '(> 0; default 1.0)'): assert part in plain, part
 
 def test_flags_are_the_fields():
-    assert {*cli.FLAGS.values()} == {*FIELDS, 'config'} and 'config' not in FIELDS
-    assert {*cli.NOES.values()} == {n for n, f in FIELDS.items() if f.annotation in (bool, bool | None)} - {'no_streaming'} and not {*cli.NOES} & {*cli.FLAGS}
+    assert {*cli.flags().values()} == {*FIELDS, 'config'} and 'config' not in FIELDS
+    assert {*cli.noes().values()} == {n for n, f in FIELDS.items() if f.annotation in (bool, bool | None)} - {'no_streaming'} and not {*cli.noes()} & {*cli.flags()}
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.annotation in (int, float, str, int | None, float | None, str | None)])
 def test_every_plain_flag_arrives(asked, name):
@@ -57,7 +58,7 @@ def test_every_plain_flag_arrives(asked, name):
 def test_every_boolean_says_yes_and_no(asked, name):
     flag = cli.flag_of(name)
     for argv, value in (([flag], True), ([flag, 'true'], True), ([flag, 'FALSE'], False), ([f'{flag}=False'], False), ([f'{flag}=true'], True)): assert getattr(asked(*argv), name) is value, argv
-    for no in (no for no, n in cli.NOES.items() if n == name): assert getattr(asked(no), name) is False
+    for no in (no for no, n in cli.noes().items() if n == name): assert getattr(asked(no), name) is False
 
 @pytest.mark.parametrize('argv, name, value', [
     (['--no-streaming'], 'no_streaming', True), (['--no-streaming', 'false'], 'no_streaming', False), (['--no-streaming=TRUE'], 'no_streaming', True),

@@ -5,7 +5,7 @@ import nbformat
 import pytest
 
 from lab import browser, command, field, lab, open_notebook, restart_kernel, run_cell, shot
-from maou_nb.front.learn import at_work
+from maou_nb.train.folder import at_work
 from samples import ONE_FILE, ROOT
 
 def quickstart(folder):

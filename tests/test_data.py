@@ -5,15 +5,16 @@ import pytest
 
 from maou_nb.data.batches import BatchStream, batch_loader
 from maou_nb.data.positions import positions
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
-from maou_nb.data.sources import held_folds
+from maou_nb.data.splits import held_folds
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.runner import sources_of
 from rsshogi.core import Board
-from maou_nb.data.board import Position, position_ids
+from maou_nb.show.boards import Position
+from maou_nb.data.board import position_ids
 from samples import GAMES, ONE_FILE
 
 def table(path, stage): return pl.concat([pl.from_arrow(read_shard(s)) for s in find_shards(path, stage)])

@@ -10,7 +10,7 @@ from cshogi import CSA
 from rsshogi.record import Record
 
 from maou_nb.data.positions import read_positions
-from maou_nb.data.prepare import prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.records import Filters, read_games
 from maou_nb.data.shards import find_shards, read_shard
 from samples import ONE_FILE

@@ -64,7 +64,7 @@ def damaged_shards(n, seed):
     "Look for, and read, `n` shards with bytes changed, lost or added, beside a manifest and without one"
     from maou_nb.data.files import FileError
     from maou_nb.data.labels import LABEL_COUNT
-    from maou_nb.data.prepare import prepare_stage3
+    from maou_nb.stages.rows import prepare_stage3
     from maou_nb.data.sources import StreamingFileSource
     with tempfile.TemporaryDirectory() as tmp:
         one = Path(tmp)/'one.csa'; one.write_text(ONE_FILE.read_text().split('/\n')[0])

@@ -12,7 +12,8 @@ from maou_nb.data.batches import Batch, BatchStream
 from maou_nb.data.board import to_sfen
 from maou_nb.data.labels import LABEL_MIRROR, legal_labels
 from maou_nb.data.old import write_old
-from maou_nb.data.prepare import Filters, prepare_stage2, prepare_stage3
+from maou_nb.data.records import Filters
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.shards import SCHEMAS, ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, move_text, read_columns, shard_info, show_batch, shuffle_meter
@@ -191,7 +192,7 @@ def test_a_set_in_a_bucket(tmp_path, monkeypatch):
     assert one.facts()['SHA-256'] == info.shards[1].sha256 and one.bytes < info.bytes and one.boards.svgs != info.boards.svgs
 
 def test_an_empty_shard(tmp_path):
-    write_shard(tmp_path/'a.feather', SCHEMAS[3].empty_table(), 3, 'nothing')
+    write_shard(tmp_path/'a.feather', columns_of(3).schema.empty_table(), 3, 'nothing')
     info = shard_info(tmp_path)
     assert info.rows == 0 and len(info.boards.svgs) == 0 and info._repr_html_()
     with pytest.raises(ValueError, match='has no row'): shuffle_meter(StreamingFileSource(tmp_path, 3), 8)

@@ -7,9 +7,11 @@ import pytest
 
 from maou_nb import learn_multi_stage
 from maou_nb.data import sources
+from maou_nb.data.columns import columns_of
 from maou_nb.data.shards import find_shards, read_shard, write_shard
 from maou_nb.train import runner as stages
-from maou_nb.train.options import backbone_of, make_config
+from maou_nb.model.backbones import backbone_of
+from maou_nb.front.options import make_config
 from maou_nb.train.loop import Callback, Stopped, StopWish, make_accelerator
 
 def resident():
@@ -21,7 +23,7 @@ def large(shards, tmp_path_factory):
     "Stage 2 rows, so many copies of the sample's that they take 150 MB in memory"
     folder = tmp_path_factory.mktemp('large')/'stage2'
     rows = pa.concat_tables([read_shard(s) for s in find_shards(shards['stage2_data_path'], 2)])
-    many = pa.concat_tables([rows]*(150_000_000 // sources.RECORDS[2].itemsize // len(rows) + 1)).combine_chunks()
+    many = pa.concat_tables([rows]*(150_000_000 // columns_of(2).record.itemsize // len(rows) + 1)).combine_chunks()
     write_shard(folder/'many.feather', many, 2, 'copies')
     return folder
 

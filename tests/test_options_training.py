@@ -20,7 +20,8 @@ from maou_nb.model import backbones
 from maou_nb.model.backbones import ResNet
 from maou_nb.train import loop as loops
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
-from maou_nb.train.options import backbone_of, make_config
+from maou_nb.model.backbones import backbone_of
+from maou_nb.front.options import make_config
 from maou_nb.train.loop import Diverged, Loop
 from maou_nb.train.runner import sources_of
 from options import check, few, moved, params, row, run, weights

@@ -7,7 +7,8 @@ import pytest
 from cshogi.dlshogi import make_move_label
 from rsshogi.core import Board, Move
 
-from maou_nb.data.board import KINDS, Position, position_ids
+from maou_nb.data.board import KINDS, position_ids
+from maou_nb.show.boards import Position
 from maou_nb.data.games import usi_of
 from maou_nb.data.labels import FROM_DLSHOGI, LABEL_COUNT, legal_labels, move_of_label
 from maou_nb.data.positions import positions

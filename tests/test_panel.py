@@ -6,9 +6,11 @@ import pytest
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
-from maou_nb.front.learn import at_work
-from maou_nb.front.runs import RunFolder, start_run, state_of, train_here
-from maou_nb.train.options import LearnConfig, make_config
+from maou_nb.train.folder import at_work
+from maou_nb.train.folder import RunFolder
+from maou_nb.front.runs import start_run, state_of, train_here
+from maou_nb.train.options import LearnConfig
+from maou_nb.front.options import make_config
 
 def until(holds, seconds=90):
     "Wait until `holds()`"

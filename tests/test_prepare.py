@@ -10,7 +10,7 @@ import pytest
 from maou_nb.data import prepare
 from maou_nb.data.games import game_of
 from maou_nb.data.packed import write_hcpe3
-from maou_nb.data.prepare import prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.records import Filters, read_games
 from maou_nb.data.shards import find_shards, read_manifest, read_shard
 from samples import GAMES, ONE_FILE, said

@@ -7,7 +7,7 @@ import pytest
 
 from maou_nb.data import files
 from maou_nb.data.files import FileError, as_path, atomic_file, cached_file, find_files, local_file
-from maou_nb.data.prepare import prepare_stage3
+from maou_nb.stages.rows import prepare_stage3
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource

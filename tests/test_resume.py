@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from maou_nb import load_run
-from maou_nb.data.prepare import prepare_stage1, prepare_stage2, prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.loop import TIMINGS
 from samples import ONE_FILE

@@ -16,7 +16,10 @@ from maou_nb.data.batches import Batch, BatchStream, batch_loader
 from maou_nb.data.board import to_sfen
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR, legal_labels
 from maou_nb.data.shards import ShardError, find_shards, read_shard, write_manifest, write_shard
-from maou_nb.data.sources import INLINE, RECORDS, FileSource, Plan, StreamingFileSource, load_rows
+from maou_nb.data.columns import INLINE
+from maou_nb.data.sources import RECORDS, FileSource, StreamingFileSource
+from maou_nb.data.order import Plan
+from maou_nb.data.rows import load_rows
 from samples import said
 
 RESIDENT = ('memory', 'mmap', 'device')
@@ -186,7 +189,7 @@ def test_a_mirrored_row_is_the_mirrored_position(visits):
 
 def test_mirrored_twice_is_not_mirrored():
     "Of records whose mirror image is written out by hand"
-    random, once = np.random.default_rng(0), np.zeros(40, RECORDS[3])
+    random, once = np.random.default_rng(0), np.zeros(40, columns_of(3).record)
     once['board'] = random.integers(0, 29, (40, 81)); once['legal'] = random.integers(0, 256, (40, 187))
     once['n'], once['labels'], once['counts'] = 4, random.integers(0, 1496, (40, 4)), random.integers(1, 9, (40, 4))
     twice = once.copy()
@@ -233,7 +236,7 @@ def test_what_cannot_fit_is_refused_with_the_figures(visits, cache, what):
 def test_needs_are_told_from_the_counts(visits, monkeypatch):
     monkeypatch.setattr(sources, 'read_shard', None)
     need = {c: in_windows(visits, c).memory_needed() for c in sources.CACHES}
-    assert need['memory']['host'] > 1_004 * RECORDS[3].itemsize == need['device']['device'] < need['mmap']['disk']
+    assert need['memory']['host'] > 1_004 * columns_of(3).record.itemsize == need['device']['device'] < need['mmap']['disk']
     assert need['file']['host'] < need['memory']['host'] and need['mmap']['host'] < 30*1_004
 
 def test_rows_on_a_device_take_no_workers(visits):
@@ -252,7 +255,7 @@ def test_a_copy_is_made_once_and_said(visits, copies):
         batches(source, source.plan(64))
     assert len(heard) == 1 and '8 shards unpacked once' in heard[0] and str(copies) in heard[0] and '\n' not in heard[0]
     (copy,) = copies.iterdir()
-    assert load_file(copy)['records'].shape == (1_004, RECORDS[3].itemsize)
+    assert load_file(copy)['records'].shape == (1_004, columns_of(3).record.itemsize)
 
 def test_a_source_in_use_is_sent_without_its_rows(visits):
     source = in_windows(visits)

@@ -12,7 +12,9 @@ from maou_nb.data.board import position_ids
 from maou_nb.data.old import write_old
 from maou_nb.data.labels import LABEL_MIRROR
 from maou_nb.data.shards import ShardError, find_shards, read_shard, write_shard
-from maou_nb.data.sources import TARGETS, FileSource, StreamingFileSource, clamp_workers, load_rows, packed_problem, split_problem, split_sources
+from maou_nb.data.rows import TARGETS, load_rows
+from maou_nb.data.sources import FileSource, StreamingFileSource
+from maou_nb.data.splits import clamp_workers, packed_problem, split_problem, split_sources
 from samples import said
 
 def positions(source):

@@ -13,15 +13,17 @@ from html import escape
 import ipywidgets as W
 from fastcore.basics import patch
 
+from ..data.plugins import load_plugins
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
-from ..train.options import LearnConfig, OptionError, choices_of, help_of, is_bool, is_list, is_optional, option_of, try_config, valid_part, why_idle
+from ..data.options import OptionError
+from .options import option_of, try_config, valid_part
+from ..show.tables import html_table
+from ..train.options import about, choices_of, config_class, default_text, help_of, is_bool, is_list, is_optional, tabs, why_idle
 
 # %% ../../nbs/front/66_panel.ipynb #4cb56987
 _layout = dict(style={'description_width': '215px'}, layout=W.Layout(width='480px', flex='0 0 auto'))
-
-def _shown(value): return 'none' if value in (None, ()) else str(value).lower() if isinstance(value, bool) else str(value)
 
 def _widget(name, option):
     "The widget of a field"
@@ -29,10 +31,10 @@ def _widget(name, option):
     common = dict(description=name, description_tooltip=help_of(option), **_layout)
     if is_bool(option) and not is_optional(option): return W.Checkbox(value=option.default, indent=True, **common)
     if choices or is_bool(option):
-        return W.Dropdown(options=['none']*is_optional(option) + (['true', 'false'] if is_bool(option) else choices), value=_shown(option.default), **common)
-    if is_list(option): return W.Textarea(placeholder=f'{_shown(option.default)}; one a line', rows=1, continuous_update=False, **common)
-    if option.examples: return W.Combobox(options=option.examples, placeholder=_shown(option.default), continuous_update=False, **common)
-    return W.Text(placeholder=_shown(option.default), continuous_update=False, **common)
+        return W.Dropdown(options=['none']*is_optional(option) + (['true', 'false'] if is_bool(option) else choices), value=default_text(option.default), **common)
+    if is_list(option): return W.Textarea(placeholder=f'{default_text(option.default)}; one a line', rows=1, continuous_update=False, **common)
+    if option.examples: return W.Combobox(options=option.examples, placeholder=default_text(option.default), continuous_update=False, **common)
+    return W.Text(placeholder=default_text(option.default), continuous_update=False, **common)
 
 # %% ../../nbs/front/66_panel.ipynb #9a36c072
 BAD, GOOD, QUIET = 'var(--jp-error-color1, #c62828)', 'var(--jp-success-color1, #2e7d32)', 'var(--jp-ui-font-color2, #666)'    # of the theme, where there is one
@@ -59,9 +61,10 @@ class Field:
     @value.setter
     def value(self, v):
         if isinstance(self.widget, W.Checkbox): self.widget.value = v
-        elif isinstance(self.widget, W.Dropdown): self.widget.value = _shown(v)
+        elif isinstance(self.widget, W.Dropdown): self.widget.value = default_text(v)
         elif v == self.option.default: self.widget.value = ''
-        else: self.widget.value = '\n'.join(map(str, v)) if isinstance(v, (list, tuple)) else _shown(v)
+        elif is_list(self.option): self.widget.value = '\n'.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
+        else: self.widget.value = default_text(v)
 
     def say(self, problem:str='', idle:str=''):
         "Put a problem, a reason for doing nothing, or the help beside it"
@@ -84,9 +87,11 @@ class LearnPanel:
     "A form of all options of `learn_multi_stage`, with buttons that check, start, stop and go on with a run"
     def __init__(self,
                  **options):      # Chosen from the start
-        unknown = [n for n in options if n not in LearnConfig.model_fields]
+        load_plugins(options.get('plugins') or ())
+        config = config_class()
+        unknown = [n for n in options if n not in config.model_fields]
         if unknown: raise OptionError('\n'.join(valid_part({n: options[n] for n in unknown})[1]))
-        self.fields = {n: Field(n, o) for n, o in LearnConfig.model_fields.items()}
+        self.fields = {n: Field(n, o) for n, o in config.model_fields.items()}
         self.monitor, self.problems, self.cfg, self._quiet = Monitor(), [], None, True
         self._make_box()
         self.set(**options)
@@ -96,10 +101,10 @@ class LearnPanel:
 @patch
 def _make_box(self:LearnPanel):
     "The tabs, and the buttons below them"
-    tabs = {}
-    for f in self.fields.values(): tabs.setdefault(f.option.json_schema_extra['group'], []).append(f)
-    self.groups = tabs
-    self.tab = W.Tab([W.VBox([f.row for f in fields], layout=W.Layout(max_height='420px', overflow='auto', display='block')) for fields in tabs.values()], titles=list(tabs))
+    self.groups = {tab: [self.fields[n] for n in fields if n in self.fields] for tab, fields in tabs().items()}
+    layout = W.Layout(max_height='420px', overflow='auto', display='block')
+    pages = [W.VBox([f.row for f in fields], layout=layout) for fields in self.groups.values()]
+    self.tab = W.Tab(pages, titles=list(self.groups))
     self.preset = W.Dropdown(options=list(PRESETS), value='defaults', description='Preset', layout=W.Layout(width='260px'))
     self.where = W.Dropdown(options=[('in a process of its own', 'process'), ('in this kernel', 'kernel')], description='Run', layout=W.Layout(width='320px'), tooltip='A process outlives the kernel; a thread of the kernel can be debugged')
     button = lambda text, icon, tip, style='': W.Button(description=text, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width='auto'))
@@ -126,7 +131,7 @@ def set(self:LearnPanel, **options):
     self._quiet = True
     for n, v in options.items():
         f = self.fields[n]
-        try: f.value = getattr(LearnConfig(**{n: v}), n)
+        try: f.value = getattr(config_class()(**{n: v}), n)
         except ValueError: f.value = v if isinstance(f.widget, (W.Text, W.Textarea)) else f.option.default
     self._quiet = False
     return self.check()
@@ -136,7 +141,7 @@ def set(self:LearnPanel, **options):
 def choose(self:LearnPanel, preset:str):
     "Take the options of a preset; paths and places stay"
     keep = ('Data', 'Logs & output')
-    back = {n: f.option.default for n, f in self.fields.items() if f.option.json_schema_extra['group'] not in keep or n in ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')}
+    back = {n: f.option.default for n, f in self.fields.items() if about(f.option).group not in keep or n in ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')}
     self.set(**{**back, **PRESETS[preset]})
 
 # %% ../../nbs/front/66_panel.ipynb #b681eb45
@@ -192,6 +197,6 @@ def start(self:LearnPanel):
 # %% ../../nbs/front/66_panel.ipynb #588f1a3d
 @patch
 def _ipython_display_(self:LearnPanel):
-    rows = ''.join(f'<tr><td style="text-align:left">{n}</td><td style="text-align:left">{escape(_shown(v))}</td></tr>' for n, v in chosen(self.cfg).items())
-    show_widgets(self.box, f'<table><thead><tr><th>option</th><th>chosen</th></tr></thead><tbody>{rows}</tbody></table>')
+    chosen_now = html_table([(n, default_text(v)) for n, v in chosen(self.cfg).items()], ('option', 'chosen'))
+    show_widgets(self.box, chosen_now)
     self.monitor.show_pictures()

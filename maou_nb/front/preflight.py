@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 
 import psutil
@@ -18,11 +17,14 @@ import torch
 
 from ..data.files import FileError
 from ..data.shards import ShardError
-from ..data.sources import size_text
-from .learn import at_work, run_folders
-from ..model.backbones import flops_per_position
+from ..data.machine import size_text
+from ..data.options import OptionError
+from .options import try_config
+from ..model.backbones import backbone_of, flops_per_position
+from ..show.tables import html_table, join_html, tag
+from ..stages.stage import stages_of
 from ..train.checkpoints import CheckpointError
-from ..train.options import OptionError, backbone_of, stages_of, try_config
+from ..train.folder import folder_of
 from ..train.loop import make_accelerator
 from ..train.runner import close_sources, put_parts, stage_loop
 from ..judge.inspect import audit
@@ -53,18 +55,20 @@ class Preflight:
     def __repr__(self): return '\n'.join([self.verdict, *(f'{MARKS[m][0]} {f"stage {s} " if s else ""}{what}: {finding}' for s, what, finding, m in self.lines)])
 
     def _repr_html_(self):
-        row = lambda s, what, finding, m: f'<tr><td style="color:{MARKS[m][1]}"><b>{MARKS[m][0]}</b></td><td style="text-align:left">{f"stage {s}" if s else ""}</td><td style="text-align:left">{escape(what)}</td><td style="text-align:left">{escape(finding)}</td></tr>'
-        return f'<p><b>{escape(self.verdict)}</b></p><table class="maou-preflight">{"".join(row(*l) for l in self.lines)}</table>'
+        def row(s, what, finding, m):
+            sign, color = MARKS[m]
+            return tag('b', sign, style=f'color:{color}'), f'stage {s}' if s else '', what, finding
+        return join_html([tag('p', tag('b', self.verdict)), html_table([row(*l) for l in self.lines], class_='maou-preflight')])
 
 # %% ../../nbs/front/65_preflight.ipynb #e6acc53d
 AUDITED = 20_000_000    # rows; more take minutes, and `audit` does them when asked
 
-def _look_at_data(found, n, loop, split):
+def _look_at_data(found, loop, split):
     "Rows, games, split and memory of one stage"
-    train, valid = loop.train, loop.valid
-    found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shard{"s" * (len(train.shards) != 1)}' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or n == 1 else 'look', n)
+    train, valid, n, origin = loop.train, loop.valid, loop.stage.id, loop.stage.columns.origin
+    found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shard{"s" * (len(train.shards) != 1)}' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or not origin else 'look', n)
     if valid and train.total_rows + valid.total_rows > AUDITED: found.add('split', 'not audited, since that takes a while: audit(…) of maou_nb.judge.inspect would', 'look', n)
-    elif n > 1:
+    elif origin:
         try: said = audit(train, valid)
         except (ShardError, ValueError) as e: found.add('split', str(e), 'look', n)
         else:
@@ -96,16 +100,16 @@ def _time_steps(loop, steps=5):
     seconds = loop.left_as_it_was(trial)
     return seconds, torch.cuda.max_memory_allocated() if cuda else max(psutil.Process().memory_info().rss - before, 0)
 
-def _look_at_steps(found, n, loop):
+def _look_at_steps(found, loop):
     "Time and memory of one stage; returns the most seconds it takes"
     seconds, memory = _time_steps(loop)
-    size = loop.settings.batch_size
+    size, n = loop.settings.batch_size, loop.stage.id
     judged = (loop.valid or loop.train).total_rows
     epoch = seconds*(loop.batches_per_epoch + judged/size/3)      # judging goes forward only, a third of a step
     found.add('speed', f'{size/seconds:,.0f} positions/s in batches of {size:,}; an epoch takes about {spoken(epoch)}', 'fact', n)
     found.add('memory of a step', size_text(memory), 'fact', n)
     total = epoch*loop.settings.epochs
-    found.add('time', f'{"at most " if n < 3 else "about "}{spoken(total)} for {loop.settings.epochs} epochs', 'fact', n)
+    found.add('time', f'{"about " if loop.settings.threshold is None else "at most "}{spoken(total)} for {loop.settings.epochs} epochs', 'fact', n)
     return total
 
 # %% ../../nbs/front/65_preflight.ipynb #2389be54
@@ -114,18 +118,23 @@ def _standing(path):
     path = Path(path).absolute()
     return next(p for p in (path, *path.parents) if p.exists())
 
+def _look_at_place(found, what, folder):
+    "Whether a folder can be written to"
+    there = _standing(folder)
+    good = os.access(there, os.W_OK) and there.is_dir()
+    found.add(f'{what} folder', f'{folder}' + ('' if good else f' cannot be written to: {there} forbids it'), 'good' if good else 'bad')
+
 def _look_at_places(found, cfg, parameters):
     "Whether folders can be written to, and what the checkpoints will take"
-    folders = run_folders(cfg)
-    for what, folder in folders.items():
-        if what != 'run' and folder.is_relative_to(folders['run']): continue
-        there = _standing(folder)
-        found.add(f'{what} folder', f'{folder}' + ('' if os.access(there, os.W_OK) and there.is_dir() else f' cannot be written to: {there} forbids it'), 'good' if os.access(there, os.W_OK) and there.is_dir() else 'bad')
-    if (other := at_work(folders['run'])): found.add('run folder', f'process {other.pid} is training there', 'bad')
-    elif (folders['run']/'config.json').exists(): found.add('run folder', 'holds a run already: ' + ('it goes on' if cfg.resume_from else 'it will be moved to earlier-N'), 'look')
+    run = folder_of(cfg)
+    places = {'run': run.path, 'logs': run.logs, 'models': run.models}
+    for what, folder in places.items():
+        if what == 'run' or not folder.is_relative_to(run.path): _look_at_place(found, what, folder)
+    if (other := run.at_work()): found.add('run folder', f'process {other.pid} is training there', 'bad')
+    elif run.config_file.exists(): found.add('run folder', 'holds a run already: ' + ('it goes on' if cfg.resume_from else 'it will be moved to earlier-N'), 'look')
     copies = 3 + (cfg.ema_decay is not None)          # weights, two averages of AdamW, averaged weights
-    each, kept = 4*parameters*copies, sum(cfg.keep_checkpoints + (3 if n == 3 else 1) for n in stages_of(cfg))
-    free = shutil.disk_usage(_standing(folders['models'])).free
+    each, kept = 4*parameters*copies, sum(cfg.keep_checkpoints + len(s.best_by(cfg)) for s in stages_of(cfg))
+    free = shutil.disk_usage(_standing(run.models)).free
     found.add('disk', f'{size_text(each*(kept + 1))} for at most {kept} checkpoints of {size_text(each)}; {size_text(free)} are free', 'bad' if each*(kept + 1) > free else 'good')
 
 # %% ../../nbs/front/65_preflight.ipynb #42f99b9b
@@ -146,14 +155,15 @@ def preflight(
     parameters, total = sum(p.numel() for p in backbone.parameters()), 0.
     precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     found.add('network', f'{cfg.model_architecture} backbone, {parameters:,} parameters, {flops_per_position(backbone)/1e6:,.1f} MFLOPs a position, on {accelerator.device} in {precision}')
-    for n in stages_of(cfg):
+    for stage in stages_of(cfg):
+        n = stage.id
         say(f'stage {n}')
-        try: loop, split = stage_loop(cfg, n, backbone, accelerator, say=lambda text: None)
+        try: loop, split = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
         except (OptionError, FileError, MemoryError, OSError) as e: found.add('data', str(e), 'bad', n); continue
         try:
             parameters = max(parameters, sum(p.numel() for p in loop.net.parameters()))
-            _look_at_data(found, n, loop, split)
-            total += _look_at_steps(found, n, loop)
+            _look_at_data(found, loop, split)
+            total += _look_at_steps(found, loop)
         except RuntimeError as e: found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', n)
         finally: close_sources(loop)
     _look_at_places(found, cfg, parameters)

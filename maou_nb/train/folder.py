@@ -90,8 +90,8 @@ class RunFolder:
         models:str|Path|None=None,   # Its checkpoints; none: inside
         logs:str|Path|None=None,     # Its logs; none: inside
     ):
-        self.path = Path(path)
-        self.models, self.logs = Path(models or self.path/'checkpoints'), Path(logs or self.path/'logs')
+        self.path = as_path(path)
+        self.models, self.logs = as_path(models or self.path/'checkpoints'), as_path(logs or self.path/'logs')
         self.config_file, self.about_file, self.result_file = (self.path/f'{n}.json' for n in ('config', 'run', 'result'))
         self.history_file, self.steps_file, self.watched_file = (self.path/n for n in LINES)
         self.log_file, self.process_file, self.onnx = self.path/'run.log', self.path/'.process.json', self.path/'onnx'
