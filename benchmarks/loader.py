@@ -23,7 +23,8 @@ torch.set_num_threads(1); pa.set_cpu_count(1)
 from maou_nb.data.batches import Batch, BatchStream, batch_loader
 from maou_nb.stages.rows import prepare_stage3
 from maou_nb.data.shards import find_shards, read_shard, write_manifest, write_shard
-from maou_nb.data.sources import RECORDS, FileSource, StreamingFileSource
+from maou_nb.data.columns import columns_of
+from maou_nb.data.sources import FileSource, StreamingFileSource
 
 SAMPLES = Path(__file__).resolve().parents[1]/'samples'/'games'
 SHARD = 1 << 16   # rows of a shard here: an epoch has several windows

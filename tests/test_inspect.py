@@ -14,7 +14,8 @@ from maou_nb.data.labels import LABEL_MIRROR, legal_labels
 from maou_nb.data.old import write_old
 from maou_nb.data.records import Filters
 from maou_nb.stages.rows import prepare_stage2, prepare_stage3
-from maou_nb.data.shards import SCHEMAS, ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
+from maou_nb.data.columns import columns_of
+from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, move_text, read_columns, shard_info, show_batch, shuffle_meter
 from samples import ONE_FILE, said

@@ -12,7 +12,8 @@ from maou_nb.data import old
 from maou_nb.data.board import to_sfen
 from maou_nb.data.labels import LABEL_COUNT
 from maou_nb.data.old import OLD_LAYOUTS, from_planes, old_file, old_kind, read_old, to_planes, write_old
-from maou_nb.data.shards import SCHEMAS, ShardError, find_shards, read_shard
+from maou_nb.data.columns import columns_of
+from maou_nb.data.shards import ShardError, find_shards, read_shard
 from samples import said
 
 NPY = ['npy-plain', 'npy-newer', 'npy-packed']

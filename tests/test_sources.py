@@ -17,7 +17,8 @@ from maou_nb.data.board import to_sfen
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR, legal_labels
 from maou_nb.data.shards import ShardError, find_shards, read_shard, write_manifest, write_shard
 from maou_nb.data.columns import INLINE
-from maou_nb.data.sources import RECORDS, FileSource, StreamingFileSource
+from maou_nb.data.columns import columns_of
+from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.order import Plan
 from maou_nb.data.rows import load_rows
 from samples import said
