@@ -15,6 +15,7 @@ from maou_nb.model.backbones import flops_per_position
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.loop import Means, best_device, make_accelerator
 from maou_nb.train.runner import close_sources, stage_loop
+from maou_nb.stages.stage import STAGES
 
 GAMES = Path(__file__).resolve().parents[1]/'samples'/'games'
 SIZES = {'resnet': dict(resnet_channels=32, resnet_blocks=2), 'mlp-mixer': dict(mixer_embed_dim=32, mixer_num_layers=2, mixer_token_dim=32, mixer_channel_dim=64, mixer_dropout=0.),
@@ -32,13 +33,13 @@ def pure(loop, batch, steps):
     loop.net.train()
     for _ in range(steps):
         with loop.accelerator.autocast(): outputs = loop.net(batch.board, batch.hands)
-        loop.accelerator.backward(loop.task.loss(outputs, batch)['loss'])
+        loop.accelerator.backward(loop.stage.loss(outputs, batch, loop.cfg)['loss'])
         loop.accelerator.clip_grad_norm_(loop.net.parameters(), 1.)
         loop.optimizer.step(); loop.optimizer.zero_grad()
 
 def epoch(loop):
     "An epoch of training as the loop does it"
-    loop.batch, loop.means, loop.wait = 0, Means(loop.task, loop.device), 0.
+    loop.batch, loop.means, loop.wait = 0, Means(loop.stage, loop.device), 0.
     loop.train_epoch()
 
 def measure(cfg, stage, rounds, least=20_000):
@@ -47,7 +48,7 @@ def measure(cfg, stage, rounds, least=20_000):
     from maou_nb.model.backbones import backbone_of
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     backbone = backbone_of(cfg)
-    loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
+    loop, _ = stage_loop(cfg, STAGES[str(stage)], backbone, accelerator, say=lambda text: None)
     rows, steps = loop.train.total_rows, loop.batches_per_epoch
     repeats = math.ceil(least / rows)                 # of a stage with few rows several epochs
     batch = next(loop.batches(loop.train))

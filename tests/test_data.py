@@ -12,6 +12,7 @@ from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.splits import held_folds
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.runner import sources_of
+from maou_nb.stages.stage import STAGES
 from rsshogi.core import Board
 from maou_nb.show.boards import Position
 from maou_nb.data.board import position_ids
@@ -38,7 +39,7 @@ def test_no_game_on_both_sides(shards, ratio, no_streaming):
     "What the sources deliver, compared row by row with what the shards say of games"
     cfg = LearnConfig(test_ratio=ratio, no_streaming=no_streaming, input_cache_mode='memory' if no_streaming else 'file', **shards)
     games = {}
-    for side, source, folds in zip('tv', sources_of(cfg, 3)[:2], reversed(held_folds(ratio))):
+    for side, source, folds in zip('tv', sources_of(cfg, STAGES['3'])[:2], reversed(held_folds(ratio))):
         rows = table(shards['stage3_data_path'], 3).filter(pl.col('fold').is_in(list(folds)))
         assert source.total_rows == len(rows) == sum(len(r) for r in source.iter_files_columnar())
         boards = sorted(r.tobytes() for part in source.iter_files_columnar() for r in np.concatenate([part.fixed['board'], part.fixed['hands']], axis=1))

@@ -12,6 +12,8 @@ from maou_nb.data.shards import find_shards, read_shard, write_shard
 from maou_nb.train import runner as stages
 from maou_nb.model.backbones import backbone_of
 from maou_nb.front.options import make_config
+from maou_nb.stages.stage import STAGES
+from maou_nb.train.folder import RunFolder
 from maou_nb.train.loop import Callback, Stopped, StopWish, make_accelerator
 
 def resident():
@@ -37,9 +39,9 @@ class Weigh(Callback):
 def measure(data, folder):
     "Bytes resident before a stage, with all its rows in memory, and after it"
     cfg = make_config(stage=2, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=64, input_cache_mode='memory', run_dir=folder, stage2_data_path=data)
-    weigh, folders = Weigh(), {'run': Path(folder), 'models': Path(folder)/'models', 'logs': Path(folder)/'logs'}
+    weigh, run = Weigh(), RunFolder(folder)
     def once():
-        with pytest.raises(Stopped): stages.run_stage(cfg, 2, backbone_of(cfg), make_accelerator('cpu'), folders, [weigh], lambda text: None, StopWish())
+        with pytest.raises(Stopped): stages.run_stage(cfg, STAGES['2'], backbone_of(cfg), make_accelerator('cpu'), run, [weigh], lambda text: None, StopWish())
     once(); once()                       # libraries load what they load, and pools grow to what they need
     before = resident(); once()
     return before, weigh.during, resident()

@@ -24,6 +24,7 @@ from maou_nb.model.backbones import backbone_of
 from maou_nb.front.options import make_config
 from maou_nb.train.loop import Diverged, Loop
 from maou_nb.train.runner import sources_of
+from maou_nb.stages.stage import STAGES
 from options import check, few, moved, params, row, run, weights
 
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')   # weights stay where they begin
@@ -41,7 +42,7 @@ def same(a, b, **near):
 def judged(r):
     "What the last net of a run says of all rows that it was judged on, and those rows, in 64 bits"
     cfg, n = make_config(**json.loads((r.dir/'config.json').read_text())), r.stage.stage
-    train, valid, _ = sources_of(cfg, n)
+    train, valid, _ = sources_of(cfg, STAGES[str(n)])
     source = valid or train
     batch, = (b.decode() for b in BatchStream(source, source.plan(1 << 20, shuffle=False)))
     with torch.no_grad(): outputs = load_net(r.result.checkpoint(n, 'last'))(batch.board, batch.hands)

@@ -6,7 +6,7 @@ import pytest
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
-from maou_nb.train.folder import at_work
+from maou_nb.train.folder import RunFolder
 from maou_nb.train.folder import RunFolder
 from maou_nb.front.runs import start_run, state_of, train_here
 from maou_nb.train.options import LearnConfig
@@ -21,7 +21,7 @@ def until(holds, seconds=90):
 def options(shards, tmp_path):
     "A run of stage 1 that goes on until it is stopped; whatever is left of it is ended"
     yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=64, gpu='cpu', run_dir=str(tmp_path/'run'))
-    if (left := at_work(tmp_path/'run')) and left.pid != os.getpid(): left.kill()
+    if (left := RunFolder(tmp_path/'run').at_work()) and left.pid != os.getpid(): left.kill()
 
 def test_panel_code_and_command_are_one_run(options, tmp_path):
     panel = LearnPanel(**{**options, 'stage1_threshold': 0.1, 'stage1_max_epochs': 2})
@@ -62,7 +62,7 @@ def test_start_stop_and_on_again(options, tmp_path):
     done = len(run.epochs()[1])
     panel.monitor.resume(); until(lambda: len(run.epochs()[1]) > done)
     assert [h['epoch'] for h in run.epochs()[1]] == [*range(1, len(run.epochs()[1]) + 1)]
-    at_work(tmp_path/'run').send_signal(signal.SIGKILL)
+    RunFolder(tmp_path/'run').at_work().send_signal(signal.SIGKILL)
     until(lambda: state_of(run)[0] == 'failed')
     assert 'was it killed?' in state_of(run)[1]
 
@@ -70,7 +70,7 @@ def test_a_thread_of_this_process_stops_too(options, tmp_path):
     thread = train_here(make_config(**options))
     run = RunFolder(tmp_path/'run')
     until(lambda: len(run.epochs().get(1, [])) >= 1)
-    assert at_work(tmp_path/'run').pid == os.getpid()
+    assert RunFolder(tmp_path/'run').at_work().pid == os.getpid()
     monitor = runs.Monitor(tmp_path/'run'); monitor.stop(); thread.join(30)
     assert not thread.is_alive() and state_of(run) == ('stopped', run_said(run))
 
@@ -84,6 +84,6 @@ def test_an_error_of_the_process_is_told(options, tmp_path):
 
 def test_two_in_one_folder_are_refused(options, tmp_path):
     start_run(make_config(**options))
-    until(lambda: at_work(tmp_path/'run'))
+    until(lambda: RunFolder(tmp_path/'run').at_work())
     said = subprocess.run([sys.executable, '-m', 'maou_nb', *shlex.split(as_command(make_config(**options)))[1:]], capture_output=True, text=True)
-    assert said.returncode == 1 and f"process {at_work(tmp_path/'run').pid} is training in" in said.stderr and 'Traceback' not in said.stderr
+    assert said.returncode == 1 and f"process {RunFolder(tmp_path/'run').at_work().pid} is training in" in said.stderr and 'Traceback' not in said.stderr

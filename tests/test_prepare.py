@@ -50,11 +50,12 @@ def test_same_bytes_on_a_dask_cluster(tmp_path, alone):
 
 DIES = """
 import sys, time, maou_nb.data.prepare as p
+from maou_nb.stages.rows import prepare_stage3
 p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 150_000, 6_000, lambda: 1
 expand = p._expand_task
 def slowly(task): made = expand(task); time.sleep(0.2); return made
 p._expand_task = slowly
-p.prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
+prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
 """
 
 def test_killed_and_called_again_it_goes_on(tmp_path, alone):
@@ -117,16 +118,18 @@ def test_a_worker_that_dies_is_one_sentence(tmp_path):
     script = tmp_path/'script.py'
     script.write_text(f"""
 import maou_nb.data.prepare as p
+from maou_nb.stages.rows import prepare_stage3
 p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 6_000, lambda: 2
-p.prepare_stage3({str(GAMES)!r}, {str(tmp_path/'out')!r})
+prepare_stage3({str(GAMES)!r}, {str(tmp_path/'out')!r})
 """)
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "lacks `if __name__ == '__main__':`" in done.stderr.strip().splitlines()[-1]
 
 INTERRUPTED = """
 import sys, maou_nb.data.prepare as p
+from maou_nb.stages.rows import prepare_stage3
 p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 3_000, lambda: 2
-if __name__ == '__main__': p.prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
+if __name__ == '__main__': prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
 """
 
 @pytest.mark.parametrize('times', [1, 2])

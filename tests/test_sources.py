@@ -11,7 +11,7 @@ import torch
 from rsshogi.core import Board
 from safetensors.numpy import load_file
 
-from maou_nb.data import sources
+from maou_nb.data import rows as rows_room, sources
 from maou_nb.data.batches import Batch, BatchStream, batch_loader
 from maou_nb.data.board import to_sfen
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR, legal_labels
@@ -83,7 +83,7 @@ def test_every_mode_gives_the_same_batches(visits, cache, folds):
 
 @pytest.mark.parametrize('cache', RESIDENT)
 def test_map_style_rows_by_number(visits, cache):
-    source, rows = FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None), sources.join_rows([load_rows(s) for s in find_shards(visits, 3)])
+    source, rows = FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None), rows_room.join_rows([load_rows(s) for s in find_shards(visits, 3)])
     for idx in (0, -1, slice(100, 120), [5, 700, 5], np.arange(len(source)) % 97 == 0):
         a, b = source[idx], rows[idx]
         assert a.fixed.tobytes() == b.fixed.tobytes() and all(np.array_equal(x, y) for x, y in zip(a.moves(), b.moves()))
@@ -117,8 +117,8 @@ def test_gathering_together_changes_nothing(visits, monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     "Which shards are read, in order"
-    names, real = [], sources.read_shard
-    monkeypatch.setattr(sources, 'read_shard', lambda s, *args: (names.append(int(s.path.stem)), real(s, *args))[1])
+    names, real = [], rows_room.read_shard
+    monkeypatch.setattr(rows_room, 'read_shard', lambda s, *args: (names.append(int(s.path.stem)), real(s, *args))[1])
     return names
 
 def test_a_start_in_the_middle_reads_nothing_before_it(visits, reads):
@@ -147,7 +147,7 @@ def test_nothing_is_read_before_it_is_needed(visits, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(sources, 'find_shards', refuse)
         made = [StreamingFileSource('s3://nowhere/at/all', 3), in_windows(visits), FileSource(visits, 3)]
-    monkeypatch.setattr(sources, 'read_shard', refuse)
+    monkeypatch.setattr(rows_room, 'read_shard', refuse)
     for source in made[1:]:
         assert source.row_counts == tuple(150 - 7*i for i in range(8)) and source.total_rows == sum(source.row_counts)
         assert [p.name for p in source.file_paths] == [f'{i}.feather' for i in range(8)] and len(source.plan(64)) == -(-source.total_rows // 64)
@@ -197,7 +197,7 @@ def test_mirrored_twice_is_not_mirrored():
     twice['board'] = once['board'][:, SQUARE_MIRROR]; twice['labels'] = LABEL_MIRROR[once['labels']]
     bits = np.unpackbits(once['legal'], axis=1, bitorder='little')
     twice['legal'] = np.packbits(bits[:, LABEL_MIRROR], axis=1, bitorder='little')
-    a, b = Batch.from_rows(sources.Rows(once), 3).decode(), Batch.from_rows(sources.Rows(twice), 3, np.ones(40, bool)).decode()
+    a, b = Batch.from_rows(rows_room.Rows(once), 3).decode(), Batch.from_rows(rows_room.Rows(twice), 3, np.ones(40, bool)).decode()
     assert all(torch.equal(getattr(a, f), getattr(b, f)) for f in ('board', 'hands', 'legal', 'policy'))
 
 @pytest.mark.parametrize('stage', [1, 2])
@@ -222,7 +222,7 @@ def test_decoding_into_used_memory_leaves_nothing_behind(visits, shards):
         batch = Batch.from_rows(source[random.integers(0, len(source), n)], stage, random.random(n) < 0.5)
         dense, fresh = batch.decode(dense), batch.decode()
         for name in ('board', 'hands', 'reachable', 'legal', 'policy', 'value'):
-            a, b = getattr(dense, name), getattr(fresh, name)
+            a, b = getattr(dense, name, None), getattr(fresh, name, None)
             assert (a is None and b is None) or torch.equal(a, b), name
     with torch.inference_mode(): dense = batch.decode(dense)
     assert torch.equal(batch.decode(dense).board, fresh.board)      # memory of inference mode is of no use outside it
