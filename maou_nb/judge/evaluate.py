@@ -32,6 +32,11 @@ from ..train.loop import best_device
 from ..train.options import LearnConfig, saved_config
 
 # %% ../../nbs/judge/52_evaluate.ipynb #1c877d2d
+def _bin(p):
+    "int64 (B,): the bin of each probability, 0…15; exactly 1 has one of its own"
+    return (torch.bucketize(p, torch.linspace(0, 1, BINS + 1), right=True) - 1).numpy()
+
+# %% ../../nbs/judge/52_evaluate.ipynb #477ae1fa
 PLIES = 20   # in a range
 
 def add_figures(
@@ -48,11 +53,12 @@ def add_figures(
         total = sums.setdefault(name, np.zeros((count, BINS + 1)))
         total += np.bincount(cell, values.double().numpy(), total.size).reshape(total.shape)
 
-def _bin(p):
-    "int64 (B,): the bin of each probability, 0…15; exactly 1 has one of its own"
-    return (torch.bucketize(p, torch.linspace(0, 1, BINS + 1), right=True) - 1).numpy()
-
 # %% ../../nbs/judge/52_evaluate.ipynb #a4143b42
+def _predicts(figures):
+    "Whether win rates are among `figures`, and what happened"
+    return {'predicted', 'happened'} <= figures.keys()
+
+# %% ../../nbs/judge/52_evaluate.ipynb #336a14c7
 def ply_table(
     sums:dict[str, np.ndarray],   # From `add_figures`
 ) -> pl.DataFrame:                # from_ply, to_ply, rows, the figures, and calibration_error where they predict
@@ -60,11 +66,11 @@ def ply_table(
     by = {k: v.sum(1) for k, v in sums.items()}
     rows = by.pop('rows')
     n, first = np.maximum(rows, 1), np.arange(len(rows))*PLIES
-    columns = {'from_ply': first, 'to_ply': first + PLIES - 1, 'rows': rows.astype(np.int64), **{k: v/n for k, v in by.items()}}
-    if _predicts(sums): columns['calibration_error'] = np.abs(sums['predicted'] - sums['happened']).sum(1)/n
+    columns = {'from_ply': first, 'to_ply': first + PLIES - 1, 'rows': rows.astype(np.int64)}
+    columns |= {k: v/n for k, v in by.items()}
+    gaps = np.abs(sums['predicted'] - sums['happened']).sum(1) if _predicts(sums) else None
+    if gaps is not None: columns['calibration_error'] = gaps/n
     return pl.DataFrame(columns).filter(pl.col('rows') > 0)
-
-def _predicts(figures): return {'predicted', 'happened'} <= figures.keys()
 
 # %% ../../nbs/judge/52_evaluate.ipynb #4ff41ed7
 def reliability_table(
@@ -75,8 +81,9 @@ def reliability_table(
     bins[:, -2] += bins[:, -1]      # a prediction of exactly 1 belongs to the last
     rows, predicted, happened = bins[:, :BINS]
     mean = lambda s: pl.Series([x/n if n else None for x, n in zip(s, rows)], dtype=pl.Float64)
-    return pl.DataFrame({'from_p': np.arange(BINS)/BINS, 'to_p': np.arange(1, BINS + 1)/BINS,
-                         'rows': rows.astype(np.int64), 'predicted': mean(predicted), 'happened': mean(happened)})
+    edges = np.arange(BINS + 1)/BINS
+    return pl.DataFrame({'from_p': edges[:-1], 'to_p': edges[1:], 'rows': rows.astype(np.int64),
+                         'predicted': mean(predicted), 'happened': mean(happened)})
 
 # %% ../../nbs/judge/52_evaluate.ipynb #cbc7b696
 @dataclass
@@ -85,8 +92,8 @@ class Evaluation:
     of: str                         # The checkpoint, or the backbone of a network
     stage: int|str
     rows: int
-    metrics: dict[str, float]       # Losses and figures, as in the history of a run; baseline_…: guessing on the same rows
-    by_ply: pl.DataFrame|None = None       # From `ply_table`; None where the stage has none, or rows know no ply
+    metrics: dict[str, float]       # Losses and figures, as in a history; baseline_…: guessing on the same rows
+    by_ply: pl.DataFrame|None = None       # From `ply_table`; None where rows know no ply, or no figures by it
     calibration: pl.DataFrame|None = None  # From `reliability_table`; None where nothing is predicted
     known: str = ''                 # How these rows stand to those it was trained on, if that is known
     stage_name: str = ''
@@ -96,7 +103,8 @@ class Evaluation:
 def figures(self:Evaluation) -> list[tuple]:
     "(figure, reached, what guessing scores or None)"
     base = 'baseline_'
-    return [(k, v, self.metrics.get(base + k)) for k, v in self.metrics.items() if not k.startswith(base)]
+    reached = {k: v for k, v in self.metrics.items() if not k.startswith(base)}
+    return [(k, v, self.metrics.get(base + k)) for k, v in reached.items()]
 
 # %% ../../nbs/judge/52_evaluate.ipynb #8d6d003b
 @patch(as_prop=True)
@@ -110,7 +118,8 @@ def on(self:Evaluation) -> str:
 def __repr__(self:Evaluation):
     guessing = lambda b: '' if b is None else f'   guessing {b:.4f}'
     lines = [f'  {k.replace("_", " "):<18}{v:.4f}{guessing(b)}' for k, v, b in self.figures()]
-    return '\n'.join([f'{self.of}: {self.on}', *lines, *([] if self.by_ply is None else [str(self.by_ply)])])
+    table = [] if self.by_ply is None else [str(self.by_ply)]
+    return '\n'.join([f'{self.of}: {self.on}', *lines, *table])
 
 # %% ../../nbs/judge/52_evaluate.ipynb #6d89de37
 _TOGETHER = ('value_error', 'brier', 'calibration_error')          # drawn on the same axes
@@ -123,12 +132,13 @@ def _groups(table):
     return [*((n,) for n in names if n not in together), *([together] if together else [])]
 
 # %% ../../nbs/judge/52_evaluate.ipynb #53334a55
-_colors = {'policy_loss': COLORS[0], 'top1': COLORS[1], 'value_error': COLORS[2], 'brier': COLORS[0], 'calibration_error': COLORS[1]}
+_colors = {'policy_loss': COLORS[0], 'brier': COLORS[0], 'value_error': COLORS[2]}      # others are blue
 
 def _draw_by_ply(ax, table, names):
     "Columns `names` of a `ply_table` as curves, with room above them for what they are"
     for name in names:
-        ax.plot(table['from_ply'] + PLIES/2, table[name], color=_colors.get(name, COLORS[1]), marker='.', label=name.replace('_', ' '))
+        look = dict(color=_colors.get(name, COLORS[1]), marker='.', label=name.replace('_', ' '))
+        ax.plot(table['from_ply'] + PLIES/2, table[name], **look)
     ax.set(xlabel='ply', ylim=(0, 1.4*max(*(table[name].max() for name in names), 0.01)))
     ax.legend(fontsize=8, loc='upper center', ncols=2)
     ax.grid(alpha=0.25)
@@ -159,65 +169,79 @@ def evaluation_figure(e:Evaluation) -> Figure|None:    # None: it has no tables
 @patch
 def _alt(self:Evaluation):
     "What its figure shows, in words"
-    what = f'{self.stage_name or "the stage"} figures by ply'*(self.by_ply is not None)
-    both = ', and '*(self.by_ply is not None and self.calibration is not None)
     error = self.metrics.get('calibration_error')
     reliable = 'reliability' + ('' if error is None else f': calibration error {error:.3f}')
-    said = what + both + reliable*(self.calibration is not None)
+    parts = [f'{self.stage_name or "the stage"} figures by ply']*(self.by_ply is not None)
+    said = ', and '.join(parts + [reliable]*(self.calibration is not None))
     return f'{said[:1].upper()}{said[1:]} over {self.rows:,} rows'
 
 # %% ../../nbs/judge/52_evaluate.ipynb #3fd40cca
 @patch
+def _tables_html(self:Evaluation):
+    "Its figure, and the table by ply behind a click"
+    fig = evaluation_figure(self)
+    if fig is None: return ''
+    drawn = Html(picture(fig, self._alt()))
+    if self.by_ply is None: return join_html([drawn, tag('p', 'These rows know no ply.')])
+    return join_html([drawn, tag('details', tag('summary', 'by ply'), Html(self.by_ply._repr_html_()))])
+
+# %% ../../nbs/judge/52_evaluate.ipynb #290229a2
+@patch
 def _repr_html_(self:Evaluation):
     number = lambda x: '' if x is None else f'{x:.4f}'
-    table = html_table([(k.replace('_', ' '), number(v), number(b)) for k, v, b in self.figures()], ('figure', 'reached', 'guessing'))
-    parts, fig = [tag('p', tag('b', self.of), f': {self.on}'), table], evaluation_figure(self)
-    if fig is not None: parts.append(Html(picture(fig, self._alt())))
-    if self.by_ply is not None: parts.append(tag('details', tag('summary', 'by ply'), Html(self.by_ply._repr_html_())))
-    elif self.calibration is not None: parts.append(tag('p', 'These rows know no ply.'))
-    return join_html(parts)
+    rows = [(k.replace('_', ' '), number(v), number(b)) for k, v, b in self.figures()]
+    title = tag('p', tag('b', self.of), f': {self.on}')
+    return join_html([title, html_table(rows, ('figure', 'reached', 'guessing')), self._tables_html()])
 
 # %% ../../nbs/judge/52_evaluate.ipynb #a5c0a185
 def _config_of(net):
     "The options that `net` was trained with, as far as it knows them"
     about = getattr(net, 'about', {})
-    return saved_config(about.get('config', {}), about.get('path', 'the network'), about.get('plugins', ()))
+    return saved_config(about.get('config', {}), about.get('path', 'it'), about.get('plugins', ()))
 
 # %% ../../nbs/judge/52_evaluate.ipynb #d98ef361
 def _held_out(about, stage, ratio, apart, named):
-    "(shards of their own or None, folds, how they are known) of what the run held out; a `ValueError` if it held out nothing"
-    if not named and apart is not None: return apart, None, 'held out'
-    if ratio: return None, held_folds(ratio)[0], 'held out'
-    why = 'the run of this checkpoint held nothing out of' if about else 'a network without its checkpoint does not know what was held out of'
-    raise ValueError(f"folds='held out': {why} stage {stage.id}; give the folds as numbers, or leave them out for all rows")
+    "(shards of their own or None, folds) of what the run held out; a `ValueError` if that was nothing"
+    if not named and apart is not None: return apart, None
+    if ratio: return None, held_folds(ratio)[0]
+    why = 'a network without its checkpoint does not know what was held out of'
+    if about: why = 'the run of this checkpoint held nothing out of'
+    raise ValueError(f"folds='held out': {why} stage {stage.id}; "
+                     'give the folds as numbers, or leave them out for all rows')
 
 # %% ../../nbs/judge/52_evaluate.ipynb #7f0e8f08
-def rows_to_judge(
-    net:Net,
-    data=None,             # Shards; none: those of the net's own run, of which it takes what was held out, if anything was
-    stage:int|str|None=None,   # None: the network's
-    folds=None,            # Only rows of these folds, 0…99, or 'held out'; none: all rows of the shards that were named
-) -> tuple[StreamingFileSource, str]:   # And how they stand to the rows it was trained on, as far as that is known
-    "The rows that `net` is judged on; a `ValueError` or `ShardError` of one sentence if there are none"
-    about, stage, cfg = getattr(net, 'about', {}), stage_of_net(net, stage), _config_of(net)
-    own, ratio, apart = stage.of(cfg, 'data'), stage.held_out(cfg) if about else 0, stage.of(cfg, 'validation')
+def _check_wish(stage, data, folds):
+    "Refuse folds that are none, and no data at all"
     if isinstance(folds, str) and folds != 'held out':
         raise ValueError(f"folds={folds!r}: 'held out', or whole numbers from 0 to 99, were expected")
-    if data is None and own is None:
+    if data is None:
         raise ValueError(f'data: shards of stage {stage.id} were expected, a file, a folder or a glob')
-    shards, known = own if data is None else data, ''
-    if isinstance(folds, str) or folds is None and data is None and (ratio or apart is not None):
-        instead, folds, known = _held_out(about, stage, ratio, apart, data is not None)
-        shards = shards if instead is None else instead
-    elif folds is None and (data is None or str(data) == own):
-        known = 'it was trained on most of them' if ratio else 'it was trained on them'
-    return _some_rows(StreamingFileSource(shards, stage.columns, folds), shards), known
 
+# %% ../../nbs/judge/52_evaluate.ipynb #06fb8174
 def _some_rows(source, shards):
     "`source`, if it has rows"
     if source.total_rows: return source
     of, other = ('', '') if source.folds is None else (' of these folds', ', or other folds,')
     raise ShardError(f'{shards}: no rows{of} to judge on; other shards{other} were expected')
+
+# %% ../../nbs/judge/52_evaluate.ipynb #1902bcb2
+def rows_to_judge(
+    net:Net,
+    data=None,               # Shards; none: those of the net's own run, of which it takes what was held out
+    stage:int|str|None=None, # None: the network's
+    folds=None,              # Only these folds, 0…99, or 'held out'; none: all rows of the shards that were named
+) -> tuple[StreamingFileSource, str]:   # And how they stand to the rows it was trained on, if that is known
+    "The rows that `net` is judged on; a `ValueError` or `ShardError` of one sentence if there are none"
+    about, stage, cfg = getattr(net, 'about', {}), stage_of_net(net, stage), _config_of(net)
+    own, apart, ratio = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.held_out(cfg) if about else 0
+    _check_wish(stage, own if data is None else data, folds)
+    shards, known = own if data is None else data, ''
+    if isinstance(folds, str) or folds is None and data is None and (ratio or apart is not None):
+        instead, folds = _held_out(about, stage, ratio, apart, data is not None)
+        shards, known = shards if instead is None else instead, 'held out'
+    elif folds is None and (data is None or str(data) == own):
+        known = 'it was trained on most of them' if ratio else 'it was trained on them'
+    return _some_rows(StreamingFileSource(shards, stage.columns, folds), shards), known
 
 # %% ../../nbs/judge/52_evaluate.ipynb #e89f3844
 def _plies(source):
@@ -239,7 +263,8 @@ _types = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 def _autocast(device, precision):
     "The context in which the forward pass runs in `precision`"
-    if precision not in _types: raise ValueError(f'precision={precision!r}: one of {", ".join(_types)} was expected')
+    if precision not in _types:
+        raise ValueError(f'precision={precision!r}: one of {", ".join(_types)} was expected')
     return torch.autocast(device.type, _types[precision], enabled=_types[precision] is not None)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #a1590867
@@ -264,20 +289,27 @@ class Sums:
         if figures is not None: self._add_rows(figures, len(batch))
         self.rows += len(batch)
 
-    def _add_rows(self, figures, n):
-        if self.ranges is None:
-            self.plies = _plies(self.source)
-            self.ranges = np.zeros(self.source.total_rows, np.int64) if self.plies is None else self.plies.astype(np.int64)//PLIES
-        add_figures(self.cells, figures, self.ranges[self.rows:self.rows + n], int(self.ranges.max()) + 1)
+# %% ../../nbs/judge/52_evaluate.ipynb #34909a95
+@patch
+def _add_rows(self:Sums, figures, n):
+    "Add what rows are counted by, in the range of plies that each is in"
+    if self.ranges is None:
+        self.plies = _plies(self.source)
+        plies = np.zeros(self.source.total_rows) if self.plies is None else self.plies
+        self.ranges = plies.astype(np.int64)//PLIES
+    here = self.ranges[self.rows:self.rows + n]
+    add_figures(self.cells, figures, here, int(self.ranges.max()) + 1)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #21a827b3
 @patch
 def figures(self:Sums) -> dict[str, float]:
     "Losses, the stage's figures, and means of what rows were counted by"
-    made = {k: v/self.rows for k, v in self.losses.items()} | {k: float(v) for k, v in self.metrics.compute().items()}
-    more = {k: float(v.sum()/self.rows) for k, v in self.cells.items() if k not in _NOT_DRAWN and k not in made}
-    return made | more
+    losses = {k: v/self.rows for k, v in self.losses.items()}
+    made = losses | {k: float(v) for k, v in self.metrics.compute().items()}
+    more = self.cells.keys() - made.keys() - {*_NOT_DRAWN}
+    return made | {k: float(v.sum()/self.rows) for k, v in self.cells.items() if k in more}
 
+# %% ../../nbs/judge/52_evaluate.ipynb #56c09027
 @patch
 def tables(self:Sums) -> dict[str, pl.DataFrame|None]:
     "The tables of an `Evaluation`"
@@ -288,10 +320,10 @@ def tables(self:Sums) -> dict[str, pl.DataFrame|None]:
 @torch.no_grad()
 def evaluate(
     of,                       # As for `as_net`: a network, a checkpoint, a run folder, or a result
-    data=None,                # Shards: a file, a folder, a glob, a URL or several, also the old tool's tables; none: those of its run, of which only what was held out, if anything was
+    data=None,                # Shards, also the old tool's tables; none: what its run held out, or else trained on
     stage:int|str|None=None,  # A stage's key; none: the network's
     batch_size:int=1024,
-    folds=None,               # Only rows of these folds, 0…99, or 'held out': those that its run held out; none: all rows of named shards
+    folds=None,               # Only these folds, 0…99, or 'held out' by its run; none: all rows of the shards that are named
     device:str|None=None,     # A torch device; none: the best there is
     precision:str='fp32',     # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
@@ -306,4 +338,5 @@ def evaluate(
             dense = batch.to(device, non_blocking=device.type == 'cuda').decode(dense)
             sums.add({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense)
     name = getattr(net, 'about', {}).get('path') or type(net.backbone).__name__
-    return Evaluation(name, stage.id, sums.rows, sums.figures(), **sums.tables(), known=known, stage_name=stage.name)
+    figures, tables = sums.figures(), sums.tables()
+    return Evaluation(name, stage.id, sums.rows, figures, **tables, known=known, stage_name=stage.name)
