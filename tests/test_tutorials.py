@@ -35,14 +35,19 @@ def test_your_backbone(tmp_path, games):
 
 @sizes
 def test_reading_the_curves(tmp_path, games):
-    shown = html(run_copy(tmp_path, '73_reading_the_curves.ipynb', games))
+    shown = html(run_copy(tmp_path, '74_reading_the_curves.ipynb', games))
     for part in ('stage 1 after', 'stage 3 after 4 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
-    shown = run_copy(tmp_path, '74_resume_and_compare.ipynb')
+    shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')
     assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown) and any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
     assert 'seed-1' in html(shown)
 
 def test_to_the_cloud(tmp_path):
-    shown = run_copy(tmp_path, '75_to_the_cloud.ipynb')
+    shown = run_copy(tmp_path, '76_to_the_cloud.ipynb')
     assert any('checkpoints/stage2/checkpoints.json' in o.get('data', {}).get('text/plain', '') for o in shown) and 'recall' in html(shown)
+
+@sizes
+def test_your_stage(tmp_path, games):
+    shown = html(run_copy(tmp_path, '73_your_stage.ipynb', games))
+    for part in ('attacked squares', 'predicting nothing', 'stage attacked after', 'policy_loss'): assert part in shown, part
