@@ -15,7 +15,7 @@ from pathlib import Path
 from maou_nb import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.front import learn
 from maou_nb.front.options import make_config
-from maou_nb.show.plots import LivePlot
+from maou_nb.judge.watch import LivePlot
 
 out = Path({out!r})
 prepare_stage1(out/'stage1'); prepare_stage2({games!r}, out/'stage2'); prepare_stage3({games!r}, out/'stage3')

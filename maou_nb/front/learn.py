@@ -26,8 +26,8 @@ from .export import export_onnx
 from .options import make_config
 from ..judge.ask import as_net
 from ..judge.ask import predict as ask
-from ..show.plots import LivePlot
-from ..judge.ask import Watched
+from ..judge.watch import LivePlot
+from ..judge.watch import Watched
 from ..model.backbones import backbone_of
 from ..show.plots import in_notebook, picture, stage_figure
 from ..show.tables import Html, html_table, join_html, tag

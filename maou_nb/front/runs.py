@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from ..data.files import FileError
 from .cli import as_command, as_words
-from ..judge.ask import film_strip
+from ..judge.watch import film_strip
 from .learn import LearnResult, load_run, train_run
 from ..data.options import OptionError
 from ..data.plugins import elsewhere, needs_file
