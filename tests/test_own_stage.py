@@ -174,7 +174,7 @@ def test_a_backbone_and_a_head_of_ones_own(options, tmp_path):
     assert 'net.heads.reachable.layers.2.bias' in keys and 'net.backbone.stem.piece.weight' in keys
 
 @pytest.mark.parametrize('what, code', [
-    ('stage', "from maou_nb import *\nfrom maou_nb.model.losses import bce_loss\n@register_stage('cell')\nclass Cell(Stage):\n    name, columns, parts = 'c', (Column('reachable', 'reachableSquares', 'squares'),), (Part('reachable', 81, 'reachable', 'squares'),)\n    figures = {'accuracy': Figure('a')}\n"),
+    ('stage', "from maou_nb import *\nfrom maou_nb.model.losses import bce_loss\n@register_stage('cell')\nclass Cell(Stage):\n    name, columns, parts = 'c', (Column('cell', 'reachableSquares', 'squares'),), (Part('cell', 81, 'reachable'),)\n    figures = {'accuracy': Figure('a')}\n    def loss(self, outputs, batch, cfg): return {'loss': bce_loss(outputs['cell'], batch.cell)}\n"),
     ('head', "from maou_nb import register_head\nfrom maou_nb.model.heads import SquareHead\n@register_head('cell')\nclass Cell(SquareHead): pass\n")])
 def test_what_a_cell_registers_is_refused_for_a_process(what, code, shards, tmp_path):
     "With the line that makes a file of the cell"

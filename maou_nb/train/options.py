@@ -48,7 +48,7 @@ def _extended(sections):
     for i, section in enumerate(sections):
         own = {n for s in sections[:i] for n in s.model_fields} | set(LearnConfig.model_fields)
         twice = sorted(own & set(section.model_fields))
-        if twice: raise OptionError(f'{twice[0]}: {section.__name__} has an option of this name, and another section has it, too')
+        if twice: raise OptionError(f'{twice[0]}: {section.__name__} has an option of this name, and another section has it, too; another name would be right')
     made = create_model('LearnConfig', __base__=(*reversed(sections), LearnConfig))
     made.__doc__ = LearnConfig.__doc__
     return made
