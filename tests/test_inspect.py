@@ -10,12 +10,15 @@ from rsshogi.core import Board
 
 from maou_nb.data.batches import Batch, BatchStream
 from maou_nb.data.board import to_sfen
+from maou_nb.data.columns import columns_of
 from maou_nb.data.labels import LABEL_MIRROR, legal_labels
 from maou_nb.data.old import write_old
-from maou_nb.data.prepare import Filters, prepare_stage2, prepare_stage3
-from maou_nb.data.shards import SCHEMAS, ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
+from maou_nb.data.records import Filters
+from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
-from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, move_text, read_columns, shard_info, show_batch, shuffle_meter
+from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, read_columns, shard_info, show_batch, shuffle_meter
+from maou_nb.show.boards import move_text
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from samples import ONE_FILE, said
 
 HELD_OUT, REST = range(25), range(25, 100)
@@ -149,7 +152,7 @@ def test_no_other_column_is_read(shards, tmp_path):
         data[at] ^= 0x55
         path.write_bytes(data)
         data[at] ^= 0x55
-        try: felt += any((c != right[n]).any() for n, c in read_columns(type(shard)(path, 3, shard.rows), names).items())
+        try: felt += any((c != right[n]).any() for n, c in read_columns(type(shard)(path, shard.columns, shard.rows), names).items())
         except ShardError: felt += 1
     assert needed < 0.35 and abs(felt/tries - needed) < 0.08, (felt/tries, needed)
 
@@ -191,7 +194,7 @@ def test_a_set_in_a_bucket(tmp_path, monkeypatch):
     assert one.facts()['SHA-256'] == info.shards[1].sha256 and one.bytes < info.bytes and one.boards.svgs != info.boards.svgs
 
 def test_an_empty_shard(tmp_path):
-    write_shard(tmp_path/'a.feather', SCHEMAS[3].empty_table(), 3, 'nothing')
+    write_shard(tmp_path/'a.feather', columns_of(3).schema.empty_table(), 3, 'nothing')
     info = shard_info(tmp_path)
     assert info.rows == 0 and len(info.boards.svgs) == 0 and info._repr_html_()
     with pytest.raises(ValueError, match='has no row'): shuffle_meter(StreamingFileSource(tmp_path, 3), 8)
