@@ -10,15 +10,23 @@ from rsshogi.core import Board
 
 from maou_nb.data.batches import Batch, BatchStream
 from maou_nb.data.board import to_sfen
+from maou_nb.data.columns import columns_of
 from maou_nb.data.labels import LABEL_MIRROR, legal_labels
 from maou_nb.data.old import write_old
 from maou_nb.data.records import Filters
+<<<<<<< HEAD
 from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.columns import columns_of
+=======
+>>>>>>> w-j
 from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, read_columns, shard_info, show_batch, shuffle_meter
 from maou_nb.show.boards import move_text
+<<<<<<< HEAD
+=======
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
+>>>>>>> w-j
 from samples import ONE_FILE, said
 
 HELD_OUT, REST = range(25), range(25, 100)
@@ -152,7 +160,7 @@ def test_no_other_column_is_read(shards, tmp_path):
         data[at] ^= 0x55
         path.write_bytes(data)
         data[at] ^= 0x55
-        try: felt += any((c != right[n]).any() for n, c in read_columns(type(shard)(path, 3, shard.rows), names).items())
+        try: felt += any((c != right[n]).any() for n, c in read_columns(type(shard)(path, shard.columns, shard.rows), names).items())
         except ShardError: felt += 1
     assert needed < 0.35 and abs(felt/tries - needed) < 0.08, (felt/tries, needed)
 

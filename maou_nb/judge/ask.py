@@ -76,9 +76,8 @@ def _used(about):
 # %% ../../nbs/judge/51_ask.ipynb #095c6b6e
 def _not_known(about, why):
     "The sentence for a part that is not registered here"
-    missing = missing_plugins(_used(about))
     own = 'what is your own must be registered before its checkpoint is loaded'
-    return '; '.join([why, *(missing or [own])])
+    return '; '.join([why, *(missing_plugins(_used(about)) or [own])])
 
 # %% ../../nbs/judge/51_ask.ipynb #55ea9178
 def _net_said(about, path):
@@ -89,10 +88,10 @@ def _net_said(about, path):
     try:
         cfg = saved_config(about['config'], str(path), _used(about))
         return net_of(cfg, stage, backbone_of(cfg))
-    except OptionError as e: why, own = f'{e}; it was written by version {about.get("version")}', False
-    except KeyError as e: why, own = f'{path}: head {e} is not known here', True
-    except ValueError as e: why, own = f'{path}: {e}', True
-    raise CheckpointError(_not_known(about, why) if own else why)
+    except OptionError as e: why = f'{e}; version {about.get("version")} wrote it'
+    except KeyError as e: why = _not_known(about, f'{path}: head {e} is not known here')
+    except ValueError as e: why = _not_known(about, f'{path}: {e}')
+    raise CheckpointError(why)
 
 # %% ../../nbs/judge/51_ask.ipynb #5159a2a0
 def _check_weights(weights, own, path):
@@ -153,17 +152,24 @@ class Predictions(list):
     def _repr_html_(self): return join_html(Html(p._repr_html_()) for p in self)
 
 # %% ../../nbs/judge/51_ask.ipynb #bd62d9f4
-def _state(sfen, number, rules):
-    "rsshogi's state and the last move of `sfen`; with `rules` it must be one in which moves can be played"
-    where = '' if number is None else f'position {number}: '
-    try: state, last = read_position(sfen)
-    except ValueError as e: raise ValueError(f'{where}{e}') from None
+def _state(sfen, rules):
+    "rsshogi's state and the last move of `sfen`; with `rules` moves must be possible there"
+    state, last = read_position(sfen)
     if rules and not playable(Board(state.to_sfen())):
-        raise ValueError(f'{where}{sfen!r} cannot occur: both kings on the board, no more pieces than there are, '
-                         'none where it could never move, and the side that waits not in check, were expected')
+        raise ValueError(f'{sfen!r} cannot occur: both kings on the board, no more pieces than there are, none '
+                         'where it could never move, and the side that waits not in check, were expected')
     return state, last
 
 # %% ../../nbs/judge/51_ask.ipynb #c79955d9
+def _states(sfens, rules):
+    "The state of each of `sfens`; a `ValueError` says which cannot be asked"
+    made = []
+    for i, sfen in enumerate(sfens):
+        try: made.append(_state(sfen, rules))
+        except ValueError as e: raise ValueError(f'position {i}: {e}') from None
+    return made
+
+# %% ../../nbs/judge/51_ask.ipynb #b3be203c
 @torch.no_grad()
 def _logits(net, views):
     "What `net` says of each of `views`, float, by part; 1024 at a time"
@@ -171,8 +177,8 @@ def _logits(net, views):
     for i in range(0, len(views), 1024):
         stacked = (np.stack([getattr(v, k) for v in views[i:i + 1024]]) for k in ('board', 'hands'))
         outputs = net(*(torch.from_numpy(a).to(device) for a in stacked))
-        outputs = {k: v.float().cpu() for k, v in outputs.items()}
-        answers += [{k: v[j] for k, v in outputs.items()} for j in range(len(views[i:i + 1024]))]
+        rows = zip(*(v.float().cpu() for v in outputs.values()))
+        answers += [dict(zip(outputs, row)) for row in rows]
     return answers
 
 # %% ../../nbs/judge/51_ask.ipynb #0efe85e6
@@ -194,7 +200,6 @@ def predict(
 ):                         # A `Prediction`; of several, `Predictions`
     "What `net` says about `sfen`: moves with probabilities over the legal ones, and the mover's win rate"
     net, one = as_net(net), isinstance(sfen, str) or not isinstance(sfen, Iterable)
-    stage, sfens = stage_of_net(net), [sfen] if one else list(sfen)
-    states = [_state(s, None if one else i, stage.whole_games) for i, s in enumerate(sfens)]
-    said = answers_of(net, stage, states, top)
-    return said[0] if one else said
+    stage = stage_of_net(net)
+    if one: return answers_of(net, stage, [_state(sfen, stage.whole_games)], top)[0]
+    return answers_of(net, stage, _states(list(sfen), stage.whole_games), top)

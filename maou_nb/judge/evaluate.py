@@ -8,7 +8,6 @@ __all__ = ['PLIES', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation
 
 # %% ../../nbs/judge/52_evaluate.ipynb #28dd36a0
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -27,7 +26,7 @@ from ..model.heads import Net
 from ..model.metrics import BINS
 from ..show.plots import COLORS, picture
 from ..show.tables import Html, html_table, join_html, tag
-from ..stages.stage import STAGES, Stage
+from ..stages.stage import Stage
 from ..train.loop import best_device
 from ..train.options import LearnConfig, saved_config
 

@@ -70,6 +70,7 @@ def orders(self:Review) -> dict[str, str]:
     "What these rows can be sorted by → the figure"
     return {k: figure for k, (figure, _) in self.taught.worst.items() if figure in self.errors.columns}
 
+# %% ../../nbs/judge/54_review.ipynb #a156abff
 @patch
 def order(self:Review,
     worst:str|None=None,   # One of `orders`; None: as they are stored
@@ -190,31 +191,41 @@ class Browser:
         self._listen()
         self.draw()
 
-    def _listen(self):
-        "Have the widgets do something"
-        self.back.on_click(lambda _: self.go(-1))
-        self.forth.on_click(lambda _: self.go(1))
-        self.place.observe(lambda _: self.draw(), 'value')
-        self.letters.observe(lambda _: self.draw(), 'value')
-        self.sort.observe(lambda _: self.reorder(), 'value')
+# %% ../../nbs/judge/54_review.ipynb #aeb0f632
+@patch
+def _listen(self:Browser):
+    "Have the widgets do something"
+    self.back.on_click(lambda _: self.go(-1))
+    self.forth.on_click(lambda _: self.go(1))
+    self.place.observe(lambda _: self.draw(), 'value')
+    self.letters.observe(lambda _: self.draw(), 'value')
+    self.sort.observe(lambda _: self.reorder(), 'value')
 
-    def go(self, by:int):
-        "Step on"
-        self.place.value = min(max(self.place.value + by, 1), len(self.found))
+# %% ../../nbs/judge/54_review.ipynb #1456a0a9
+@patch
+def draw(self:Browser):
+    "Show the row"
+    self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
 
-    def reorder(self):
-        "Sort anew, and begin with the first"
-        self.numbers = self.found.order(self.sort.value)
-        if self.place.value == 1: self.draw()
-        else: self.place.value = 1
+# %% ../../nbs/judge/54_review.ipynb #6290583e
+@patch
+def _repr_mimebundle_(self:Browser, **kwargs):
+    plain = f'{len(self.found):,} rows of stage {self.found.stage}'
+    return {**self.box._repr_mimebundle_(**kwargs), 'text/html': self.board.value, 'text/plain': plain}
 
-    def draw(self):
-        "Show the row"
-        self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
+# %% ../../nbs/judge/54_review.ipynb #257601b8
+@patch
+def go(self:Browser, by:int):
+    "Step on"
+    self.place.value = min(max(self.place.value + by, 1), len(self.found))
 
-    def _repr_mimebundle_(self, **kwargs):
-        plain = f'{len(self.found):,} rows of stage {self.found.stage}'
-        return {**self.box._repr_mimebundle_(**kwargs), 'text/html': self.board.value, 'text/plain': plain}
+# %% ../../nbs/judge/54_review.ipynb #3cfca728
+@patch
+def reorder(self:Browser):
+    "Sort anew, and begin with the first"
+    self.numbers = self.found.order(self.sort.value)
+    if self.place.value == 1: self.draw()
+    else: self.place.value = 1
 
 # %% ../../nbs/judge/54_review.ipynb #87d14d51
 def browse(
