@@ -5,12 +5,8 @@ import pytest
 from rsshogi.core import Board, PositionState
 
 from maou_nb import show_position
-<<<<<<< HEAD
 from maou_nb.show.boards import LETTERS
 from maou_nb.show.boards import START, sfen_of
-=======
-from maou_nb.show.boards import LETTERS, START, sfen_of
->>>>>>> w-j
 
 def random_positions(n, seed=0):
     "SFEN of positions of games that are played at random, either side to move"

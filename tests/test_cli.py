@@ -42,7 +42,7 @@ def test_help_lists_every_option(capsys):
     for name, field in FIELDS.items():
         assert sum(l.startswith(f'  {cli.flag_of(name)} ') for l in lines) == 1, name
         assert ' '.join(f'{field.description} ('.split()) in plain and f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
-    for group in {f.json_schema_extra['group'] for f in FIELDS.values()}: assert f'{group}:' in lines
+    for group in {f.json_schema_extra.group for f in FIELDS.values()}: assert f'{group}:' in lines
     assert len([l for l in lines if l.startswith('  --')]) == len(FIELDS) + 1
     for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-target-mode move-label|win-rate|weighted', '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)', '(default none; repeatable)', '(> 0; default 1.0)'): assert part in plain, part
 

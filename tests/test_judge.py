@@ -15,13 +15,8 @@ from maou_nb.data.old import write_old
 from maou_nb.data.positions import read_positions
 from maou_nb.data.shards import ShardError, find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
-<<<<<<< HEAD
-from maou_nb.train.loop import evaluate
-from maou_nb.judge.ask import load_net, predict
-=======
-from maou_nb.judge.ask import load_net, predict
 from maou_nb.judge.evaluate import evaluate
->>>>>>> w-j
+from maou_nb.judge.ask import load_net, predict
 from maou_nb.train.checkpoints import CheckpointError, load_tensors, save_tensors
 from samples import GAMES, said
 

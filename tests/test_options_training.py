@@ -4,6 +4,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
+from pathlib import Path
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -551,6 +553,35 @@ def gcs_bucket_name(run, few, gcs):
     other_place(run, few, 'gcs', 'gs', 'another/base'); must_be_given(run, 'gcs', 'bucket_name')
 @row
 def gcs_base_path(run, few, gcs): other_place(run, few, 'gcs', 'gs', 'here/deep/er'); must_be_given(run, 'gcs', 'base_path')
+
+# --- parts of one's own
+PARTS = str(Path(__file__).with_name('own_parts.py'))
+
+@row
+def plugins(run, few):
+    assert run(stage=1, plugins=PARTS, reachable_head='wide-squares').stage.epochs_trained == 1
+    about = json.loads((run(stage=1, plugins=PARTS, reachable_head='wide-squares').dir/'run.json').read_text())
+    assert PARTS in [p['name'] for p in about['plugins']]
+    with pytest.raises(OptionError, match="plugins='nowhere.py': there is no such file"): run(stage=1, plugins='nowhere.py')
+@row
+def reachable_head(run, few): assert shape(run(stage=1, plugins=PARTS, reachable_head='wide-squares'), 'reachable.logit')[-1] == 3 != shape(run(stage=1), 'reachable.logit')[-1]
+@row
+def legal_moves_head(run, few): assert params(run(stage=2, plugins=PARTS, legal_moves_head='wide-moves')) != params(run(stage=2))
+@row
+def policy_head(run, few): assert params(run(plugins=PARTS, policy_head='wide-moves')) != params(run())
+@row
+def value_head(run, few):
+    assert params(run(plugins=PARTS, value_head='narrow-value')) < params(run())
+    with pytest.raises(OptionError, match="value_head='policy': it gives"): run(value_head='policy')
+def halves(a, b, part='loss'): assert a.history[0][f'train_eval/{part}' if f'train_eval/{part}' in a.last else f'valid/{part}'] < 0.75*b.history[0][f'train_eval/{part}' if f'train_eval/{part}' in b.last else f'valid/{part}']
+@row
+def reachable_loss(run, few): halves(run(stage=1, plugins=PARTS, reachable_loss='half-squares'), run(stage=1))
+@row
+def legal_moves_loss(run, few): halves(run(stage=2, plugins=PARTS, legal_moves_loss='half-moves'), run(stage=2))
+@row
+def value_loss(run, few):
+    halves(run(plugins=PARTS, value_loss='square'), run(), 'value_loss')
+    with pytest.raises(OptionError, match="value_loss='kl': one of bce"): run(value_loss='kl')
 
 @pytest.mark.parametrize('name', ROWS)
 def test_option_acts(name, request): check(ROWS[name], request)

@@ -1,0 +1,117 @@
+"The rules of the house: rooms import to the left, private names stay at home, an option says all of itself, workers stay small"
+import ast, json, re, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+from maou_nb.data.options import RESUMES, About
+from maou_nb.data.plugins import load_plugins
+from maou_nb.stages.stage import STAGES
+from maou_nb.train.options import LIBRARY, LearnConfig, config_class, tabs, why_idle
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {p.relative_to(ROOT/'maou_nb').with_suffix('').as_posix().replace('/', '.'): p for p in (ROOT/'maou_nb').rglob('*.py')
+         if p.parent != ROOT/'maou_nb' and p.stem != '__init__'}
+FLOORS = ('data', 'show', 'model', 'stages', 'train', 'judge', 'front')      # left to right
+
+def order():
+    "Module → its place: the number of its notebook"
+    found = {}
+    for nb in sorted((ROOT/'nbs').rglob('[0-9]*.ipynb')):
+        exp = re.search(r'#\| default_exp ([\w.]+)', nb.read_text(encoding='utf-8'))
+        if exp: found[exp[1]] = (FLOORS.index(nb.parent.name), int(nb.name[:2]))
+    return found
+
+def imports(path):
+    "(module of ours, name, line) of each import at the top of a module"
+    package = ['maou_nb', *path.relative_to(ROOT/'maou_nb').parent.parts]
+    for node in ast.parse(path.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Import):
+            yield from ((a.name.removeprefix('maou_nb.'), '', node.lineno) for a in node.names if a.name.startswith('maou_nb.'))
+        elif isinstance(node, ast.ImportFrom) and (node.level or (node.module or '').startswith('maou_nb')):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            full = '.'.join([*base, *filter(None, [node.module])]).removeprefix('maou_nb').lstrip('.')
+            yield from ((full, a.name, node.lineno) for a in node.names)
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_rooms_import_from_the_left(room):
+    places = order()
+    for there, name, line in imports(ROOMS[room]):
+        if there in places and room in places: assert places[there] < places[room], f'{room}, line {line}, imports {there}'
+
+def test_the_ground_floor_knows_boards_and_labels_alone():
+    for room, path in ROOMS.items():
+        if room.startswith('show.'): assert {m for m, *_ in imports(path) if m and not m.startswith('show')} <= {'data.board', 'data.labels'}, room
+
+@pytest.mark.parametrize('room', ROOMS)
+def test_private_names_stay_at_home(room):
+    crossing = [(m, n) for m, n, _ in imports(ROOMS[room]) if n.startswith('_') and not n.startswith('__')]
+    assert not crossing
+    tree = ast.parse(ROOMS[room].read_text(encoding='utf-8'))
+    pokes = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == '__dict__' and not (isinstance(n.value, ast.Name) and n.value.id == 'self')]
+    assert not pokes, f'another object\'s __dict__, lines {pokes}'
+
+def test_an_option_says_all_of_itself():
+    "Group, stages, what a resume may do, and when it is idle: in the field, and in one section"
+    load_plugins(str(Path(__file__).with_name('attacked.py')))
+    for config in (LearnConfig, config_class()):
+        for name, field in config.model_fields.items():
+            said = field.json_schema_extra
+            assert isinstance(said, About) and said.group and field.description and said.resume in RESUMES, name
+            assert set(said.stages) <= set(STAGES) and isinstance(said.idle(config()), str) and isinstance(why_idle(config(), name), str), name
+    names = [n for section in LIBRARY for n in section.model_fields]
+    assert len(names) == len(set(names)) == len(LearnConfig.model_fields)
+    assert sorted(n for fields in tabs(LearnConfig).values() for n in fields) == sorted(names)
+
+ASKED = [dict(stage='4'), dict(stage='all', epoch=0, optimizer='lion', dataloader_workers=-1), dict(stage=1, stage1_data_path='nowhere'), dict(no_streaming=True), dict(gpu='cuda:77'),
+         dict(model_architecture='vit', resnet_blocks=3, vit_embed_dim=30, vit_num_heads=4), dict(policy_loss_ratio=0, value_loss_ratio=0), dict(freeze_backbone=True, stage=2),
+         dict(trainable_layers=99, stage=1, model_size='tiny'), dict(resume_from='latest'), dict(cache_transforms=True), dict(resume_value_head_from='x', stage=1),
+         dict(watched_positions='nonsense'), dict(output_s3=True), dict(export_onnx=True, stage=1), dict(policy_head='none'), dict(lr=1)]
+
+def test_make_config_answers_alike_whatever_was_imported():
+    "In a process that imported its room alone, and in one that imported everything"
+    ask = f'''
+import json
+from maou_nb.front.options import RULES, try_config
+print(json.dumps([len(RULES), [try_config(o)[1] for o in {ASKED!r}]]))'''
+    every = '\n'.join(f'import maou_nb.{room}' for room in ROOMS)
+    alone, everything = (subprocess.run([sys.executable, '-c', before + ask], capture_output=True, text=True, cwd='/') for before in ('', every))
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads(alone.stdout) == json.loads(everything.stdout)
+    rules, answers = json.loads(alone.stdout)
+    assert rules == 16 and all(answers)
+
+LOADED = '''
+import sys
+{code}
+print(sorted(m.removeprefix('maou_nb.') for m in sys.modules if m.startswith('maou_nb.') and m.count('.') == 2))
+print([m for m in ('torch', 'matplotlib', 'IPython', 'ipywidgets', 'pydantic', 'accelerate', 'tensorboard') if m in sys.modules])
+'''
+
+def loaded(code):
+    "(rooms of ours, heavy libraries) that a fresh process has after `code`"
+    done = subprocess.run([sys.executable, '-c', LOADED.format(code=code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [ast.literal_eval(l) for l in done.stdout.splitlines()[-2:]]
+
+def test_what_a_worker_that_prepares_data_imports():
+    rooms, heavy = loaded("import pickle\nfrom maou_nb.data.prepare import _expand_task\nfrom maou_nb.data.columns import columns_of\ncolumns_of(3)")
+    assert heavy == [] and {r.split('.')[0] for r in rooms} == {'data', 'stages'} and [r for r in rooms if r.startswith('stages')] == ['stages.rows']
+
+def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
+    "It gets a stream of batches, and need not know stages, records or the file a user's stage is written in"
+    import pickle
+    from maou_nb.data.batches import BatchStream
+    from maou_nb.data.sources import StreamingFileSource
+    load_plugins(str(Path(__file__).with_name('attacked.py')))
+    own = BatchStream(s := StreamingFileSource(shards['stage3_data_path'], 3), s.plan(64))
+    (tmp_path/'stream').write_bytes(pickle.dumps([own, STAGES['attacked'].columns]))
+    rooms, heavy = loaded(f"import pickle\nstream, columns = pickle.load(open({str(tmp_path/'stream')!r}, 'rb'))\nassert len(next(iter(stream))) == 64 and columns.answers is None")
+    assert heavy == ['torch'] and rooms == ['data.batches', 'data.board', 'data.columns', 'data.files', 'data.labels', 'data.machine', 'data.old', 'data.order', 'data.rows', 'data.shards', 'data.sources']
+
+def test_a_picture_of_a_board_needs_little():
+    rooms, heavy = loaded('from maou_nb import show_position\nshow_position("startpos")')
+    assert rooms == ['data.board', 'data.labels', 'show.boards'] and 'torch' not in heavy
+
+def test_the_package_itself_is_light():
+    assert loaded('import maou_nb') == [[], []]
