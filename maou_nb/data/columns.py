@@ -28,7 +28,8 @@ def stage_key(
     "The key that `stage` means"
     key = '' if isinstance(stage, bool) else str(stage).strip().lower()
     if not _key.fullmatch(key) or key == 'all':
-        raise ValueError(f'stage {stage!r} is no key of a stage: 1, 2, 3, or a name in small letters, was expected')
+        raise ValueError(f'stage {stage!r} is no key of a stage: 1, 2, 3, '
+                         'or a name in small letters, was expected')
     return key
 
 # %% ../../nbs/data/11_columns.ipynb #91978e91
@@ -39,7 +40,7 @@ def stage_id(key:str) -> int|str:
 # %% ../../nbs/data/11_columns.ipynb #55e4df3f
 def slug_of(key:str) -> str:
     "A key as the beginning of names: of options, and of folders of a run"
-    return f'stage{key}' if key.isdigit() else f'stage_{key}'
+    return ('stage' if key.isdigit() else 'stage_') + key
 
 # %% ../../nbs/data/11_columns.ipynb #a6e6c9b2
 @dataclass(frozen=True)
@@ -51,11 +52,13 @@ class Kind:
     record: tuple                    # NumPy type and width in a packed record; () where it has a form of its own
     mirror: str = ''                 # 'squares' or 'labels', by which it is permuted
 
-# %% ../../nbs/data/11_columns.ipynb #71d55ba6
+# %% ../../nbs/data/11_columns.ipynb #7582a1ac
 def _moves_fields(name):
     "Moves are three lists; their names are fixed"
-    return [('moveLabels', pa.list_(pa.uint16())), ('moveCounts', pa.list_(pa.uint32())), ('moveWins', pa.list_(pa.float32()))]
+    types = {'moveLabels': pa.uint16(), 'moveCounts': pa.uint32(), 'moveWins': pa.float32()}
+    return [(name, pa.list_(t)) for name, t in types.items()]
 
+# %% ../../nbs/data/11_columns.ipynb #2c66159c
 _squares, _bits = pa.list_(pa.uint8(), 81), pa.binary(LABEL_COUNT // 8)
 
 KINDS = {
@@ -67,7 +70,7 @@ KINDS = {
     'moves': Kind(_moves_fields, LABEL_COUNT, 'float32', (), 'labels'),
 }
 
-# %% ../../nbs/data/11_columns.ipynb #2c66159c
+# %% ../../nbs/data/11_columns.ipynb #b86aa9c8
 @dataclass(frozen=True)
 class Column:
     "A target: its name in a batch, the column it stands in, and its kind"
@@ -76,18 +79,22 @@ class Column:
     kind: str      # One of `KINDS`
 
     def __post_init__(self):
-        if self.kind not in KINDS: raise ValueError(f'column {self.name!r} is of kind {self.kind!r}: one of {", ".join(KINDS)} was expected')
+        if self.kind not in KINDS:
+            raise ValueError(f'column {self.name!r} is of kind {self.kind!r}: '
+                             f'one of {", ".join(KINDS)} was expected')
 
 # %% ../../nbs/data/11_columns.ipynb #c2efd6dc
 @dataclass(frozen=True)
 class Columns:
     "The columns of a stage's rows"
-    key: str                                   # The stage's
+    key: str                     # The stage's
     targets: tuple[Column, ...]
-    origin: bool = True                        # Rows come from games: fold, game and ply stand beside them
-    legal: bool = False                        # Preparing needs the legal moves of each position
-    rules: Callable|None = field(default=None, compare=False, repr=False)     # () → all rows, where the rules alone give them
-    answers: Callable|None = field(default=None, compare=False, repr=False)   # (positions) → {shard's column: values}, of each position
+    origin: bool = True          # Rows come from games: fold, game and ply stand beside them
+    legal: bool = False          # Preparing needs the legal moves of each position
+    # () → all rows, where the rules alone give them
+    rules: Callable|None = field(default=None, compare=False, repr=False)
+    # (positions) → {shard's column: values}, of each position
+    answers: Callable|None = field(default=None, compare=False, repr=False)
 
     def __reduce__(self): return Columns, (self.key, self.targets, self.origin, self.legal)
 
@@ -95,9 +102,11 @@ class Columns:
 def _prop(f):
     "Add a property to `Columns` that is worked out once"
     value = cached_property(f)
-    setattr(Columns, f.__name__, value); value.__set_name__(Columns, f.__name__)
+    setattr(Columns, f.__name__, value)
+    value.__set_name__(Columns, f.__name__)
     return value
 
+# %% ../../nbs/data/11_columns.ipynb #6f70462d
 @_prop
 def stage(self) -> int|str:
     "The key as JSON has it"
@@ -122,10 +131,12 @@ def played(self) -> bool:
     return any(t.kind == 'moves' for t in self.targets)
 
 # %% ../../nbs/data/11_columns.ipynb #4d402a24
-_position = [('id', pa.uint64()), ('boardIdPositions', pa.list_(pa.uint8(), 81)), ('piecesInHand', pa.list_(pa.uint8(), 14))]
+_position = [('id', pa.uint64()), ('boardIdPositions', pa.list_(pa.uint8(), 81)),
+             ('piecesInHand', pa.list_(pa.uint8(), 14))]
 _origin = [('fold', pa.uint8()), ('game', pa.uint64()), ('ply', pa.uint16())]
 ORIGIN = tuple(name for name, _ in _origin)    # another tool's tables do not know them
 
+# %% ../../nbs/data/11_columns.ipynb #667e1140
 @_prop
 def schema(self) -> pa.Schema:
     "The columns of a shard"
@@ -137,6 +148,7 @@ INLINE = 4   # moves that stand in the record itself
 
 _tail = [('tail', np.uint32, 1), ('labels', np.uint16, INLINE), ('counts', np.float32, INLINE)]
 
+# %% ../../nbs/data/11_columns.ipynb #a0c0ff8b
 @_prop
 def record(self) -> np.dtype:
     "The packed record of a row"
@@ -146,7 +158,7 @@ def record(self) -> np.dtype:
     parts += [p for p in kinds if p[1] is not np.uint8] + _tail*self.played
     return _packed(parts)
 
-# %% ../../nbs/data/11_columns.ipynb #3b454b69
+# %% ../../nbs/data/11_columns.ipynb #9b283660
 def _packed(parts):
     "A record of `parts` (name, type, width), each at a multiple of its size, and so the record itself"
     at, offsets, largest = 0, [], 1
@@ -155,9 +167,9 @@ def _packed(parts):
         at = -(-at // size)*size
         offsets.append(at)
         at, largest = at + size*width, max(largest, size)
-    formats = [np.dtype(dtype) if width == 1 else np.dtype((dtype, width)) for _, dtype, width in parts]
-    names = [name for name, *_ in parts]
-    return np.dtype({'names': names, 'formats': formats, 'offsets': offsets, 'itemsize': -(-at // largest)*largest})
+    formats = [dtype if width == 1 else (dtype, width) for _, dtype, width in parts]
+    return np.dtype({'names': [name for name, *_ in parts], 'formats': formats,
+                     'offsets': offsets, 'itemsize': -(-at // largest)*largest})
 
 # %% ../../nbs/data/11_columns.ipynb #cfb70852
 @_prop
@@ -181,12 +193,13 @@ def mirrors(self) -> dict[str, str]:
 # %% ../../nbs/data/11_columns.ipynb #0bf2a64f
 COLUMNS: dict[str, Columns] = {}    # key → columns
 
+# %% ../../nbs/data/11_columns.ipynb #1c6f58c4
 def register_columns(columns:Columns) -> Columns:
     "Have `columns_of` find `columns` by their key"
     COLUMNS[columns.key] = columns
     return columns
 
-# %% ../../nbs/data/11_columns.ipynb #1c6f58c4
+# %% ../../nbs/data/11_columns.ipynb #a0b57077
 def columns_of(
     of:Columns|int|str,   # Columns, or a stage's key
 ) -> Columns:             # A `ValueError` if no stage has this key
@@ -194,5 +207,7 @@ def columns_of(
     if isinstance(of, Columns): return of
     key = stage_key(of)
     if key not in COLUMNS: import_module('maou_nb.stages.rows')     # the three of the library
-    if key not in COLUMNS: raise ValueError(f'stage {of!r} is none of {", ".join(sorted(COLUMNS))}; register_stage adds one')
+    if key not in COLUMNS:
+        known = ', '.join(sorted(COLUMNS))
+        raise ValueError(f'stage {of!r} is none of {known}; register_stage adds one')
     return COLUMNS[key]
