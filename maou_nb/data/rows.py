@@ -13,8 +13,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .board import position_ids
-from .columns import INLINE, KINDS, Columns, columns_of
-from .games import FOLDS
+from .columns import FOLDS, INLINE, KINDS, Columns, columns_of
 from .shards import Shard, ShardError, fixed_array, read_shard
 
 # %% ../../nbs/data/16_rows.ipynb #6450658d

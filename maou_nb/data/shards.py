@@ -20,10 +20,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 
 from .. import __version__
-from .columns import ORIGIN, Columns, columns_of
+from .columns import FOLDS, ORIGIN, Columns, columns_of
 from .files import (FileError, as_path, atomic_file, find_files, is_remote, listed,
                                 local_file)
-from .games import FOLDS
 from .labels import LABEL_COUNT, LABEL_SCHEME
 
 # %% ../../nbs/data/12_shards.ipynb #a22b50b2

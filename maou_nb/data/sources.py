@@ -25,9 +25,8 @@ from fastcore.basics import patch
 from xxhash import xxh3_128_hexdigest
 
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
-from .columns import INLINE, Columns, columns_of
+from .columns import FOLDS, INLINE, Columns, columns_of
 from .files import cache_folder, cache_limit, cached_file, is_remote, local_file
-from .games import FOLDS
 from .machine import free_memory, free_shared, size_text
 from .order import WINDOW_ROWS, Plan
 from .rows import (

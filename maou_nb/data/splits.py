@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
-from .columns import Columns
+from .columns import FOLDS, Columns
 from .files import file_sha256, local_file
-from .games import FOLDS
 from .machine import free_shared, size_text
 from .shards import Shard, ShardError
 from .sources import StreamingFileSource, folds_of
