@@ -154,7 +154,7 @@ def test_bad_rows_of_old_tables_are_left_out(shards, tmp_path):
     with pytest.raises(ShardError, match='row 8 of 200'): list(StreamingFileSource(tmp_path/'x.npy', 3).iter_files_columnar())
 
 def same(a, b):
-    return all(torch.equal(getattr(a, n).nan_to_num(), getattr(b, n).nan_to_num()) for n in ('board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played') if getattr(a, n) is not None)
+    return all(torch.equal(getattr(a, n, None).nan_to_num(), getattr(b, n, None).nan_to_num()) for n in ('board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played') if getattr(a, n, None) is not None)
 
 @pytest.mark.parametrize('n', [1, 2, 3])
 def test_decoded_rows_are_the_same(shards, n, monkeypatch):
