@@ -13,44 +13,68 @@ import numpy as np
 from rsshogi.core import Board
 
 from ..data.board import HAND_KINDS, KINDS, playable, to_sfen
-
 from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE, STEPS, legal_labels
 from ..data.options import DataPath, Name, OnePath, Section, option
 from ..model.losses import asymmetric_loss, bce_loss, register_loss
 from ..model.metrics import LegalMovesMetrics
-from ..show.boards import OWN_HAND, Arrow, Position, board_svg, move_text, origin_of, show_position, white_moves
+from ..show.boards import (
+    OWN_HAND, Arrow, Position, board_svg, move_text, origin_of, show_position, white_moves)
 from .reachable import rate_hint
 from .rows import LEGAL_MOVES, reachable_squares
-from .stage import INVENTED, MISSED, Figure, Part, Prediction, Stage, ranked, register_stage
+from .stage import (
+    INVENTED, MISSED, Figure, Part, Prediction, Stage, ranked, register_stage)
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #89d435a2
-def _asymmetric(c): return 'the asymmetric loss weighs legal moves by its gammas' if c.stage2_gamma_pos or c.stage2_gamma_neg or c.stage2_clip else ''
-def _linear(c): return '' if c.stage2_hidden_dim else 'a linear head has no hidden units; stage2_hidden_dim makes some'
+def _asymmetric(c):
+    "Why the weight of legal moves is idle"
+    focused = c.stage2_gamma_pos or c.stage2_gamma_neg or c.stage2_clip
+    return 'the asymmetric loss weighs legal moves by its gammas' if focused else ''
 
+# %% ../../nbs/stages/33_legal_moves.ipynb #5d9644e0
+def _linear(c):
+    "Why the dropout of the head is idle"
+    if c.stage2_hidden_dim: return ''
+    return 'a linear head has no hidden units; stage2_hidden_dim makes some'
+
+# %% ../../nbs/stages/33_legal_moves.ipynb #71597e4f
 class Stage2Options(Section):
     "Options of stage 2"
     stage2_data_path: DataPath = option(None, 'Shards of stage 2, likewise', 'Data', 'silent', '2')
     stage2_test_ratio: float = option(0.0,
-        'Share of stage 2 held out, likewise, for F1 and the threshold; 0: judged on the training rows', 'Data', 'fixed', '2', ge=0, lt=1)
-    stage2_threshold: float = option(0.85, 'F1 over positions at which stage 2 ends', 'Stage 2', 'free', '2', ge=0, le=1)
-    stage2_max_epochs: int = option(10, 'Epochs after which stage 2 fails if the threshold is not met', 'Stage 2', 'silent', '2', ge=1)
+        'Share of stage 2 held out, likewise, for F1 and the threshold; '
+        '0: judged on the training rows', 'Data', 'fixed', '2', ge=0, lt=1)
+    stage2_threshold: float = option(0.85,
+        'F1 over positions at which stage 2 ends', 'Stage 2', 'free', '2', ge=0, le=1)
+    stage2_max_epochs: int = option(10,
+        'Epochs after which stage 2 fails if the threshold is not met',
+        'Stage 2', 'silent', '2', ge=1)
     stage2_batch_size: int | None = option(None,
-        'Rows a step; none: batch_size, capped so that an epoch has 16 steps', 'Stage 2', 'fixed', '2', ge=1)
-    stage2_learning_rate: float | None = option(None, 'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0)
+        'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
+        'Stage 2', 'fixed', '2', ge=1)
+    stage2_learning_rate: float | None = option(None,
+        'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0)
     stage2_pos_weight: float = option(1.0,
-        'How much a legal move counts in the loss, against 1 for an illegal one; not with the asymmetric loss',
-        'Stage 2', 'free', '2', _asymmetric, gt=0)
+        'How much a legal move counts in the loss, against 1 for an illegal one; '
+        'not with the asymmetric loss', 'Stage 2', 'free', '2', _asymmetric, gt=0)
     stage2_gamma_pos: float = option(0.0,
-        'Asymmetric loss: focusing of legal moves; all three 0 is plain BCE', 'Stage 2', 'free', '2', ge=0)
-    stage2_gamma_neg: float = option(0.0, 'Asymmetric loss: focusing of illegal moves', 'Stage 2', 'free', '2', ge=0)
+        'Asymmetric loss: focusing of legal moves; all three 0 is plain BCE',
+        'Stage 2', 'free', '2', ge=0)
+    stage2_gamma_neg: float = option(0.0,
+        'Asymmetric loss: focusing of illegal moves', 'Stage 2', 'free', '2', ge=0)
     stage2_clip: float = option(0.0,
-        'Asymmetric loss: probability below which an illegal move costs nothing', 'Stage 2', 'free', '2', ge=0, lt=1)
+        'Asymmetric loss: probability below which an illegal move costs nothing',
+        'Stage 2', 'free', '2', ge=0, lt=1)
     stage2_hidden_dim: int | None = option(None,
-        'Width of a hidden layer in the legal-move head; none: one linear layer', 'Stage 2', 'fixed', '2', ge=1)
-    stage2_head_dropout: float = option(0.0, 'Dropout after that hidden layer', 'Stage 2', 'free', '2', _linear, ge=0, lt=1)
-    legal_moves_head: Name = option('legal_moves', 'Head of stage 2: legal_moves, or one you registered', 'Stage 2', 'fixed', '2')
-    legal_moves_loss: Name = option('moves', 'Loss of stage 2: moves, or one you registered', 'Stage 2', 'free', '2')
-    resume_legal_moves_head_from: OnePath = option(None, 'Take the head of stage 2 from there', 'Model', 'silent', '2')
+        'Width of a hidden layer in the legal-move head; none: one linear layer',
+        'Stage 2', 'fixed', '2', ge=1)
+    stage2_head_dropout: float = option(0.0,
+        'Dropout after that hidden layer', 'Stage 2', 'free', '2', _linear, ge=0, lt=1)
+    legal_moves_head: Name = option('legal_moves',
+        'Head of stage 2: legal_moves, or one you registered', 'Stage 2', 'fixed', '2')
+    legal_moves_loss: Name = option('moves',
+        'Loss of stage 2: moves, or one you registered', 'Stage 2', 'free', '2')
+    resume_legal_moves_head_from: OnePath = option(None,
+        'Take the head of stage 2 from there', 'Model', 'silent', '2')
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #c2c3b0c8
 @register_loss('moves', of='legal_moves')
@@ -66,20 +90,24 @@ def _broken_drop(kind, to, board, hands):
     "What keeps a piece of `kind` from being dropped"
     if not hands[HAND_KINDS.index(kind)]: return 'the piece is not in hand'
     if board[to]: return 'a drop on a piece'
-    if kind == 'P' and (board.reshape(9, 9)[:, to % 9] == 1).any(): return 'two pawns in a file'
+    file = board.reshape(9, 9)[:, to % 9]
+    if kind == 'P' and (file == 1).any(): return 'two pawns in a file'
 
+# %% ../../nbs/stages/33_legal_moves.ipynb #9c9ccc3a
 def _broken_walk(label, promotes, to, board):
     "What keeps a piece from moving"
     origin = origin_of(label, board)
-    if origin is None or not 1 <= board[origin] <= 14: return 'no piece of its own that could move so'
+    if origin is None or not 1 <= board[origin] <= 14:
+        return 'no piece of its own that could move so'
     kind = KINDS[board[origin] - 1]
     if to not in reachable_squares(kind, origin): return 'the piece does not move so'
     if 1 <= board[to] <= 14: return 'onto a piece of its own'
     if promotes and kind not in ('P', 'L', 'N', 'S', 'B', 'R'): return 'a piece that cannot promote'
     if promotes and origin > 26 and to > 26: return 'promotion outside of the zone'
-    if not promotes and (kind in ('P', 'L') and to < 9 or kind == 'N' and to < 18): return 'it would have to promote'
+    stuck = kind in ('P', 'L') and to < 9 or kind == 'N' and to < 18
+    if stuck and not promotes: return 'it would have to promote'
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #97fd9c94
+# %% ../../nbs/stages/33_legal_moves.ipynb #e19e082a
 def broken_rule(
     label:int,          # 0…1495
     board:np.ndarray,   # uint8 (81,): piece codes, of a position that can occur
@@ -87,7 +115,8 @@ def broken_rule(
 ) -> str:               # Empty: the move is legal
     "The rule that keeps a move from being played"
     name, to = CLASSES[LABEL_CLASS[label]], int(LABEL_SQUARE[label])
-    broken = _broken_drop(name[0], to, board, hands) if name.endswith('*') else _broken_walk(label, name.endswith('+'), to, board)
+    if name.endswith('*'): broken = _broken_drop(name[0], to, board, hands)
+    else: broken = _broken_walk(label, name.endswith('+'), to, board)
     if broken: return broken
     position = Board(to_sfen(board, hands))
     if label in legal_labels(position): return ''
@@ -99,20 +128,30 @@ def broken_rule(
 class LegalMoves(Stage):
     "Stage 2: legal moves"
     name, columns = 'legal moves', LEGAL_MOVES
-    parts = (Part('legal_moves', 1496, 'legal_moves', 'moves',
-                  lambda c: dict(hidden_dim=c.stage2_hidden_dim, dropout=c.stage2_head_dropout)),)
-    figures = {'f1': Figure('F1 over positions', 'predicting nothing'), 'exact_moves': Figure('all moves right')}
+    parts = (Part('legal_moves', 1496, 'legal_moves', 'moves', lambda c: dict(
+        hidden_dim=c.stage2_hidden_dim, dropout=c.stage2_head_dropout)),)
+    figures = {'f1': Figure('F1 over positions', 'predicting nothing'),
+               'exact_moves': Figure('all moves right')}
     options = Stage2Options
-    names = {'scheduler': 'stage12_lr_scheduler', 'weight_decay': 'stage12_weight_decay', 'compile': 'stage12_compilation'}
+    names = {'scheduler': 'stage12_lr_scheduler', 'weight_decay': 'stage12_weight_decay',
+             'compile': 'stage12_compilation'}
     worst = {'legality': ('illegal', 'wrong moves')}
 
     def metrics(self): return LegalMovesMetrics()
     def remarks(self, cfg, settings): return rate_hint(self, cfg, settings)
+
     def row_errors(self, outputs, batch):
-        return {'illegal': ((outputs['legal_moves'] > 0) != batch.legal).sum(1).float()}
-    def picture(self, batch, i): return (by_square(batch.legal[i].numpy()) > 0).astype(float), f'{int(batch.legal[i].sum())} legal moves'
+        wrong = (outputs['legal_moves'] > 0) != batch.legal
+        return {'illegal': wrong.sum(1).float()}
+
+    def picture(self, batch, i):
+        legal = batch.legal[i].numpy()
+        return (by_square(legal) > 0).astype(float), f'{int(legal.sum())} legal moves'
+
     def mistakes(self, row, said, letters='japanese'): return moves_board(row, said, letters)
-    def answer(self, state, last, logits, top): return moves_answer(self, state, last, logits, top)
+
+    def answer(self, state, last, logits, top):
+        return moves_answer(self, state, last, logits, top)
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #a4f20cc1
 def by_square(
@@ -122,7 +161,7 @@ def by_square(
     heat = np.bincount(LABEL_SQUARE, weights=shares, minlength=81)
     return heat / max(heat.max(), 1e-9)
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #e3009805
+# %% ../../nbs/stages/33_legal_moves.ipynb #3ba4c953
 def move_arrow(
     label:int,          # 0…1495, in the view of the side to move
     board:np.ndarray,   # uint8 (81,)
@@ -131,19 +170,23 @@ def move_arrow(
     color:str=MISSED,
 ) -> Arrow|None:        # None: no piece stands that could move so
     "The arrow of a move"
-    origin = OWN_HAND if LABEL_CLASS[label] >= 2*len(STEPS) else origin_of(label, board)
-    return None if origin is None else Arrow(origin, int(LABEL_SQUARE[label]), share, text, color)
+    dropped = LABEL_CLASS[label] >= 2*len(STEPS)
+    origin = OWN_HAND if dropped else origin_of(label, board)
+    if origin is None: return None
+    return Arrow(origin, int(LABEL_SQUARE[label]), share, text, color)
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #3ba4c953
+# %% ../../nbs/stages/33_legal_moves.ipynb #0365134f
 def _wrong_moves(legal, p, board):
-    "(arrows, frames) of moves that are missed and invented: drops as frames, the others as arrows"
+    "(labels by colour, arrows, frames) of missed and invented moves; drops are frames"
     wrong = {MISSED: np.flatnonzero(legal & (p <= 0.5)), INVENTED: np.flatnonzero(~legal & (p > 0.5))}
     dropped = LABEL_CLASS >= 2*len(STEPS)
-    arrows = [move_arrow(l, board, 0.3, '', c) for c, labels in wrong.items() for l in labels if not dropped[l]]
-    frames = {c: {int(LABEL_SQUARE[l]) for l in labels if dropped[l]} for c, labels in wrong.items()}
+    arrows = [move_arrow(l, board, 0.3, '', c)
+              for c, labels in wrong.items() for l in labels if not dropped[l]]
+    frames = {c: {int(LABEL_SQUARE[l]) for l in labels if dropped[l]}
+              for c, labels in wrong.items()}
     return wrong, tuple(filter(None, arrows)), frames
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #f90473f6
+# %% ../../nbs/stages/33_legal_moves.ipynb #785b745f
 def _by_rule(labels, board, hands, p):
     "Invented moves in words, by the rule that each breaks"
     rules, can_occur = {}, playable(Board(to_sfen(board, hands)))
@@ -152,10 +195,13 @@ def _by_rule(labels, board, hands, p):
         rules.setdefault(rule, []).append(f'{move_text(l, board)} {p[l]:.0%}')
     return rules
 
+# %% ../../nbs/stages/33_legal_moves.ipynb #e407acbc
 def _words(color, what, moves, most):
-    return f'<b style="color:{color}">{escape(what)}</b>: {", ".join(moves[:most])}' + ' …'*(len(moves) > most)
+    "The first of some moves, after their name in a colour"
+    listed = ', '.join(moves[:most]) + ' …'*(len(moves) > most)
+    return f'<b style="color:{color}">{escape(what)}</b>: {listed}'
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #0365134f
+# %% ../../nbs/stages/33_legal_moves.ipynb #2c664ed8
 def moves_board(row, said:dict|None, letters:str) -> tuple[str, str]:   # SVG, and HTML beneath it
     "Missed and invented moves, on the board and in words by the rule that is broken"
     board, hands, legal = row.board[0].numpy(), row.hands[0].numpy(), row.legal[0].numpy()
@@ -164,11 +210,14 @@ def moves_board(row, said:dict|None, letters:str) -> tuple[str, str]:   # SVG, a
         return board_svg(board, hands, heat*0.6, f'{legal.sum()} legal moves', letters=letters), ''
     p = said['legal_moves'][0].sigmoid().numpy()
     wrong, arrows, frames = _wrong_moves(legal, p, board)
-    caption = f'{len(wrong[MISSED])} missed, {len(wrong[INVENTED])} invented of {legal.sum()} moves'
+    counts = f'{len(wrong[MISSED])} missed, {len(wrong[INVENTED])} invented'
+    caption = f'{counts} of {legal.sum()} moves'
     missed = [f'{move_text(l, board)} {p[l]:.0%}' for l in wrong[MISSED]]
+    by_rule = _by_rule(wrong[INVENTED], board, hands, p)
     lines = [_words(MISSED, 'missed', missed, 12)] if missed else []
-    lines += [_words(INVENTED, rule, moves, 8) for rule, moves in _by_rule(wrong[INVENTED], board, hands, p).items()]
-    return board_svg(board, hands, None, caption, letters=letters, arrows=arrows, frames=frames), '<br>'.join(lines)
+    lines += [_words(INVENTED, rule, moves, 8) for rule, moves in by_rule.items()]
+    look = dict(letters=letters, arrows=arrows, frames=frames)
+    return board_svg(board, hands, None, caption, **look), '<br>'.join(lines)
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #63298a12
 _turn_usi = str.maketrans('123456789abcdefghi', '987654321ihgfedcba')
@@ -179,14 +228,17 @@ def invented_moves(own, legal, board, white:bool) -> dict[str, float]:
     def name(label):
         text = move_text(label, board)
         return text.translate(_turn_usi) if white else text
-    return {name(l): float(own[l].sigmoid()) for l in sorted(claimed, key=lambda l: -float(own[l]))}
+    surest = sorted(claimed, key=lambda l: -float(own[l]))
+    return {name(l): float(own[l].sigmoid()) for l in surest}
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #a7fb3486
-def asked_moves(state) -> tuple:     # (rsshogi's board, its moves, int64 labels, board as the network sees it)
+# %% ../../nbs/stages/33_legal_moves.ipynb #44448904
+def asked_moves(state) -> tuple:     # (rsshogi's board, its moves, int64 labels, the network's view)
     "What is needed to read a network's answer about moves"
     board = Board(state.to_sfen())
-    return board, board.legal_moves(), legal_labels(board).astype(np.int64), Position.from_state(state).board
+    labels = legal_labels(board).astype(np.int64)
+    return board, board.legal_moves(), labels, Position.from_state(state).board
 
+# %% ../../nbs/stages/33_legal_moves.ipynb #415fe246
 def side_to_move(state) -> str:
     "White or Black"
     return 'White' if white_moves(state) else 'Black'
@@ -198,7 +250,7 @@ def moves_heat(labels:np.ndarray, p:np.ndarray) -> np.ndarray:    # float (81,)
     np.maximum.at(heat, LABEL_SQUARE[labels], p)
     return heat
 
-# %% ../../nbs/stages/33_legal_moves.ipynb #a154efe7
+# %% ../../nbs/stages/33_legal_moves.ipynb #2b9b7f82
 def moves_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:
     "Which moves a network takes for legal"
     board, moves, labels, view = asked_moves(state)
@@ -206,9 +258,10 @@ def moves_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:
     p = own[labels].sigmoid().numpy()
     invented = invented_moves(own, labels, view, white_moves(state))
     ending = '' if len(p) else 'no legal move, so the side to move has lost; '
-    says = f'{side_to_move(state)} to move: {ending}{(p > 0.5).sum()} of {len(p)} legal moves found, {len(invented)} invented'
+    found = f'{(p > 0.5).sum()} of {len(p)} legal moves found, {len(invented)} invented'
     heat = moves_heat(labels, p)
-    svg = show_position(state, heat, {}, last).svgs[0]
-    return Prediction(state.to_sfen(), stage.id, ranked([m.to_usi() for m in moves], p), top=top, invented=invented,
-                      written={m.to_usi(): m.to_ki2(board) for m in moves}, picture=svg, heat=heat, says=says,
-                      heads=('move', 'legal with'))
+    return Prediction(
+        state.to_sfen(), stage.id, ranked([m.to_usi() for m in moves], p), top=top,
+        invented=invented, written={m.to_usi(): m.to_ki2(board) for m in moves},
+        picture=show_position(state, heat, {}, last).svgs[0], heat=heat,
+        says=f'{side_to_move(state)} to move: {ending}{found}', heads=('move', 'legal with'))

@@ -10,59 +10,87 @@ __all__ = ['Stage3Data', 'Stage3Options', 'kl_loss', 'gce_loss', 'win_rate_loss'
 import numpy as np
 import torch
 
-from ..data.options import DataPath, Name, OnePath, OptionError, Section, one_of, option
-from ..model.losses import gce_policy_loss, legal_log_softmax, policy_divergence, policy_loss, register_loss, value_loss, value_target
+from ..data.options import (
+    DataPath, Name, OnePath, OptionError, Section, one_of, option)
+from ..model.losses import (
+    gce_policy_loss, legal_log_softmax, policy_divergence, policy_loss,
+    register_loss, value_loss, value_target)
 from ..model.metrics import PolicyValueMetrics, rank_of
 from ..show.boards import board_svg, move_text, show_position
-from .legal_moves import asked_moves, by_square, move_arrow, moves_heat, side_to_move
+from .legal_moves import (
+    asked_moves, by_square, move_arrow, moves_heat, side_to_move)
 from .rows import POLICY_VALUE
-from .stage import MISSED, RIGHT, Figure, Part, Prediction, Stage, ranked, register_stage
+from .stage import (
+    MISSED, RIGHT, Figure, Part, Prediction, Stage, ranked, register_stage)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #ce705a22
-def _apart(c): return 'stage3_validation_data_path is what stage 3 is judged on' if c.stage3_validation_data_path is not None else ''
-def _not_gce(c): return '' if c.policy_loss == 'gce' else 'of policy_loss=gce'
+def _apart(c):
+    "Why the share that is held out is idle"
+    if c.stage3_validation_data_path is None: return ''
+    return 'stage3_validation_data_path is what stage 3 is judged on'
 
+# %% ../../nbs/stages/34_policy_value.ipynb #98311233
 class Stage3Data(Section):
     "What stage 3 is trained and judged on"
     stage3_data_path: DataPath = option(None, 'Shards of stage 3, likewise', 'Data', 'silent', '3')
     stage3_validation_data_path: DataPath = option(None,
         'Shards to judge stage 3 on; test_ratio is not used then', 'Data', 'silent', '3')
     test_ratio: float = option(0.2,
-        'Share of stage 3 held out for validation: by game, to the nearest fold; by file, or by row of a single file, where rows know no games',
+        'Share of stage 3 held out for validation: by game, to the nearest fold; '
+        'by file, or by row of a single file, where rows know no games',
         'Data', 'fixed', '3', _apart, gt=0, lt=1)
-    input_file_packed: bool = option(False, 'The .npy shards are the bit-packed ones of learn-model', 'Data', 'fixed', '3')
+    input_file_packed: bool = option(False,
+        'The .npy shards are the bit-packed ones of learn-model', 'Data', 'fixed', '3')
+
+# %% ../../nbs/stages/34_policy_value.ipynb #af4820e6
+def _not_gce(c): return '' if c.policy_loss == 'gce' else 'of policy_loss=gce'
 
 # %% ../../nbs/stages/34_policy_value.ipynb #52c3374b
 class Stage3Options(Stage3Data):
     "Options of stage 3"
     epoch: int = option(10, 'Epochs of stage 3', 'Stage 3', 'silent', '3', ge=1)
     start_epoch: int | None = option(None,
-        'First epoch of stage 3, counted from 0, with the schedule advanced to it; none: 0', 'Stage 3', 'silent', '3', ge=0)
+        'First epoch of stage 3, counted from 0, with the schedule advanced to it; none: 0',
+        'Stage 3', 'silent', '3', ge=0)
     stage3_batch_size: int | None = option(None,
-        'Rows a step; none: batch_size, capped so that an epoch has 16 steps', 'Stage 3', 'fixed', '3', ge=1)
+        'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
+        'Stage 3', 'fixed', '3', ge=1)
     policy_loss: Name = option('kl',
-        'Policy loss over the legal moves: kl; gce, which trusts rare moves less; or one you registered',
-        'Stage 3', 'free', '3', examples=['kl', 'gce'])
+        'Policy loss over the legal moves: kl; gce, which trusts rare moves less; '
+        'or one you registered', 'Stage 3', 'free', '3', examples=['kl', 'gce'])
     gce_parameter: float = option(0.1,
-        'q of policy_loss=gce: near 0 it is cross entropy, 1 the mean absolute error', 'Stage 3', 'free', '3', _not_gce, gt=0, le=1)
+        'q of policy_loss=gce: near 0 it is cross entropy, 1 the mean absolute error',
+        'Stage 3', 'free', '3', _not_gce, gt=0, le=1)
     policy_target_mode: one_of('move-label', 'win-rate', 'weighted') = option('move-label',
-        'Policy target: how often a move was played (move-label), its win rate (win-rate), or the product of both (weighted)',
-        'Stage 3', 'fixed', '3')
-    value_loss: Name = option('bce', 'Value loss: bce, or one you registered', 'Stage 3', 'free', '3')
+        'Policy target: how often a move was played (move-label), its win rate (win-rate), '
+        'or the product of both (weighted)', 'Stage 3', 'fixed', '3')
+    value_loss: Name = option('bce',
+        'Value loss: bce, or one you registered', 'Stage 3', 'free', '3')
     value_result_weight: float = option(1.0,
-        'Value target: this share of the result, the rest of sigmoid(eval / 600)', 'Stage 3', 'free', '3', ge=0, le=1)
-    policy_loss_ratio: float = option(1.0, 'Weight of the policy loss', 'Stage 3', 'free', '3', ge=0)
-    value_loss_ratio: float = option(1.0, 'Weight of the value loss', 'Stage 3', 'free', '3', ge=0)
-    policy_head: Name = option('policy', 'Policy head: policy, or one you registered', 'Stage 3', 'fixed', '3')
-    value_head: Name = option('value', 'Value head: value, or one you registered', 'Stage 3', 'fixed', '3')
+        'Value target: this share of the result, the rest of sigmoid(eval / 600)',
+        'Stage 3', 'free', '3', ge=0, le=1)
+    policy_loss_ratio: float = option(1.0,
+        'Weight of the policy loss', 'Stage 3', 'free', '3', ge=0)
+    value_loss_ratio: float = option(1.0,
+        'Weight of the value loss', 'Stage 3', 'free', '3', ge=0)
+    policy_head: Name = option('policy',
+        'Policy head: policy, or one you registered', 'Stage 3', 'fixed', '3')
+    value_head: Name = option('value',
+        'Value head: value, or one you registered', 'Stage 3', 'fixed', '3')
     early_stopping_patience: int = option(0,
-        'Stop after so many epochs without a better early_stopping_metric; 0: never', 'Stage 3', 'free', '3', ge=0)
+        'Stop after so many epochs without a better early_stopping_metric; 0: never',
+        'Stage 3', 'free', '3', ge=0)
     early_stopping_metric: one_of('total', 'policy', 'value') = option('total',
-        'Which validation loss stops early and picks the best checkpoint: total, policy or value', 'Stage 3', 'free', '3')
-    export_onnx: bool = option(False, 'Write the best checkpoint as ONNX too, in fp32 and fp16', 'Stage 3', 'silent', '3')
-    resume_policy_head_from: OnePath = option(None, 'Take the policy head from there', 'Model', 'silent', '3')
-    resume_value_head_from: OnePath = option(None, 'Take the value head from there', 'Model', 'silent', '3')
-    compilation: bool = option(False, 'torch.compile the net of stage 3', 'Model', 'silent', '3')
+        'Which validation loss stops early and picks the best checkpoint: total, policy or value',
+        'Stage 3', 'free', '3')
+    export_onnx: bool = option(False,
+        'Write the best checkpoint as ONNX too, in fp32 and fp16', 'Stage 3', 'silent', '3')
+    resume_policy_head_from: OnePath = option(None,
+        'Take the policy head from there', 'Model', 'silent', '3')
+    resume_value_head_from: OnePath = option(None,
+        'Take the value head from there', 'Model', 'silent', '3')
+    compilation: bool = option(False,
+        'torch.compile the net of stage 3', 'Model', 'silent', '3')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #93994362
 @register_loss('kl', of='policy')
@@ -70,10 +98,12 @@ def kl_loss(outputs:dict, batch, cfg) -> dict:
     "KL divergence from the moves played to the softmax over legal moves"
     return {'loss': policy_loss(outputs['policy'], batch.policy, batch.legal)}
 
+# %% ../../nbs/stages/34_policy_value.ipynb #962466da
 @register_loss('gce', of='policy')
 def gce_loss(outputs:dict, batch, cfg) -> dict:
     "Generalised cross entropy with q = `gce_parameter`"
-    return {'loss': gce_policy_loss(outputs['policy'], batch.policy, batch.legal, cfg.gce_parameter)}
+    loss = gce_policy_loss(outputs['policy'], batch.policy, batch.legal, cfg.gce_parameter)
+    return {'loss': loss}
 
 # %% ../../nbs/stages/34_policy_value.ipynb #7a1306e1
 @register_loss('bce', of='value')
@@ -88,57 +118,69 @@ def win_rate_loss(outputs:dict, batch, cfg) -> dict:
 class PolicyValue(Stage):
     "Stage 3: policy and value"
     name, columns = 'policy and value', POLICY_VALUE
-    parts = (Part('policy', 1496, 'policy', 'kl', ratio='policy_loss_ratio'), Part('value', 0, 'value', 'bce', ratio='value_loss_ratio'))
-    figures = {'top1': Figure('policy top-1', 'uniform over legal moves'), 'top5': Figure('policy top-5', 'uniform over legal moves'),
+    parts = (Part('policy', 1496, 'policy', 'kl', ratio='policy_loss_ratio'),
+             Part('value', 0, 'value', 'bce', ratio='value_loss_ratio'))
+    figures = {'top1': Figure('policy top-1', 'uniform over legal moves'),
+               'top5': Figure('policy top-5', 'uniform over legal moves'),
                'value_accuracy': Figure('value accuracy', 'always the majority'),
                'brier': Figure('Brier score', 'always the mean result', drawn=False)}
     options = Stage3Options
-    names = {'validation': 'stage3_validation_data_path', 'test_ratio': 'test_ratio', 'packed': 'input_file_packed',
-             'epochs': 'epoch', 'start_epoch': 'start_epoch', 'learning_rate': '', 'threshold': '',
-             'patience': 'early_stopping_patience'}
+    names = {'validation': 'stage3_validation_data_path', 'test_ratio': 'test_ratio',
+             'packed': 'input_file_packed', 'epochs': 'epoch', 'start_epoch': 'start_epoch',
+             'learning_rate': '', 'threshold': '', 'patience': 'early_stopping_patience'}
     final = one_file_by_row = exports = True
     tinted = False
     worst = {'policy': ('policy_loss', 'policy loss'), 'value': ('value_error', 'value error'),
              'legality': ('illegal', 'unmasked, on illegal moves')}
 
     def metrics(self): return PolicyValueMetrics()
+
     def best_by(self, cfg):
-        best = {'total': 'loss', 'policy': 'policy_loss', 'value': 'value_loss'}[cfg.early_stopping_metric]
+        losses = {'total': 'loss', 'policy': 'policy_loss', 'value': 'value_loss'}
+        best = losses[cfg.early_stopping_metric]
         return {'best': best, 'best_policy': 'policy_loss', 'best_value': 'value_loss'}
+
     def check_rows(self, cfg, rows): check_evals(cfg, rows)
     def row_errors(self, outputs, batch): return policy_errors(outputs, batch)
     def row_figures(self, outputs, batch): return policy_figures(outputs, batch)
     def picture(self, batch, i): return played_picture(batch, i)
     def mistakes(self, row, said, letters='japanese'): return policy_board(row, said, letters)
-    def answer(self, state, last, logits, top): return policy_answer(self, state, last, logits, top)
 
-# %% ../../nbs/stages/34_policy_value.ipynb #532cdd45
+    def answer(self, state, last, logits, top):
+        return policy_answer(self, state, last, logits, top)
+
+# %% ../../nbs/stages/34_policy_value.ipynb #c42fea21
 def check_evals(cfg, rows):
     "Refuse to mix evaluations into the value's target where there are none"
-    if cfg.value_result_weight == 1 or not np.isnan(rows.fixed['eval']).all(): return
-    raise OptionError(f'value_result_weight={cfg.value_result_weight:g}: none of the first {len(rows):,} rows has an '
-                      'evaluation to mix in; records with evaluations, or 1, would be right')
+    weight = cfg.value_result_weight
+    if weight == 1 or not np.isnan(rows.fixed['eval']).all(): return
+    raise OptionError(
+        f'value_result_weight={weight:g}: none of the first {len(rows):,} rows has an '
+        'evaluation to mix in; records with evaluations, or 1, would be right')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #6418ceef
 def policy_errors(outputs:dict, batch) -> dict:
     "Policy loss, distance of the value, and the probability that would fall on illegal moves"
     illegal = outputs['policy'].softmax(1).masked_fill(batch.legal, 0).sum(1)
-    return {'policy_loss': policy_divergence(outputs['policy'], batch.policy, batch.legal),
-            'value_error': (outputs['value'].sigmoid() - batch.value).abs(), 'illegal': illegal}
+    loss = policy_divergence(outputs['policy'], batch.policy, batch.legal)
+    distance = (outputs['value'].sigmoid() - batch.value).abs()
+    return {'policy_loss': loss, 'value_error': distance, 'illegal': illegal}
 
-# %% ../../nbs/stages/34_policy_value.ipynb #05fa7f4a
+# %% ../../nbs/stages/34_policy_value.ipynb #927affec
 def policy_figures(outputs:dict, batch) -> dict:
     "What each row adds to an evaluation's tables by ply, and of reliability"
     p, value = outputs['value'].float().sigmoid(), batch.value.float()
     first = rank_of(batch.played, outputs['policy'], batch.legal) == 0
-    return {'policy_loss': policy_divergence(outputs['policy'], batch.policy, batch.legal), 'top1': first.float(),
-            'value_error': (p - value).abs(), 'brier': (p - value)**2, 'predicted': p, 'happened': value}
+    loss = policy_divergence(outputs['policy'], batch.policy, batch.legal)
+    return {'policy_loss': loss, 'top1': first.float(), 'value_error': (p - value).abs(),
+            'brier': (p - value)**2, 'predicted': p, 'happened': value}
 
 # %% ../../nbs/stages/34_policy_value.ipynb #b4cffd85
 def played_picture(batch, i:int) -> tuple[np.ndarray, str]:    # Heat float (81,), caption
     "Where the moves played in row `i` went"
     policy, best = batch.policy[i].numpy(), int(batch.policy[i].argmax())
-    move = f'{move_text(best, batch.board[i].numpy())} {policy[best]:.0%}' if policy[best] else 'no move'
+    move = 'no move'
+    if policy[best]: move = f'{move_text(best, batch.board[i].numpy())} {policy[best]:.0%}'
     return by_square(policy), f'{move}, win rate {batch.value[i].item():.0%}'
 
 # %% ../../nbs/stages/34_policy_value.ipynb #e2a0fd75
@@ -148,23 +190,25 @@ def _network_says(row, said, board, won, played):
     best, value = np.argsort(-p, kind='stable')[:4], float(said['value'][0].sigmoid())
     arrows = [move_arrow(l, board, float(p[l]), f'{p[l]:.0%}', RIGHT) for l in best if p[l] >= 0.02]
     moves = ', '.join(f'{move_text(l, board)} {p[l]:.0%}' for l in best if p[l] >= 0.005)
-    truth = float(row.policy[0][played])
-    lines = [f'<b style="color:{MISSED}">played</b> {move_text(played, board)} {truth:.0%}, the network gives it {p[played]:.1%}',
+    truth = f'{move_text(played, board)} {float(row.policy[0][played]):.0%}'
+    gives = f'the network gives it {p[played]:.1%}'
+    lines = [f'<b style="color:{MISSED}">played</b> {truth}, {gives}',
              f'<b style="color:{RIGHT}">network</b> {moves}']
     return arrows, value, f'win rate {value:.0%}, it was {won:.0%}', lines
 
-# %% ../../nbs/stages/34_policy_value.ipynb #5840bbc7
+# %% ../../nbs/stages/34_policy_value.ipynb #b362a7c2
 def policy_board(row, said:dict|None, letters:str) -> tuple[str, str]:    # SVG, and HTML beneath it
-    "What the network would play in green, what was played most in orange, and the win rate as a bar"
+    "A row with what was played and how it ended, and with what the network says"
     board, truth = row.board[0].numpy(), row.policy[0].numpy()
     played, won = int(row.played[0]), float(row.value[0])
-    arrows = [move_arrow(played, board, float(truth[played]), f'{truth[played]:.0%}', MISSED)] if truth[played] else []
+    share, arrows = float(truth[played]), []
+    if truth[played]: arrows = [move_arrow(played, board, share, f'{truth[played]:.0%}', MISSED)]
     value, caption, lines = won, f'played {move_text(played, board)}, result {won:.0%}', []
     if said is not None:
         more, value, caption, lines = _network_says(row, said, board, won, played)
         arrows += more
-    svg = board_svg(board, row.hands[0].numpy(), None, caption, letters=letters, arrows=tuple(filter(None, arrows)), value=value)
-    return svg, '<br>'.join(lines)
+    look = dict(letters=letters, arrows=tuple(filter(None, arrows)), value=value)
+    return board_svg(board, row.hands[0].numpy(), None, caption, **look), '<br>'.join(lines)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #3924e379
 def policy_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:
@@ -173,10 +217,13 @@ def policy_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:
     p = logits['policy'][labels].double().softmax(0).numpy()
     value, score = float(logits['value'].double().sigmoid()), float(600*logits['value'])
     ending = '' if len(p) else 'no legal move, so the side to move has lost; '
-    says = f'{side_to_move(state)} to move: {ending}win rate {value:.1%}, score {score:+.0f}' + f'; {len(p)} legal moves'*bool(len(p))
+    count = f'; {len(p)} legal moves' if len(p) else ''
+    worth = f'win rate {value:.1%}, score {score:+.0f}'
     heat = moves_heat(labels, p)
-    made = Prediction(state.to_sfen(), stage.id, ranked([m.to_usi() for m in moves], p), value, score, top=top,
-                      written={m.to_usi(): m.to_ki2(board) for m in moves}, heat=heat, says=says,
-                      heads=('move', 'probability'), least=0.01)
+    made = Prediction(
+        state.to_sfen(), stage.id, ranked([m.to_usi() for m in moves], p), value, score, top=top,
+        written={m.to_usi(): m.to_ki2(board) for m in moves}, heat=heat,
+        says=f'{side_to_move(state)} to move: {ending}{worth}{count}',
+        heads=('move', 'probability'), least=0.01)
     made.picture = show_position(state, heat, made.arrows(), last, value).svgs[0]
     return made
