@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'Scheduler', 'EarlyScheduler', 'scheduler_name', 'Stage12Options', 'Stage1Options', 'reachable_loss',
-           'rate_hint', 'Reachable']
+           'ReachableMetrics', 'rate_hint', 'Reachable']
 
 # %% ../../nbs/stages/32_reachable.ipynb #c83713fa
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BeforeValidator
 
 from ..data.options import DataPath, Name, OnePath, Section, lower, one_of, option
 from ..model.losses import bce_loss, register_loss
-from ..model.metrics import ReachableMetrics
+from ..model.metrics import SumMetric, ratio
 from .rows import REACHABLE
 from .stage import Figure, Part, Stage, register_stage
 
@@ -74,6 +75,29 @@ class Stage1Options(Section):
 def reachable_loss(outputs:dict, batch, cfg) -> dict:
     "BCE over squares, with `stage1_pos_weight`"
     return {'loss': bce_loss(outputs['reachable'], batch.reachable.float(), cfg.stage1_pos_weight)}
+
+# %% ../../nbs/stages/32_reachable.ipynb #093a49b5
+class ReachableMetrics(SumMetric):
+    "Accuracy over squares at logit > 0, whole boards right, and the score of answering no to all"
+    sums = dict(rows=1, right=1, boards=1, positives=1)
+
+    def update(self,
+        outputs:dict,  # reachable: float logits (B, 81)
+        batch,         # reachable: bool (B, 81)
+    ):
+        "Count the answers in `outputs` that agree with `batch`"
+        target = batch.reachable.bool()
+        right = (outputs['reachable'] > 0) == target
+        self.add(rows=len(target), positives=target.sum())
+        self.add(right=right.sum(), boards=right.all(1).sum())
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        "accuracy, exact_board, baseline_accuracy"
+        squares = self.rows * 81
+        return dict(
+            accuracy=ratio(self.right, squares),
+            exact_board=ratio(self.boards, self.rows),
+            baseline_accuracy=ratio(squares - self.positives, squares))
 
 # %% ../../nbs/stages/32_reachable.ipynb #c19f6359
 def rate_hint(stage:Stage, cfg, settings) -> list[str]:
