@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BeforeValidator
 
-from ..data.options import DataPath, Name, OnePath, Section, lower, one_of, option
+from ..data.options import DataPath, Name, OnePath, Section, lower, option
 from ..model.losses import bce_loss, register_loss
 from ..model.metrics import SumMetric, ratio
 from .rows import REACHABLE
