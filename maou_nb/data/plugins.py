@@ -37,7 +37,7 @@ class Registry(dict):
 
     def add(self, name:str, thing):
         "Register `thing`, any class, function or value; a `ValueError` if the name is another module's"
-        home, old = home_of(thing), self.homes.get(name)
+        home, old = home_of(thing), self.homes.get(name) if name in self else None
         if old not in (None, home) and not home.startswith('maou_nb.'):
             if _is_again(self[name], thing): return thing       # a chapter of the library whose cells are run
             whose = 'comes with the library' if old.startswith('maou_nb.') else f'is registered by {old}'

@@ -8,7 +8,6 @@ __all__ = ['prepare_stage', 'STEPS', 'SLIDES', 'REACHABLE', 'standing_squares', 
 # %% ../../nbs/stages/30_rows.ipynb #537fc79b
 from concurrent.futures import Executor
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
