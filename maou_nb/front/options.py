@@ -25,7 +25,7 @@ from ..data.splits import packed_problem, split_problem
 from ..judge.watch import watched_problems
 from ..model.backbones import BACKBONES, SECTIONS, Backbone, backbone_of, sizes_of
 from ..model.heads import HEADS
-from ..model.losses import LOSS_PARTS, LOSSES
+from ..model.losses import LOSS_PARTS
 from ..model.onnx import onnx_problem
 from ..stages.stage import STAGES, keys_of, part_option, stages_of
 from ..train.checkpoints import PICKLES, CheckpointError
