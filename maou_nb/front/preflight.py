@@ -36,7 +36,7 @@ MARKS = {'good': ('✓', '#2e7d32'), 'look': ('!', '#b45309'),     # sign and co
          'bad': ('✗', '#b5121b'), 'fact': ('·', '#666')}
 
 # %% ../../nbs/front/65_preflight.ipynb #02659ff1
-@dataclass(repr=False)
+@dataclass
 class Preflight:
     "What was found, a line each"
     lines: list = field(default_factory=list)   # (stage or '', what, finding, one of `MARKS`)
@@ -253,6 +253,7 @@ def preflight(
         size, seconds = _look_at_stage(found, cfg, stage, backbone, accelerator)
         parameters, total = max(parameters, size), total + seconds
     _look_at_places(found, cfg, parameters)
-    all_ = f'at most about {spoken(total)}, as far as a few steps can tell'
-    if total: found.add('time in all', all_)
+    if total:
+        most = f'at most about {spoken(total)}'
+        found.add('time in all', f'{most}, as far as a few steps can tell')
     return found
