@@ -21,12 +21,16 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .. import __version__
 from ..data.files import FileError, as_path
 from ..data.options import OptionError
 from ..data.plugins import PluginError, load_plugins
 from .options import OTHER_NAMES, make_config
-from ..train.options import LearnConfig, choices_of, config_class, default_text, help_of, is_bool, is_list, is_optional, kinds_of, tabs
+from ..train.options import (
+    LearnConfig, choices_of, config_class, default_text, help_of,
+    is_bool, is_list, is_optional, kinds_of, tabs)
 
 # %% ../../nbs/front/63_cli.ipynb #ad679e8b
 def flag_of(
@@ -35,56 +39,71 @@ def flag_of(
     "Its flag"
     return '--' + name.replace('_', '-')
 
-# %% ../../nbs/front/63_cli.ipynb #6a9fe650
+# %% ../../nbs/front/63_cli.ipynb #60323061
 @lru_cache(16)
 def _flags_of(config):
     "(flag → field, --no-flag → field) of a config class"
     fields = config.model_fields
     plain = {flag_of(n): n for n in fields} | {'--config': 'config'}
-    return plain, {f'--no-{flag_of(n)[2:]}': n for n, f in fields.items() if is_bool(f) and not n.startswith('no_')}
+    says_no = [n for n, f in fields.items() if is_bool(f) and not n.startswith('no_')]
+    return plain, {f'--no-{flag_of(n)[2:]}': n for n in says_no}
 
+# %% ../../nbs/front/63_cli.ipynb #c5916804
 def flags() -> dict[str, str]:
     "Every flag, and the option it stands for"
     return _flags_of(config_class())[0]
 
+# %% ../../nbs/front/63_cli.ipynb #72602ff5
 def noes() -> dict[str, str]:
     "Every flag that says no, and the option it stands for"
     return _flags_of(config_class())[1]
 
+# %% ../../nbs/front/63_cli.ipynb #a092edcd
 def _fields(): return config_class().model_fields
 
-# %% ../../nbs/front/63_cli.ipynb #a092edcd
+# %% ../../nbs/front/63_cli.ipynb #4b5b547f
 def usage_of(name:str, option) -> str:
     "How the flag of field `name` is written"
-    kinds = kinds_of(option.annotation)
-    choices = choices_of(option)
-    if is_bool(option): return f'{flag_of(name)} [true|false]' + ''.join(f', {no}' for no, n in noes().items() if n == name)
-    return f'{flag_of(name)} {"|".join(choices) or ("INT" if int in kinds else "NUMBER" if float in kinds else "TEXT")}'
+    flag, kinds = flag_of(name), kinds_of(option.annotation)
+    if is_bool(option):
+        return f'{flag} [true|false]' + ''.join(f', {no}' for no, n in noes().items() if n == name)
+    plain = 'INT' if int in kinds else 'NUMBER' if float in kinds else 'TEXT'
+    return f'{flag} {"|".join(choices_of(option)) or plain}'
 
-# %% ../../nbs/front/63_cli.ipynb #4b5b547f
+# %% ../../nbs/front/63_cli.ipynb #f8109dc4
 HEAD = '''usage: maou-nb learn-model [--config JSON] [flags]
 
-Trains a shogi network in three stages. The result is printed as JSON on standard output, everything else on standard error.
-The exit code is 0, 1 on an error or when a threshold was not met, 130 or 143 when stopped by SIGINT or SIGTERM.
+Trains a shogi network in three stages. The result is printed as JSON on standard output,
+everything else on standard error. The exit code is 0, 1 on an error or when a threshold was not
+met, 130 or 143 when stopped by SIGINT or SIGTERM.
 
---flag VALUE and --flag=VALUE are the same; a value that begins with a dash needs the second. Of a flag given twice the last counts, unless it is repeatable.
-Where a value may be none, "none" says so.'''
+--flag VALUE and --flag=VALUE are the same; a value that begins with a dash needs the second. Of a
+flag given twice the last counts, unless it is repeatable. Where a value may be none, "none" says so.'''
 
+# %% ../../nbs/front/63_cli.ipynb #e50a6f66
+def _help_rows(tab, rows):
+    "What is said of the flags of a tab: of each (usage, help)"
+    def wrap(text):
+        return textwrap.fill(text, 100, initial_indent=' '*6, subsequent_indent=' '*6,
+                             break_on_hyphens=False, break_long_words=False)
+    return '\n'.join([f'{tab}:', *(f'  {usage}\n{wrap(what)}' for usage, what in rows)])
+
+# %% ../../nbs/front/63_cli.ipynb #e8509ed0
 def help_text() -> str:
     "What `maou-nb learn-model --help` prints"
-    groups = {tab: [(usage_of(n, f), help_of(f)) for n, f in fields.items()] for tab, fields in tabs().items()}
-    groups = {'Config': [('--config JSON', 'Options of a saved run, its config.json; flags override them')]} | groups
-    wrap = lambda text: textwrap.fill(text, 100, initial_indent=' ' * 6, subsequent_indent=' ' * 6, break_on_hyphens=False, break_long_words=False)
-    return '\n\n'.join([HEAD, *('\n'.join([f'{tab}:', *(f'  {usage}\n{wrap(what)}' for usage, what in rows)]) for tab, rows in groups.items())])
+    saved = 'Options of a saved run, its config.json; flags override them'
+    groups = {'Config': [('--config JSON', saved)]}
+    groups |= {tab: [(usage_of(n, f), help_of(f)) for n, f in of.items()] for tab, of in tabs().items()}
+    return '\n\n'.join([HEAD, *(_help_rows(tab, rows) for tab, rows in groups.items())])
 
 # %% ../../nbs/front/63_cli.ipynb #c41ddb6b
 @dataclass
 class Asked:
     "What a command line asks for"
-    given: dict = field(default_factory=dict)     # Options by flag, as text; pydantic makes numbers of it
+    given: dict = field(default_factory=dict)     # Options by flag, as text that pydantic reads
     saved: dict = field(default_factory=dict)     # Options of the file of `--config`
     config: str|None = None                       # That file
-    problems: list = field(default_factory=list)  # What is wrong with the flags themselves, a sentence each
+    problems: list = field(default_factory=list)  # What is wrong with the flags, a sentence each
     wrong: set = field(default_factory=set)       # Options to which these sentences belong
 
     @property
@@ -92,9 +111,15 @@ class Asked:
         "All options; flags override the file"
         return self.saved | self.given
 
-    def refuse(self, name, sentence):
-        "Note what is wrong with the flag of an option"
-        self.wrong.add(name); self.problems.append(sentence)
+# %% ../../nbs/front/63_cli.ipynb #1decaa34
+@patch
+def refuse(self:Asked,
+    name,             # Of an option
+    sentence:str,
+):
+    "Note what is wrong with the flag of an option"
+    self.wrong.add(name)
+    self.problems.append(sentence)
 
 # %% ../../nbs/front/63_cli.ipynb #67d85a36
 def _meant(flag):
@@ -104,91 +129,134 @@ def _meant(flag):
     if f'no_{name}' in _fields(): return f'--no-{flag[2:]}=false'
     if name in OTHER_NAMES: return flag_of(OTHER_NAMES[name])
     begun = [f for f in flags() if f.startswith(flag)]
-    return begun[0] if len(begun) == 1 else next(iter(difflib.get_close_matches(flag, [*flags(), *noes()], 1, 0.6)), None)
+    if len(begun) == 1: return begun[0]
+    return next(iter(difflib.get_close_matches(flag, [*flags(), *noes()], 1, 0.6)), None)
 
-# %% ../../nbs/front/63_cli.ipynb #b410a8d2
-def _is_value(word): return not word.startswith('-') or re.fullmatch(r'-(\d|\.\d|inf|nan).*', word) is not None   # numbers may be negative
+# %% ../../nbs/front/63_cli.ipynb #5d621d51
+def _is_value(word):
+    "Whether `word` can be a flag's value"
+    return not word.startswith('-') or re.fullmatch(r'-(\d|\.\d|inf|nan).*', word) is not None
 
-def _truths(name): return ('true', 'false', 'none') if is_optional(_fields()[name]) else ('true', 'false')
-
+# %% ../../nbs/front/63_cli.ipynb #8bd1ee85
 def _take(words, fits):
     "The next of `words` if it `fits` as a value"
     return words.popleft() if words and fits(words[0]) else None
 
-# %% ../../nbs/front/63_cli.ipynb #a649d428
+# %% ../../nbs/front/63_cli.ipynb #b8ac2558
+def _truths(name): return ('true', 'false', 'none') if is_optional(_fields()[name]) else ('true', 'false')
+
+# %% ../../nbs/front/63_cli.ipynb #79e22370
+def _read_no(asked, flag, value):
+    "Read a `flag` that says no"
+    name = noes()[flag]
+    if value is None:
+        asked.given[name] = False
+        return
+    right = 'true' if value.lower() == 'false' else 'false'
+    asked.refuse(name, f'{flag}={value}: takes no value; {flag_of(name)}={right} would be right')
+
+# %% ../../nbs/front/63_cli.ipynb #f7a2292f
 def _read_bool(asked, words, flag, value):
     "Read a boolean `flag`, with what stood after its `=`, if anything did"
     name = flags().get(flag) or noes()[flag]
     truths = _truths(name)
     if value is None: value = _take(words, lambda w: w.lower() in truths)
-    if flag in noes() and value is not None: asked.refuse(name, f'{flag}={value}: takes no value; {flag_of(name)}={"true" if value.lower() == "false" else "false"} would be right')
-    elif value is not None and value.lower() not in truths: asked.refuse(name, f'{flag}={shlex.quote(value)}: {", ".join(truths[:-1])} or {truths[-1]} was expected')
-    else: asked.given[name] = {'true': True, 'false': False, 'none': None}[(value or 'true').lower()] if flag in flags() else False
+    if flag not in flags(): return _read_no(asked, flag, value)
+    said = 'true' if value is None else value.lower()
+    if said in truths: asked.given[name] = {'true': True, 'false': False, 'none': None}[said]
+    else: asked.refuse(name, f'{flag}={shlex.quote(value)}: {", ".join(truths[:-1])} or {truths[-1]} was expected')
 
+# %% ../../nbs/front/63_cli.ipynb #e9cf8b87
 def _read_value(asked, words, flag, value):
     "Read any other `flag`"
-    if value is None: value = _take(words, _is_value)
-    if value: asked.given.setdefault(flags()[flag], []).append(value); return
-    dashed = words and words[0].startswith('-') and words[0].split('=')[0] not in {*flags(), *noes()}
-    asked.refuse(flags()[flag], f'{flag}: a value was expected' + (f'; one that begins with a dash is given as {flag}={shlex.quote(words[0])}' if value is None and dashed else ''))
+    bare = value is None
+    if bare: value = _take(words, _is_value)
+    if value:
+        asked.given.setdefault(flags()[flag], []).append(value)
+        return
+    next_ = words[0] if words else ''
+    dashed = bare and next_.startswith('-') and next_.split('=')[0] not in {*flags(), *noes()}
+    hint = f'; one that begins with a dash is given as {flag}={shlex.quote(next_)}' if dashed else ''
+    asked.refuse(flags()[flag], f'{flag}: a value was expected{hint}')
 
-# %% ../../nbs/front/63_cli.ipynb #9014e51f
+# %% ../../nbs/front/63_cli.ipynb #4efe1000
+def _is_switch(flag):
+    "Whether `flag` is a boolean's"
+    return flag in noes() or flags().get(flag, 'config') != 'config' and is_bool(_fields()[flags()[flag]])
+
+# %% ../../nbs/front/63_cli.ipynb #f82416f1
+def _read_word(asked, words, before):
+    "Read the next of `words`, which stands after flag `before`, and its value; returns the flag"
+    flag, eq, value = (word := words.popleft()).partition('=')
+    value = value if eq else None
+    if not flag.startswith('-'):
+        truth = f', or true or false for {before}' if before in flags() and _is_switch(before) else ''
+        asked.problems.append(f'{shlex.quote(word)}: a flag was expected here{truth}')
+    elif _is_switch(flag): _read_bool(asked, words, flag, value)
+    elif flag in flags(): _read_value(asked, words, flag, value)
+    else:
+        if value is None: _take(words, _is_value)                 # it was meant for this flag
+        near = _meant(flag)
+        hint = f'; did you mean {near}?' if near else ''
+        asked.refuse(flags().get(near), f'{flag}: there is no such flag{hint}')
+    return flag
+
+# %% ../../nbs/front/63_cli.ipynb #728bf639
 def _read_words(argv):
     "The flags of `argv` with their values"
     asked, words, before = Asked(), deque(argv), ''
-    while words:
-        flag, eq, value = (word := words.popleft()).partition('=')
-        value = value if eq else None
-        if not flag.startswith('-'): asked.problems.append(f'{shlex.quote(word)}: a flag was expected here' + (f', or true or false for {before}' if before in flags() and flags()[before] != 'config' and is_bool(_fields()[flags()[before]]) else ''))
-        elif flag in noes() or flag in flags() and flag != '--config' and is_bool(_fields()[flags()[flag]]): _read_bool(asked, words, flag, value)
-        elif flag in flags(): _read_value(asked, words, flag, value)
-        else:
-            if value is None: _take(words, _is_value)                 # it was meant for this flag
-            near = _meant(flag)
-            asked.refuse(flags().get(near), f'{flag}: there is no such flag' + (f'; did you mean {near}?' if near else ''))
-        before = flag
+    while words: before = _read_word(asked, words, before)
     return asked
 
 # %% ../../nbs/front/63_cli.ipynb #01cd4559
 def _read_config(path):
     "The options that a saved config holds"
+    meant = 'the config.json of a run was expected'
     try: options = json.loads(as_path(path).read_text(encoding='utf-8'))
-    except OSError as e: raise FileError(f'--config={path}: cannot be read ({e.strerror or type(e).__name__}); the config.json of a run was expected') from None
+    except OSError as e:
+        why = e.strerror or type(e).__name__
+        raise FileError(f'--config={path}: cannot be read ({why}); {meant}') from None
     except FileError as e: raise FileError(f'--config: {e}') from None
     except ValueError: options = None
-    if not isinstance(options, dict): raise FileError(f'--config={path}: is no JSON object; the config.json of a run was expected')
-    return options
+    if isinstance(options, dict): return options
+    raise FileError(f'--config={path}: is no JSON object; {meant}')
 
 # %% ../../nbs/front/63_cli.ipynb #9398853c
 def named_plugins(argv:list[str]) -> list[str]:
     "What `--plugins` names in `argv`"
     pairs = zip(argv, [*argv[1:], ''])
-    return [w.partition('=')[2] or after for w, after in pairs if w == '--plugins' or w.startswith('--plugins=')]
+    return [w.partition('=')[2] or after for w, after in pairs
+            if w == '--plugins' or w.startswith('--plugins=')]
 
 # %% ../../nbs/front/63_cli.ipynb #ecbe39c3
 def _saved_plugins(asked, named):
     "Say which plugins a saved config needs and nobody named"
     kept = asked.saved.pop('plugins', None) or []
-    missing = [p for p in kept if Path(p).name not in {Path(n).name for n in named}]
-    if missing: asked.refuse('plugins', f'{asked.config}: the run used plugins, and nothing is imported because a file says so; '
-                             f'{" ".join(f"--plugins {shlex.quote(p)}" for p in missing)} would be right')
+    there = {Path(n).name for n in named}
+    missing = ' '.join(f'--plugins {shlex.quote(p)}' for p in kept if Path(p).name not in there)
+    if missing:
+        asked.refuse('plugins', f'{asked.config}: the run used plugins, and nothing is imported '
+                                f'because a file says so; {missing} would be right')
 
-# %% ../../nbs/front/63_cli.ipynb #76031597
+# %% ../../nbs/front/63_cli.ipynb #609ee77c
+def _settled(name, values):
+    "The value of an option whose flag was given with `values`"
+    option = _fields()[name]
+    if len(values) > 1 and is_list(option): return values
+    return None if is_optional(option) and values[-1].lower() == 'none' else values[-1]
+
+# %% ../../nbs/front/63_cli.ipynb #b17c445e
 def read_flags(
     argv:list[str],  # Words after `learn-model`
 ) -> Asked:
-    "What `argv` asks for; none where an option may be none, the last value where it holds one, all of them where it holds a list"
+    "What `argv` asks for, its plugins imported first"
     named, failed = named_plugins(argv), ''
     try: load_plugins(named)
     except PluginError as e: failed = str(e)
     asked = _read_words(argv)
     if failed: asked.refuse('plugins', as_flags(failed))
     asked.config = asked.given.pop('config', [None])[-1]
-    for name, values in asked.given.items():
-        if not isinstance(values, list): continue
-        option = _fields()[name]
-        if not is_list(option): values = values[-1:]
-        asked.given[name] = values if len(values) > 1 else None if is_optional(option) and values[0].lower() == 'none' else values[0]
+    asked.given |= {n: _settled(n, v) for n, v in asked.given.items() if isinstance(v, list)}
     if asked.config is not None:
         try: asked.saved = _read_config(asked.config)
         except FileError as e: asked.refuse('config', str(e))
@@ -200,7 +268,8 @@ def chosen(
     cfg:LearnConfig,
 ) -> dict:           # Options as JSON has them
     "What of `cfg` is not the default"
-    return {n: v for n, v in cfg.model_dump(mode='json').items() if getattr(cfg, n) != _fields()[n].default}
+    fields, values = _fields(), cfg.model_dump(mode='json')
+    return {n: v for n, v in values.items() if getattr(cfg, n) != fields[n].default}
 
 # %% ../../nbs/front/63_cli.ipynb #39510c18
 def _words_of(name, value):
@@ -223,11 +292,12 @@ def as_command(cfg:LearnConfig) -> str:
     "The command line that means `cfg`"
     return shlex.join(['maou-nb', 'learn-model', *as_words(cfg)])
 
-# %% ../../nbs/front/63_cli.ipynb #3a97190d
+# %% ../../nbs/front/63_cli.ipynb #fdbf6f54
 def as_code(cfg:LearnConfig) -> str:
     "The cell that means `cfg`"
     lines = [f'    {n}={v!r},' for n, v in chosen(cfg).items()]
-    return '\n'.join(['from maou_nb import learn_multi_stage', '', 'result = learn_multi_stage(', *lines, ')', 'result'])
+    call = ['result = learn_multi_stage(', *lines, ')', 'result']
+    return '\n'.join(['from maou_nb import learn_multi_stage', '', *call])
 
 # %% ../../nbs/front/63_cli.ipynb #119df93c
 @lru_cache(16)
@@ -238,6 +308,14 @@ def _spelled(config):
     value = r"""(?:=(?P<value>'(?:[^'\\\n]|\\.)*'|"[^"\n]*"|True|False))?(?![\w/.\-])"""
     return re.compile(rf'{quoted}|(?<![\w/.\-])(?P<name>{names}){value}')
 
+# %% ../../nbs/front/63_cli.ipynb #9d9fca66
+def _flag_text(name, value):
+    "An option as its flag, with the value that stood behind it in Python's spelling"
+    if value is None: return flag_of(name)
+    said = value.lower() if value in ('True', 'False') else shlex.quote(ast.literal_eval(value))
+    return f'{flag_of(name)}={said}'
+
+# %% ../../nbs/front/63_cli.ipynb #414802b7
 def as_flags(
     text:str,           # A problem with options
     asked:Asked=Asked(),
@@ -247,9 +325,9 @@ def as_flags(
     first = re.match(r'[^\s=:]*', text)[0]
     def named(m):
         name, value = m['name'], m['value']
-        plain = name and '_' not in name and m.start() and not value and text[m.end():m.end() + 1] != '='
-        if not name or plain or name in own: return m[0]
-        return flag_of(name) + ('' if value is None else f'={value.lower() if value in ("True", "False") else shlex.quote(ast.literal_eval(value))}')
+        if not name or name in own: return m[0]
+        plain = '_' not in name and m.start() and not value and text[m.end():m.end() + 1] != '='
+        return m[0] if plain else _flag_text(name, value)
     if first in own - _fields().keys(): return f'{asked.config}: {text}'
     return (f'{asked.config}: ' if first in own else '') + _spelled(config_class()).sub(named, text)
 
@@ -257,19 +335,23 @@ def as_flags(
 def _lines(error):
     "The problems that an error lists"
     head, *more = str(error).splitlines() or ['']
-    return [m.strip() for m in more] if more and head.endswith('problems with the options:') else [str(error)]
+    several = more and head.endswith('problems with the options:')
+    return [m.strip() for m in more] if several else [str(error)]
 
+# %% ../../nbs/front/63_cli.ipynb #994422e4
 def all_problems(
     asked:Asked,
     error:Exception|None=None,  # What the options were refused with; None: they are tried here
 ) -> list[str]:
-    "What is wrong with flags and options together, a line each; an option whose flag could not be read is not told of twice"
+    "What is wrong with flags and options together, a line each"
     if error is None:
         try: make_config(**asked.options)
         except (OptionError, FileError) as e: error = e
+    def known(line):
+        name = re.match(r'[^\s=:]*', line)[0]
+        return name in asked.options or not {name, 'config'} & asked.wrong
     found = _lines(error) if error is not None else []
-    def known(name): return name in asked.options or not {name, 'config'} & asked.wrong   # what is not given may stand in a config that could not be read
-    return asked.problems + [as_flags(l, asked) for l in found if known(re.match(r'[^\s=:]*', l)[0])]
+    return asked.problems + [as_flags(l, asked) for l in found if known(l)]
 
 # %% ../../nbs/front/63_cli.ipynb #7b7df2a5
 @contextmanager
@@ -281,16 +363,26 @@ def _only_stderr():
     try:
         with redirect_stdout(sys.stderr): yield
     finally:
-        os.dup2(kept, 1); os.close(kept)
+        os.dup2(kept, 1)
+        os.close(kept)
 
+# %% ../../nbs/front/63_cli.ipynb #003421d9
 def _tell(problems):
     "Print `problems` on standard error; the exit code"
-    print(problems[0] if len(problems) == 1 else '\n'.join([f'{len(problems)} problems:', *(f'  {p}' for p in problems)]), file=sys.stderr)
+    several = [f'{len(problems)} problems:', *(f'  {p}' for p in problems)]
+    print(problems[0] if len(problems) == 1 else '\n'.join(several), file=sys.stderr)
     return 1
 
+# %% ../../nbs/front/63_cli.ipynb #3af2d5a0
+def _os_text(error):
+    "An error of the system in words"
+    return ': '.join(filter(None, [str(error.filename or ''), error.strerror])) or str(error)
+
 # %% ../../nbs/front/63_cli.ipynb #b3c6ed20
-def learn_model(argv:list[str]) -> int:
-    "Train as `argv` says; the exit code: 0, 1 on an error or a threshold that was not met, 130 or 143 when stopped by a signal"
+def learn_model(
+    argv:list[str],   # Words after `learn-model`
+) -> int:             # 0, 1 on an error or a threshold not met, 130 or 143 when stopped by a signal
+    "Train as `argv` says; the exit code"
     from maou_nb.front.learn import learn_multi_stage
     from maou_nb.model.onnx import OnnxError
     from maou_nb.train.checkpoints import CheckpointError
@@ -302,13 +394,16 @@ def learn_model(argv:list[str]) -> int:
         with _only_stderr(): result, code = learn_multi_stage(**asked.options), 0
     except StageThresholdNotMet as e: result, code = e.result, _tell([as_flags(str(e), asked)])
     except OptionError as e: return _tell(all_problems(asked, e))
-    except OSError as e: return _tell([': '.join(filter(None, [str(e.filename or ''), e.strerror])) or str(e)])
-    except MemoryError as e: return _tell([str(e) or 'memory ran out; a smaller --batch-size, or --input-cache-mode=file, would be right'])
-    except (CheckpointError, FileError, OnnxError, Diverged, OutOfRoom) as e: return _tell([as_flags(str(e), asked)])
+    except OSError as e: return _tell([_os_text(e)])
+    except MemoryError as e:
+        less = 'a smaller --batch-size, or --input-cache-mode=file, would be right'
+        return _tell([str(e) or f'memory ran out; {less}'])
+    except (CheckpointError, FileError, OnnxError, Diverged, OutOfRoom) as e:
+        return _tell([as_flags(str(e), asked)])
     print(result.model_dump_json(indent=1), flush=True)
     return code if not result.stopped else 130 if 'SIGINT' in result.stopped else 143
 
-# %% ../../nbs/front/63_cli.ipynb #b4c35589
+# %% ../../nbs/front/63_cli.ipynb #c01b1c87
 def _help(argv):
     "Print all flags, those of plugins too; the exit code"
     try: load_plugins(named_plugins(argv))
@@ -316,17 +411,33 @@ def _help(argv):
     print(help_text())
     return 0
 
-USAGE = 'usage: maou-nb learn-model [flags]\n       maou-nb learn-model --help\n       maou-nb --version'
+# %% ../../nbs/front/63_cli.ipynb #430b0d16
+USAGE = '''usage: maou-nb learn-model [flags]
+       maou-nb learn-model --help
+       maou-nb --version'''
 
-def main(argv:list[str]|None=None) -> int:
-    "The command `maou-nb`"
+# %% ../../nbs/front/63_cli.ipynb #8a4429f9
+def _learn_or_help(argv):
+    "`learn-model`, or its help; the exit code"
+    if {'-h', '--help'} & {*argv}: return _help(argv)
+    try: return learn_model(argv)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+
+# %% ../../nbs/front/63_cli.ipynb #0655047f
+def main(
+    argv:list[str]|None=None,   # None: the words of this process
+) -> int:
+    "The command `maou-nb`; the exit code"
     argv = sys.argv[1:] if argv is None else list(argv)
     match argv[:1]:
-        case ['learn-model']:
-            if {'-h', '--help'} & {*argv}: return _help(argv)
-            try: return learn_model(argv[1:])
-            except KeyboardInterrupt: print('interrupted', file=sys.stderr); return 130
-        case ['--version']: print(__version__); return 0
-        case ['-h'] | ['--help']: print(USAGE); return 0
-    print(f'{USAGE}\n{argv[0]!r} is no command: learn-model was expected' if argv else USAGE, file=sys.stderr)
-    return 1
+        case ['learn-model']: return _learn_or_help(argv[1:])
+        case ['--version']: said = __version__
+        case ['-h'] | ['--help']: said = USAGE
+        case _:
+            wrong = [f'{argv[0]!r} is no command: learn-model was expected'] if argv else []
+            print('\n'.join([USAGE, *wrong]), file=sys.stderr)
+            return 1
+    print(said)
+    return 0

@@ -15,36 +15,64 @@ from ..model.heads import Net
 from ..model.onnx import PRECISIONS, OnnxError, onnx_problem, write_onnx
 
 # %% ../../nbs/front/61_export.ipynb #5c4e7d30
+def _judged(history):
+    "The figures of the last epoch that were judged"
+    last = (history or [{}])[-1]
+    return {k: v for k, v in last.items() if k.split('/')[0] in ('valid', 'train_eval')}
+
+# %% ../../nbs/front/61_export.ipynb #44fa5d25
 def _about(net):
-    "What an ONNX file of `net` shall say, as far as its checkpoint knows: nothing of the machine it was trained on"
-    about = getattr(net, 'about', {})
-    if not about: return {}
-    cfg, last = about['config'], (about.get('history') or [{}])[-1]
-    judged = {k: v for k, v in last.items() if k.split('/')[0] in ('valid', 'train_eval')}
-    return {k: about.get(k) for k in ('stage', 'epoch', 'step')} | {'architecture': cfg['model_architecture'], 'size': cfg['model_size'], 'trained_with': about.get('version'), 'figures': judged}
+    "What an ONNX file of `net` shall say"
+    if not (about := getattr(net, 'about', {})): return {}
+    cfg, keys = about['config'], ('stage', 'epoch', 'step')
+    return {k: about.get(k) for k in keys} | {
+        'architecture': cfg['model_architecture'], 'size': cfg['model_size'],
+        'trained_with': about.get('version'), 'figures': _judged(about.get('history'))}
 
 # %% ../../nbs/front/61_export.ipynb #a230789f
 @dataclass
 class OnnxFiles:
-    "The ONNX files that were written, by precision, and how far their answers are from the network's"
+    "The ONNX files that were written, and how far their answers are from the network's"
     paths: dict[str, Path]                    # Precision → file
-    differences: dict[str, dict[str, float]]  # Precision → output → largest difference: of logits in fp32, of probabilities in fp16
+    differences: dict[str, dict[str, float]]  # Precision → output → largest difference: of logits
+                                              # in fp32, of probabilities in fp16
 
-    def __repr__(self): return '\n'.join(f'{self.paths[p]}: {", ".join(f"{k} within {v:.1g}" for k, v in d.items())} of the network\'s {"logits" if p == "fp32" else "probabilities"}' for p, d in self.differences.items())
+    def _line(self, precision):
+        "About one file"
+        said = ', '.join(f'{k} within {v:.1g}' for k, v in self.differences[precision].items())
+        what = 'logits' if precision == 'fp32' else 'probabilities'
+        return f"{self.paths[precision]}: {said} of the network's {what}"
 
-# %% ../../nbs/front/61_export.ipynb #35fc9738
+    def __repr__(self): return '\n'.join(map(self._line, self.differences))
+
+# %% ../../nbs/front/61_export.ipynb #e71e2ad8
+def _onnx_paths(folder_or_path, precisions):
+    "Precision → file"
+    at = as_path(folder_or_path)
+    folder, stem = (at.parent, at.stem) if at.suffix == '.onnx' else (at, 'model')
+    return {p: folder/f'{stem}_{p}.onnx' for p in precisions}
+
+# %% ../../nbs/front/61_export.ipynb #77f4e7a3
+def _precisions(asked):
+    "The precisions that are asked for, one or several; an `OnnxError` if they are none"
+    found = (asked,) if isinstance(asked, str) else tuple(asked)
+    if found and {*found} <= {*PRECISIONS}: return found
+    known = ', '.join(PRECISIONS)
+    raise OnnxError(f'precisions={found!r}: {known}, or one of them, was expected')
+
+# %% ../../nbs/front/61_export.ipynb #7294b9e6
 def export_onnx(
-    checkpoint_or_net:str|Path|Net,               # What `load_net` takes, or a network
-    folder_or_path:str|Path,                      # A folder gets model_fp32.onnx and model_fp16.onnx; a path …/name.onnx stands for name_fp32.onnx and name_fp16.onnx there; local or a URL
+    checkpoint_or_net:str|Path|Net,  # What `load_net` takes, or a network
+    folder_or_path:str|Path,         # A folder gets model_fp32.onnx and model_fp16.onnx;
+                                     # …/name.onnx stands for name_fp32.onnx and name_fp16.onnx
     precisions:tuple[str, ...]=('fp32', 'fp16'),
-    positions:tuple|None=None,                    # boards (P, 81) and hands (P, 14) to compare on; none: of random games
-) -> OnnxFiles:                                   # An `OnnxError` of one sentence if a file cannot be made, or answers otherwise than the network
+    positions:tuple|None=None,       # Boards (P, 81) and hands (P, 14) to compare on;
+                                     # none: of random games
+) -> OnnxFiles:  # An `OnnxError` if a file cannot be made, or answers otherwise than the network
     "Write the network as ONNX files, each compared with it in onnxruntime"
     if problem := onnx_problem(): raise OnnxError(problem)
-    precisions = (precisions,) if isinstance(precisions, str) else tuple(precisions)
-    unknown = [p for p in precisions if p not in PRECISIONS]
-    if unknown or not precisions: raise OnnxError(f'precisions={precisions!r}: {", ".join(PRECISIONS)}, or one of them, was expected')
-    net, at = checkpoint_or_net if isinstance(checkpoint_or_net, Net) else load_net(checkpoint_or_net), as_path(folder_or_path)
-    folder, stem = (at.parent, at.stem) if at.suffix == '.onnx' else (at, 'model')
-    paths = {p: folder/f'{stem}_{p}.onnx' for p in precisions}
-    return OnnxFiles(paths, {p: write_onnx(net, path, p, _about(net), positions) for p, path in paths.items()})
+    precisions = _precisions(precisions)
+    given = isinstance(checkpoint_or_net, Net)
+    net = checkpoint_or_net if given else load_net(checkpoint_or_net)
+    paths, about = _onnx_paths(folder_or_path, precisions), _about(net)
+    return OnnxFiles(paths, {p: write_onnx(net, at, p, about, positions) for p, at in paths.items()})

@@ -6,7 +6,7 @@
 __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'stage_problems', 'data_problems', 'loader_problems',
            'memory_problems', 'model_problems', 'part_problems', 'layer_problems', 'device_problems', 'loss_problems',
            'training_problems', 'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems',
-           'place_problems', 'try_config', 'option_of', 'make_config']
+           'place_problems', 'option_of', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -25,7 +25,7 @@ from ..data.splits import packed_problem, split_problem
 from ..judge.watch import watched_problems
 from ..model.backbones import BACKBONES, SECTIONS, Backbone, backbone_of, sizes_of
 from ..model.heads import HEADS
-from ..model.losses import LOSS_PARTS, LOSSES
+from ..model.losses import LOSS_PARTS
 from ..model.onnx import onnx_problem
 from ..stages.stage import STAGES, keys_of, part_option, stages_of
 from ..train.checkpoints import PICKLES, CheckpointError
@@ -36,63 +36,94 @@ from ..train.runner import net_of, put_parts, source_maker
 
 # %% ../../nbs/front/60_options.ipynb #93abf99f
 OTHER_NAMES = {   # as others call them
-    'lr': 'learning_ratio', 'learning_rate': 'learning_ratio', 'epochs': 'epoch', 'max_epochs': 'epoch', 'device': 'gpu',
+    'lr': 'learning_ratio', 'learning_rate': 'learning_ratio',
+    'epochs': 'epoch', 'max_epochs': 'epoch', 'device': 'gpu',
     'valid_ratio': 'test_ratio', 'val_ratio': 'test_ratio', 'model': 'model_architecture',
     'architecture': 'model_architecture', 'scheduler': 'lr_scheduler'}
 
-def field_problem(error:dict, fields) -> str:
+# %% ../../nbs/front/60_options.ipynb #30c31203
+def field_problem(
+    error:dict,   # One of pydantic's
+    fields,       # Names of the options there are
+) -> str:
     "One of pydantic's errors as a sentence about an option"
     name, says = str(error['loc'][0]), error['msg'].removeprefix('Value error, ')
-    if error['type'] != 'extra_forbidden': return f"{name}={error['input']!r}: {says[0].lower()}{says[1:]}"
-    near = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, fields, 1, 0.75)
+    if error['type'] != 'extra_forbidden':
+        return f"{name}={error['input']!r}: {says[0].lower()}{says[1:]}"
+    other = OTHER_NAMES.get(name)
+    near = [other] if other else difflib.get_close_matches(name, fields, 1, 0.75)
     return f'{name}: there is no such option' + (f'; did you mean {near[0]}?' if near else '')
 
 # %% ../../nbs/front/60_options.ipynb #d9e2ab90
 def valid_part(
     options:dict,
-) -> tuple[LearnConfig, list[str], set[str]]:   # The config; what is wrong with the others, a sentence each; and which they are
+) -> tuple[LearnConfig, list[str], set[str]]:   # The config, what is wrong with others, and which
     "The config of those `options` that are valid each by itself; nothing is opened"
     config = config_class()
     try: return config(**options), [], set()
-    except ValidationError as e:
-        bad = {str(err['loc'][0]) for err in e.errors()}
-        sentences = dict.fromkeys(field_problem(err, config.model_fields) for err in e.errors())
-        return config(**{k: v for k, v in options.items() if k not in bad}), [*sentences], bad
+    except ValidationError as e: errors = e.errors()
+    bad = {str(err['loc'][0]) for err in errors}
+    sentences = dict.fromkeys(field_problem(err, config.model_fields) for err in errors)
+    return config(**{k: v for k, v in options.items() if k not in bad}), [*sentences], bad
 
 # %% ../../nbs/front/60_options.ipynb #1ddcd11a
 def stage_problems(cfg) -> Iterator[str]:
     "Stages that nobody registered"
     for key in keys_of(cfg.stage):
         if key not in STAGES:
-            yield f'stage={key!r}: one of {", ".join(STAGES)}, all, or several of them, was expected; plugins names the file that registers another'
+            yield (f'stage={key!r}: one of {", ".join(STAGES)}, all, or several of them, was expected; '
+                   'plugins names the file that registers another')
 
+# %% ../../nbs/front/60_options.ipynb #e921841b
+def _choice_text(choice): return ','.join(choice) if isinstance(choice, tuple) else choice
+
+# %% ../../nbs/front/60_options.ipynb #e2b0320d
+def _shard_problems(cfg, stage, name, path):
+    "Shards that are not there, damaged, of another kind, or not to be split"
+    try: shards = find_shards(path, stage.columns)
+    except FileNotFoundError as e: yield f'{name}: {e}'
+    except (OSError, ValueError) as e:
+        if cfg.on_bad == 'raise': yield f'{name}: {e}'
+    else:
+        if problem := packed_problem(shards, bool(stage.of(cfg, 'packed'))):
+            yield f'{name}: {problem}'
+        ratio = stage.held_out(cfg)
+        if ratio and (problem := split_problem(shards, ratio)):
+            yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
+
+# %% ../../nbs/front/60_options.ipynb #6ce6f3ec
 def data_problems(cfg) -> Iterator[str]:
     "Data paths that are missing, or hold something else"
     for s in stages_of(cfg):
-        name, path = s.option('data'), s.of(cfg, 'data')
+        name, path, apart = s.option('data'), s.of(cfg, 'data'), s.of(cfg, 'validation')
         if path is None:
             yield f'{name}: stage={_choice_text(cfg.stage)} needs the shards of stage {s.id}; none were given'
             continue
         yield from _shard_problems(cfg, s, name, path)
-        if (apart := s.of(cfg, 'validation')) is not None: yield from _shard_problems(cfg, s, s.option('validation'), apart)
+        if apart is not None: yield from _shard_problems(cfg, s, s.option('validation'), apart)
 
-def _choice_text(choice): return ','.join(choice) if isinstance(choice, tuple) else choice
+# %% ../../nbs/front/60_options.ipynb #d7d6aec7
+def _device_mode_problems(cfg, mode):
+    "What rows on the device exclude"
+    if cfg.dataloader_workers:
+        yield (f'dataloader_workers={cfg.dataloader_workers} with {mode}: batches are gathered on the device, '
+               'where workers have nothing to do; 0 would be right')
+    if cfg.pin_memory:
+        yield f'pin_memory=True with {mode}: nothing is copied to the device while training; leave it out'
+    if cfg.cache_transforms:
+        yield (f'cache_transforms=True with {mode}: decoded rows are kept in host memory; '
+               "input_cache_mode='memory' would be right")
 
-# %% ../../nbs/front/60_options.ipynb #3d282495
-def _shard_problems(cfg, stage, name, path):
-    "Shards that are not there, damaged, of another kind, or not to be split"
-    try: shards = find_shards(path, stage.columns)
-    except FileNotFoundError as e:
-        yield f'{name}: {e}'
-        return
-    except (OSError, ValueError) as e:
-        if cfg.on_bad == 'raise': yield f'{name}: {e}'     # else it is left out, and listed
-        return
-    if problem := packed_problem(shards, bool(stage.of(cfg, 'packed'))): yield f'{name}: {problem}'
-    ratio = stage.held_out(cfg)
-    if ratio and (problem := split_problem(shards, ratio)): yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
+# %% ../../nbs/front/60_options.ipynb #a9562762
+def _apart_problems(cfg):
+    "Validation data of stages that are not run"
+    for s in STAGES.values():
+        apart, name = s.of(cfg, 'validation'), s.option('validation')
+        if apart is not None and s not in stages_of(cfg):
+            yield (f'{name}={apart!r}: stage {s.id} is not run with stage={_choice_text(cfg.stage)}; '
+                   'leave it out')
 
-# %% ../../nbs/front/60_options.ipynb #945b5933
+# %% ../../nbs/front/60_options.ipynb #187352c6
 def loader_problems(cfg) -> Iterator[str]:
     "Ways of holding and gathering rows that exclude each other"
     mode = f'input_cache_mode={cfg.input_cache_mode!r}'
@@ -100,86 +131,97 @@ def loader_problems(cfg) -> Iterator[str]:
         yield (f"no_streaming=True with {mode}: rows of compressed shards cannot be reached one by one; "
                "input_cache_mode='memory', 'mmap' or 'device' would be right")
     if cfg.input_cache_mode == 'device': yield from _device_mode_problems(cfg, mode)
-    for s in STAGES.values():
-        apart = s.of(cfg, 'validation')
-        if apart is not None and s not in stages_of(cfg):
-            yield f'{s.option("validation")}={apart!r}: stage {s.id} is not run with stage={_choice_text(cfg.stage)}; leave it out'
-
-def _device_mode_problems(cfg, mode):
-    "What rows on the device exclude"
-    if cfg.dataloader_workers:
-        yield (f'dataloader_workers={cfg.dataloader_workers} with {mode}: batches are gathered on the device, '
-               'where workers have nothing to do; 0 would be right')
-    if cfg.pin_memory: yield f'pin_memory=True with {mode}: nothing is copied to the device while training; leave it out'
-    if cfg.cache_transforms: yield f"cache_transforms=True with {mode}: decoded rows are kept in host memory; input_cache_mode='memory' would be right"
+    yield from _apart_problems(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #dc4e5f7c
+def _source_problems(cfg, stage, path):
+    "Rows of one stage that cannot be held as it is wanted"
+    make = source_maker(cfg, stage, cfg.gpu or best_device(), lambda text: None)
+    if cfg.cache_transforms and make.func is not FileSource:
+        yield ('cache_transforms=True with no_streaming=False: decoded rows are kept where all rows '
+               'are resident; no_streaming=True would be right')
+    else: make(path, stage.columns).check_fits()
+
+# %% ../../nbs/front/60_options.ipynb #7ed9faa0
 def memory_problems(cfg) -> Iterator[str]:
     "Rows that do not fit where they are to be held, and decoded ones that cannot be kept"
-    if cfg.on_bad == 'skip': return                  # what is left is known later, and looked at then
-    for s in stages_of(cfg):
-        path = s.of(cfg, 'data')
+    stages = () if cfg.on_bad == 'skip' else stages_of(cfg)
+    for s, path in ((s, s.of(cfg, 'data')) for s in stages):
         if path is None: continue
-        try:
-            make = source_maker(cfg, s, cfg.gpu or best_device(), lambda text: None)
-            if cfg.cache_transforms and make.func is not FileSource:
-                yield 'cache_transforms=True with no_streaming=False: decoded rows are kept where all rows are resident; no_streaming=True would be right'
-                return
-            make(path, s.columns).check_fits()
+        try: found = [*_source_problems(cfg, s, path)]
         except MemoryError as e: yield f'input_{e}'
-        except (OSError, ValueError, RuntimeError) as e:
-            if 'policy=' in str(e): yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}'      # the rest is said by other rules
+        except (OSError, ValueError, RuntimeError) as e:      # other rules say the rest
+            if 'policy=' in str(e): yield f'policy_target_mode={cfg.policy_target_mode!r}: {e}'
+        else:
+            yield from found
+            if found: return
 
 # %% ../../nbs/front/60_options.ipynb #d7eb378d
+def _made(cfg):
+    "The backbone of `cfg`"
+    with torch.random.fork_rng(): return backbone_of(cfg)
+
+# %% ../../nbs/front/60_options.ipynb #c1fb7b02
+def _try_backbone(backbone):
+    "A `ValueError` if `backbone` is not one that a stage can train"
+    def refuse(why):
+        raise ValueError(f'{type(backbone).__name__} {why}; a Backbone whose '
+                         'forward_features(board, hands) gives (B, channels, 9, 9) was expected')
+    if not isinstance(backbone, Backbone): refuse('is no Backbone')
+    board, hands = (torch.zeros(2, n, dtype=torch.uint8) for n in (81, 14))
+    try: made = tuple(backbone.eval().forward_features(board, hands).shape)
+    except Exception as e: refuse(f'fails on a trial batch ({type(e).__name__}: {e})')
+    if made != (2, backbone.channels, 9, 9):
+        refuse(f'gives {made} for two positions with channels={backbone.channels}')
+
+# %% ../../nbs/front/60_options.ipynb #88eabfab
 def model_problems(cfg) -> Iterator[str]:
     "Architectures that are not there, sizes that do not fit, and options of another architecture"
     name = cfg.model_architecture
     if name not in BACKBONES:
-        yield f"model_architecture={name!r}: one of {', '.join(BACKBONES)} was expected; register_backbone adds one"
+        yield (f"model_architecture={name!r}: one of {', '.join(BACKBONES)} was expected; "
+               'register_backbone adds one')
         return
-    for other in SECTIONS:
-        if other == name: continue
-        for option, value in sizes_of(cfg, other).items():
-            yield f'{option}={value!r}: acts on model_architecture={other!r} only, and this is {name!r}; leave it out'
+    for option, value, other in ((*o, other) for other in SECTIONS if other != name
+                                 for o in sizes_of(cfg, other).items()):
+        yield (f'{option}={value!r}: acts on model_architecture={other!r} only, and this is {name!r}; '
+               'leave it out')
     try: _try_backbone(_made(cfg))
     except ValueError as e:
         named = ', '.join(f'{n}={v!r}' for n, v in sizes_of(cfg, name).items())
         yield f'{named or f"model_size={cfg.model_size!r}"}: {e}'
 
-# %% ../../nbs/front/60_options.ipynb #9b30d8ee
-def _made(cfg):
-    "The backbone of `cfg`; the random numbers of the run are not touched"
-    with torch.random.fork_rng(): return backbone_of(cfg)
-
-def _try_backbone(backbone):
-    "A `ValueError` if `backbone` is not one that a stage can train"
-    def refuse(why):
-        raise ValueError(f'{type(backbone).__name__} {why}; a Backbone whose forward_features(board, hands) gives '
-                         '(B, channels, 9, 9) was expected')
-    if not isinstance(backbone, Backbone): refuse('is no Backbone')
-    board, hands = (torch.zeros(2, n, dtype=torch.uint8) for n in (81, 14))
-    try: made = tuple(backbone.eval().forward_features(board, hands).shape)
-    except Exception as e: refuse(f'fails on a trial batch ({type(e).__name__}: {e})')
-    if made != (2, backbone.channels, 9, 9): refuse(f'gives {made} for two positions with channels={backbone.channels}')
-
-# %% ../../nbs/front/60_options.ipynb #6f86c38b
-def part_problems(cfg) -> Iterator[str]:
-    "Heads and losses that are not there, or are another part's"
-    for s in STAGES.values():
-        for p in s.parts:
-            head, loss = s.choice(cfg, p, 'head'), s.choice(cfg, p, 'loss')
-            if head not in HEADS: yield f'{part_option(p, "head")}={head!r}: one of {", ".join(HEADS)} was expected; register_head adds one'
-            elif head != p.head and (why := _wrong_head(head, p)): yield f'{part_option(p, "head")}={head!r}: {why}'
-            there = [n for n, of in LOSS_PARTS.items() if of == p.name]
-            if loss and loss not in there: yield f'{part_option(p, "loss")}={loss!r}: one of {", ".join(there)} was expected; register_loss adds one'
-
+# %% ../../nbs/front/60_options.ipynb #571d8308
 def _wrong_head(name, part):
     "Why a head cannot answer for a part; nothing if it can"
     wanted = (2, part.width) if part.width else (2,)
     try:
         with torch.random.fork_rng(): made = tuple(HEADS[name](8)(torch.zeros(2, 8, 9, 9)).shape)
-    except Exception as e: return f'it fails on a trial batch ({type(e).__name__}: {e}); a head for {part.name} was expected'
+    except Exception as e:
+        return (f'it fails on a trial batch ({type(e).__name__}: {e}); '
+                f'a head for {part.name} was expected')
     if made != wanted: return f'it gives {made} for two positions, where {wanted} was expected'
+
+# %% ../../nbs/front/60_options.ipynb #c20c6b4b
+def _head_problem(name, part):
+    "What is wrong with head `name` for `part`"
+    if name not in HEADS: return f'one of {", ".join(HEADS)} was expected; register_head adds one'
+    return None if name == part.head else _wrong_head(name, part)
+
+# %% ../../nbs/front/60_options.ipynb #0a841400
+def _loss_problem(name, part):
+    "What is wrong with loss `name` for `part`; none is named where a part has its own"
+    there = [n for n, of in LOSS_PARTS.items() if of == part.name]
+    if name and name not in there:
+        return f'one of {", ".join(there)} was expected; register_loss adds one'
+
+# %% ../../nbs/front/60_options.ipynb #e9ba65c9
+def part_problems(cfg) -> Iterator[str]:
+    "Heads and losses that are not there, or are another part's"
+    for s, p in ((s, p) for s in STAGES.values() for p in s.parts):
+        for what, problem in (('head', _head_problem), ('loss', _loss_problem)):
+            name = s.choice(cfg, p, what)
+            if why := problem(name, p): yield f'{part_option(p, what)}={name!r}: {why}'
 
 # %% ../../nbs/front/60_options.ipynb #69d3d6e2
 def layer_problems(cfg) -> Iterator[str]:
@@ -187,12 +229,18 @@ def layer_problems(cfg) -> Iterator[str]:
     early = [s for s in stages_of(cfg) if not s.final]
     if not cfg.trainable_layers or not early or cfg.model_architecture not in BACKBONES: return
     try: total = len(_made(cfg).layer_groups())
-    except ValueError: return                                            # said above
+    except ValueError: return                    # `model_problems` says it
     if cfg.trainable_layers < total: return
-    yield (f'trainable_layers={cfg.trainable_layers}: this backbone has {total} layer groups, and stages 1 and 2 teach '
-           f'those that are left; at most {total - 1} would be right')
+    yield (f'trainable_layers={cfg.trainable_layers}: this backbone has {total} layer groups, '
+           f'and stages 1 and 2 teach those that are left; at most {total - 1} would be right')
 
 # %% ../../nbs/front/60_options.ipynb #de396b08
+def _devices(kind):
+    "How many devices of a kind this machine has"
+    if kind == 'cuda': return torch.cuda.device_count()
+    return {'cpu': 1, 'mps': int(torch.backends.mps.is_available())}.get(kind, 0)
+
+# %% ../../nbs/front/60_options.ipynb #1336dd29
 def device_problems(cfg) -> Iterator[str]:
     "Devices that are not there, precisions that do not fit"
     if cfg.gpu is None: return
@@ -200,71 +248,77 @@ def device_problems(cfg) -> Iterator[str]:
     except RuntimeError:
         yield f'gpu={cfg.gpu!r}: no PyTorch device has this name; cuda:0, cpu or mps were expected'
         return
-    there = {'cpu': 1, 'cuda': torch.cuda.device_count(), 'mps': int(torch.backends.mps.is_available())}.get(device.type, 0)
-    if (device.index or 0) >= there:
-        yield f'gpu={cfg.gpu!r}: this machine has {there or "no"} such device{"s"*(there > 1)}; leave it out for the best there is'
-    if cfg.precision == 'fp16' and device.type == 'cpu': yield "precision='fp16': a CPU trains in fp32 or bf16 only"
+    if (device.index or 0) >= (there := _devices(device.type)):
+        yield (f'gpu={cfg.gpu!r}: this machine has {there or "no"} such device{"s"*(there > 1)}; '
+               'leave it out for the best there is')
+    if cfg.precision == 'fp16' and device.type == 'cpu':
+        yield "precision='fp16': a CPU trains in fp32 or bf16 only"
 
 # %% ../../nbs/front/60_options.ipynb #f98e4f6e
+def _stage2_problems(cfg):
+    "Parameters of the loss and the head of legal moves that exclude each other"
+    names = 'stage2_gamma_pos', 'stage2_gamma_neg', 'stage2_clip'
+    focus = [f'{n}={v:g}' for n in names if (v := getattr(cfg, n))]
+    if focus and cfg.stage2_pos_weight != 1:
+        yield (f'stage2_pos_weight={cfg.stage2_pos_weight:g} with {", ".join(focus)}: the asymmetric '
+               'loss weighs legal moves by its gammas; one or the other would be right')
+    if cfg.stage2_head_dropout and not cfg.stage2_hidden_dim:
+        yield (f'stage2_head_dropout={cfg.stage2_head_dropout:g} without stage2_hidden_dim: a linear '
+               'head has no hidden units to drop; set stage2_hidden_dim too')
+
+# %% ../../nbs/front/60_options.ipynb #038f4664
 def loss_problems(cfg) -> Iterator[str]:
     "Losses that cancel out, and parameters of a loss that is not used"
     if cfg.policy_loss_ratio == cfg.value_loss_ratio == 0:
-        yield 'policy_loss_ratio=0.0 with value_loss_ratio=0.0: nothing would be learnt; one of them must be above 0'
-    if cfg.policy_loss != 'gce' and cfg.gce_parameter != LearnConfig.model_fields['gce_parameter'].default:
-        yield f"gce_parameter={cfg.gce_parameter:g} with policy_loss={cfg.policy_loss!r}: acts on policy_loss='gce' only"
-    focus = [f'{n}={v:g}' for n in ('stage2_gamma_pos', 'stage2_gamma_neg', 'stage2_clip') if (v := getattr(cfg, n))]
-    if focus and cfg.stage2_pos_weight != 1:
-        yield (f'stage2_pos_weight={cfg.stage2_pos_weight:g} with {", ".join(focus)}: the asymmetric loss weighs legal moves '
-               'by its gammas; one or the other would be right')
-    if cfg.stage2_head_dropout and not cfg.stage2_hidden_dim:
-        yield (f'stage2_head_dropout={cfg.stage2_head_dropout:g} without stage2_hidden_dim: a linear head has no hidden units '
-               'to drop; set stage2_hidden_dim too')
+        yield ('policy_loss_ratio=0.0 with value_loss_ratio=0.0: nothing would be learnt; '
+               'one of them must be above 0')
+    usual = LearnConfig.model_fields['gce_parameter'].default
+    if cfg.policy_loss != 'gce' and cfg.gce_parameter != usual:
+        yield (f'gce_parameter={cfg.gce_parameter:g} with policy_loss={cfg.policy_loss!r}: '
+               "acts on policy_loss='gce' only")
+    yield from _stage2_problems(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #dccc9875
-def training_problems(cfg) -> Iterator[str]:
-    "Epochs, freezing and logs that make no sense together"
-    stages, shown = stages_of(cfg), _choice_text(cfg.stage)
+def _epoch_problems(cfg):
+    "Stages that would begin after their last epoch"
     for s in STAGES.values():
         start, epochs = s.of(cfg, 'start_epoch'), s.of(cfg, 'epochs')
         if start is not None and start >= epochs:
-            yield (f'{s.option("start_epoch")}={start} with {s.option("epochs")}={epochs}: epochs are counted from 0, '
-                   f'so at most {epochs - 1} would be right')
+            yield (f'{s.option("start_epoch")}={start} with {s.option("epochs")}={epochs}: epochs '
+                   f'are counted from 0, so at most {epochs - 1} would be right')
+
+# %% ../../nbs/front/60_options.ipynb #11352f44
+def training_problems(cfg) -> Iterator[str]:
+    "Epochs, freezing and logs that make no sense together"
+    yield from _epoch_problems(cfg)
+    stages, shown = stages_of(cfg), _choice_text(cfg.stage)
     alone = len(stages) == 1 and not stages[0].final
-    if cfg.freeze_backbone and cfg.trainable_layers is None and alone and not cfg.resume_backbone_from:
-        yield f'freeze_backbone=True with stage={shown}: the backbone would stay as random as it began; resume_backbone_from is needed'
+    frozen = cfg.freeze_backbone and cfg.trainable_layers is None and not cfg.resume_backbone_from
+    if frozen and alone:
+        yield (f'freeze_backbone=True with stage={shown}: the backbone would stay as random as it '
+               'began; resume_backbone_from is needed')
     if cfg.export_onnx and stages and not any(s.exports for s in stages):
-        yield f'export_onnx=True with stage={shown}: only the policy and value of stage 3 are exported; leave it out'
-    if cfg.tensorboard_histogram_module and not cfg.tensorboard_histogram_frequency:
-        yield (f'tensorboard_histogram_module={list(cfg.tensorboard_histogram_module)!r} without tensorboard_histogram_frequency: '
+        yield (f'export_onnx=True with stage={shown}: only the policy and value of stage 3 are '
+               'exported; leave it out')
+    if (logged := cfg.tensorboard_histogram_module) and not cfg.tensorboard_histogram_frequency:
+        yield (f'tensorboard_histogram_module={list(logged)!r} without tensorboard_histogram_frequency: '
                'no histogram is written; set it to 1 or more')
 
 # %% ../../nbs/front/60_options.ipynb #be1288ed
 def compiler_problems(cfg) -> Iterator[str]:
     "Compiling on a CPU without a compiler"
-    if not (cfg.gpu or '').startswith('cpu') or any(map(shutil.which, ('c++', 'g++', 'clang++'))): return
-    for s in STAGES.values():
-        if s.of(cfg, 'compile'):
-            yield f'{s.option("compile")}=True: torch.compile needs a C++ compiler on a CPU, and none was found; install g++'
-            return
+    if not (cfg.gpu or '').startswith('cpu'): return
+    if any(map(shutil.which, ('c++', 'g++', 'clang++'))): return
+    names = [s.option('compile') for s in STAGES.values() if s.of(cfg, 'compile')]
+    if names: yield (f'{names[0]}=True: torch.compile needs a C++ compiler on a CPU, '
+                     'and none was found; install g++')
 
+# %% ../../nbs/front/60_options.ipynb #018ee5c1
 def onnx_problems(cfg) -> Iterator[str]:
     "An export without its packages"
     if cfg.export_onnx and (problem := onnx_problem()): yield f'export_onnx=True: {problem}'
 
 # %% ../../nbs/front/60_options.ipynb #a5e4d07d
-def resume_problems(cfg) -> Iterator[str]:
-    "Parts of a net that are to be taken from elsewhere, and are not there or not needed"
-    if cfg.resume_backbone_from is not None: yield from _checkpoint_problems('resume_backbone_from', cfg.resume_backbone_from)
-    for s in STAGES.values():
-        for name in (part_option(p, 'resume') for p in s.parts):
-            path = getattr(cfg, name, None)
-            if path is None: continue
-            if s in stages_of(cfg): yield from _checkpoint_problems(name, path)
-            else: yield f'{name}={path!r}: stage {s.id} is not run with stage={_choice_text(cfg.stage)}; leave it out'
-    if cfg.resume_from == 'latest' and not (cfg.run_dir or cfg.run_name):
-        yield "resume_from='latest' without run_dir: where the run is must be known; set run_dir or run_name"
-    elif cfg.resume_from not in (None, 'latest'): yield from _checkpoint_problems('resume_from', cfg.resume_from)
-
 def _checkpoint_problems(name, path):
     "A checkpoint's path that leads nowhere, or to a file of another tool"
     try: there = as_path(path).exists()
@@ -272,25 +326,56 @@ def _checkpoint_problems(name, path):
         yield f'{name}={path!r}: {e}'
         return
     if path.endswith(('.pt', '.pth', '.ckpt')):
-        yield f'{name}={path!r}: a pickled checkpoint of another tool, whose net is another; a .safetensors file of maou_nb was expected'
+        yield (f'{name}={path!r}: a pickled checkpoint of another tool, whose net is another; '
+               'a .safetensors file of maou_nb was expected')
     elif not there: yield f'{name}={path!r}: does not exist; a checkpoint or a run folder was expected'
 
 # %% ../../nbs/front/60_options.ipynb #b486de37
+def _head_file_problems(cfg):
+    "Heads that are to be taken from elsewhere, and are not there or not needed"
+    for s, name in ((s, part_option(p, 'resume')) for s in STAGES.values() for p in s.parts):
+        path = getattr(cfg, name, None)
+        if path is None: continue
+        if s in stages_of(cfg): yield from _checkpoint_problems(name, path)
+        else: yield (f'{name}={path!r}: stage {s.id} is not run with stage={_choice_text(cfg.stage)}; '
+                     'leave it out')
+
+# %% ../../nbs/front/60_options.ipynb #4ad6e130
+def resume_problems(cfg) -> Iterator[str]:
+    "Parts of a net that are to be taken from elsewhere, and are not there or not needed"
+    if cfg.resume_backbone_from is not None:
+        yield from _checkpoint_problems('resume_backbone_from', cfg.resume_backbone_from)
+    yield from _head_file_problems(cfg)
+    if cfg.resume_from not in (None, 'latest'):
+        yield from _checkpoint_problems('resume_from', cfg.resume_from)
+    elif cfg.resume_from and not (cfg.run_dir or cfg.run_name):
+        yield ("resume_from='latest' without run_dir: where the run is must be known; "
+               'set run_dir or run_name')
+
+# %% ../../nbs/front/60_options.ipynb #42e1c352
 def _wanted_parts(cfg):
     "Names of the parts that are taken from files that are there"
-    names = ['backbone', *(p.name for s in stages_of(cfg) for p in s.parts)]
-    of = {n: getattr(cfg, 'resume_backbone_from' if n == 'backbone' else f'resume_{n}_head_from', None) for n in names}
-    return [n for n, path in of.items() if path and not path.endswith(PICKLES) and as_path(path).exists()]
+    of = {'backbone': cfg.resume_backbone_from}
+    of |= {p.name: getattr(cfg, f'resume_{p.name}_head_from', None)
+           for s in stages_of(cfg) for p in s.parts}
+    return [n for n, path in of.items()
+            if path and not path.endswith(PICKLES) and as_path(path).exists()]
 
+# %% ../../nbs/front/60_options.ipynb #fe582701
+def _parts_made(cfg):
+    "The backbone and the heads of all stages of `cfg`, by name"
+    with torch.random.fork_rng():
+        backbone = backbone_of(cfg)
+        nets = [net_of(cfg, s, backbone) for s in stages_of(cfg)]
+    return {'backbone': backbone} | {h: m for net in nets for h, m in net.heads.items()}
+
+# %% ../../nbs/front/60_options.ipynb #9cae7886
 def fit_problems(cfg) -> Iterator[str]:
     "Parts of a net that do not fit"
     if not (wanted := _wanted_parts(cfg)) or any(part_problems(cfg)): return
-    try:
-        with torch.random.fork_rng():
-            backbone = backbone_of(cfg)
-            heads = {h: m for s in stages_of(cfg) for h, m in net_of(cfg, s, backbone).heads.items()}
+    try: made = _parts_made(cfg)
     except ValueError: return         # the net itself is at fault, which is said
-    for name, module in {'backbone': backbone, **heads}.items():
+    for name, module in made.items():
         if name not in wanted: continue
         try: put_parts(cfg, {name: module})
         except CheckpointError as e: yield str(e)
@@ -298,16 +383,24 @@ def fit_problems(cfg) -> Iterator[str]:
 # %% ../../nbs/front/60_options.ipynb #0442a5dc
 def place_problems(cfg) -> Iterator[str]:
     "Buckets that are not wholly named, and places that are none"
-    yield from mirror_problems(cfg.output_gcs, cfg.gcs_bucket_name, cfg.gcs_base_path, cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path)
+    yield from mirror_problems(cfg.output_gcs, cfg.gcs_bucket_name, cfg.gcs_base_path,
+                               cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path)
     for option in ('run_dir', 'log_dir', 'model_dir'):
         try: as_path(getattr(cfg, option) or '.')
         except FileError as e: yield f'{option}={getattr(cfg, option)!r}: {e}'
 
 # %% ../../nbs/front/60_options.ipynb #371a08bb
-RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems, device_problems, loss_problems,
-         training_problems, compiler_problems, layer_problems, resume_problems, memory_problems, fit_problems,
-         watched_problems, place_problems, onnx_problems)
+def option_of(problem:str) -> str:
+    "The option that a sentence of `try_config` is about: it begins with it"
+    return problem.split('=')[0].split(':')[0]
 
+# %% ../../nbs/front/60_options.ipynb #171a9787
+RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
+         device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
+         resume_problems, memory_problems, fit_problems, watched_problems, place_problems,
+         onnx_problems)
+
+# %% ../../nbs/front/60_options.ipynb #d035c792
 def try_config(
     options:dict,
 ) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
@@ -319,14 +412,11 @@ def try_config(
     found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
     return cfg, unknown + problems + found
 
-def option_of(problem:str) -> str:
-    "The option that a sentence of `try_config` is about: it begins with it"
-    return problem.split('=')[0].split(':')[0]
-
 # %% ../../nbs/front/60_options.ipynb #7189f60c
 def make_config(**options) -> LearnConfig:
     "The config of `options`; an `OptionError` lists everything that is wrong with them"
     cfg, problems = try_config(options)
     if not problems: return cfg
     if len(problems) == 1: raise OptionError(problems[0])
-    raise OptionError('\n'.join([f'{len(problems)} problems with the options:', *(f'  {p}' for p in problems)]))
+    head = f'{len(problems)} problems with the options:'
+    raise OptionError('\n'.join([head, *(f'  {p}' for p in problems)]))

@@ -8,7 +8,6 @@ __all__ = ['BAD', 'GOOD', 'QUIET', 'PRESETS', 'Field', 'LearnPanel']
 # %% ../../nbs/front/66_panel.ipynb #1dcb8b53
 import threading
 from datetime import datetime
-from html import escape
 
 import ipywidgets as W
 from fastcore.basics import patch
@@ -19,114 +18,244 @@ from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
 from ..data.options import OptionError
 from .options import option_of, try_config, valid_part
-from ..show.tables import html_table
-from ..train.options import about, choices_of, config_class, default_text, help_of, is_bool, is_list, is_optional, tabs, why_idle
+from ..show.tables import html_table, join_html, tag
+from ..train.options import (
+    about, choices_of, config_class, default_text, help_of,
+    is_bool, is_list, is_optional, tabs, why_idle)
 
 # %% ../../nbs/front/66_panel.ipynb #4cb56987
-_layout = dict(style={'description_width': '215px'}, layout=W.Layout(width='480px', flex='0 0 auto'))
+def _dropdown(option, **common):
+    "The drop-down of an option that has choices"
+    values = ['true', 'false'] if is_bool(option) else choices_of(option)
+    return W.Dropdown(options=['none']*is_optional(option) + values,
+                      value=default_text(option.default), **common)
 
+# %% ../../nbs/front/66_panel.ipynb #3a998544
+def _text_field(option, **common):
+    "Where an option is typed: several lines for a list, with suggestions if there are some"
+    common |= dict(placeholder=default_text(option.default), continuous_update=False)
+    if is_list(option):
+        common['placeholder'] += '; one a line'
+        return W.Textarea(rows=1, **common)
+    if option.examples: return W.Combobox(options=option.examples, **common)
+    return W.Text(**common)
+
+# %% ../../nbs/front/66_panel.ipynb #be341757
 def _widget(name, option):
     "The widget of a field"
-    choices = choices_of(option)
-    common = dict(description=name, description_tooltip=help_of(option), **_layout)
-    if is_bool(option) and not is_optional(option): return W.Checkbox(value=option.default, indent=True, **common)
-    if choices or is_bool(option):
-        return W.Dropdown(options=['none']*is_optional(option) + (['true', 'false'] if is_bool(option) else choices), value=default_text(option.default), **common)
-    if is_list(option): return W.Textarea(placeholder=f'{default_text(option.default)}; one a line', rows=1, continuous_update=False, **common)
-    if option.examples: return W.Combobox(options=option.examples, placeholder=default_text(option.default), continuous_update=False, **common)
-    return W.Text(placeholder=default_text(option.default), continuous_update=False, **common)
+    layout = W.Layout(width='480px', flex='0 0 auto')
+    common = dict(description=name, description_tooltip=help_of(option),
+                  style={'description_width': '215px'}, layout=layout)
+    if is_bool(option) and not is_optional(option):
+        return W.Checkbox(value=option.default, indent=True, **common)
+    if choices_of(option) or is_bool(option): return _dropdown(option, **common)
+    return _text_field(option, **common)
 
-# %% ../../nbs/front/66_panel.ipynb #9a36c072
-BAD, GOOD, QUIET = 'var(--jp-error-color1, #c62828)', 'var(--jp-success-color1, #2e7d32)', 'var(--jp-ui-font-color2, #666)'    # of the theme, where there is one
+# %% ../../nbs/front/66_panel.ipynb #f99cd5ca
+BAD = 'var(--jp-error-color1, #c62828)'
+GOOD = 'var(--jp-success-color1, #2e7d32)'
+QUIET = 'var(--jp-ui-font-color2, #666)'
 
+# %% ../../nbs/front/66_panel.ipynb #dc75c951
+def _note_html(help, problem='', idle=''):
+    "What stands beside a field"
+    said, kind, color = help, 'maou-help', QUIET
+    if idle: said, kind = f'no effect: {idle}', 'maou-idle'
+    if problem: said, kind, color = join_html([tag('b', '✗'), problem], ' '), 'maou-error', BAD
+    return tag('span', said, class_=kind,
+               style=f'color:{color};font-size:12px;line-height:1.25;display:block')
+
+# %% ../../nbs/front/66_panel.ipynb #df27d416
+def _value_of(option, v):
+    "What value `v` of a widget says of `option`"
+    if not isinstance(v, str): return v
+    if not v.strip(): return option.default
+    if is_optional(option) and v.strip().lower() == 'none': return None
+    if is_bool(option): return v == 'true'
+    if not is_list(option): return v.strip()
+    lines = [l.strip() for l in v.splitlines() if l.strip()]
+    return lines if len(lines) > 1 or not is_optional(option) else lines[0]
+
+# %% ../../nbs/front/66_panel.ipynb #a0d270d4
+def _shown_value(option, v):
+    "Value `v` of `option` as its widget has it"
+    if is_bool(option) and not is_optional(option): return v
+    if choices_of(option) or is_bool(option): return default_text(v)
+    if v == option.default: return ''
+    if not is_list(option): return default_text(v)
+    return '\n'.join(map(str, v if isinstance(v, (list, tuple)) else [v]))
+
+# %% ../../nbs/front/66_panel.ipynb #2e74a500
 class Field:
     "An option in the form"
-    def __init__(self, name:str, option):
-        self.name, self.option, self.widget, self.note = name, option, _widget(name, option), W.HTML(layout=W.Layout(flex='1 1 auto', min_width='0'))
-        self.row = W.HBox([self.widget, self.note], layout=W.Layout(align_items='center')); self.row.add_class('maou-field')
+    def __init__(self,
+        name:str,
+        option,      # A field of the config
+    ):
+        self.name, self.option, self.widget = name, option, _widget(name, option)
+        self.note = W.HTML(layout=W.Layout(flex='1 1 auto', min_width='0'))
+        self.row = W.HBox([self.widget, self.note], layout=W.Layout(align_items='center'))
+        self.row.add_class('maou-field')
         self.say()
+
+    def say(self, problem:str='', idle:str=''):
+        "Put a problem, a reason for doing nothing, or the help beside it"
+        self.note.value = _note_html(self.option.description, problem, idle)
+        self.widget.disabled = bool(idle)
 
     @property
     def value(self):
         "What was chosen, as text where it was typed; the default if nothing was"
-        v = self.widget.value
-        if isinstance(self.widget, W.Dropdown): return {'none': None, 'true': True, 'false': False}.get(v, v) if is_optional(self.option) else v
-        if not isinstance(v, str): return v
-        if not v.strip(): return self.option.default
-        if is_optional(self.option) and v.strip().lower() == 'none': return None
-        if not is_list(self.option): return v.strip()
-        lines = [l.strip() for l in v.splitlines() if l.strip()]
-        return lines if len(lines) > 1 or not is_optional(self.option) else lines[0]
+        return _value_of(self.option, self.widget.value)
 
     @value.setter
-    def value(self, v):
-        if isinstance(self.widget, W.Checkbox): self.widget.value = v
-        elif isinstance(self.widget, W.Dropdown): self.widget.value = default_text(v)
-        elif v == self.option.default: self.widget.value = ''
-        elif is_list(self.option): self.widget.value = '\n'.join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)
-        else: self.widget.value = default_text(v)
-
-    def say(self, problem:str='', idle:str=''):
-        "Put a problem, a reason for doing nothing, or the help beside it"
-        color, text = (BAD, problem) if problem else (QUIET, f'no effect: {idle}') if idle else (QUIET, self.option.description)
-        self.note.value = f'<span class="{"maou-error" if problem else "maou-idle" if idle else "maou-help"}" style="color:{color};font-size:12px;line-height:1.25;display:block">{"<b>✗</b> " if problem else ""}{escape(text)}</span>'
-        self.widget.disabled = bool(idle)
+    def value(self, v): self.widget.value = _shown_value(self.option, v)
 
 # %% ../../nbs/front/66_panel.ipynb #f54e5181
 PRESETS = {
     'defaults': {},
-    'quick try on a CPU': dict(model_size='tiny', learning_ratio=0.004, stage1_batch_size=64, stage2_threshold=0.5, stage2_test_ratio=0.2, stage2_max_epochs=2, epoch=2),
-    'small ResNet': dict(model_size='small', learning_ratio=0.004, stage1_batch_size=64, stage2_test_ratio=0.2),
-    'one GPU of 24 GB': dict(model_size='base', batch_size=2048, learning_ratio=0.004, stage1_batch_size=64, stage1_max_epochs=20, stage2_test_ratio=0.05, test_ratio=0.05, dataloader_workers=4, pin_memory=True, ema_decay=0.999, checkpoint_every=1000),
-    'MLP-Mixer': dict(model_architecture='mlp-mixer', model_size='small', learning_ratio=0.002, stage1_batch_size=16, stage1_max_epochs=40, stage2_test_ratio=0.2),
-    'ViT': dict(model_architecture='vit', model_size='small', learning_ratio=0.001, stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2),
-}
+    'quick try on a CPU': dict(
+        model_size='tiny', learning_ratio=0.004, stage1_batch_size=64, stage2_threshold=0.5,
+        stage2_test_ratio=0.2, stage2_max_epochs=2, epoch=2),
+    'small ResNet': dict(
+        model_size='small', learning_ratio=0.004, stage1_batch_size=64, stage2_test_ratio=0.2),
+    'one GPU of 24 GB': dict(
+        model_size='base', batch_size=2048, learning_ratio=0.004, stage1_batch_size=64,
+        stage1_max_epochs=20, stage2_test_ratio=0.05, test_ratio=0.05, dataloader_workers=4,
+        pin_memory=True, ema_decay=0.999, checkpoint_every=1000),
+    'MLP-Mixer': dict(
+        model_architecture='mlp-mixer', model_size='small', learning_ratio=0.002,
+        stage1_batch_size=16, stage1_max_epochs=40, stage2_test_ratio=0.2),
+    'ViT': dict(
+        model_architecture='vit', model_size='small', learning_ratio=0.001,
+        stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2)}
 
 # %% ../../nbs/front/66_panel.ipynb #c5e58ff5
 class LearnPanel:
-    "A form of all options of `learn_multi_stage`, with buttons that check, start, stop and go on with a run"
+    "A form of all options of `learn_multi_stage`, with buttons that check, start and stop a run"
     def __init__(self,
-                 **options):      # Chosen from the start
+        **options,      # Chosen from the start
+    ):
         load_plugins(options.get('plugins') or ())
         config = config_class()
-        unknown = [n for n in options if n not in config.model_fields]
-        if unknown: raise OptionError('\n'.join(valid_part({n: options[n] for n in unknown})[1]))
+        unknown = {n: v for n, v in options.items() if n not in config.model_fields}
+        if unknown: raise OptionError('\n'.join(valid_part(unknown)[1]))
         self.fields = {n: Field(n, o) for n, o in config.model_fields.items()}
         self.monitor, self.problems, self.cfg, self._quiet = Monitor(), [], None, True
         self._make_box()
         self.set(**options)
-        for f in self.fields.values(): f.widget.observe(lambda _: self._quiet or self.check(), 'value')
+        for f in self.fields.values(): f.widget.observe(self._changed, 'value')
 
-# %% ../../nbs/front/66_panel.ipynb #7bce4400
-@patch
-def _make_box(self:LearnPanel):
-    "The tabs, and the buttons below them"
-    self.groups = {tab: [self.fields[n] for n in fields if n in self.fields] for tab, fields in tabs().items()}
-    layout = W.Layout(max_height='420px', overflow='auto', display='block')
-    pages = [W.VBox([f.row for f in fields], layout=layout) for fields in self.groups.values()]
-    self.tab = W.Tab(pages, titles=list(self.groups))
-    self.preset = W.Dropdown(options=list(PRESETS), value='defaults', description='Preset', layout=W.Layout(width='260px'))
-    self.where = W.Dropdown(options=[('in a process of its own', 'process'), ('in this kernel', 'kernel')], description='Run', layout=W.Layout(width='320px'), tooltip='A process outlives the kernel; a thread of the kernel can be debugged')
-    button = lambda text, icon, tip, style='': W.Button(description=text, icon=icon, tooltip=tip, button_style=style, layout=W.Layout(width='auto'))
-    self.preflight_button = button('Preflight', 'search', 'Look at data, split, memory, disk and speed, without beginning')
-    self.start_button = button('Start', 'rocket', 'Begin the run', 'success')
-    self.code_button, self.command_button = button('Copy as code', 'code', 'The cell that does the same'), button('Copy as command', 'terminal', 'The command line that does the same')
-    self.said, self.text, self.report = W.HTML(), W.Textarea(layout=W.Layout(width='98%', height='160px', display='none')), W.HTML()
-    self.text.add_class('maou-text')
-    self.preset.observe(lambda c: self.choose(c.new), 'value')
-    self.preflight_button.on_click(lambda _: self.look()); self.start_button.on_click(lambda _: self.start())
-    self.code_button.on_click(lambda _: self._write(as_code)); self.command_button.on_click(lambda _: self._write(as_command))
-    self.box = W.VBox([W.HBox([self.preset, self.where]), self.tab, W.HBox([self.preflight_button, self.start_button, self.code_button, self.command_button]), self.said, self.text, self.report, self.monitor.box])
-    self.box.add_class('maou-panel')
+    def _changed(self, change):
+        if not self._quiet: self.check()
 
 # %% ../../nbs/front/66_panel.ipynb #39f9032d
+@patch
+def _make_tabs(self:LearnPanel):
+    "A page of fields for each group of options"
+    self.groups = {tab: [self.fields[n] for n in of if n in self.fields] for tab, of in tabs().items()}
+    layout = W.Layout(max_height='420px', overflow='auto', display='block')
+    pages = [W.VBox([f.row for f in of], layout=layout) for of in self.groups.values()]
+    self.tab = W.Tab(pages, titles=list(self.groups))
+
+# %% ../../nbs/front/66_panel.ipynb #70905487
+@patch
+def _make_choices(self:LearnPanel):
+    "What stands above the tabs: a preset, and where the run is to be"
+    self.preset = W.Dropdown(options=list(PRESETS), value='defaults', description='Preset',
+                             layout=W.Layout(width='260px'))
+    self.preset.observe(lambda c: self.choose(c.new), 'value')
+    places = [('in a process of its own', 'process'), ('in this kernel', 'kernel')]
+    tip = 'A process outlives the kernel; a thread of the kernel can be debugged'
+    self.where = W.Dropdown(options=places, description='Run', tooltip=tip,
+                            layout=W.Layout(width='320px'))
+
+# %% ../../nbs/front/66_panel.ipynb #b681eb45
+def _button(text, icon, tip, act, style=''):
+    "A button that does `act`"
+    made = W.Button(description=text, icon=icon, tooltip=tip, button_style=style,
+                    layout=W.Layout(width='auto'))
+    made.on_click(lambda _: act())
+    return made
+
+# %% ../../nbs/front/66_panel.ipynb #1413b26c
+@patch
+def _make_buttons(self:LearnPanel):
+    "What stands below the tabs"
+    self.preflight_button = _button(
+        'Preflight', 'search', 'Look at data, split, memory, disk and speed, without beginning',
+        lambda: self.look())
+    self.start_button = _button('Start', 'rocket', 'Begin the run', lambda: self.start(), 'success')
+    self.code_button = _button(
+        'Copy as code', 'code', 'The cell that does the same', lambda: self._write(as_code))
+    self.command_button = _button(
+        'Copy as command', 'terminal', 'The command line that does the same',
+        lambda: self._write(as_command))
+
+# %% ../../nbs/front/66_panel.ipynb #26145c68
+@patch
+def _make_box(self:LearnPanel):
+    "All of the form, above its monitor"
+    self._make_tabs()
+    self._make_choices()
+    self._make_buttons()
+    hidden = W.Layout(width='98%', height='160px', display='none')
+    self.said, self.text, self.report = W.HTML(), W.Textarea(layout=hidden), W.HTML()
+    self.text.add_class('maou-text')
+    buttons = [self.preflight_button, self.start_button, self.code_button, self.command_button]
+    self.box = W.VBox([W.HBox([self.preset, self.where]), self.tab, W.HBox(buttons),
+                       self.said, self.text, self.report, self.monitor.box])
+    self.box.add_class('maou-panel')
+
+# %% ../../nbs/front/66_panel.ipynb #2c399186
+@patch
+def _given(self:LearnPanel):
+    "What was chosen, whether it acts or not"
+    return {n: f.value for n, f in self.fields.items() if f.value != f.option.default}
+
+# %% ../../nbs/front/66_panel.ipynb #c9fc230e
 @patch(as_prop=True)
 def options(self:LearnPanel) -> dict:
     "What was chosen, of what acts"
-    return {n: f.value for n, f in self.fields.items() if not f.widget.disabled and f.value != f.option.default}
+    return {n: v for n, v in self._given().items() if not self.fields[n].widget.disabled}
 
+# %% ../../nbs/front/66_panel.ipynb #0e5cda5c
 @patch
-def set(self:LearnPanel, **options):
+def _mark(self:LearnPanel, idle):
+    "Say beside each field what is wrong; `idle` are reasons by name; returns the tabs with problems"
+    of = {n: '' for n in self.fields}
+    for p in self.problems:
+        if (name := option_of(p)) in of: of[name] = f'{of[name]}; {p}' if of[name] else p
+    for n, f in self.fields.items():
+        f.say('' if idle[n] else of[n].removeprefix(f'{n}: '), idle[n])
+    wrong = {g: sum(bool(of[f.name]) for f in fields) for g, fields in self.groups.items()}
+    self.tab.titles = [f'{g} ✗{wrong[g]}' if wrong[g] else g for g in self.groups]
+    return [g for g in self.groups if wrong[g]]
+
+# %% ../../nbs/front/66_panel.ipynb #c0e900ff
+def _said_html(problems, where, other):
+    "How many problems there are, in which tabs, and those of no field"
+    n = len(problems)
+    if not n: return tag('span', 'nothing stands in the way', style=f'color:{GOOD}')
+    count = tag('b', f'{n} problem{"s" * (n > 1)}', style=f'color:{BAD}')
+    return join_html([join_html([count, ': ', ', '.join(where)]), *other], '<br>')
+
+# %% ../../nbs/front/66_panel.ipynb #fdf377f1
+@patch
+def check(self:LearnPanel) -> 'LearnPanel':
+    "Say beside each field what is wrong with it, or why it does nothing"
+    given = self._given()
+    loose, *_ = valid_part(given)
+    idle = {n: why_idle(loose, n) for n in self.fields}
+    self.cfg, self.problems = try_config({n: v for n, v in given.items() if not idle[n]})
+    other = [p for p in self.problems if option_of(p) not in self.fields]
+    self.said.value = _said_html(self.problems, self._mark(idle), other)
+    self.start_button.disabled = self.preflight_button.disabled = bool(self.problems)
+    return self
+
+# %% ../../nbs/front/66_panel.ipynb #f2d5c514
+@patch
+def set(self:LearnPanel, **options) -> 'LearnPanel':
     "Choose `options`; the others stay"
     self._quiet = True
     for n, v in options.items():
@@ -136,67 +265,66 @@ def set(self:LearnPanel, **options):
     self._quiet = False
     return self.check()
 
-# %% ../../nbs/front/66_panel.ipynb #70905487
+# %% ../../nbs/front/66_panel.ipynb #9b2596be
 @patch
 def choose(self:LearnPanel, preset:str):
     "Take the options of a preset; paths and places stay"
     keep = ('Data', 'Logs & output')
-    back = {n: f.option.default for n, f in self.fields.items() if about(f.option).group not in keep or n in ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')}
+    also = ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')
+    back = {n: f.option.default for n, f in self.fields.items()
+            if about(f.option).group not in keep or n in also}
     self.set(**{**back, **PRESETS[preset]})
 
-# %% ../../nbs/front/66_panel.ipynb #b681eb45
-@patch
-def check(self:LearnPanel) -> 'LearnPanel':
-    "Say beside each field what is wrong with it, or why it does nothing"
-    chosen_now = {n: f.value for n, f in self.fields.items() if f.value != f.option.default}
-    loose, *_ = valid_part(chosen_now)
-    idle = {n: why_idle(loose, n) for n in self.fields}
-    self.cfg, self.problems = try_config({n: v for n, v in chosen_now.items() if not idle[n]})
-    of = {n: '' for n in self.fields}
-    for p in self.problems:
-        if (name := option_of(p)) in of: of[name] = f'{of[name]}; {p}' if of[name] else p
-    for n, f in self.fields.items(): f.say(of[n].removeprefix(f'{n}: ') if not idle[n] else '', idle[n])
-    wrong = {g: sum(bool(of[f.name]) for f in fields) for g, fields in self.groups.items()}
-    self.tab.titles = [f'{g} ✗{wrong[g]}' if wrong[g] else g for g in self.groups]
-    other = [p for p in self.problems if option_of(p) not in of]
-    n = len(self.problems)
-    self.said.value = '<br>'.join([f'<b style="color:{BAD}">{n} problem{"s" * (n > 1)}</b>: ' + ', '.join(g for g in self.groups if wrong[g]) if n else f'<span style="color:{GOOD}">nothing stands in the way</span>', *map(escape, other)])
-    self.start_button.disabled = self.preflight_button.disabled = bool(n)
-    return self
-
-# %% ../../nbs/front/66_panel.ipynb #2c399186
+# %% ../../nbs/front/66_panel.ipynb #6364b9f5
 @patch
 def _write(self:LearnPanel, how):
-    "Show the code or the command, to be copied; what is wrong in the form, and so left out of it, stands above"
-    self.text.value, self.text.layout.display = ''.join(f'# {p}\n' for p in self.problems) + how(self.cfg), ''
+    "Show what `how` makes of the options"
+    wrong = ''.join(f'# {p}\n' for p in self.problems)
+    self.text.value, self.text.layout.display = wrong + how(self.cfg), ''
 
+# %% ../../nbs/front/66_panel.ipynb #51bd0e28
+@patch
+def _preflight(self:LearnPanel, options):
+    "Preflight of `options`, and what it is at"
+    def tell(what): self.report.value = tag('i', f'preflight: {what} …')
+    tell('opening the data')
+    try: self.report.value = preflight(tell, **options)._repr_html_()
+    except Exception as e:
+        failed = tag('b', 'preflight failed', style=f'color:{BAD}')
+        self.report.value = join_html([failed, str(e) or type(e).__name__], ': ')
+    finally: self.preflight_button.disabled = bool(self.problems)
+
+# %% ../../nbs/front/66_panel.ipynb #8d0323d3
 @patch
 def look(self:LearnPanel) -> threading.Thread:
     "Preflight, in the background"
-    options = self.options
-    def work():
-        tell = lambda what: setattr(self.report, 'value', f'<i>preflight: {escape(what)} …</i>')
-        tell('opening the data')
-        try: self.report.value = preflight(tell, **options)._repr_html_()
-        except Exception as e: self.report.value = f'<b style="color:{BAD}">preflight failed</b>: {escape(str(e) or type(e).__name__)}'
-        finally: self.preflight_button.disabled = bool(self.problems)
     self.preflight_button.disabled = True
-    thread = threading.Thread(target=work, daemon=True); thread.start()
+    thread = threading.Thread(target=self._preflight, args=(self.options,), daemon=True)
+    thread.start()
     return thread
 
+# %% ../../nbs/front/66_panel.ipynb #d198f984
+def _new_folder(cfg):
+    "Where a run of `cfg` is to be, which names no folder"
+    return f'runs/{cfg.run_name or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model_architecture}"}'
+
+# %% ../../nbs/front/66_panel.ipynb #63f2c2da
 @patch
 def start(self:LearnPanel):
-    "Begin the run, in a folder of its own if none was named"
-    if not self.check().problems and self.cfg.run_dir is None: self.set(run_dir=f'runs/{self.cfg.run_name or f"{datetime.now():%Y%m%d-%H%M%S}-{self.cfg.model_architecture}"}')
+    "Begin the run"
+    if not self.check().problems and self.cfg.run_dir is None: self.set(run_dir=_new_folder(self.cfg))
     if self.problems: return
-    try: self.monitor.child = (train_here if self.where.value == 'kernel' else start_run)(self.cfg)
-    except (OptionError, OSError) as e: self.said.value = f'<b style="color:{BAD}">{escape(str(e))}</b>'; return
+    begin = train_here if self.where.value == 'kernel' else start_run
+    try: self.monitor.child = begin(self.cfg)
+    except (OptionError, OSError) as e:
+        self.said.value = tag('b', e, style=f'color:{BAD}')
+        return
     self.report.value = ''
     self.monitor.watch(self.cfg.run_dir, starting=True)
 
 # %% ../../nbs/front/66_panel.ipynb #588f1a3d
 @patch
 def _ipython_display_(self:LearnPanel):
-    chosen_now = html_table([(n, default_text(v)) for n, v in chosen(self.cfg).items()], ('option', 'chosen'))
-    show_widgets(self.box, chosen_now)
+    rows = [(n, default_text(v)) for n, v in chosen(self.cfg).items()]
+    show_widgets(self.box, html_table(rows, ('option', 'chosen')))
     self.monitor.show_pictures()

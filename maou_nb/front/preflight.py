@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 import torch
+from fastcore.basics import patch
 
+import maou_nb.train.trials             # with it a loop may be tried
 from ..data.files import FileError
 from ..data.shards import ShardError
 from ..data.machine import size_text
@@ -30,12 +32,14 @@ from ..train.runner import close_sources, put_parts, stage_loop
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
-MARKS = {'good': ('✓', '#2e7d32'), 'look': ('!', '#b45309'), 'bad': ('✗', '#b5121b'), 'fact': ('·', '#666')}
+MARKS = {'good': ('✓', '#2e7d32'), 'look': ('!', '#b45309'),     # sign and colour
+         'bad': ('✗', '#b5121b'), 'fact': ('·', '#666')}
 
+# %% ../../nbs/front/65_preflight.ipynb #02659ff1
 @dataclass
 class Preflight:
     "What was found, a line each"
-    lines: list = field(default_factory=list)     # (stage or '', what, finding, good | look | bad | fact)
+    lines: list = field(default_factory=list)   # (stage or '', what, finding, one of `MARKS`)
 
     def add(self, what:str, finding:str, mark:str='fact', stage=''):
         "Add a line"
@@ -46,71 +50,118 @@ class Preflight:
         "Whether nothing stands in the way"
         return all(mark != 'bad' for *_, mark in self.lines)
 
-    @property
-    def verdict(self) -> str:
-        "What it comes to"
-        bad, look = (sum(l[3] == m for l in self.lines) for m in ('bad', 'look'))
-        return ('ready to start' if not bad else f'{bad} thing{"s" * (bad > 1)} in the way') + (f'; {look} to look at' if look else '')
+# %% ../../nbs/front/65_preflight.ipynb #d9726e63
+@patch(as_prop=True)
+def verdict(self:Preflight) -> str:
+    "What it comes to"
+    bad, look = (sum(mark == m for *_, mark in self.lines) for m in ('bad', 'look'))
+    way = f'{bad} thing{"s" * (bad > 1)} in the way' if bad else 'ready to start'
+    return way + (f'; {look} to look at' if look else '')
 
-    def __repr__(self): return '\n'.join([self.verdict, *(f'{MARKS[m][0]} {f"stage {s} " if s else ""}{what}: {finding}' for s, what, finding, m in self.lines)])
+# %% ../../nbs/front/65_preflight.ipynb #79b03b96
+@patch
+def __repr__(self:Preflight):
+    def line(s, what, finding, m):
+        return f'{MARKS[m][0]} {f"stage {s} " if s else ""}{what}: {finding}'
+    return '\n'.join([self.verdict, *(line(*l) for l in self.lines)])
 
-    def _repr_html_(self):
-        def row(s, what, finding, m):
-            sign, color = MARKS[m]
-            return tag('b', sign, style=f'color:{color}'), f'stage {s}' if s else '', what, finding
-        return join_html([tag('p', tag('b', self.verdict)), html_table([row(*l) for l in self.lines], class_='maou-preflight')])
+# %% ../../nbs/front/65_preflight.ipynb #071acb04
+@patch
+def _repr_html_(self:Preflight):
+    def row(s, what, finding, m):
+        sign, color = MARKS[m]
+        return tag('b', sign, style=f'color:{color}'), f'stage {s}' if s else '', what, finding
+    table = html_table([row(*l) for l in self.lines], class_='maou-preflight')
+    return join_html([tag('p', tag('b', self.verdict)), table])
 
-# %% ../../nbs/front/65_preflight.ipynb #e6acc53d
-AUDITED = 20_000_000    # rows; more take minutes, and `audit` does them when asked
+# %% ../../nbs/front/65_preflight.ipynb #56e45867
+AUDITED = 20_000_000    # Rows
 
+# %% ../../nbs/front/65_preflight.ipynb #dfc3999f
+def _look_at_rows(found, loop, split):
+    "Rows of one stage, and how many of them are held out"
+    train, valid, stage = loop.train, loop.valid, loop.stage
+    shards = len(train.shards)
+    said = f'{train.total_rows:,} in {shards:,} shard{"s" * (shards != 1)}'
+    if valid: said += f', {valid.total_rows:,} held out, {split}'
+    else: said += '; none held out: it is judged on the rows it trains on'
+    found.add('rows', said, 'good' if valid or not stage.columns.origin else 'look', stage.id)
+
+# %% ../../nbs/front/65_preflight.ipynb #13ffb853
+def _look_at_split(found, train, valid, stage):
+    "Games of one stage, and whether its split leaks"
+    if valid and train.total_rows + valid.total_rows > AUDITED:
+        asked = 'not audited, since that takes a while: audit(…) of maou_nb.judge.inspect would'
+        return found.add('split', asked, 'look', stage.id)
+    if not stage.columns.origin: return
+    try: said = audit(train, valid)
+    except (ShardError, ValueError) as e: return found.add('split', str(e), 'look', stage.id)
+    trained, held = said.games
+    if trained is not None:
+        apart = f', {held:,} held out' if held is not None else ''
+        found.add('games', f'{trained:,} trained on{apart}', 'fact', stage.id)
+    if valid: found.add('split', said.verdict, 'good' if said.leaks is False else 'look', stage.id)
+
+# %% ../../nbs/front/65_preflight.ipynb #4d576fa4
+def _look_at_memory(found, needed, free, stage):
+    "Room for the rows of one stage, in bytes by place"
+    for place, size in needed.items():
+        if not size: continue
+        what = 'copy of rows on disk' if place == 'disk' else f'rows in {place} memory'
+        there = free.get(place)
+        said = size_text(size) + (f', {size_text(there)} are free' if there else '')
+        found.add(what, said, 'bad' if there and size > there else 'fact', stage.id)
+
+# %% ../../nbs/front/65_preflight.ipynb #4563bd44
 def _look_at_data(found, loop, split):
     "Rows, games, split and memory of one stage"
-    train, valid, n, origin = loop.train, loop.valid, loop.stage.id, loop.stage.columns.origin
-    found.add('rows', f'{train.total_rows:,} in {len(train.shards):,} shard{"s" * (len(train.shards) != 1)}' + (f', {valid.total_rows:,} held out, {split}' if valid else '; none held out: it is judged on the rows it trains on'), 'good' if valid or not origin else 'look', n)
-    if valid and train.total_rows + valid.total_rows > AUDITED: found.add('split', 'not audited, since that takes a while: audit(…) of maou_nb.judge.inspect would', 'look', n)
-    elif origin:
-        try: said = audit(train, valid)
-        except (ShardError, ValueError) as e: found.add('split', str(e), 'look', n)
-        else:
-            if said.games[0] is not None: found.add('games', f'{said.games[0]:,} trained on' + (f', {said.games[1]:,} held out' if said.games[1] is not None else ''), 'fact', n)
-            if valid: found.add('split', said.verdict, 'good' if said.leaks is False else 'look', n)
-    needed, free = train.memory_needed(), train.memory_free()
-    for place, size in needed.items():
-        if size: found.add(f'rows in {place} memory' if place != 'disk' else 'copy of rows on disk', size_text(size) + (f', {size_text(free[place])} are free' if free.get(place) else ''), 'bad' if free.get(place) and size > free[place] else 'fact', n)
+    _look_at_rows(found, loop, split)
+    _look_at_split(found, loop.train, loop.valid, loop.stage)
+    _look_at_memory(found, loop.train.memory_needed(), loop.train.memory_free(), loop.stage)
 
-# %% ../../nbs/front/65_preflight.ipynb #00a5ae08
+# %% ../../nbs/front/65_preflight.ipynb #bd1a6666
 def spoken(seconds:float) -> str:
     "`seconds` as people say them"
     if seconds < 90: return f'{seconds:.0f} s'
     if seconds < 5400: return f'{seconds/60:.0f} min'
     return f'{seconds/3600:.1f} h' if seconds < 48*3600 else f'{seconds/86400:.1f} days'
 
-def _time_steps(loop, steps=5):
-    "(seconds a batch, bytes of memory it took)"
-    cuda = loop.device.type == 'cuda'
-    sync = torch.cuda.synchronize if cuda else lambda: None
-    if cuda: torch.cuda.reset_peak_memory_stats()
-    before = psutil.Process().memory_info().rss
-    def trial():
-        batches = loop.forever()
-        for _ in range(2): loop.try_step(next(batches))
-        sync(); began = time.perf_counter()
-        for _ in range(steps): loop.try_step(next(batches))
-        sync(); return (time.perf_counter() - began)/steps
-    seconds = loop.left_as_it_was(trial)
-    return seconds, torch.cuda.max_memory_allocated() if cuda else max(psutil.Process().memory_info().rss - before, 0)
+# %% ../../nbs/front/65_preflight.ipynb #9595de3a
+def _seconds_a_step(loop, sync, steps=5):
+    "How long a step takes; `sync` waits for the device"
+    batches = loop.forever()
+    for _ in range(2): loop.try_step(next(batches))
+    sync()
+    began = time.perf_counter()
+    for _ in range(steps): loop.try_step(next(batches))
+    sync()
+    return (time.perf_counter() - began)/steps
 
+# %% ../../nbs/front/65_preflight.ipynb #114fca42
+def _time_steps(loop):
+    "(seconds a batch, bytes of memory it took)"
+    resident = lambda: psutil.Process().memory_info().rss
+    if loop.device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats()
+        seconds = loop.left_as_it_was(lambda: _seconds_a_step(loop, torch.cuda.synchronize))
+        return seconds, torch.cuda.max_memory_allocated()
+    before = resident()
+    seconds = loop.left_as_it_was(lambda: _seconds_a_step(loop, lambda: None))
+    return seconds, max(resident() - before, 0)
+
+# %% ../../nbs/front/65_preflight.ipynb #00a5ae08
 def _look_at_steps(found, loop):
     "Time and memory of one stage; returns the most seconds it takes"
     seconds, memory = _time_steps(loop)
-    size, n = loop.settings.batch_size, loop.stage.id
+    size, epochs, n = loop.settings.batch_size, loop.settings.epochs, loop.stage.id
     judged = (loop.valid or loop.train).total_rows
-    epoch = seconds*(loop.batches_per_epoch + judged/size/3)      # judging goes forward only, a third of a step
-    found.add('speed', f'{size/seconds:,.0f} positions/s in batches of {size:,}; an epoch takes about {spoken(epoch)}', 'fact', n)
+    epoch = seconds*(loop.batches_per_epoch + judged/size/3)
+    speed = f'{size/seconds:,.0f} positions/s in batches of {size:,}'
+    found.add('speed', f'{speed}; an epoch takes about {spoken(epoch)}', 'fact', n)
     found.add('memory of a step', size_text(memory), 'fact', n)
-    total = epoch*loop.settings.epochs
-    found.add('time', f'{"about " if loop.settings.threshold is None else "at most "}{spoken(total)} for {loop.settings.epochs} epochs', 'fact', n)
-    return total
+    about = 'about' if loop.settings.threshold is None else 'at most'
+    found.add('time', f'{about} {spoken(epoch*epochs)} for {epochs} epochs', 'fact', n)
+    return epoch*epochs
 
 # %% ../../nbs/front/65_preflight.ipynb #2389be54
 def _standing(path):
@@ -118,26 +169,68 @@ def _standing(path):
     path = Path(path).absolute()
     return next(p for p in (path, *path.parents) if p.exists())
 
+# %% ../../nbs/front/65_preflight.ipynb #64a9c186
 def _look_at_place(found, what, folder):
     "Whether a folder can be written to"
     there = _standing(folder)
     good = os.access(there, os.W_OK) and there.is_dir()
-    found.add(f'{what} folder', f'{folder}' + ('' if good else f' cannot be written to: {there} forbids it'), 'good' if good else 'bad')
+    wrong = '' if good else f' cannot be written to: {there} forbids it'
+    found.add(f'{what} folder', f'{folder}{wrong}', 'good' if good else 'bad')
 
+# %% ../../nbs/front/65_preflight.ipynb #f3861b06
+def _look_at_run(found, cfg, run):
+    "Whether a run is in the folder already"
+    if (other := run.at_work()):
+        found.add('run folder', f'process {other.pid} is training there', 'bad')
+    elif run.config_file.exists():
+        then = 'it goes on' if cfg.resume_from else 'it will be moved to earlier-N'
+        found.add('run folder', f'holds a run already: {then}', 'look')
+
+# %% ../../nbs/front/65_preflight.ipynb #24856966
+def _look_at_disk(found, cfg, models, parameters):
+    "Whether there is room for the checkpoints"
+    each = 4*parameters*(3 + (cfg.ema_decay is not None))
+    kept = sum(cfg.keep_checkpoints + len(s.best_by(cfg)) for s in stages_of(cfg))
+    needed, free = each*(kept + 1), shutil.disk_usage(_standing(models)).free
+    said = f'{size_text(needed)} for at most {kept} checkpoints of {size_text(each)}'
+    found.add('disk', f'{said}; {size_text(free)} are free', 'bad' if needed > free else 'good')
+
+# %% ../../nbs/front/65_preflight.ipynb #787a9d4a
 def _look_at_places(found, cfg, parameters):
     "Whether folders can be written to, and what the checkpoints will take"
     run = folder_of(cfg)
-    places = {'run': run.path, 'logs': run.logs, 'models': run.models}
-    for what, folder in places.items():
+    for what, folder in {'run': run.path, 'logs': run.logs, 'models': run.models}.items():
         if what == 'run' or not folder.is_relative_to(run.path): _look_at_place(found, what, folder)
-    if (other := run.at_work()): found.add('run folder', f'process {other.pid} is training there', 'bad')
-    elif run.config_file.exists(): found.add('run folder', 'holds a run already: ' + ('it goes on' if cfg.resume_from else 'it will be moved to earlier-N'), 'look')
-    copies = 3 + (cfg.ema_decay is not None)          # weights, two averages of AdamW, averaged weights
-    each, kept = 4*parameters*copies, sum(cfg.keep_checkpoints + len(s.best_by(cfg)) for s in stages_of(cfg))
-    free = shutil.disk_usage(_standing(run.models)).free
-    found.add('disk', f'{size_text(each*(kept + 1))} for at most {kept} checkpoints of {size_text(each)}; {size_text(free)} are free', 'bad' if each*(kept + 1) > free else 'good')
+    _look_at_run(found, cfg, run)
+    _look_at_disk(found, cfg, run.models, parameters)
 
-# %% ../../nbs/front/65_preflight.ipynb #42f99b9b
+# %% ../../nbs/front/65_preflight.ipynb #3925184a
+def _look_at_network(found, cfg, backbone, accelerator):
+    "What is trained, and on what; returns how many parameters it has"
+    parameters = sum(p.numel() for p in backbone.parameters())
+    precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    flops = f'{flops_per_position(backbone)/1e6:,.1f} MFLOPs a position'
+    found.add('network', f'{cfg.model_architecture} backbone, {parameters:,} parameters, {flops}, '
+                         f'on {accelerator.device} in {precision}')
+    return parameters
+
+# %% ../../nbs/front/65_preflight.ipynb #e4ef6781
+def _look_at_stage(found, cfg, stage, backbone, accelerator):
+    "Data and steps of one stage; returns its parameters and the most seconds it takes"
+    try: loop, split = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
+    except (OptionError, FileError, MemoryError, OSError) as e:
+        found.add('data', str(e), 'bad', stage.id)
+        return 0, 0.
+    parameters = sum(p.numel() for p in loop.net.parameters())
+    try:
+        _look_at_data(found, loop, split)
+        return parameters, _look_at_steps(found, loop)
+    except RuntimeError as e:
+        found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)
+        return parameters, 0.
+    finally: close_sources(loop)
+
+# %% ../../nbs/front/65_preflight.ipynb #73f41421
 def preflight(
     say=lambda what: None,    # Told what is being looked at
     **options,                # As for `learn_multi_stage`
@@ -151,21 +244,16 @@ def preflight(
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
     try: put_parts(cfg, {'backbone': backbone})
-    except CheckpointError as e: found.add('option', str(e), 'bad'); return found
-    parameters, total = sum(p.numel() for p in backbone.parameters()), 0.
-    precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    found.add('network', f'{cfg.model_architecture} backbone, {parameters:,} parameters, {flops_per_position(backbone)/1e6:,.1f} MFLOPs a position, on {accelerator.device} in {precision}')
+    except CheckpointError as e:
+        found.add('option', str(e), 'bad')
+        return found
+    parameters, total = _look_at_network(found, cfg, backbone, accelerator), 0.
     for stage in stages_of(cfg):
-        n = stage.id
-        say(f'stage {n}')
-        try: loop, split = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
-        except (OptionError, FileError, MemoryError, OSError) as e: found.add('data', str(e), 'bad', n); continue
-        try:
-            parameters = max(parameters, sum(p.numel() for p in loop.net.parameters()))
-            _look_at_data(found, loop, split)
-            total += _look_at_steps(found, loop)
-        except RuntimeError as e: found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', n)
-        finally: close_sources(loop)
+        say(f'stage {stage.id}')
+        size, seconds = _look_at_stage(found, cfg, stage, backbone, accelerator)
+        parameters, total = max(parameters, size), total + seconds
     _look_at_places(found, cfg, parameters)
-    if total: found.add('time in all', f'at most about {spoken(total)}, as far as a few steps can tell')
+    if total:
+        most = f'at most about {spoken(total)}'
+        found.add('time in all', f'{most}, as far as a few steps can tell')
     return found

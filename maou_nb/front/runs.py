@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from html import escape
 from pathlib import Path
 
 import ipywidgets as W
@@ -44,18 +43,36 @@ from ..show.plots import COLORS, Pace, Screen, picture
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
 def config_of(
     run:RunFolder,
-) -> LearnConfig:      # A `FileError` if it is no run's folder, or its options are not known here
+) -> LearnConfig:  # A `FileError` if it is no run's folder, or its options are not known here
     "The options of a run"
     try: return saved_config(run.read_config(), str(run.config_file), run.read_about().get('plugins', ()))
-    except OptionError as e: raise FileError(f'{run.config_file} holds no options of this version: copy it again ({e})') from None
+    except OptionError as e:
+        raise FileError(f'{run.config_file} holds no options of this version: copy it again ({e})') from None
 
-# %% ../../nbs/front/64_runs.ipynb #53ad9516
+# %% ../../nbs/front/64_runs.ipynb #49cf1c41
+def _place_text(now, cfg):
+    "How far a run of `cfg` is, in a line; `now` is its last row of steps"
+    stage = stage_of(now['stage'])
+    most, limit = stage.of(cfg, 'epochs'), 'at most '*(stage.of(cfg, 'threshold') is not None)
+    return (f"stage {stage.id} ({stage.name}), epoch {min(int(now['epoch']) + 1, most)} of {limit}{most}, "
+            f"step {now['step']:,}; {now['positions_per_second']:,.0f} positions/s, "
+            f"{now['loader_wait']:.0%} of the time waiting for data")
+
+# %% ../../nbs/front/64_runs.ipynb #6c76ebe8
+def _where(run):
+    "How far a run is, in a line"
+    steps = [rows[-1] for rows in run.steps().values()]
+    return _place_text(steps[-1], config_of(run)) if steps else 'starting: reading the data'
+
+# %% ../../nbs/front/64_runs.ipynb #9f226b54
 def state_of(
     run:RunFolder,
 ) -> tuple[str, str]:    # training, finished, stopped, failed or waiting; and a sentence
     "How a run stands"
     if run.at_work() is not None: return 'training', _where(run)
-    if run.was_killed(): return 'failed', 'its process is gone without a word: was it killed? All up to its last checkpoint is there'
+    if run.was_killed():
+        gone = 'its process is gone without a word: was it killed?'
+        return 'failed', f'{gone} All up to its last checkpoint is there'
     try: result = load_run(run.path)
     except FileError: result = None
     if result and result.stopped: return 'stopped', result.stopped
@@ -63,174 +80,143 @@ def state_of(
     if result and len(result.stages_completed) == len(stages_of(config_of(run))):
         done = result.stages_completed[-1]
         return ('finished' if done.threshold_met else 'failed'), done.sentence()
-    return ('failed', last) if last and not last.startswith('$ ') else ('waiting', 'nothing has been trained here yet')
-
-def _where(run):
-    "How far a run is, in a line"
-    steps = [rows[-1] for rows in run.steps().values()]
-    if not steps: return 'starting: reading the data'
-    now, cfg = steps[-1], config_of(run)
-    stage = stage_of(now['stage'])
-    most, limit = stage.of(cfg, 'epochs'), 'at most '*(stage.of(cfg, 'threshold') is not None)
-    return (f"stage {stage.id} ({stage.name}), epoch {min(int(now['epoch']) + 1, most)} of {limit}{most}, step {now['step']:,}; "
-            f"{now['positions_per_second']:,.0f} positions/s, {now['loader_wait']:.0%} of the time waiting for data")
+    if last and not last.startswith('$ '): return 'failed', last
+    return 'waiting', 'nothing has been trained here yet'
 
 # %% ../../nbs/front/64_runs.ipynb #b23c68ac
+def _parts_used(cfg):
+    "(what, name) of the heads and losses that `cfg` uses"
+    parts = [(s, p) for s in stages_of(cfg) for p in s.parts]
+    heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
+    return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
+
+# %% ../../nbs/front/64_runs.ipynb #b8ab6844
 def used_by(cfg:LearnConfig) -> list[tuple]:
     "(what, name, thing) of everything registered that `cfg` uses"
-    stages = stages_of(cfg)
-    parts = [(s, p) for s in stages for p in s.parts]
-    heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
-    losses = [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
-    registries = {'head': HEADS, 'loss': LOSSES}
-    return [('backbone', cfg.model_architecture, BACKBONES[cfg.model_architecture]), *(('stage', s.key, s) for s in stages),
-            *((what, n, registries[what][n]) for what, n in [*heads, *losses])]
+    registries, name = {'head': HEADS, 'loss': LOSSES}, cfg.model_architecture
+    stages = [('stage', s.key, s) for s in stages_of(cfg)]
+    parts = [(what, n, registries[what][n]) for what, n in _parts_used(cfg)]
+    return [('backbone', name, BACKBONES[name]), *stages, *parts]
 
-def known_here_only(cfg:LearnConfig) -> str:     # Empty: nothing stands in the way
+# %% ../../nbs/front/64_runs.ipynb #6cbd1918
+def known_here_only(
+    cfg:LearnConfig,
+) -> str:              # Empty: nothing stands in the way
     "What a process of its own would not know of `cfg`, and what to do about it"
     for what, name, thing in used_by(cfg):
         needed = elsewhere(thing)
         if needed is None: return f'plugins: {needs_file(what, name)}'
         if needed and needed not in cfg.plugins:
-            return f'plugins: {what} {name!r} was registered by {needed}, and a process of its own does not know it; plugins=[{needed!r}] would be right'
+            return (f'plugins: {what} {name!r} was registered by {needed}, and a process of its own '
+                    f'does not know it; plugins=[{needed!r}] would be right')
     return ''
 
 # %% ../../nbs/front/64_runs.ipynb #80f4d55a
+def _spawn(cfg, log):
+    "A process that trains `cfg`, and says what happens in file `log`"
+    log.write(f'$ {as_command(cfg)}\n')
+    log.flush()
+    command = [sys.executable, '-m', 'maou_nb', 'learn-model', *as_words(cfg)]
+    child = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+        start_new_session=True, env={**os.environ, 'TQDM_DISABLE': '1'})
+    threading.Thread(target=child.wait, daemon=True).start()
+    return psutil.Process(child.pid)
+
+# %% ../../nbs/front/64_runs.ipynb #74e125eb
 def start_run(
     cfg:LearnConfig,       # With a `run_dir`
 ) -> psutil.Process:
     "Train `cfg` in a process of its own"
-    if cfg.run_dir is None: raise OptionError('run_dir: a process of its own needs to be told where its folder is; one such as runs/first would be right')
+    if cfg.run_dir is None:
+        raise OptionError('run_dir: a process of its own needs to be told where its folder is; '
+                          'one such as runs/first would be right')
     if unknown := known_here_only(cfg): raise OptionError(unknown)
     run = RunFolder(cfg.run_dir)
-    if (other := run.at_work()): raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
+    if (other := run.at_work()):
+        raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
-    with open(run.log_file, 'a', encoding='utf-8') as log:
-        log.write(f'$ {as_command(cfg)}\n'); log.flush()
-        child = subprocess.Popen([sys.executable, '-m', 'maou_nb', 'learn-model', *as_words(cfg)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-                                 start_new_session=True, env={**os.environ, 'TQDM_DISABLE': '1'})
-    threading.Thread(target=child.wait, daemon=True).start()       # so that it does not stay as a zombie
-    return psutil.Process(child.pid)
+    with open(run.log_file, 'a', encoding='utf-8') as log: return _spawn(cfg, log)
 
-# %% ../../nbs/front/64_runs.ipynb #2e40a749
-_wishes = {}      # run folder → the `StopWish` of the thread that trains in it here
-
-def train_here(
-    cfg:LearnConfig,       # With a `run_dir`
-) -> threading.Thread:
-    "Train `cfg` in a thread of this process"
-    if cfg.run_dir is None: raise OptionError('run_dir: a run in a thread needs to be told where its folder is; one such as runs/first would be right')
-    run, stop = RunFolder(cfg.run_dir), StopWish()
-    folder, say = run.path, run.say
-    folder.mkdir(parents=True, exist_ok=True)
-    def work():
-        try: train_run(cfg, stop, say, pictures=False)
-        except Exception as e: say(f'{type(e).__name__}: {e}' if not isinstance(e, (ValueError, RuntimeError)) else str(e))
-        finally: _wishes.pop(folder.resolve(), None)
-    say(f'$ {as_command(cfg)}   # in a thread')
-    _wishes[folder.resolve()] = stop
-    thread = threading.Thread(target=work, daemon=True); thread.start()
-    return thread
-
-# %% ../../nbs/front/64_runs.ipynb #bb16207b
-def show_widgets(
-    box:W.Widget,
-    html:str,          # What stands for them where there is no kernel: in the docs, on a page that was saved
-):
-    "Show widgets in the output of this cell"
-    display({**box._repr_mimebundle_(), 'text/html': html}, raw=True)
-
-_colors = {'training': '#2a7ab0', 'finished': '#4d7c0f', 'stopped': '#b45309', 'failed': '#b5121b', 'waiting': '#666', 'starting': '#666'}
-
-class Monitor:
-    "A run as it trains, in a notebook"
-    def __init__(self,
-                 run_dir:str|Path|None=None,   # None: nothing is shown until `watch`
-                 every:float=0.5):             # Seconds between looks
-        self.run, self.every, self.thread, self.seen = None if run_dir is None else RunFolder(run_dir), every, None, {}
-        self.screen, self.strip = Screen(Pace(0.01*(os.cpu_count() or 1), whole=False)), None
-        self.status, self.log = W.HTML(), W.HTML()
-        self.stop_button, self.resume_button = (W.Button(description=d, icon=i, tooltip=t, disabled=True) for d, i, t in
-            (('Stop', 'stop', 'End at the next step, with everything saved'), ('Resume', 'play', 'Go on from the newest checkpoint')))
-        self.stop_button.on_click(lambda _: self.stop()); self.resume_button.on_click(lambda _: self.resume())
-        self.details = W.Accordion([self.log], titles=['What it said'], selected_index=None)
-        self.box = W.VBox([self.status, W.HBox([self.stop_button, self.resume_button]), self.details]); self.box.add_class('maou-monitor')
-        self.child, self.patience = None, 0.      # The process or thread that was started here, and until when it may be starting
-
-    def _ipython_display_(self):
-        if self.run is not None: self.tell()
-        show_widgets(self.box, self.status.value); self.show_pictures()
-        if self.run is not None: self.watch(self.run.path)
-
-    def show_pictures(self):
-        "Reserve places below for a picture of each stage, and the watched positions"
-        self.screen = Screen(self.screen.pace).open(self._places()); self.strip = display(HTML(''), display_id=True); self.seen = {}
-
-    def _places(self):
-        "Ids of the stages that pictures are reserved for"
-        try: return [s.id for s in stages_of(config_of(self.run))] if self.run is not None else [s.id for s in STAGES.values()]
-        except FileError: return [s.id for s in STAGES.values()]
-
-    def watch(self, run_dir, starting=False):
-        "Follow the run in `run_dir`; `starting`: its process is on its way"
-        if self.run is None or Path(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
-        self.patience = time.monotonic() + 30 if starting else 0.
-        self.look(force=True)
-        if self.thread is None or not self.thread.is_alive(): self.thread = threading.Thread(target=self._follow, daemon=True); self.thread.start()
-
-    def _follow(self):
-        try:
-            while self.look() in ('training', 'starting'): time.sleep(self.every)
-            self.look(force=True)
-        except Exception as e:      # a thread's own traceback would be seen by nobody; the run is not concerned
-            self.status.value = f'<b>cannot show the run any more</b> · {escape(f"{type(e).__name__}: {e}")}; attach shows it again'
-
-# %% ../../nbs/front/64_runs.ipynb #0a312e13
+# %% ../../nbs/front/64_runs.ipynb #da29279f
 def _lives(worker):
     "Whether a process or thread is still there; None is not known"
     if isinstance(worker, threading.Thread): return worker.is_alive()
     return worker is None or worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
 
-@patch
-def tell(self:Monitor) -> str:
-    "Say how the run stands; returns the state"
-    state, says = state_of(self.run)
-    if state == 'training': self.patience = 0.
-    elif time.monotonic() < self.patience and _lives(self.child): state, says = 'starting', 'the process is starting'
-    self.status.value = f'<b style="color:{_colors[state]}">{state}</b> · {escape(says)}<br><small>run folder: {escape(str(self.run.path))}</small>'
-    self.log.value = f'<pre style="white-space:pre-wrap;font-size:11px;line-height:1.3">{escape(self.run.log())}</pre>'
-    self.stop_button.disabled, self.resume_button.disabled = state != 'training', state not in ('stopped', 'failed')
-    return state
+# %% ../../nbs/front/64_runs.ipynb #2e40a749
+_wishes = {}      # run folder → the `StopWish` of the thread that trains in it here
 
-@patch
-def look(self:Monitor, force:bool=False) -> str:
-    "Say how the run stands, and draw what is new if it is time to; returns the state"
-    state = self.tell()
-    self.draw(force or state not in ('training', 'starting'))
-    return state
+# %% ../../nbs/front/64_runs.ipynb #0d45c58a
+def _train_thread(cfg, run, stop):
+    "What the thread does: train, and say what ended it"
+    try: train_run(cfg, stop, run.say, pictures=False)
+    except (ValueError, RuntimeError) as e: run.say(str(e))
+    except Exception as e: run.say(f'{type(e).__name__}: {e}')
+    finally: _wishes.pop(run.path.resolve(), None)
 
-@patch
-def _picture(self:Monitor, n, history, steps, force):
-    "Draw a stage; whether it was drawn"
-    cfg, stage = config_of(self.run), STAGES.get(str(n))
-    most, threshold = (stage.of(cfg, 'epochs'), stage.of(cfg, 'threshold')) if stage else (None, None)
-    return self.screen.draw(history, threshold, None if force else most, steps, force or n not in self.seen, **drawing_of(n))
+# %% ../../nbs/front/64_runs.ipynb #18752c45
+def train_here(
+    cfg:LearnConfig,       # With a `run_dir`
+) -> threading.Thread:
+    "Train `cfg` in a thread of this process"
+    if cfg.run_dir is None:
+        raise OptionError('run_dir: a run in a thread needs to be told where its folder is; '
+                          'one such as runs/first would be right')
+    run, stop = RunFolder(cfg.run_dir), StopWish()
+    run.path.mkdir(parents=True, exist_ok=True)
+    run.say(f'$ {as_command(cfg)}   # in a thread')
+    _wishes[run.path.resolve()] = stop
+    thread = threading.Thread(target=_train_thread, args=(cfg, run, stop), daemon=True)
+    thread.start()
+    return thread
 
-@patch
-def draw(self:Monitor, force:bool=False):
-    "Draw the stages that have something new"
-    epochs, steps = self.run.epochs(), self.run.steps()
-    for n in {**epochs, **steps}:
-        h, s = epochs.get(n, []), steps.get(n, [])
-        new = (len(h), s[-1]['step'] if s else 0)
-        if new == self.seen.get(n): continue
-        if self._picture(n, h, s, force): self.seen[n] = new
-    asked = self.run.watched_file
-    if self.strip is not None and asked.exists() and asked.stat().st_size != self.seen.get('watched') and (force or self.screen.pace.due()):
-        self.seen['watched'] = asked.stat().st_size
-        self.strip.update(HTML(film_strip(self.run.path)._repr_html_()))
+# %% ../../nbs/front/64_runs.ipynb #bb16207b
+def show_widgets(
+    box:W.Widget,
+    html:str,      # What stands for them where there is no kernel: in the docs, on a saved page
+):
+    "Show widgets in the output of this cell"
+    display({**box._repr_mimebundle_(), 'text/html': html}, raw=True)
 
 # %% ../../nbs/front/64_runs.ipynb #8b190c49
+_colors = {'training': '#2a7ab0', 'finished': '#4d7c0f', 'stopped': '#b45309',
+           'failed': '#b5121b', 'waiting': '#666', 'starting': '#666'}
+
+# %% ../../nbs/front/64_runs.ipynb #9938f30a
+def _state_html(state, says, called=''):
+    "A state in its colour and what there is to say; `called` stands for its name"
+    return join_html([tag('b', called or state, style=f'color:{_colors[state]}'), says], ' · ')
+
+# %% ../../nbs/front/64_runs.ipynb #a79fc7cd
+class Monitor:
+    "A run as it trains, in a notebook"
+    def __init__(self,
+        run_dir:str|Path|None=None,   # None: nothing is shown until `watch`
+        every:float=0.5,              # Seconds between looks
+    ):
+        self.run = None if run_dir is None else RunFolder(run_dir)
+        self.every, self.thread, self.seen, self.strip = every, None, {}, None
+        self.screen = Screen(Pace(0.01*(os.cpu_count() or 1), whole=False))
+        self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
+        self._make_box()
+
+# %% ../../nbs/front/64_runs.ipynb #f652cb47
+@patch
+def _make_box(self:Monitor):
+    "The line that says how it stands, two buttons, and what the run said"
+    def button(text, icon, tip, act):
+        made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
+        made.on_click(lambda _: act())
+        return made
+    self.status, self.log = W.HTML(), W.HTML()
+    self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
+    self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
+    self.details = W.Accordion([self.log], titles=['What it said'], selected_index=None)
+    self.box = W.VBox([self.status, W.HBox([self.stop_button, self.resume_button]), self.details])
+    self.box.add_class('maou-monitor')
+
+# %% ../../nbs/front/64_runs.ipynb #565893ec
 @patch
 def stop(self:Monitor):
     "Have the run end at its next step, with everything saved"
@@ -240,15 +226,123 @@ def stop(self:Monitor):
     if process.pid != os.getpid(): process.send_signal(signal.SIGTERM)
     elif (wish := _wishes.get(self.run.path.resolve())): wish.why = 'the Stop button'
 
+# %% ../../nbs/front/64_runs.ipynb #ef51825b
 @patch
 def resume(self:Monitor):
     "Go on with the run, in a process of its own"
+    here = {'run_dir': str(self.run.path), 'run_name': None, 'resume_from': 'latest'}
     try:
-        cfg = make_config(**{**config_of(self.run).model_dump(), 'run_dir': str(self.run.path), 'run_name': None, 'resume_from': 'latest'})
+        cfg = make_config(**{**config_of(self.run).model_dump(), **here})
         self.child = start_run(cfg)
-    except (OptionError, FileError) as e: self.status.value = f'<b style="color:{_colors["failed"]}">cannot go on</b> · {escape(str(e))}'; return
+    except (OptionError, FileError) as e:
+        self.status.value = _state_html('failed', e, 'cannot go on')
+        return
     self.watch(self.run.path, starting=True)
 
+# %% ../../nbs/front/64_runs.ipynb #984cd805
+@patch
+def tell(self:Monitor) -> str:
+    "Say how the run stands; returns the state"
+    state, says = state_of(self.run)
+    if state == 'training': self.patience = 0.
+    elif time.monotonic() < self.patience and _lives(self.child):
+        state, says = 'starting', 'the process is starting'
+    folder = tag('small', f'run folder: {self.run.path}')
+    small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
+    self.status.value = join_html([_state_html(state, says), folder], '<br>')
+    self.log.value = tag('pre', self.run.log(), style=small)
+    self.stop_button.disabled = state != 'training'
+    self.resume_button.disabled = state not in ('stopped', 'failed')
+    return state
+
+# %% ../../nbs/front/64_runs.ipynb #b8ad42e4
+@patch
+def _places(self:Monitor):
+    "Ids of the stages that pictures are reserved for"
+    stages = STAGES.values()
+    try: stages = stages if self.run is None else stages_of(config_of(self.run))
+    except FileError: pass
+    return [s.id for s in stages]
+
+# %% ../../nbs/front/64_runs.ipynb #d623d3fb
+@patch
+def show_pictures(self:Monitor):
+    "Reserve places below for a picture of each stage, and the watched positions"
+    self.screen = Screen(self.screen.pace).open(self._places())
+    self.strip, self.seen = display(HTML(''), display_id=True), {}
+
+# %% ../../nbs/front/64_runs.ipynb #64fe4a3a
+@patch
+def _picture(self:Monitor, n, history, steps, force):
+    "Draw a stage; whether it was drawn"
+    cfg, stage = config_of(self.run), STAGES.get(str(n))
+    most, threshold = (stage.of(cfg, w) if stage else None for w in ('epochs', 'threshold'))
+    now, most = force or n not in self.seen, None if force else most
+    return self.screen.draw(history, threshold, most, steps, now, **drawing_of(n))
+
+# %% ../../nbs/front/64_runs.ipynb #1f831d4e
+@patch
+def _draw_strip(self:Monitor, force):
+    "Draw the watched positions, if there is something new of them"
+    asked = self.run.watched_file
+    size = asked.stat().st_size if self.strip is not None and asked.exists() else None
+    if size in (None, self.seen.get('watched')) or not (force or self.screen.pace.due()): return
+    self.seen['watched'] = size
+    self.strip.update(HTML(film_strip(self.run.path)._repr_html_()))
+
+# %% ../../nbs/front/64_runs.ipynb #f7f9f65c
+@patch
+def draw(self:Monitor, force:bool=False):
+    "Draw the stages that have something new"
+    epochs, steps = self.run.epochs(), self.run.steps()
+    for n in {**epochs, **steps}:
+        h, s = epochs.get(n, []), steps.get(n, [])
+        new = (len(h), s[-1]['step'] if s else 0)
+        if new != self.seen.get(n) and self._picture(n, h, s, force): self.seen[n] = new
+    self._draw_strip(force)
+
+# %% ../../nbs/front/64_runs.ipynb #2a958c37
+@patch
+def look(self:Monitor, force:bool=False) -> str:
+    "Say how the run stands, and draw what is new if it is time to; returns the state"
+    state = self.tell()
+    self.draw(force or state not in ('training', 'starting'))
+    return state
+
+# %% ../../nbs/front/64_runs.ipynb #2661aa0f
+@patch
+def _follow(self:Monitor):
+    "Look until the run ends; an error is shown, as nobody would see the thread's own"
+    try:
+        while self.look() in ('training', 'starting'): time.sleep(self.every)
+        self.look(force=True)
+    except Exception as e:
+        says = f'{type(e).__name__}: {e}; attach shows it again'
+        self.status.value = join_html([tag('b', 'cannot show the run any more'), says], ' · ')
+
+# %% ../../nbs/front/64_runs.ipynb #64b04106
+@patch
+def watch(self:Monitor,
+    run_dir:str|Path,
+    starting:bool=False,   # Its process is on its way
+):
+    "Follow the run in `run_dir`"
+    if self.run is None or Path(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
+    self.patience = time.monotonic() + 30 if starting else 0.
+    self.look(force=True)
+    if self.thread is not None and self.thread.is_alive(): return
+    self.thread = threading.Thread(target=self._follow, daemon=True)
+    self.thread.start()
+
+# %% ../../nbs/front/64_runs.ipynb #0979672b
+@patch
+def _ipython_display_(self:Monitor):
+    if self.run is not None: self.tell()
+    show_widgets(self.box, self.status.value)
+    self.show_pictures()
+    if self.run is not None: self.watch(self.run.path)
+
+# %% ../../nbs/front/64_runs.ipynb #6374a6b2
 def attach(
     run_dir:str|Path,     # The folder of a run, whoever started it
 ) -> Monitor:             # A `FileError` if it is none
@@ -257,10 +351,13 @@ def attach(
     return Monitor(run_dir)
 
 # %% ../../nbs/front/64_runs.ipynb #55344397
-def stages_in(runs:dict) -> list:
+def stages_in(
+    runs:dict,   # Name → (options, epochs by stage)
+) -> list:
     "Ids of the stages that any of the runs has, in order"
     return list(dict.fromkeys(n for _, epochs in runs.values() for n in epochs))
 
+# %% ../../nbs/front/64_runs.ipynb #f748bd3c
 class Comparison:
     "Runs side by side: their figures, the options in which they differ, and their curves"
     def __init__(self, runs:dict): self.runs = runs    # Name → (options, epochs by stage)
@@ -268,70 +365,100 @@ class Comparison:
     def differences(self) -> list[tuple]:
         "(option, its value in each run) where they differ; places and names of the run apart"
         own = ('run_dir', 'run_name', 'log_dir', 'model_dir', 'resume_from')
-        values = {n: [getattr(cfg, n) for cfg, _ in self.runs.values()] for n in config_class().model_fields if n not in own}
+        names = [n for n in config_class().model_fields if n not in own]
+        values = {n: [getattr(cfg, n) for cfg, _ in self.runs.values()] for n in names}
         return [(n, *v) for n, v in values.items() if any(x != v[0] for x in v)]
 
-    def figures(self) -> list[tuple]:
-        "(stage, figure, its last value in each run or None)"
-        return [row for n in stages_in(self.runs) for row in self._rows(n)]
+# %% ../../nbs/front/64_runs.ipynb #e38937bc
+@patch
+def _values(self:Comparison, n, name):
+    "The last value of a figure of stage `n` in each run; of seconds the sum"
+    histories = [epochs.get(n, []) for _, epochs in self.runs.values()]
+    if name == 'seconds': return [sum(e['seconds'] for e in h) or None for h in histories]
+    last = [h[-1] if h else {} for h in histories]
+    return [r.get(f'valid/{name}', r.get(f'train_eval/{name}')) for r in last]
 
-    def _rows(self, n):
-        "The figures of one stage"
-        histories = [epochs.get(n, []) for _, epochs in self.runs.values()]
-        last = [h[-1] if h else {} for h in histories]
-        def values(name):
-            if name == 'seconds': return [sum(e['seconds'] for e in h) or None for h in histories]
-            return [r.get(f'valid/{name}', r.get(f'train_eval/{name}')) for r in last]
-        found = {name: values(name) for name in (*drawing_of(n).get('labels', ()), 'loss', 'seconds')}
-        return [(n, name.replace('_', ' '), *v) for name, v in found.items() if any(x is not None for x in v)]
+# %% ../../nbs/front/64_runs.ipynb #6f781188
+@patch
+def figures(self:Comparison) -> list[tuple]:
+    "(stage, figure, its last value in each run or None)"
+    names = lambda n: (*drawing_of(n).get('labels', ()), 'loss', 'seconds')
+    rows = [(n, k, self._values(n, k)) for n in stages_in(self.runs) for k in names(n)]
+    return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
-    def __repr__(self):
-        table = lambda rows: [' | '.join('–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c) for c in row) for row in rows]
-        return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *table(self.differences()), 'reached:', *table(self.figures())])
+# %% ../../nbs/front/64_runs.ipynb #279ec00c
+def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
 
-# %% ../../nbs/front/64_runs.ipynb #d077e0cf
+# %% ../../nbs/front/64_runs.ipynb #c17b8bf2
+@patch
+def __repr__(self:Comparison):
+    table = lambda rows: [' | '.join(map(_cell_text, row)) for row in rows]
+    differ, reached = table(self.differences()), table(self.figures())
+    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached])
+
+# %% ../../nbs/front/64_runs.ipynb #d2b26df8
 def first_row(runs:dict, stage) -> dict:
     "The first epoch of a stage in any of the runs"
     return next(epochs[stage][0] for _, epochs in runs.values() if epochs.get(stage))
 
-def main_figure(stage:int|str, row:dict) -> str:
+# %% ../../nbs/front/64_runs.ipynb #273d8197
+def main_figure(
+    stage:int|str,
+    row:dict,        # One of its epochs
+) -> str:
     "The main figure of a stage; of one that is not registered the first that has a baseline"
     known = STAGES.get(str(stage))
-    return known.main if known else next((k.partition('baseline_')[2] for k in row if 'baseline_' in k), 'loss')
+    if known: return known.main
+    return next((k.partition('baseline_')[2] for k in row if 'baseline_' in k), 'loss')
 
 # %% ../../nbs/front/64_runs.ipynb #676f1e28
+def _draw_run(left, right, n, name, h, color):
+    "The judged loss of a run's stage on the `left`, its main figure on the `right`"
+    judged = 'valid' if 'valid/loss' in h[0] else 'train_eval'
+    for ax, what in ((left, 'loss'), (right, main_figure(n, h[0]))):
+        values = [r[f'{judged}/{what}'] for r in h]
+        ax.plot([r['epoch'] for r in h], values, color=color, marker='.', label=name)
+
+# %% ../../nbs/front/64_runs.ipynb #437f5ecb
+def _draw_stage(left, right, n, runs):
+    "The curves of a stage of all runs"
+    colors = [*COLORS, '#7c3aed', '#0f766e', '#be185d', '#555']*9
+    for (name, (_, epochs)), color in zip(runs.items(), colors):
+        if h := epochs.get(n): _draw_run(left, right, n, name, h, color)
+    for ax, what in ((left, 'judged loss'), (right, main_figure(n, first_row(runs, n)))):
+        ax.set_title(f'stage {n}: {what}', fontsize=10)
+        ax.grid(alpha=0.25)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    right.legend(fontsize=8)
+
+# %% ../../nbs/front/64_runs.ipynb #7a541e57
 def comparison_figure(
     runs:dict,        # Name → (options, epochs by stage)
 ) -> Figure:
     "The main figure and the judged loss of each stage, a curve a run"
     stages = stages_in(runs)
-    fig = Figure(figsize=(10, 2.6*max(len(stages), 1)), dpi=90, layout='constrained')
-    for n, (left, right) in zip(stages, fig.subplots(max(len(stages), 1), 2, squeeze=False)):
-        for (name, (_, epochs)), color in zip(runs.items(), [*COLORS, '#7c3aed', '#0f766e', '#be185d', '#555']*9):
-            h = epochs.get(n) or []
-            if not h: continue
-            judged = 'valid' if 'valid/loss' in h[0] else 'train_eval'
-            for ax, what in ((left, 'loss'), (right, main_figure(n, h[0]))): ax.plot([r['epoch'] for r in h], [r[f'{judged}/{what}'] for r in h], color=color, marker='.', label=name)
-        left.set_title(f'stage {n}: judged loss', fontsize=10); right.set_title(f'stage {n}: {main_figure(n, first_row(runs, n))}', fontsize=10)
-        for ax in (left, right): ax.grid(alpha=0.25); ax.xaxis.get_major_locator().set_params(integer=True)
-        right.legend(fontsize=8)
+    rows = max(len(stages), 1)
+    fig = Figure(figsize=(10, 2.6*rows), dpi=90, layout='constrained')
+    for n, axes in zip(stages, fig.subplots(rows, 2, squeeze=False)): _draw_stage(*axes, n, runs)
     return fig
 
-# %% ../../nbs/front/64_runs.ipynb #437f5ecb
+# %% ../../nbs/front/64_runs.ipynb #5052e9c7
 @patch
 def _repr_html_(self:Comparison):
-    def cell(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
-    def table(head, rows): return html_table([map(cell, r) for r in rows], (*head, *self.runs))
-    differ = self.differences()
-    options = [tag('p', tag('b', 'differ in')), table(['option'], differ)] if differ else [tag('p', 'The options are the same.')]
-    curves = Html(picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}'))
-    return join_html([*options, tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures()), curves])
+    def table(head, rows): return html_table([map(_cell_text, r) for r in rows], (*head, *self.runs))
+    options = [tag('p', 'The options are the same.')]
+    if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
+    reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
+    curves = picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
+    return join_html([*options, *reached, Html(curves)])
 
+# %% ../../nbs/front/64_runs.ipynb #2c396e38
 def compare(
     *runs:str|Path|LearnResult,   # Run folders, or results
 ) -> Comparison:
     "Lay runs side by side: curves over each other, and a table of the options in which they differ"
-    if len(runs) < 2: raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
+    if len(runs) < 2:
+        raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f.path) for f in folders]
@@ -340,11 +467,13 @@ def compare(
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834
 def _logs(run):
     "Where the TensorBoard log of a run is"
-    places = [p for p in (config_of(run).log_dir, run.logs, Path('logs')/run.path.name) if p is not None]
-    found = next((Path(p) for p in places if Path(p).exists()), None)
-    if found is None: raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')
-    return found
+    places = [config_of(run).log_dir, run.logs, Path('logs')/run.path.name]
+    places = [Path(p) for p in places if p is not None]
+    found = next((p for p in places if p.exists()), None)
+    if found is not None: return found
+    raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')
 
+# %% ../../nbs/front/64_runs.ipynb #8e27f7e5
 def tensorboard(
     *runs:str|Path|LearnResult,   # Run folders, or results
 ):
@@ -352,6 +481,6 @@ def tensorboard(
     from tensorboard import notebook
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     logs = ','.join(f'{f.path.name}:{_logs(f)}' for f in folders)
-    own = Path(sys.executable).with_name('tensorboard')            # a kernel's environment need not be on PATH
+    own = Path(sys.executable).with_name('tensorboard')
     if own.exists(): os.environ.setdefault('TENSORBOARD_BINARY', str(own))
     notebook.start(f'--logdir_spec {shlex.quote(logs)}')
