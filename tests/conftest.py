@@ -1,4 +1,6 @@
 "Shards of the sample games, made once a test run"
+import contextlib
+
 import pytest
 
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
@@ -13,3 +15,24 @@ def shards(tmp_path_factory):
     prepare_stage2(ONE_FILE, out/'stage2', rows_per_shard=1_500)
     prepare_stage3(ONE_FILE, out/'stage3', rows_per_shard=1_500)
     return {f'stage{n}_data_path': str(out/f'stage{n}') for n in (1, 2, 3)}
+
+@contextlib.contextmanager
+def kept_registries():
+    "What is registered meanwhile is forgotten afterwards: a plugin of one test is not another's"
+    from maou_nb.data import columns, plugins
+    from maou_nb.model import backbones, heads, losses
+    from maou_nb.stages import stage
+    import maou_nb.train.options      # with it everything of the library is registered
+    there = [columns.COLUMNS, plugins.PLUGINS, backbones.BACKBONES, backbones.SIZES, backbones.SECTIONS,
+             heads.HEADS, losses.LOSSES, losses.LOSS_PARTS, stage.STAGES]
+    before = [dict(registry) for registry in there]
+    try: yield
+    finally:
+        for registry, kept in zip(there, before):
+            registry.clear()
+            registry.update(kept)
+
+@pytest.fixture(scope='module', autouse=True)
+def registries():
+    "Those of a test file are its own"
+    with kept_registries(): yield

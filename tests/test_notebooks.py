@@ -8,6 +8,8 @@ from fastcore.xtras import working_directory
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_nb
 
+from conftest import kept_registries
+
 ROOT = Path(__file__).resolve().parents[1]
 with working_directory(ROOT): FLAGS = set(get_config().tst_flags.split())
 NBS = sorted(o for o in (ROOT/'nbs').rglob('*.ipynb') if not {'tutorials', '.ipynb_checkpoints'} & set(o.parts))
@@ -24,7 +26,7 @@ def fresh():
     np.random.seed(0)
     torch.manual_seed(0)
     dtype, threads, deterministic = torch.get_default_dtype(), torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with pytest.MonkeyPatch.context() as mp:
+    with pytest.MonkeyPatch.context() as mp, kept_registries():
         mp.setenv('IN_TEST', '1')  # nbdev sets it and leaves it set
         mp.syspath_prepend(ROOT)
         yield
