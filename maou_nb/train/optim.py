@@ -66,6 +66,12 @@ def parameter_groups(
     return [decaying, {'params': [p for p in params if p.ndim <= 1], 'weight_decay': 0.}]
 
 # %% ../../nbs/train/40_optim.ipynb #48e16f28
+def _adamw(groups:list, lr:float, cfg) -> torch.optim.Optimizer:
+    "AdamW with the options of `cfg`"
+    betas = cfg.optimizer_beta1, cfg.optimizer_beta2
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=cfg.optimizer_eps)
+
+# %% ../../nbs/train/40_optim.ipynb #544c8740
 def make_optimizer(
     net:nn.Module,
     lr:float,                  # Peak learning rate
@@ -75,8 +81,7 @@ def make_optimizer(
     "The optimizer that `cfg` names over the parameters of `net`"
     groups = parameter_groups(net, weight_decay)
     if cfg.optimizer == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
-    betas = cfg.optimizer_beta1, cfg.optimizer_beta2
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=cfg.optimizer_eps)
+    return _adamw(groups, lr, cfg)
 
 # %% ../../nbs/train/40_optim.ipynb #6d94dcbb
 def _cosine(share:float) -> float:
