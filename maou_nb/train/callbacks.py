@@ -28,28 +28,37 @@ from .loop import Callback, Loop, OutOfRoom
 from .optim import OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
-def _no_histogram(c):
-    return '' if c.tensorboard_histogram_frequency else 'no histogram is written; tensorboard_histogram_frequency=1 writes them'
+def _no_histogram(c) -> str:
+    "Why an option of histograms does nothing under config `c`"
+    if c.tensorboard_histogram_frequency: return ''
+    return 'no histogram is written; tensorboard_histogram_frequency=1 writes them'
 
+# %% ../../nbs/train/44_callbacks.ipynb #36828b9c
 class LogOptions(Section):
     "What is kept of a run"
     checkpoint_every: int | None = option(None,
-        'Optimizer steps between checkpoints, beside the one of each epoch; none: only those', 'Logs & output', 'silent', ge=1)
+        'Optimizer steps between checkpoints, beside the one of each epoch; none: only those',
+        'Logs & output', 'silent', ge=1)
     keep_checkpoints: int = option(3,
-        'How many of the last checkpoints are kept, beside the best ones', 'Logs & output', 'silent', ge=1)
+        'How many of the last checkpoints are kept, beside the best ones',
+        'Logs & output', 'silent', ge=1)
     save_split_params: bool = option(False,
-        'Write the backbone and each head of the best checkpoint as files of their own, too', 'Logs & output', 'silent')
+        'Write the backbone and each head of the best checkpoint as files of their own, too',
+        'Logs & output', 'silent')
     tensorboard_histogram_frequency: int = option(0,
-        'Epochs between histograms of weights and gradients in TensorBoard; 0: none', 'Logs & output', 'silent', ge=0)
+        'Epochs between histograms of weights and gradients in TensorBoard; 0: none',
+        'Logs & output', 'silent', ge=0)
     tensorboard_histogram_module: Globs = option((),
-        'Only of parameters whose names match this glob, or one of these', 'Logs & output', 'silent', idle=_no_histogram)
+        'Only of parameters whose names match this glob, or one of these',
+        'Logs & output', 'silent', idle=_no_histogram)
     watched_positions: Globs = option((),
-        'Positions as SFEN, or as USI engines write them, of which the network is asked after each epoch: '
+        'Positions as SFEN, or as USI engines write them, '
+        'of which the network is asked after each epoch: '
         'film_strip and TensorBoard show them', 'Logs & output', 'free')
 
 # %% ../../nbs/train/44_callbacks.ipynb #715a5944
 class Averaging(Callback):
-    "Keeps `loop.averaged`, the network with averaged weights, which is judged in place of the raw one"
+    "Keeps `loop.averaged`, the network with averaged weights; it is judged in place of the raw one"
     prefix = 'ema.'      # In checkpoints
 
     def __init__(self, decay:float):  # 0…1
@@ -59,18 +68,25 @@ class Averaging(Callback):
         "Begin with the weights there are"
         self.net = loop.averaged = copy.deepcopy(loop.net).to(loop.device).requires_grad_(False)
 
-    @torch.no_grad()
-    def after_step(self, loop):
-        "Move the averaged weights towards the newest"
-        done = loop.step - loop.settings.start_epoch*loop.steps_per_epoch
-        decay = min(self.decay, (1 + done) / (10 + done))
-        own, new = self.net.state_dict(), loop.accelerator.unwrap_model(loop.net).state_dict()
-        floats = [k for k, v in own.items() if v.is_floating_point()]
-        torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay)
-        for k in own.keys() - set(floats): own[k].copy_(new[k])
-
     def state(self): return self.net.state_dict()
     def load(self, state): self.net.load_state_dict(state)
+
+# %% ../../nbs/train/44_callbacks.ipynb #df15c73d
+def _decay_at(step:int, decay:float) -> float:
+    "The decay of step `step`, of which `decay` is the largest"
+    return min(decay, (1 + step) / (10 + step))
+
+# %% ../../nbs/train/44_callbacks.ipynb #53f5b5cd
+@patch
+@torch.no_grad()
+def after_step(self:Averaging, loop):
+    "Move the averaged weights towards the newest"
+    done = loop.step - loop.settings.start_epoch*loop.steps_per_epoch
+    decay = _decay_at(done, self.decay)
+    own, new = self.net.state_dict(), loop.accelerator.unwrap_model(loop.net).state_dict()
+    floats = [k for k, v in own.items() if v.is_floating_point()]
+    torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay)
+    for k in own.keys() - set(floats): own[k].copy_(new[k])
 
 # %% ../../nbs/train/44_callbacks.ipynb #eb6629ce
 def threshold_met(loop:Loop) -> bool:
@@ -78,6 +94,7 @@ def threshold_met(loop:Loop) -> bool:
     wanted = loop.settings.threshold
     return wanted is None or bool(loop.history) and loop.figure(loop.stage.main) >= wanted
 
+# %% ../../nbs/train/44_callbacks.ipynb #bd41b4e8
 class Threshold(Callback):
     "Ends the stage when its threshold is met"
     def done(self, loop):
@@ -90,7 +107,8 @@ class EarlyStopping(Callback):
     def done(self, loop):
         "Whether so many have passed"
         patience = loop.settings.patience
-        return bool(patience and loop.history) and len(loop.history) - 1 - loop.best_epochs()['best'] >= patience
+        if not patience or not loop.history: return False
+        return len(loop.history) - 1 - loop.best_epochs()['best'] >= patience
 
 # %% ../../nbs/train/44_callbacks.ipynb #822c20f6
 class Watch(Callback):
@@ -112,6 +130,7 @@ def _nobody_looks(loop) -> bool:
     threaded = threading.current_thread() is not threading.main_thread()
     return not loop.main_process or threaded or bool(os.environ.get('TQDM_DISABLE'))
 
+# %% ../../nbs/train/44_callbacks.ipynb #ea5740d0
 class Progress(Callback):
     "A progress bar over all steps of the stage"
     def __init__(self, every:int=20):  # Steps between looks at the loss
@@ -119,16 +138,10 @@ class Progress(Callback):
 
     def before_fit(self, loop):
         "Open the bar"
-        total = loop.settings.epochs * loop.steps_per_epoch
-        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {loop.stage.id} · {loop.stage.name}', unit='step',
-                        disable=_nobody_looks(loop), leave=False)
+        stage, total = loop.stage, loop.settings.epochs * loop.steps_per_epoch
+        self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {stage.id} · {stage.name}',
+                        unit='step', disable=_nobody_looks(loop), leave=False)
         self.figures = {}
-
-    def after_step(self, loop):
-        "Move the bar; now and then show the loss"
-        self.bar.update()
-        if loop.step % self.every: return
-        self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': f"{float(loop.losses['loss']):.4f}", **self.figures})
 
     def after_epoch(self, loop):
         "Show the figure that is watched"
@@ -138,6 +151,15 @@ class Progress(Callback):
         "Close the bar"
         if self.bar is not None: self.bar.close()
 
+# %% ../../nbs/train/44_callbacks.ipynb #f6c7e9e2
+@patch
+def after_step(self:Progress, loop):
+    "Move the bar; now and then show the loss"
+    self.bar.update()
+    if loop.step % self.every: return
+    loss = f"{float(loop.losses['loss']):.4f}"
+    self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': loss, **self.figures})
+
 # %% ../../nbs/train/44_callbacks.ipynb #b95ec0f0
 class History(Callback):
     "Appends each epoch to a `.jsonl` file"
@@ -145,7 +167,8 @@ class History(Callback):
 
     def before_fit(self, loop):
         "Take away lines of this stage that the run will write again"
-        if loop.main_process: cut_lines(self.path, lambda row: row['stage'] in loop.before, loop.history)
+        if not loop.main_process: return
+        cut_lines(self.path, lambda row: row['stage'] in loop.before, loop.history)
 
     def after_epoch(self, loop):
         "Add a line"
@@ -157,35 +180,29 @@ class Steps(Callback):
     def __init__(self,
                  path:str|Path,
                  every:float=0.5,    # Seconds between lines, at least
-                 lines:int=1000):    # A line for each so many-th part of the time that the stage has taken, at most
+                 lines:int=1000):    # Lines that a stage of any length has, about
         self.path, self.every, self.lines = Path(path), every, lines
         self.begun = self.last = self.at = self.wait = 0.
         self.step = 0
 
-    def before_fit(self, loop):
-        "Take away lines that the run will write again; go on with the others"
-        self.begun, self.last = time.monotonic(), 0.
-        own = loop.stage.id
-        keep = lambda row: row['stage'] in loop.before or row['stage'] == own and row['step'] <= loop.step
-        if loop.main_process: cut_lines(self.path, keep)
-        loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
-        self._mark(loop)
-
-    def _mark(self, loop): self.at, self.step, self.wait = time.perf_counter(), loop.step, loop.wait
-
-    def after_step(self, loop):
-        "Add a line, if it is time to"
-        if loop.step < self.step or loop.wait < self.wait: self._mark(loop)                    # an epoch began: its clock too
-        now = time.monotonic()
-        if now - self.last < max(self.every, (now - self.begun)/self.lines) or loop.step == self.step: return
-        self.last = now
-        loop.steps.append(self._row(loop))
-        if loop.main_process: add_line(self.path, loop.steps[-1])
-        self._mark(loop)
+    def _mark(self, loop):
+        "Begin the clock of the next line"
+        self.at, self.step, self.wait = time.perf_counter(), loop.step, loop.wait
 
     def after_epoch(self, loop):
         "Leave the time of judging out"
         self.step = loop.step + (1 << 60)      # so that the next step begins a new clock
+
+# %% ../../nbs/train/44_callbacks.ipynb #4f489813
+@patch
+def before_fit(self:Steps, loop):
+    "Take away lines that the run will write again; go on with the others"
+    self.begun, self.last = time.monotonic(), 0.
+    own = loop.stage.id
+    written = lambda row: row['stage'] == own and row['step'] <= loop.step
+    if loop.main_process: cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
+    loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
+    self._mark(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #4a820805
 @patch
@@ -198,28 +215,40 @@ def _row(self:Steps, loop):
             'positions_per_second': rows/seconds, 'loader_wait': (loop.wait - self.wait)/seconds,
             **{f'train/{k}': float(v) for k, v in loop.losses.items()}}
 
+# %% ../../nbs/train/44_callbacks.ipynb #7cc1e910
+@patch
+def after_step(self:Steps, loop):
+    "Add a line, if it is time to"
+    began = loop.step < self.step or loop.wait < self.wait       # an epoch did, and its clock too
+    if began: self._mark(loop)
+    now = time.monotonic()
+    early = now - self.last < max(self.every, (now - self.begun)/self.lines)
+    if early or loop.step == self.step: return
+    self.last = now
+    loop.steps.append(self._row(loop))
+    if loop.main_process: add_line(self.path, loop.steps[-1])
+    self._mark(loop)
+
 # %% ../../nbs/train/44_callbacks.ipynb #ddee4ddb
 class TensorBoard(Callback):
     "Writes losses, metrics, learning rate, gradient norm and positions/s for TensorBoard"
     def __init__(self,
                  folder:str|Path,
                  histograms:int=0,     # Epochs between histograms of weights and gradients; 0: none
-                 globs:tuple=()):      # Only of parameters whose names match one of these; empty: of all
-        self.folder, self.histograms, self.globs, self.gradients, self.writer = Path(folder), histograms, globs, {}, None
+                 globs:tuple=()):      # Of parameters whose names match one of these; empty: of all
+        self.folder, self.histograms, self.globs = Path(folder), histograms, globs
+        self.gradients, self.writer = {}, None
 
     def before_fit(self, loop):
         "Open the log"
         if not loop.main_process: return
-        self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=loop.step + 1 if loop.resumed else None)
-
-    def write(self, loop, row, under=''):
-        "Write the figures of a row"
-        for k, v in row.items():
-            if k not in ('stage', 'epoch', 'step'): self.writer.add_scalar(f'{loop.stage.slug}/{under}{k}', v, loop.step)
+        purge = loop.step + 1 if loop.resumed else None
+        self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=purge)
 
     def after_step(self, loop):
         "Write a step's figures if `Steps` took them"
-        if self.writer and loop.steps and loop.steps[-1]['step'] == loop.step: self.write(loop, loop.steps[-1], 'steps/')
+        taken = loop.steps and loop.steps[-1]['step'] == loop.step
+        if self.writer and taken: self.write(loop, loop.steps[-1], 'steps/')
 
     def after_epoch(self, loop):
         "Write the epoch's figures"
@@ -230,31 +259,45 @@ class TensorBoard(Callback):
 
 # %% ../../nbs/train/44_callbacks.ipynb #08faaacd
 @patch
+def write(self:TensorBoard, loop, row, under=''):
+    "Write the figures of a row"
+    for k, v in row.items():
+        if k in ('stage', 'epoch', 'step'): continue
+        self.writer.add_scalar(f'{loop.stage.slug}/{under}{k}', v, loop.step)
+
+# %% ../../nbs/train/44_callbacks.ipynb #b00a4069
+@patch
 def wanted(self:TensorBoard, loop) -> list:
     "The parameters of which there are to be histograms, with their names"
     params = loop.accelerator.unwrap_model(loop.net).named_parameters()
     return [(n, p) for n, p in params if not self.globs or any(fnmatch(n, g) for g in self.globs)]
 
+# %% ../../nbs/train/44_callbacks.ipynb #b87e7f0b
 @patch
 def before_step(self:TensorBoard, loop):
     "Keep the gradients of an epoch's last step"
-    if not self.writer or not self.histograms or loop.batch < loop.batches_per_epoch or (loop.epoch + 1) % self.histograms: return
-    self.gradients = {n: p.grad.detach().float().cpu() for n, p in self.wanted(loop) if p.grad is not None}
+    if not self.writer or not self.histograms: return
+    if loop.batch < loop.batches_per_epoch or (loop.epoch + 1) % self.histograms: return
+    grads = {n: p.grad for n, p in self.wanted(loop) if p.grad is not None}
+    self.gradients = {n: g.detach().float().cpu() for n, g in grads.items()}
 
+# %% ../../nbs/train/44_callbacks.ipynb #436b5a6a
 @patch
 def write_histograms(self:TensorBoard, loop):
     "Write weights, and the gradients that were kept"
     weights = {n: p.detach().float().cpu() for n, p in self.wanted(loop)}
     for what, values in (('weights', weights), ('gradients', self.gradients)):
-        for name, v in values.items(): self.writer.add_histogram(f'{loop.stage.slug}/{what}/{name}', v, loop.step)
+        for name, v in values.items():
+            self.writer.add_histogram(f'{loop.stage.slug}/{what}/{name}', v, loop.step)
 
-# %% ../../nbs/train/44_callbacks.ipynb #b00a4069
+# %% ../../nbs/train/44_callbacks.ipynb #a5cdaf4a
 def _hparams(loop) -> dict:
     "What a stage was trained with, as TensorBoard takes it"
     shared = {n: getattr(loop.cfg, n) for n in OptimizerOptions.model_fields}
-    own = asdict(loop.settings)
-    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in {**shared, **own}.items()}
+    found = {**shared, **asdict(loop.settings)}
+    return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in found.items()}
 
+# %% ../../nbs/train/44_callbacks.ipynb #a72079e8
 @patch
 def after_fit(self:TensorBoard, loop):
     "Write the settings beside the figure they led to, and close the log"
@@ -269,11 +312,12 @@ class Saver(Callback):
     "Saves checkpoints, and keeps the last and the best"
     def __init__(self,
                  folder:str|Path,
-                 about:Callable[[Loop], dict]=lambda loop: {},   # What else to say of the checkpoints: the config, for one
+                 about:Callable[[Loop], dict]=lambda loop: {},   # What else to say of checkpoints
                  every:int|None=None,      # Steps between checkpoints; None: only after each epoch
                  keep:int=3,               # How many of the last are kept
                  parts:bool=False):        # Write the best net's parts as files of their own, too
-        self.checkpoints, self.say_about, self.every, self.parts = Checkpoints(folder, keep), about, every, parts
+        self.checkpoints, self.say_about = Checkpoints(folder, keep), about
+        self.every, self.parts = every, parts
         self.about, self.at = {}, None
 
     def before_fit(self, loop):
@@ -291,11 +335,6 @@ class Saver(Callback):
         marks = [m for m, i in loop.best_epochs().items() if i == len(loop.history) - 1]
         self.save(loop, marks, **{f: loop.figure(f) for f in loop.stage.best_by(loop.cfg).values()})
 
-    def after_fit(self, loop):
-        "Save where the run was stopped"
-        here = self.at not in (None, (loop.epoch, loop.step))
-        if loop.error is not None and loop.whole and here and not isinstance(loop.error, (OutOfRoom, OSError)): self.save(loop)
-
 # %% ../../nbs/train/44_callbacks.ipynb #77b6e71c
 @patch
 def save(self:Saver, loop, marks=(), **figures):
@@ -303,7 +342,17 @@ def save(self:Saver, loop, marks=(), **figures):
     self.at = (loop.epoch, loop.step)
     if not loop.main_process: return
     tensors, about = loop.state()
-    self.checkpoints.save(f'epoch-{loop.epoch:04d}-step-{loop.step:08d}', tensors, {**self.about, **about, **figures}, marks)
-    if self.parts and 'best' in marks:
-        weights = part(tensors, 'ema.') or part(tensors, 'net.')
-        save_parts(self.checkpoints.folder/'parts', weights, {**self.about, 'stage': loop.stage.id, 'step': loop.step})
+    name = f'epoch-{loop.epoch:04d}-step-{loop.step:08d}'
+    self.checkpoints.save(name, tensors, {**self.about, **about, **figures}, marks)
+    if not self.parts or 'best' not in marks: return
+    weights = part(tensors, 'ema.') or part(tensors, 'net.')
+    about = {**self.about, 'stage': loop.stage.id, 'step': loop.step}
+    save_parts(self.checkpoints.folder/'parts', weights, about)
+
+# %% ../../nbs/train/44_callbacks.ipynb #bda0d5b2
+@patch
+def after_fit(self:Saver, loop):
+    "Save where the run was stopped"
+    if loop.error is None or not loop.whole: return
+    if isinstance(loop.error, (OutOfRoom, OSError)): return
+    if self.at not in (None, (loop.epoch, loop.step)): self.save(loop)

@@ -99,14 +99,15 @@ def part(
     return {k.removeprefix(prefix): v for k, v in found.items()} if strip else found
 
 # %% ../../nbs/train/41_checkpoints.ipynb #85c70c10
-MANIFEST = 'checkpoints.json'     # beside the checkpoints of a stage
-
 class Checkpoints:
     "The checkpoints of one stage: the last ones, and the best by each mark"
     def __init__(self,
                  folder:str|Path,
                  keep:int=3):  # How many of the last are kept beside the best
         self.folder, self.keep = Path(folder), keep
+
+# %% ../../nbs/train/41_checkpoints.ipynb #498fadc7
+MANIFEST = 'checkpoints.json'
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cbaba4c1
 @patch(as_prop=True)
@@ -252,14 +253,17 @@ def load_part(
     raise CheckpointError(f'{path} holds {there}: a checkpoint with {name} in it was expected')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #f67449e2
-def put_part(module:nn.Module, tensors:dict[str, Tensor]):
-    "Load `tensors` into `module`; a `CheckpointError` lists everything that does not fit"
-    own = module.state_dict()
-    wrong = [f'{k} is missing' for k in own if k not in tensors]
-    wrong += [f'{k} is not in this net' for k in tensors if k not in own]
+def _misfits(own:dict, tensors:dict):
+    "What of `tensors` does not fit a net whose state is `own`"
+    yield from (f'{k} is missing' for k in own if k not in tensors)
+    yield from (f'{k} is not in this net' for k in tensors if k not in own)
     for k, v in own.items():
         if k not in tensors or tensors[k].shape == v.shape: continue
-        wrong.append(f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected')
-    if wrong:
+        yield f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected'
+
+# %% ../../nbs/train/41_checkpoints.ipynb #21340c40
+def put_part(module:nn.Module, tensors:dict[str, Tensor]):
+    "Load `tensors` into `module`; a `CheckpointError` lists everything that does not fit"
+    if wrong := list(_misfits(module.state_dict(), tensors)):
         raise CheckpointError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
     module.load_state_dict(tensors)

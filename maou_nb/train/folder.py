@@ -27,15 +27,20 @@ from .checkpoints import MANIFEST, Checkpoints, find_checkpoint, load_tensors
 class FolderOptions(Section):
     "Where a run is"
     run_dir: OnePath = option(None,
-        'Folder of the run, or its URL: config, history, result, checkpoints, logs; none: runs/{run_name}', 'Logs & output', 'silent')
+        'Folder of the run, or its URL: config, history, result, checkpoints, logs; '
+        'none: runs/{run_name}', 'Logs & output', 'silent')
     run_name: str | None = option(None,
-        'Name of the run; none: from the time and the architecture', 'Logs & output', 'silent', min_length=1)
+        'Name of the run; none: from the time and the architecture',
+        'Logs & output', 'silent', min_length=1)
     log_dir: OnePath = option(None,
-        'TensorBoard logs; none: in run_dir if that is given, else ./logs', 'Logs & output', 'silent')
+        'TensorBoard logs; none: in run_dir if that is given, else ./logs',
+        'Logs & output', 'silent')
     model_dir: OnePath = option(None,
-        'Checkpoints; none: in run_dir if that is given, else ./models', 'Logs & output', 'silent')
+        'Checkpoints; none: in run_dir if that is given, else ./models',
+        'Logs & output', 'silent')
     resume_from: OnePath = option(None,
-        'Go on from this run folder, checkpoint or URL; latest: from the newest checkpoint in run_dir, or afresh if there is none',
+        'Go on from this run folder, checkpoint or URL; '
+        'latest: from the newest checkpoint in run_dir, or afresh if there is none',
         'Logs & output', 'silent', examples=['latest'])
 
 # %% ../../nbs/train/42_folder.ipynb #32913ec7
@@ -43,10 +48,12 @@ def add_line(path:Path, row:dict):
     "Add a row to a `.jsonl` file"
     with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
+# %% ../../nbs/train/42_folder.ipynb #35fdf0cc
 def read_lines(path:Path) -> list[dict]:
     "The rows of a `.jsonl` file, whole ones; none if it is not there"
     if not path.exists(): return []
-    return [json.loads(l) for l in path.read_text(encoding='utf-8').splitlines(keepends=True) if l.endswith('\n')]
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+    return [json.loads(l) for l in lines if l.endswith('\n')]
 
 # %% ../../nbs/train/42_folder.ipynb #1e8a9504
 def cut_lines(
@@ -57,32 +64,42 @@ def cut_lines(
     "Keep rows of a `.jsonl` file"
     if not path.exists(): return
     kept = [row for row in read_lines(path) if keep(row)]
-    with atomic_file(path, 'w') as f: f.writelines(json.dumps(row) + '\n' for row in [*kept, *more])
+    with atomic_file(path, 'w') as f:
+        f.writelines(json.dumps(row) + '\n' for row in [*kept, *more])
 
 # %% ../../nbs/train/42_folder.ipynb #36da5a7d
 class Tail:
     "The rows of a `.jsonl` file that grows"
-    def __init__(self, path:str|Path): self.path, self.at, self.rows = Path(path), (None, 0), []
+    def __init__(self, path:str|Path):
+        self.path = Path(path)
+        self._forget()
 
-    def read(self) -> list[dict]:
-        "All rows so far"
-        try: f = open(self.path, 'rb')
-        except OSError:
-            self.at, self.rows = (None, 0), []
-            return self.rows
-        with f:
-            about = os.fstat(f.fileno())
-            if about.st_ino != self.at[0] or about.st_size < self.at[1]: self.at, self.rows = (about.st_ino, 0), []
-            f.seek(self.at[1])
-            new = f.read()
-        whole = new[:new.rfind(b'\n') + 1]
-        self.rows += map(json.loads, whole.splitlines())
-        self.at = about.st_ino, self.at[1] + len(whole)
+    def _forget(self, file:int|None=None):
+        "Begin again at the start of `file`, an inode"
+        self.at, self.rows = (file, 0), []
+
+# %% ../../nbs/train/42_folder.ipynb #727bf5b3
+@patch
+def read(self:Tail) -> list[dict]:
+    "All rows so far"
+    try: f = open(self.path, 'rb')
+    except OSError:
+        self._forget()
         return self.rows
+    with f:
+        about = os.fstat(f.fileno())
+        if about.st_ino != self.at[0] or about.st_size < self.at[1]: self._forget(about.st_ino)
+        f.seek(self.at[1])
+        new = f.read()
+    whole = new[:new.rfind(b'\n') + 1]
+    self.rows += map(json.loads, whole.splitlines())
+    self.at = about.st_ino, self.at[1] + len(whole)
+    return self.rows
 
 # %% ../../nbs/train/42_folder.ipynb #e28255f7
-LINES = ('history.jsonl', 'steps.jsonl', 'watched.jsonl')    # files that grow by lines
+LINES = ('history.jsonl', 'steps.jsonl', 'watched.jsonl')
 
+# %% ../../nbs/train/42_folder.ipynb #3d7731da
 class RunFolder:
     "Where a run keeps its files, and what they tell now"
     def __init__(self,
@@ -91,25 +108,34 @@ class RunFolder:
         logs:str|Path|None=None,     # Its logs; none: inside
     ):
         self.path = as_path(path)
-        self.models, self.logs = as_path(models or self.path/'checkpoints'), as_path(logs or self.path/'logs')
-        self.config_file, self.about_file, self.result_file = (self.path/f'{n}.json' for n in ('config', 'run', 'result'))
+        self.models = as_path(models or self.path/'checkpoints')
+        self.logs = as_path(logs or self.path/'logs')
+        self.config_file = self.path/'config.json'
+        self.about_file = self.path/'run.json'
+        self.result_file = self.path/'result.json'
         self.history_file, self.steps_file, self.watched_file = (self.path/n for n in LINES)
-        self.log_file, self.process_file, self.onnx = self.path/'run.log', self.path/'.process.json', self.path/'onnx'
+        self.log_file = self.path/'run.log'
+        self.process_file = self.path/'.process.json'
+        self.onnx = self.path/'onnx'
         self._history, self._steps = Tail(self.history_file), Tail(self.steps_file)
 
     def __repr__(self): return f'RunFolder({str(self.path)!r})'
 
-    def checkpoints(self, stage) -> Path:
-        "The folder of a stage's checkpoints"
-        return self.models/stage.slug
+# %% ../../nbs/train/42_folder.ipynb #17f67d4b
+@patch
+def checkpoints(self:RunFolder, stage) -> Path:
+    "The folder of a stage's checkpoints"
+    return self.models/stage.slug
 
-    def events(self, stage) -> Path:
-        "The folder of a stage's events for TensorBoard"
-        return self.logs/stage.slug
+# %% ../../nbs/train/42_folder.ipynb #72d1ca3d
+@patch
+def events(self:RunFolder, stage) -> Path:
+    "The folder of a stage's events for TensorBoard"
+    return self.logs/stage.slug
 
-# %% ../../nbs/train/42_folder.ipynb #8555361f
+# %% ../../nbs/train/42_folder.ipynb #01bed331
 def from_folder(folder:Path, path:str|Path) -> str:
-    "`path` as seen from `folder` if it lies in it, else the whole path: so that a run can be moved"
+    "`path` as seen from `folder` if it lies in it, else the whole path"
     path, folder = Path(path).resolve(), Path(folder).resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
@@ -118,6 +144,7 @@ def _here(path):
     "A path if it is on this machine"
     return path if path and not is_remote(as_path(path)) else None
 
+# %% ../../nbs/train/42_folder.ipynb #6e1c37c6
 def _resumed_folder(cfg):
     "The run folder that `resume_from` names, if the run is to go on in it"
     if cfg.resume_from in (None, 'latest') or cfg.run_dir or cfg.run_name: return None
@@ -133,7 +160,8 @@ def new_name(architecture:str) -> str:
 def folder_of(cfg) -> RunFolder:
     "Where the run of `cfg` keeps its files, all on this machine"
     given = _here(cfg.run_dir) or _resumed_folder(cfg)
-    name = cfg.run_name or (as_path(cfg.run_dir).name if cfg.run_dir and not given else new_name(cfg.model_architecture))
+    far = as_path(cfg.run_dir).name if cfg.run_dir and not given else None      # a URL's last part
+    name = cfg.run_name or far or new_name(cfg.model_architecture)
     run = Path(given or f'runs/{name}')
     inside = given is not None or cfg.run_dir is not None
     models = _here(cfg.model_dir) or (None if inside or cfg.model_dir else f'models/{name}')
@@ -145,11 +173,14 @@ def folder_of(cfg) -> RunFolder:
 def read_config(self:RunFolder) -> dict:
     "The options as they were saved; a `FileError` if it is no run's folder"
     try: options = json.loads(self.config_file.read_text(encoding='utf-8'))
-    except OSError: raise FileError(f'{self.path} is no run folder: one with a config.json in it, written by learn_multi_stage, was expected') from None
+    except OSError:
+        raise FileError(f'{self.path} is no run folder: one with a config.json in it, '
+                        'written by learn_multi_stage, was expected') from None
     except ValueError: options = None
-    if not isinstance(options, dict): raise FileError(f'{self.config_file} holds no options of this version: copy it again')
-    return options
+    if isinstance(options, dict): return options
+    raise FileError(f'{self.config_file} holds no options of this version: copy it again')
 
+# %% ../../nbs/train/42_folder.ipynb #21d6555c
 @patch
 def read_about(self:RunFolder) -> dict:
     "What run.json says: versions, device, data, plugins; nothing where there is none"
@@ -162,28 +193,31 @@ def _by_stage(rows) -> dict:
     ids = dict.fromkeys(r['stage'] for r in rows)
     return {n: [r for r in rows if r['stage'] == n] for n in ids}
 
+# %% ../../nbs/train/42_folder.ipynb #75f8441a
 @patch
 def epochs(self:RunFolder) -> dict[int|str, list[dict]]:
     "The history of each stage"
     return _by_stage(self._history.read())
 
+# %% ../../nbs/train/42_folder.ipynb #333efc9d
 @patch
 def steps(self:RunFolder) -> dict[int|str, list[dict]]:
     "Figures of single steps of each stage"
     return _by_stage(self._steps.read())
 
-# %% ../../nbs/train/42_folder.ipynb #333efc9d
+# %% ../../nbs/train/42_folder.ipynb #6f0f8e03
+@patch
+def say(self:RunFolder, text:str):
+    "Add a line to what its process said"
+    with open(self.log_file, 'a', encoding='utf-8') as f: f.write(f'{text}\n')
+
+# %% ../../nbs/train/42_folder.ipynb #fa6ed214
 @patch
 def log(self:RunFolder, lines:int=12) -> str:
     "The last lines that its process said"
     try: text = self.log_file.read_text(encoding='utf-8', errors='replace')
     except OSError: return ''
     return '\n'.join(text.splitlines()[-lines:])
-
-@patch
-def say(self:RunFolder, text:str):
-    "Add a line to what its process said"
-    with open(self.log_file, 'a', encoding='utf-8') as f: f.write(f'{text}\n')
 
 # %% ../../nbs/train/42_folder.ipynb #dd2bb8bb
 @patch
@@ -198,86 +232,102 @@ def process(self:RunFolder) -> dict:
     try: return json.loads(self.process_file.read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
 
+# %% ../../nbs/train/42_folder.ipynb #dbd27da6
 @patch
-def at_work(self:RunFolder) -> psutil.Process|None:     # None: nobody, as far as this machine can tell
+def _say_at_work(self:RunFolder, working:bool):
+    "Say that this process trains in it, or no longer does"
+    if int(os.environ.get('RANK', 0)): return     # of several that train together the first speaks
+    me = psutil.Process()
+    about = {'pid': me.pid, 'begun': me.create_time(), 'host': platform.node(), 'working': working}
+    with atomic_file(self.process_file, 'w') as f: json.dump(about, f)
+
+# %% ../../nbs/train/42_folder.ipynb #84af278e
+@patch
+def at_work(self:RunFolder) -> psutil.Process|None:   # None: nobody, as far as this machine can tell
     "The process that trains in it now"
     about = self.process()
     if not about.get('working') or about['host'] != platform.node(): return None
     try: process = psutil.Process(about['pid'])
     except psutil.Error: return None
-    alive = abs(process.create_time() - about['begun']) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    return process if alive else None
+    same = abs(process.create_time() - about['begun']) < 1
+    return process if same and process.status() != psutil.STATUS_ZOMBIE else None
 
-# %% ../../nbs/train/42_folder.ipynb #18dfe49d
+# %% ../../nbs/train/42_folder.ipynb #8d37fafd
 @patch
 def was_killed(self:RunFolder) -> bool:
     "Whether the process that trained in it is gone without having ended the run"
     about = self.process()
-    return bool(about.get('working')) and about['host'] == platform.node() and self.at_work() is None
+    here = bool(about.get('working')) and about['host'] == platform.node()
+    return here and self.at_work() is None
 
-@patch
-def _say_at_work(self:RunFolder, working):
-    if int(os.environ.get('RANK', 0)): return                    # of several processes that train together the first speaks
-    me = psutil.Process()
-    about = {'pid': me.pid, 'begun': me.create_time(), 'host': platform.node(), 'working': working}
-    with atomic_file(self.process_file, 'w') as f: json.dump(about, f)
-
-# %% ../../nbs/train/42_folder.ipynb #dbd27da6
+# %% ../../nbs/train/42_folder.ipynb #5112e1da
 @patch
 @contextmanager
 def claimed(self:RunFolder):
     "It is this process's for as long as it trains; an `OptionError` if it is another's"
     other = self.at_work()
     if other and not int(os.environ.get('RANK', 0)):
-        raise OptionError(f'run_dir: process {other.pid} is training in {self.path}; attach({str(self.path)!r}) shows '
-                          'how far it is, and another run_dir, or to wait, would be right')
+        raise OptionError(f'run_dir: process {other.pid} is training in {self.path}; '
+                          f'attach({str(self.path)!r}) shows how far it is, '
+                          'and another run_dir, or to wait, would be right')
     self._say_at_work(True)
     try: yield
     finally: self._say_at_work(False)
 
-# %% ../../nbs/train/42_folder.ipynb #35db1d16
+# %% ../../nbs/train/42_folder.ipynb #dbfe457a
 @patch
 def make_writable(self:RunFolder):
-    "Make its folders, and find that they can be written to; an `OptionError` names the one that cannot"
+    "Make its folders; an `OptionError` names the one that cannot be written to"
     for option, at in (('run_dir', self.path), ('log_dir', self.logs), ('model_dir', self.models)):
         try: make_writable(at)
         except OSError as e: raise OptionError(f'{option}: {e}') from None
 
+# %% ../../nbs/train/42_folder.ipynb #35db1d16
 @patch
 def _own(self:RunFolder) -> list[tuple[Path, str]]:
     "(folder, name) of everything that belongs to the run"
-    own = [(self.path, f) for f in (self.config_file.name, self.about_file.name, self.result_file.name, *LINES)]
+    files = self.config_file, self.about_file, self.result_file
+    own = [(self.path, name) for name in (*(f.name for f in files), *LINES)]
     for at in (self.logs, self.models):
-        if at.parent == self.path: own.append((self.path, at.name))      # goes with the run, so that its paths stay right
+        # what lies inside goes as a whole, so that the run's paths stay right
+        if at.parent == self.path: own.append((self.path, at.name))
         else: own += [(at, p.name) for p in sorted(at.glob('stage*'))]
     return [(at, name) for at, name in own if (at/name).exists()]
 
-# %% ../../nbs/train/42_folder.ipynb #ed671e02
+# %% ../../nbs/train/42_folder.ipynb #e8fd3998
 @patch
 def set_aside(self:RunFolder) -> Path|None:      # Where they are now; None if there was no run
     "Move the files of an earlier run to `earlier-N` inside their folders"
     found = self._own()
     if not found: return None
     places = (self.path, self.logs, self.models)
-    n = next(i for i in range(1, 1 << 30) if not any((at/f'earlier-{i}').exists() for at in places))
+    taken = lambda i: any((at/f'earlier-{i}').exists() for at in places)
+    n = next(i for i in range(1, 1 << 30) if not taken(i))
     for at, name in found:
         (at/f'earlier-{n}').mkdir(exist_ok=True)
         (at/name).rename(at/f'earlier-{n}'/name)
     return found[0][0]/f'earlier-{n}'
 
 # %% ../../nbs/train/42_folder.ipynb #dfcf7619
+def _slug_of(file:Path, stages:list) -> str:
+    "The slug of the stage that a checkpoint is of: its folder's name, or what it says itself"
+    slug = file.parent.name
+    if slug in [s.slug for s in stages]: return slug
+    return next((s.slug for s in stages if s.id == load_tensors(file)[1].get('stage')), slug)
+
+# %% ../../nbs/train/42_folder.ipynb #060e79b2
 @patch
 def bring(self:RunFolder, source:str|Path, stages:list):
-    "Copy what a run needs to go on from `source`, a run folder or a checkpoint file on this machine"
+    "Copy what a run needs to go on from `source`, a run folder or a checkpoint file here"
     path = local_file(as_path(source))
     file, _ = find_checkpoint(path)
     whole, models = path.is_dir(), file.parent.parent
     run = RunFolder(path if whole and (path/self.config_file.name).exists() else models.parent)
-    slug, slugs = file.parent.name, [s.slug for s in stages]
-    if slug not in slugs: slug = next((s.slug for s in stages if s.id == load_tensors(file)[1].get('stage')), slug)
+    slug, slugs = _slug_of(file, stages), [s.slug for s in stages]
     earlier = slugs[:slugs.index(slug)] if slug in slugs else []
     for name in (slugs if whole else earlier):
-        if (models/name).is_dir(): shutil.copytree(models/name, self.models/name, dirs_exist_ok=True)
+        if not (models/name).is_dir(): continue
+        shutil.copytree(models/name, self.models/name, dirs_exist_ok=True)
     if not whole: Checkpoints(self.models/slug).save(file.stem, *load_tensors(file), ['best'])
     for name in (self.result_file.name, *LINES):
         if (run.path/name).exists(): shutil.copy(run.path/name, self.path/name)

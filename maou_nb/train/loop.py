@@ -25,21 +25,27 @@ from ..data.options import Section, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
 from ..stages.stage import Stage
-from .checkpoints import load_optimizer, load_random, optimizer_tensors, part, random_tensors
+from .checkpoints import (load_optimizer, load_random, optimizer_tensors, part,
+                                       random_tensors)
 from .optim import make_optimizer, make_scheduler
 
 # %% ../../nbs/train/43_loop.ipynb #e28fb53d
 class DeviceOptions(Section):
     "Where and how numbers are computed"
-    gpu: str | None = option(None, 'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
+    gpu: str | None = option(None,
+        'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
         examples=['cuda:0', 'cpu', 'mps'])
     precision: one_of('auto', 'fp32', 'bf16', 'fp16') = option('auto',
-        'Number format of the forward pass; auto: bf16 on a GPU that has it, else fp32', 'Model', 'fixed')
+        'Number format of the forward pass; auto: bf16 on a GPU that has it, else fp32',
+        'Model', 'fixed')
     detect_anomaly: bool = option(False,
         'Name the operation whose gradient is not a number; slow', 'Optimizer', 'silent')
-    seed: int = option(0, 'Of initial weights, data order, dropout and mirroring', 'Optimizer', 'fixed', ge=0, lt=1 << 32)
+    seed: int = option(0,
+        'Of initial weights, data order, dropout and mirroring', 'Optimizer', 'fixed',
+        ge=0, lt=1 << 32)
     deterministic: bool = option(False,
-        'Only deterministic kernels, so that a GPU gives the same bits again; slower', 'Optimizer', 'silent')
+        'Only deterministic kernels, so that a GPU gives the same bits again; slower',
+        'Optimizer', 'silent')
 
 # %% ../../nbs/train/43_loop.ipynb #116c380f
 def best_device() -> torch.device:
@@ -48,6 +54,13 @@ def best_device() -> torch.device:
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../../nbs/train/43_loop.ipynb #a0190d4b
+def _forget_settings():
+    "Let accelerate begin afresh; a process group that a launcher made stays"
+    alone = PartialState._shared_state.get('num_processes', 1) == 1
+    for state in ([PartialState] if alone else []) + [AcceleratorState, GradientState]:
+        state._reset_state()
+
+# %% ../../nbs/train/43_loop.ipynb #2527cc7d
 def make_accelerator(
     gpu:str|None=None,       # A torch device such as cuda:1; None: the best there is
     precision:str='auto',    # auto, fp32, bf16 or fp16; auto: bf16 on a GPU that has it, else fp32
@@ -55,12 +68,13 @@ def make_accelerator(
     "An accelerator for this device and precision, whatever ran before"
     device = torch.device(gpu) if gpu else best_device()
     if precision == 'auto':
-        precision = 'bf16' if device.type == 'cuda' and torch.cuda.is_bf16_supported() else 'fp32'
-    if PartialState._shared_state.get('num_processes', 1) == 1: PartialState._reset_state()   # a launched process group stays
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)      # accelerate takes the current one
-    return Accelerator(cpu=device.type == 'cpu', mixed_precision='no' if precision == 'fp32' else precision)
+        half = device.type == 'cuda' and torch.cuda.is_bf16_supported()
+        precision = 'bf16' if half else 'fp32'
+    _forget_settings()
+    # accelerate takes the current device
+    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
+    mixed = 'no' if precision == 'fp32' else precision
+    return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed)
 
 # %% ../../nbs/train/43_loop.ipynb #54f1ccd7
 @dataclass(frozen=True, kw_only=True)
@@ -104,11 +118,12 @@ class Callback:
 
 # %% ../../nbs/train/43_loop.ipynb #da2f1c28
 class StopWish:
-    "Whether a run is wanted to end; as a context it turns Ctrl-C, a kernel's interrupt and SIGTERM into that wish"
+    "Whether a run is wanted to end; as a context it takes Ctrl-C, an interrupt and SIGTERM for it"
     def __init__(self): self.why, self._old = '', {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():      # only there can signals be taken
+        # only the main thread can take signals
+        if threading.current_thread() is threading.main_thread():
             self._old = {s: signal.signal(s, self._take) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -124,9 +139,11 @@ class Stopped(RuntimeError):
     "The run was wanted to end, and did, with everything saved"
     partial = None      # What was reached, if an epoch was judged
 
+# %% ../../nbs/train/43_loop.ipynb #df4da2de
 class Diverged(RuntimeError):
     "The loss became infinite or not a number"
 
+# %% ../../nbs/train/43_loop.ipynb #04f5e7fc
 class OutOfRoom(RuntimeError):
     "Memory or disk ran out"
 
@@ -140,36 +157,56 @@ class Loop:
                  settings:Settings,
                  train:StreamingFileSource,             # Or a `FileSource`
                  accelerator:Accelerator,
-                 valid:StreamingFileSource|None=None,   # Held-out rows; None: judged on the training rows in evaluation mode
+                 valid:StreamingFileSource|None=None,   # Held-out rows; None: judged on the training rows
                  callbacks:tuple=(),
                  before:tuple=(),                       # Ids of the stages that the run had before
-                 stop:StopWish|None=None):            # Asked between steps whether to end here
-        self.stage, self.cfg, self.settings, self.train, self.valid = stage, cfg, settings, train, valid
-        self.accelerator, self.callbacks, self.before, self.stop = accelerator, list(callbacks), set(before), stop or StopWish()
-        self.batches_per_epoch = len(train.plan(settings.batch_size))
-        self.steps_per_epoch = math.ceil(self.batches_per_epoch / cfg.gradient_accumulation_steps)
+                 stop:StopWish|None=None):              # Asked between steps whether to end here
+        self.stage, self.cfg, self.settings = stage, cfg, settings
+        self.train, self.valid, self.accelerator = train, valid, accelerator
+        self.callbacks, self.before, self.stop = list(callbacks), set(before), stop or StopWish()
         self.plan = train.plan(settings.batch_size)      # sizes alone are asked of it
-        self.epoch, self.batch, self.means = settings.start_epoch, 0, None    # the next batch, and the sums of the epoch so far
-        self.history, self.steps = [], []                # one dict an epoch; and of some steps, from `Steps`
+        self.batches_per_epoch = len(self.plan)
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / cfg.gradient_accumulation_steps)
+        self.epoch, self.batch = settings.start_epoch, 0  # the next batch …
+        self.means = None                                # … and the sums of the epoch so far
+        self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
         self.judged_on = 'valid' if valid else 'train_eval'
         self.losses, self.grad_norm = {}, None           # of the last batch, and of the last step
         self.averaged = None                             # the averaged network, from `Averaging`
-        self.board = None                                # TensorBoard's writer, for callbacks that log more
-        self.error, self.whole, self.resumed, self.wait, self.decoded = None, True, False, 0., {}
+        self.board = None                                # TensorBoard's writer, for who logs more
+        self.error, self.whole, self.resumed = None, True, False
+        self.wait, self.decoded = 0., {}                 # seconds for the loader; decoded rows
         self._take(net)
         self.go_to_step(settings.start_epoch*self.steps_per_epoch)
 
-    @property
-    def device(self) -> torch.device:
-        "Where the network is"
-        return self.accelerator.device
-
-    @property
-    def main_process(self) -> bool:
-        "Whether this process writes and speaks"
-        return self.accelerator.is_main_process
-
 # %% ../../nbs/train/43_loop.ipynb #9d8f4904
+@patch(as_prop=True)
+def device(self:Loop) -> torch.device:
+    "Where the network is"
+    return self.accelerator.device
+
+# %% ../../nbs/train/43_loop.ipynb #4a0a7898
+@patch(as_prop=True)
+def main_process(self:Loop) -> bool:
+    "Whether this process writes and speaks"
+    return self.accelerator.is_main_process
+
+# %% ../../nbs/train/43_loop.ipynb #68ea4f95
+@patch
+def call(self:Loop, moment:str):
+    "Call `moment` of every callback"
+    for cb in self.callbacks: getattr(cb, moment)(self)
+
+# %% ../../nbs/train/43_loop.ipynb #e4817946
+@patch
+def _check_needs(self:Loop):
+    "Refuse a callback without those that it needs"
+    for cb in self.callbacks:
+        for kind in cb.needs:
+            if any(isinstance(other, kind) for other in self.callbacks): continue
+            raise ValueError(f'callback {type(cb).__name__} needs {kind.__name__}: give both')
+
+# %% ../../nbs/train/43_loop.ipynb #4663fae4
 @patch
 def _take(self:Loop, net):
     "Make the optimizer, and let accelerate and the callbacks have the network"
@@ -180,22 +217,10 @@ def _take(self:Loop, net):
     self.call('begin')
     if s.compile: net.compile()
     self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
-    self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs, self.cfg.warmup_steps)
+    self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs,
+                                    self.cfg.warmup_steps)
 
-@patch
-def _check_needs(self:Loop):
-    "Refuse a callback without those that it needs"
-    for cb in self.callbacks:
-        for kind in cb.needs:
-            if not any(isinstance(other, kind) for other in self.callbacks):
-                raise ValueError(f'callback {type(cb).__name__} needs {kind.__name__}: give both')
-
-# %% ../../nbs/train/43_loop.ipynb #4a0a7898
-@patch
-def call(self:Loop, moment:str):
-    "Call `moment` of every callback"
-    for cb in self.callbacks: getattr(cb, moment)(self)
-
+# %% ../../nbs/train/43_loop.ipynb #5a353a57
 @patch
 def go_to_step(self:Loop, step:int):
     "Count `step` steps as done, and set the learning rates of the next one"
@@ -206,13 +231,21 @@ def go_to_step(self:Loop, step:int):
 
 # %% ../../nbs/train/43_loop.ipynb #4c936ef6
 @patch
+def _loader(self:Loop, source, epoch, start, training):
+    "What loads the batches of an epoch of `source` from batch `start` on"
+    c, a = self.cfg, self.accelerator
+    plan = source.plan(self.settings.batch_size, c.seed, epoch,
+                       shuffle=training, mirror=training and c.mirror_augmentation)
+    if c.cache_transforms and source not in self.decoded: self.decoded[source] = DenseCache(source)
+    stream = BatchStream(source, plan, start, a.process_index, a.num_processes,
+                         self.decoded.get(source))
+    return batch_loader(stream, c.dataloader_workers, c.prefetch_factor, c.pin_memory)
+
+# %% ../../nbs/train/43_loop.ipynb #9799c7c8
+@patch
 def batches(self:Loop, source, epoch=0, start=0, training=True):
     "Decoded batches of `source` on the device"
-    c, a = self.cfg, self.accelerator
-    plan = source.plan(self.settings.batch_size, c.seed, epoch, shuffle=training, mirror=training and c.mirror_augmentation)
-    if c.cache_transforms and source not in self.decoded: self.decoded[source] = DenseCache(source)
-    stream = BatchStream(source, plan, start, a.process_index, a.num_processes, self.decoded.get(source))
-    loaded, dense = iter(batch_loader(stream, c.dataloader_workers, c.prefetch_factor, c.pin_memory)), None
+    loaded, dense = iter(self._loader(source, epoch, start, training)), None
     while True:
         began = time.perf_counter()
         batch = next(loaded, None)
@@ -223,7 +256,7 @@ def batches(self:Loop, source, epoch=0, start=0, training=True):
 
 # %% ../../nbs/train/43_loop.ipynb #9d26215d
 class Means:
-    "Running means, over rows, of the parts of a loss, the gradient norm and the stage's metrics; on the device until `compute`"
+    "Means over rows of a loss's parts, the gradient norm and the metrics, on the device till `compute`"
     def __init__(self, stage:Stage, device:torch.device):
         self.metrics, self.device = stage.metrics().to(device), device
         self.sums, self.rows, self.steps, self.norms = {}, 0, 0, None
@@ -236,16 +269,30 @@ class Means:
 
     def add_norm(self, norm):
         "Add the gradient norm of a step"
-        self.norms, self.steps = (self.norms if self.steps else 0) + norm.detach(), self.steps + 1
+        self.norms = (self.norms if self.steps else 0) + norm.detach()
+        self.steps += 1
 
-# %% ../../nbs/train/43_loop.ipynb #55f170bb
+# %% ../../nbs/train/43_loop.ipynb #f7669201
+@patch
+def compute(self:Means, accelerator:Accelerator) -> dict[str, float]:
+    "The means over the rows of all processes"
+    rows = torch.as_tensor(float(self.rows), device=accelerator.device)
+    sums = torch.stack([rows, *(s.float() for s in self.sums.values())])
+    totals = accelerator.reduce(sums, 'sum')
+    means = dict(zip(self.sums, (totals[1:] / totals[0]).tolist()))
+    norm = {'grad_norm': float(self.norms) / self.steps} if self.steps else {}
+    return {**norm, **means, **{k: float(v) for k, v in self.metrics.compute().items()}}
+
+# %% ../../nbs/train/43_loop.ipynb #4be4234b
 @patch
 def tensors(self:Means) -> dict:
     "All sums under names"
     norms = {'norms': self.norms} if self.steps else {}
+    sums = {f'sum.{k}': v for k, v in self.sums.items()}
     metrics = {f'metric.{k}': getattr(self.metrics, k) for k in self.metrics.sums}
-    return {'rows': torch.tensor([self.rows, self.steps]), **norms, **{f'sum.{k}': v for k, v in self.sums.items()}, **metrics}
+    return {'rows': torch.tensor([self.rows, self.steps]), **norms, **sums, **metrics}
 
+# %% ../../nbs/train/43_loop.ipynb #b677b0b0
 @patch
 def load(self:Means, tensors:dict) -> Means:
     "Go on from `tensors`"
@@ -256,16 +303,6 @@ def load(self:Means, tensors:dict) -> Means:
     self.metrics._update_count = 1       # else torchmetrics warns that nothing was counted
     return self
 
-# %% ../../nbs/train/43_loop.ipynb #f7669201
-@patch
-def compute(self:Means, accelerator:Accelerator) -> dict[str, float]:
-    "The means over the rows of all processes"
-    rows = torch.as_tensor(float(self.rows), device=accelerator.device)
-    totals = accelerator.reduce(torch.stack([rows, *(s.float() for s in self.sums.values())]), 'sum')
-    means = (totals[1:] / totals[0]).tolist()
-    norm = {'grad_norm': float(self.norms) / self.steps} if self.steps else {}
-    return {**norm, **dict(zip(self.sums, means)), **{k: float(v) for k, v in self.metrics.compute().items()}}
-
 # %% ../../nbs/train/43_loop.ipynb #16902cfb
 @patch
 def _share(self:Loop) -> tuple[float, bool]:
@@ -274,7 +311,39 @@ def _share(self:Loop) -> tuple[float, bool]:
     first = self.batch // together * together
     count = min(together, self.batches_per_epoch - first)
     rows = lambda k, n=1: len(range(*self.plan.span(k, n)))
-    return (1 if count == 1 else rows(self.batch) / rows(first, count)), self.batch + 1 == first + count
+    share = 1 if count == 1 else rows(self.batch) / rows(first, count)
+    return share, self.batch + 1 == first + count
+
+# %% ../../nbs/train/43_loop.ipynb #6f467cc0
+@patch
+def clip(self:Loop) -> torch.Tensor:
+    "Scale the gradients down to the largest norm that is allowed; the norm they had"
+    trained = [p for p in self.net.parameters() if p.requires_grad]
+    limit = self.cfg.gradient_clip_norm or math.inf       # with no limit it is still measured
+    return self.accelerator.clip_grad_norm_(trained, limit)
+
+# %% ../../nbs/train/43_loop.ipynb #e0f0e1e5
+@patch
+def check_stop(self:Loop):
+    "End here if that is wanted"
+    if not self.stop.why: return
+    raise Stopped(f'stage {self.stage.id} was stopped by {self.stop.why} '
+                  f'in epoch {self.epoch + 1} after step {self.step}')
+
+# %% ../../nbs/train/43_loop.ipynb #26615fd5
+@patch
+def take_step(self:Loop):
+    "Clip and step; then whoever wants to look may"
+    self.grad_norm = self.clip()
+    self.means.add_norm(self.grad_norm)
+    self.call('before_step')
+    self.optimizer.step()
+    self.optimizer.zero_grad()
+    self.scheduler.step()
+    self.step += 1
+    self.whole = True
+    self.call('after_step')
+    self.check_stop()
 
 # %% ../../nbs/train/43_loop.ipynb #68e6c5d3
 @patch
@@ -291,34 +360,6 @@ def train_batch(self:Loop, batch:DenseBatch):
     self.batch += 1
     if last: self.take_step()
 
-# %% ../../nbs/train/43_loop.ipynb #0f11eca8
-@patch
-def take_step(self:Loop):
-    "Clip and step; then whoever wants to look may"
-    self.grad_norm = self.clip()
-    self.means.add_norm(self.grad_norm)
-    self.call('before_step')
-    self.optimizer.step()
-    self.optimizer.zero_grad()
-    self.scheduler.step()
-    self.step += 1
-    self.whole = True
-    self.call('after_step')
-    self.check_stop()
-
-@patch
-def clip(self:Loop) -> torch.Tensor:
-    "Scale the gradients down to the largest norm that is allowed; the norm they had"
-    trained = [p for p in self.net.parameters() if p.requires_grad]
-    return self.accelerator.clip_grad_norm_(trained, self.cfg.gradient_clip_norm or math.inf)    # with no limit it is still measured
-
-# %% ../../nbs/train/43_loop.ipynb #106fc962
-@patch
-def check_stop(self:Loop):
-    "End here if that is wanted"
-    if not self.stop.why: return
-    raise Stopped(f'stage {self.stage.id} was stopped by {self.stop.why} in epoch {self.epoch + 1} after step {self.step}')
-
 # %% ../../nbs/train/43_loop.ipynb #a98fc452
 @patch
 def train_epoch(self:Loop) -> dict[str, float]:
@@ -333,7 +374,7 @@ def train_epoch(self:Loop) -> dict[str, float]:
 @patch
 @torch.no_grad()
 def evaluate(self:Loop, source:StreamingFileSource) -> dict[str, float]:
-    "Losses and metrics over all of `source`, in evaluation mode, of the averaged weights if there are such"
+    "Losses and metrics over all of `source`, of the averaged weights if there are such"
     net = self.net if self.averaged is None else self.averaged
     net.eval()
     means = Means(self.stage, self.device)
@@ -345,29 +386,33 @@ def evaluate(self:Loop, source:StreamingFileSource) -> dict[str, float]:
     return means.compute(self.accelerator)
 
 # %% ../../nbs/train/43_loop.ipynb #2d32681c
-TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')   # what of the history differs from run to run
+TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')
 
+# %% ../../nbs/train/43_loop.ipynb #ff7cc4a2
+@patch
+def epoch_rate(self:Loop) -> float:
+    "The learning rate with which this epoch began"
+    factor = self.scheduler.lr_lambdas[0](self.epoch*self.steps_per_epoch)
+    return self.scheduler.base_lrs[0] * factor
+
+# %% ../../nbs/train/43_loop.ipynb #987b1468
 @patch
 def one_epoch(self:Loop):
     "Train and judge an epoch, and write it into the history"
     began, self.wait, done = time.perf_counter(), 0., self.batch
     trained = self.train_epoch()
     seconds = max(time.perf_counter() - began, 1e-9)
-    rows = self.train.total_rows - done*self.settings.batch_size    # of those that this process trained on
+    rows = self.train.total_rows - done*self.settings.batch_size    # those of this process
     timings = dict(zip(TIMINGS, (max(rows, 0) / seconds, self.wait / seconds, seconds)))
-    judged = self.evaluate(self.valid or self.train)
-    row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step, 'lr': self.epoch_rate(),
-           'grad_norm': trained.pop('grad_norm', 0.), **timings}
-    figures = {'train': trained, self.judged_on: judged}
-    self.history.append({**row, **{f'{on}/{k}': v for on, found in figures.items() for k, v in found.items()}})
+    figures = {self.judged_on: self.evaluate(self.valid or self.train)}
+    row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step,
+           'lr': self.epoch_rate(), 'grad_norm': trained.pop('grad_norm', 0.), **timings}
+    for on, found in {'train': trained, **figures}.items():
+        row |= {f'{on}/{k}': v for k, v in found.items()}
+    self.history.append(row)
     self.epoch, self.batch, self.means = self.epoch + 1, 0, None
 
-# %% ../../nbs/train/43_loop.ipynb #ff7cc4a2
-@patch
-def epoch_rate(self:Loop) -> float:
-    "The learning rate with which this epoch began"
-    return self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](self.epoch*self.steps_per_epoch)
-
+# %% ../../nbs/train/43_loop.ipynb #a5e6e445
 @patch
 def figure(self:Loop, name:str) -> float:
     "The newest judged figure called `name`"
@@ -375,13 +420,48 @@ def figure(self:Loop, name:str) -> float:
 
 # %% ../../nbs/train/43_loop.ipynb #420edabe
 @patch
+def _best(self:Loop, figure:str) -> int:
+    "The place in the history of the epoch with the best `figure`"
+    sign = 1 if 'loss' in figure else -1
+    scores = [sign*h[f'{self.judged_on}/{figure}'] for h in self.history]
+    return min(range(len(scores)), key=lambda i: (math.isnan(scores[i]), scores[i]))
+
+# %% ../../nbs/train/43_loop.ipynb #56d19069
+@patch
 def best_epochs(self:Loop) -> dict[str, int]:
     "For each mark of the stage, the place in the history of the epoch that earned it"
-    def best(figure):
-        sign = 1 if 'loss' in figure else -1
-        scores = [sign*h[f'{self.judged_on}/{figure}'] for h in self.history]
-        return min(range(len(scores)), key=lambda i: (math.isnan(scores[i]), scores[i]))
-    return {mark: best(figure) for mark, figure in self.stage.best_by(self.cfg).items()} if self.history else {}
+    if not self.history: return {}
+    return {mark: self._best(figure) for mark, figure in self.stage.best_by(self.cfg).items()}
+
+# %% ../../nbs/train/43_loop.ipynb #36babb5d
+def _no_memory(error) -> bool:
+    "Whether `error` says that memory ran out"
+    if isinstance(error, torch.OutOfMemoryError): return True
+    return isinstance(error, RuntimeError) and 'not enough memory' in str(error)
+
+# %% ../../nbs/train/43_loop.ipynb #55891ca3
+@patch
+def _half_the_memory(self:Loop) -> str:
+    "What to say when memory ran out: the options with which the same training takes half"
+    stage, size = self.stage, self.settings.batch_size
+    half, together = max(1, size // 2), 2*self.cfg.gradient_accumulation_steps
+    return (f'stage {stage.id} ran out of memory of {self.device} with {size} rows a batch; '
+            f'{stage.option("batch_size")}={half} with gradient_accumulation_steps={together} '
+            'would be the same training in half the memory, gradient_checkpointing=True takes less too')
+
+# %% ../../nbs/train/43_loop.ipynb #fc01d8df
+@patch
+def in_words(self:Loop, error:BaseException) -> BaseException:
+    "`error`, or what it means for this run"
+    stage, text = self.stage, ' '.join(str(error).split())
+    if _no_memory(error): return OutOfRoom(self._half_the_memory())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return OutOfRoom(f'stage {stage.id} could not save ({text}): the disk is full; make room, '
+                         'then resume_from="latest" goes on from the last checkpoint')
+    if self.cfg.detect_anomaly and isinstance(error, RuntimeError) and 'nan values' in text:
+        return Diverged(f'stage {stage.id} diverged in step {self.step + 1}: {text}; '
+                        'the operation is named in the warning above, with where it was called')
+    return error
 
 # %% ../../nbs/train/43_loop.ipynb #3e42b74d
 @patch(as_prop=True)
@@ -389,6 +469,7 @@ def finished(self:Loop) -> bool:
     "Whether nothing is left to train"
     return self.epoch >= self.settings.epochs or any(cb.done(self) for cb in self.callbacks)
 
+# %% ../../nbs/train/43_loop.ipynb #c78b6b25
 @patch
 def fit(self:Loop) -> list[dict]:
     "Train until the stage is finished; returns the history"
@@ -406,28 +487,6 @@ def fit(self:Loop) -> list[dict]:
     finally: self.call('after_fit')
     return self.history
 
-# %% ../../nbs/train/43_loop.ipynb #3cde6787
-def _no_memory(error) -> bool:
-    "Whether `error` says that memory ran out"
-    return isinstance(error, torch.OutOfMemoryError) or isinstance(error, RuntimeError) and 'not enough memory' in str(error)
-
-@patch
-def in_words(self:Loop, error:BaseException) -> BaseException:
-    "`error`, or what it means for this run"
-    stage, text, size = self.stage, ' '.join(str(error).split()), self.settings.batch_size
-    if _no_memory(error):
-        half, together = max(1, size // 2), 2*self.cfg.gradient_accumulation_steps
-        return OutOfRoom(f'stage {stage.id} ran out of memory of {self.device} with {size} rows a batch; '
-                         f'{stage.option("batch_size")}={half} with gradient_accumulation_steps={together} would be the same '
-                         'training in half the memory, gradient_checkpointing=True takes less too')
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return OutOfRoom(f'stage {stage.id} could not save ({text}): the disk is full; make room, '
-                         'then resume_from="latest" goes on from the last checkpoint')
-    if self.cfg.detect_anomaly and isinstance(error, RuntimeError) and 'nan values' in text:
-        return Diverged(f'stage {stage.id} diverged in step {self.step + 1}: {text}; '
-                        'the operation is named in the warning above, with where it was called')
-    return error
-
 # %% ../../nbs/train/43_loop.ipynb #2ccc6526
 @patch
 def check_loss(self:Loop) -> float:
@@ -436,60 +495,72 @@ def check_loss(self:Loop) -> float:
     if math.isfinite(loss): return loss
     self.whole = False
     rate = self.scheduler.get_last_lr()[0]
-    raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} (learning rate {rate:.2g}); '
-                   'a lower learning rate, or gradient_clip_norm, would be right, and detect_anomaly=True names the operation')
+    raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} '
+                   f'(learning rate {rate:.2g}); a lower learning rate, or gradient_clip_norm, '
+                   'would be right, and detect_anomaly=True names the operation')
 
 # %% ../../nbs/train/43_loop.ipynb #30e4b6c2
 def state_name(cb:Callback) -> str:
     "Under which name a checkpoint keeps the state of a callback"
     return getattr(cb, 'name', type(cb).__name__)
 
+# %% ../../nbs/train/43_loop.ipynb #4301bdb8
+def _prefix_of(cb:Callback) -> str:
+    "How the names of a callback's tensors begin in a checkpoint"
+    return getattr(cb, 'prefix', f'callback.{state_name(cb)}.')
+
+# %% ../../nbs/train/43_loop.ipynb #7016c832
 @patch
 def _callback_states(self:Loop) -> tuple[dict, dict]:
     "Tensors and facts of the callbacks that have a state"
     tensors, facts = {}, {}
     for cb in self.callbacks:
         if not (kept := cb.state()): continue
-        prefix = getattr(cb, 'prefix', f'callback.{state_name(cb)}.')
-        tensors |= {f'{prefix}{k}': v for k, v in kept.items() if isinstance(v, torch.Tensor)}
-        if prefix.startswith('callback.'): facts[state_name(cb)] = {k: v for k, v in kept.items() if not isinstance(v, torch.Tensor)}
+        prefix, name = _prefix_of(cb), state_name(cb)
+        own = {k: v for k, v in kept.items() if isinstance(v, torch.Tensor)}
+        tensors |= {f'{prefix}{k}': v for k, v in own.items()}
+        if not prefix.startswith('callback.'): continue
+        facts[name] = {k: v for k, v in kept.items() if k not in own}
     return tensors, facts
 
-# %% ../../nbs/train/43_loop.ipynb #969adf86
+# %% ../../nbs/train/43_loop.ipynb #4a46dde7
 @patch
 def state(self:Loop) -> tuple[dict, dict]:
     "Tensors and facts from which `load_state` goes on exactly here"
-    net = {f'net.{k}': v for k, v in self.accelerator.unwrap_model(self.net).state_dict().items()}
-    means = {} if self.means is None else {f'means.{k}': v for k, v in self.means.tensors().items()}
+    a = self.accelerator
+    net = {f'net.{k}': v for k, v in a.unwrap_model(self.net).state_dict().items()}
     theirs, facts = self._callback_states()
-    tensors = {**net, **theirs, **means, **optimizer_tensors(self.optimizer.optimizer), **random_tensors()}
-    scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else None
+    means = self.means.tensors() if self.means is not None else {}
+    tensors = {**net, **theirs, **{f'means.{k}': v for k, v in means.items()},
+               **optimizer_tensors(self.optimizer.optimizer), **random_tensors()}
+    scaler = a.scaler.state_dict() if a.scaler is not None else None
     about = {'stage': self.stage.id, 'epoch': self.epoch, 'batch': self.batch, 'step': self.step,
              'history': self.history, 'scaler': scaler}
     return tensors, about | ({'callbacks': facts} if facts else {})
 
-# %% ../../nbs/train/43_loop.ipynb #4301bdb8
+# %% ../../nbs/train/43_loop.ipynb #be458c42
 @patch
-def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Names of callbacks whose state nobody took
+def _load_callbacks(self:Loop, tensors, facts) -> list[str]:
+    "Give the callbacks their states; the names of those that are not here"
+    for cb in self.callbacks:
+        kept = part(tensors, _prefix_of(cb)) | facts.get(state_name(cb), {})
+        if kept: cb.load(kept)
+    there = {state_name(cb) for cb in self.callbacks}
+    return sorted(set(facts) - there)
+
+# %% ../../nbs/train/43_loop.ipynb #b3ea3299
+@patch
+def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks whose state nobody took
     "Go on where `state` was taken"
-    self.accelerator.unwrap_model(self.net).load_state_dict(part(tensors, 'net.'))
+    a = self.accelerator
+    a.unwrap_model(self.net).load_state_dict(part(tensors, 'net.'))
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
-    self.epoch, self.batch, self.history, self.resumed = about['epoch'], about['batch'], list(about['history']), True
+    self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
+    self.resumed = True
     means = part(tensors, 'means.')
     self.means = Means(self.stage, self.device).load(means) if means else None
-    if about.get('scaler') and self.accelerator.scaler is not None: self.accelerator.scaler.load_state_dict(about['scaler'])
+    if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])
     left = self._load_callbacks(tensors, about.get('callbacks', {}))
     self.go_to_step(about['step'])
     load_random(tensors)
     return left
-
-# %% ../../nbs/train/43_loop.ipynb #67884083
-@patch
-def _load_callbacks(self:Loop, tensors, facts):
-    "Give the callbacks their states; the names of those that are not here"
-    for cb in self.callbacks:
-        prefix = getattr(cb, 'prefix', f'callback.{state_name(cb)}.')
-        kept = part(tensors, prefix) | facts.get(state_name(cb), {})
-        if kept: cb.load(kept)
-    there = {state_name(cb) for cb in self.callbacks}
-    return sorted(set(facts) - there)

@@ -17,30 +17,42 @@ from ..data.options import Section, one_of, option
 from ..stages.reachable import Scheduler
 
 # %% ../../nbs/train/40_optim.ipynb #fd1122d7
-def _not_sgd(c): return '' if c.optimizer == 'sgd' else 'of optimizer=sgd'
-def _not_adamw(c): return '' if c.optimizer == 'adamw' else 'of optimizer=adamw'
+def _unless(optimizer:str, c) -> str:
+    "Why an option of `optimizer` does nothing under config `c`; empty: it acts"
+    return '' if c.optimizer == optimizer else f'of optimizer={optimizer}'
 
+# %% ../../nbs/train/40_optim.ipynb #4722423f
 class OptimizerOptions(Section):
     "How a step is taken"
     batch_size: int = option(1000,
-        'Rows a step; 512 suits 8 GB of GPU memory, 1024 16 GB, 2048 24 GB, 4096 40 to 80 GB', 'Optimizer', 'fixed', ge=1)
+        'Rows a step; 512 suits 8 GB of GPU memory, 1024 16 GB, 2048 24 GB, 4096 40 to 80 GB',
+        'Optimizer', 'fixed', ge=1)
     gradient_accumulation_steps: int = option(1,
-        'Batches whose gradients are added up to one step: the effective batch is the product', 'Optimizer', 'fixed', ge=1)
+        'Batches whose gradients are added up to one step: the effective batch is the product',
+        'Optimizer', 'fixed', ge=1)
     learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0)
-    weight_decay: float = option(0.01, 'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0)
-    lr_scheduler: Scheduler = option('warmup_cosine_decay', 'Schedule of stage 3, by optimizer step', 'Optimizer', 'free', '3')
+    weight_decay: float = option(0.01,
+        'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0)
+    lr_scheduler: Scheduler = option('warmup_cosine_decay',
+        'Schedule of stage 3, by optimizer step', 'Optimizer', 'free', '3')
     warmup_steps: int | None = option(None,
-        'Steps of linear warm-up; none: an epoch or a tenth of the steps, whichever is more, but at most half', 'Optimizer', 'free', ge=0)
+        'Steps of linear warm-up; none: an epoch or a tenth of the steps, '
+        'whichever is more, but at most half', 'Optimizer', 'free', ge=0)
     optimizer: one_of('adamw', 'sgd') = option('adamw', 'adamw or sgd', 'Optimizer', 'fixed')
-    momentum: float = option(0.9, 'Momentum of SGD', 'Optimizer', 'free', idle=_not_sgd, ge=0, lt=1)
-    optimizer_beta1: float = option(0.9, 'AdamW: decay of the mean of gradients', 'Optimizer', 'free', idle=_not_adamw, ge=0, lt=1)
-    optimizer_beta2: float = option(0.999,
-        'AdamW: decay of the mean of their squares', 'Optimizer', 'free', idle=_not_adamw, ge=0, lt=1)
-    optimizer_eps: float = option(1e-8, 'AdamW: added to the denominator', 'Optimizer', 'free', idle=_not_adamw, gt=0)
+    momentum: float = option(0.9,
+        'Momentum of SGD', 'Optimizer', 'free', idle=partial(_unless, 'sgd'), ge=0, lt=1)
+    optimizer_beta1: float = option(0.9, 'AdamW: decay of the mean of gradients',
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1)
+    optimizer_beta2: float = option(0.999, 'AdamW: decay of the mean of their squares',
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1)
+    optimizer_eps: float = option(1e-8, 'AdamW: added to the denominator',
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), gt=0)
     gradient_clip_norm: float | None = option(1.0,
-        'Largest norm of the gradient, larger ones are scaled down; none: no limit', 'Optimizer', 'free', gt=0)
+        'Largest norm of the gradient, larger ones are scaled down; none: no limit',
+        'Optimizer', 'free', gt=0)
     ema_decay: float | None = option(None,
-        'Average the weights with this decay, judge the average and keep it beside the raw ones; none: no average',
+        'Average the weights with this decay, judge the average '
+        'and keep it beside the raw ones; none: no average',
         'Optimizer', 'fixed', gt=0, lt=1)
 
 # %% ../../nbs/train/40_optim.ipynb #22ebd032
@@ -50,10 +62,16 @@ def parameter_groups(
 ) -> list[dict]:         # For a torch optimizer
     "The parameters of `net` that train, in two groups, those that decay and those that do not"
     params = [p for p in net.parameters() if p.requires_grad]
-    decaying, exempt = [p for p in params if p.ndim > 1], [p for p in params if p.ndim <= 1]
-    return [{'params': decaying, 'weight_decay': weight_decay}, {'params': exempt, 'weight_decay': 0.}]
+    decaying = {'params': [p for p in params if p.ndim > 1], 'weight_decay': weight_decay}
+    return [decaying, {'params': [p for p in params if p.ndim <= 1], 'weight_decay': 0.}]
 
 # %% ../../nbs/train/40_optim.ipynb #48e16f28
+def _adamw(groups:list, lr:float, cfg) -> torch.optim.Optimizer:
+    "AdamW with the options of `cfg`"
+    betas = cfg.optimizer_beta1, cfg.optimizer_beta2
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=cfg.optimizer_eps)
+
+# %% ../../nbs/train/40_optim.ipynb #544c8740
 def make_optimizer(
     net:nn.Module,
     lr:float,                  # Peak learning rate
@@ -63,9 +81,14 @@ def make_optimizer(
     "The optimizer that `cfg` names over the parameters of `net`"
     groups = parameter_groups(net, weight_decay)
     if cfg.optimizer == 'sgd': return torch.optim.SGD(groups, lr=lr, momentum=cfg.momentum)
-    return torch.optim.AdamW(groups, lr=lr, betas=(cfg.optimizer_beta1, cfg.optimizer_beta2), eps=cfg.optimizer_eps)
+    return _adamw(groups, lr, cfg)
 
 # %% ../../nbs/train/40_optim.ipynb #6d94dcbb
+def _cosine(share:float) -> float:
+    "Half a cosine from 1 down to 0 as `share` goes from 0 to 1, and 0 beyond"
+    return 0.5 * (1 + math.cos(math.pi * min(1., share)))
+
+# %% ../../nbs/train/40_optim.ipynb #d07609d3
 def lr_factor(
     step:int,     # Optimizer steps done
     total:int,    # Steps of the whole stage
@@ -76,8 +99,7 @@ def lr_factor(
     if schedule == 'none': return 1.
     if schedule == 'cosine_annealing_lr': warmup = 0
     if step < warmup: return (step + 1) / (warmup + 1)
-    done = min(1., (step - warmup) / max(1, total - warmup))      # Share of the cosine
-    return 0.5 * (1 + math.cos(math.pi * done))
+    return _cosine((step - warmup) / max(1, total - warmup))
 
 # %% ../../nbs/train/40_optim.ipynb #7ba551cb
 def default_warmup(

@@ -17,7 +17,8 @@ from pydantic import ValidationError, create_model
 
 from ..data.options import About, OptionError, RowOptions
 from ..data.plugins import missing_plugins
-from ..model.backbones import SECTIONS, BackboneOptions, MixerOptions, ResNetOptions, ViTOptions
+from ..model.backbones import (SECTIONS, BackboneOptions, MixerOptions, ResNetOptions,
+                                     ViTOptions)
 from ..stages.legal_moves import Stage2Options
 from ..stages.policy_value import Stage3Options
 from ..stages.reachable import Stage1Options, Stage12Options
@@ -29,37 +30,50 @@ from .mirror import MirrorOptions
 from .optim import OptimizerOptions
 
 # %% ../../nbs/train/47_options.ipynb #e4e3a6cb
-LIBRARY = (ChoiceOptions, RowOptions, DeviceOptions, BackboneOptions, ResNetOptions, MixerOptions, ViTOptions,
-           Stage1Options, Stage2Options, Stage12Options, Stage3Options, OptimizerOptions, FolderOptions, LogOptions, MirrorOptions)
+LIBRARY = (ChoiceOptions, RowOptions, DeviceOptions,
+           BackboneOptions, ResNetOptions, MixerOptions, ViTOptions,
+           Stage1Options, Stage2Options, Stage12Options, Stage3Options,
+           OptimizerOptions, FolderOptions, LogOptions, MirrorOptions)
 
+# %% ../../nbs/train/47_options.ipynb #51632e77
 class LearnConfig(*reversed(LIBRARY)):
     "Every option of `learn_multi_stage`"
 
 # %% ../../nbs/train/47_options.ipynb #70c9e93e
-def config_class() -> type[LearnConfig]:
-    "The config of all that is registered now"
-    own = {section for section in LIBRARY}
-    more = [s for s in [*map(section_of, STAGES.values()), *SECTIONS.values()] if s not in own]
-    return _extended(tuple(more)) if more else LearnConfig
-
-@lru_cache(64)
-def _extended(sections):
-    "`LearnConfig` with more sections"
-    for i, section in enumerate(sections):
-        own = {n for s in sections[:i] for n in s.model_fields} | set(LearnConfig.model_fields)
+def _check_names(sections:tuple):
+    "An `OptionError` if one of `sections` has an option that another section has, too"
+    own = set(LearnConfig.model_fields)
+    for section in sections:
         twice = sorted(own & set(section.model_fields))
-        if twice: raise OptionError(f'{twice[0]}: {section.__name__} has an option of this name, and another section has it, too; another name would be right')
+        if twice:
+            raise OptionError(f'{twice[0]}: {section.__name__} has an option of this name, '
+                              'and another section has it, too; another name would be right')
+        own |= set(section.model_fields)
+
+# %% ../../nbs/train/47_options.ipynb #146638ad
+@lru_cache(64)
+def _extended(sections:tuple) -> type[LearnConfig]:
+    "`LearnConfig` with more sections"
+    _check_names(sections)
     made = create_model('LearnConfig', __base__=(*reversed(sections), LearnConfig))
     made.__doc__ = LearnConfig.__doc__
     return made
 
-# %% ../../nbs/train/47_options.ipynb #12084bec
+# %% ../../nbs/train/47_options.ipynb #96f9fd95
+def config_class() -> type[LearnConfig]:
+    "The config of all that is registered now"
+    sections = [*map(section_of, STAGES.values()), *SECTIONS.values()]
+    more = tuple(s for s in sections if s not in LIBRARY)
+    return _extended(more) if more else LearnConfig
+
+# %% ../../nbs/train/47_options.ipynb #437cef92
 def about(option) -> About:
     "What is said of a field beside its type, default and limits"
     return option.json_schema_extra
 
+# %% ../../nbs/train/47_options.ipynb #12084bec
 def tabs(config:type[LearnConfig]|None=None) -> dict[str, dict]:
-    "Group → its options, data and network first, then the stages in their order, then the rest"
+    "Group → its options: data and network first, then stages in their order, then the rest"
     fields = (config or config_class()).model_fields
     groups = [about(f).group for f in fields.values()]
     stages = [g for g in groups if g.startswith('Stage ')]
@@ -69,9 +83,12 @@ def tabs(config:type[LearnConfig]|None=None) -> dict[str, dict]:
 # %% ../../nbs/train/47_options.ipynb #87cbd3a2
 def _not_run(cfg, name, keys) -> str:
     "Why an option of the stages `keys` does nothing: neither they are run, nor another that has it"
-    if not keys or any(s.key in keys or name in map(s.option, ROLES) for s in stages_of(cfg)): return ''
-    return f'stage {keys[0]} is not run' if len(keys) == 1 else f'stages {" and ".join(keys)} are not run'
+    has_it = lambda s: s.key in keys or name in map(s.option, ROLES)
+    if not keys or any(map(has_it, stages_of(cfg))): return ''
+    if len(keys) == 1: return f'stage {keys[0]} is not run'
+    return f'stages {" and ".join(keys)} are not run'
 
+# %% ../../nbs/train/47_options.ipynb #3bc73947
 def why_idle(
     cfg:LearnConfig,
     name:str,          # An option
@@ -90,8 +107,9 @@ def saved_config(
     try: return config_class()(**options)
     except ValidationError as e:
         names = ', '.join(sorted({str(x['loc'][0]) for x in e.errors()}))
+        text = f'{where} has options that are not known here ({names})'
         missing = '; '.join(missing_plugins(plugins))
-        raise OptionError(f'{where} has options that are not known here ({names})' + (f': {missing}' if missing else '')) from None
+        raise OptionError(f'{text}: {missing}' if missing else text) from None
 
 # %% ../../nbs/train/47_options.ipynb #378b7a40
 def changes(
@@ -103,15 +121,17 @@ def changes(
     was = type(cfg)(**{n: v for n, v in old.items() if n in fields}).model_dump(mode='json')
     now = cfg.model_dump(mode='json')
     differ = {n: f'{n}: {was[n]} → {now[n]}' for n in now if now[n] != was[n]}
-    return tuple([s for n, s in differ.items() if about(fields[n]).resume == kind] for kind in ('fixed', 'free'))
+    of_kind = lambda kind: [s for n, s in differ.items() if about(fields[n]).resume == kind]
+    return of_kind('fixed'), of_kind('free')
 
 # %% ../../nbs/train/47_options.ipynb #c751bf82
 def allowed_changes(old:dict, cfg:LearnConfig) -> list[str]:
-    "What `cfg` changes of the options `old` of a run; an `OptionError` if the run cannot go on with that"
+    "What `cfg` changes of the options `old` of a run; an `OptionError` if it cannot go on so"
     fixed, free = changes(old, cfg)
     if not fixed: return free
-    raise OptionError('resume_from: the run was begun with other options, which its net and order of rows depend on '
-                      f'({"; ".join(fixed)}); leave them as they were, or begin another run')
+    raise OptionError('resume_from: the run was begun with other options, '
+                      f'which its net and order of rows depend on ({"; ".join(fixed)}); '
+                      'leave them as they were, or begin another run')
 
 # %% ../../nbs/train/47_options.ipynb #ca967b85
 def kinds_of(annotation) -> list:
@@ -144,7 +164,8 @@ def choices_of(option) -> list[str]:
 def limits_of(option) -> str:
     "What a value must be, in words"
     signs = {'ge': '≥', 'gt': '>', 'le': '≤', 'lt': '<'}
-    return ', '.join(f'{signs[n]} {v}' for m in option.metadata for n in signs if (v := getattr(m, n, None)) is not None)
+    found = [(sign, getattr(m, n, None)) for m in option.metadata for n, sign in signs.items()]
+    return ', '.join(f'{sign} {v}' for sign, v in found if v is not None)
 
 # %% ../../nbs/train/47_options.ipynb #d88d6a9e
 def default_text(value) -> str:
@@ -153,9 +174,11 @@ def default_text(value) -> str:
     if isinstance(value, bool): return str(value).lower()
     return ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
+# %% ../../nbs/train/47_options.ipynb #80d5bbc0
 def help_of(option) -> str:
     "A field's help, limits and default"
-    notes = limits_of(option), f'default {default_text(option.default)}', 'repeatable' if is_list(option) else ''
+    default = f'default {default_text(option.default)}'
+    notes = limits_of(option), default, 'repeatable' if is_list(option) else ''
     return f'{option.description} ({"; ".join(filter(None, notes))})'
 
 # %% ../../nbs/train/47_options.ipynb #dd008aab
@@ -163,19 +186,27 @@ class OptionTable:
     "All options with their defaults and what they do, as a table"
     def rows(self) -> list[tuple]:
         "(group, option, default, help) of each"
-        return [(g, n, f.default, f.description) for g, fields in tabs().items() for n, f in fields.items()]
+        groups = tabs().items()
+        return [(g, n, f.default, f.description) for g, fields in groups for n, f in fields.items()]
 
     def _repr_markdown_(self):
-        lines = [f'| {g} | `{n}` | {"none" if d is None else d} | {h} |' for g, n, d, h in self.rows()]
-        return '\n'.join(['| group | option | default | what it does |', '|---|---|---|---|', *lines])
+        head = ['| group | option | default | what it does |', '|---|---|---|---|']
+        text = lambda default: 'none' if default is None else default
+        return '\n'.join([*head, *(f'| {g} | `{n}` | {text(d)} | {h} |' for g, n, d, h in self.rows())])
 
     def __repr__(self): return '\n'.join(f'  {n} = {d}: {h}' for _, n, d, h in self.rows())
 
 # %% ../../nbs/train/47_options.ipynb #8add698b
-def signature_of(config:type[LearnConfig], returns=inspect.Signature.empty, more=()) -> inspect.Signature:
-    "The options as keywords, after `more` parameters"
-    one = lambda name, field: inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.annotation)
-    return inspect.Signature([*more, *(one(*item) for item in config.model_fields.items())], return_annotation=returns)
+def signature_of(
+    config:type[LearnConfig],
+    returns=inspect.Signature.empty,   # What is returned
+    more=(),                           # Parameters that stand before the options
+) -> inspect.Signature:
+    "The options as keywords"
+    options = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY,
+                                 default=field.default, annotation=field.annotation)
+               for name, field in config.model_fields.items()]
+    return inspect.Signature([*more, *options], return_annotation=returns)
 
 # %% ../../nbs/train/47_options.ipynb #93f6b397
 def takes_options(f):

@@ -25,6 +25,7 @@ def forever(self:Loop):
         yield from self.batches(self.train, epoch)
         epoch += 1
 
+# %% ../../nbs/train/45_trials.ipynb #52226b83
 @patch
 def try_step(self:Loop, batch) -> float:
     "A step outside of the run; its loss"
@@ -41,7 +42,8 @@ def try_step(self:Loop, batch) -> float:
 def left_as_it_was(self:Loop, trial:Callable):
     "What `trial()` returns, the loop put back to where it is now"
     tensors, about = self.state()
-    tensors, about, resumed = {k: v.detach().clone() for k, v in tensors.items()}, copy.deepcopy(about), self.resumed
+    tensors = {k: v.detach().clone() for k, v in tensors.items()}
+    about, resumed = copy.deepcopy(about), self.resumed
     try:
         self.net.train()
         return trial()
@@ -57,28 +59,34 @@ class RateTrial:
     rates: list[float]
     losses: list[float]        # Smoothed
 
-    @property
-    def suggestion(self) -> float:
-        "The rate at which the loss fell fastest, per doubling of the rate, before its lowest point"
-        low = max(2, self.losses.index(min(self.losses)))
-        slopes = torch.tensor(self.losses[:low + 1]).diff()
-        return self.rates[int(slopes.argmin())]
-
     def __repr__(self):
-        return f'{len(self.rates)} rates from {self.rates[0]:.2g} to {self.rates[-1]:.2g}; the loss fell fastest at {self.suggestion:.2g}'
+        tried = f'{len(self.rates)} rates from {self.rates[0]:.2g} to {self.rates[-1]:.2g}'
+        return f'{tried}; the loss fell fastest at {self.suggestion:.2g}'
+
+# %% ../../nbs/train/45_trials.ipynb #2cf9d570
+@patch(as_prop=True)
+def suggestion(self:RateTrial) -> float:
+    "The rate at which the loss fell fastest, per doubling of the rate, before its lowest point"
+    low = max(2, self.losses.index(min(self.losses)))
+    slopes = torch.tensor(self.losses[:low + 1]).diff()
+    return self.rates[int(slopes.argmin())]
 
 # %% ../../nbs/train/45_trials.ipynb #2aef4125
+def _rates(low:float, high:float, steps:int) -> list[float]:
+    "`steps` rates from `low` to `high`, by equal factors"
+    return [low * (high/low)**(i / max(1, steps - 1)) for i in range(steps)]
+
+# %% ../../nbs/train/45_trials.ipynb #003a8c02
 @patch
 def _try_rates(self:Loop, low, high, steps, smooth):
     "(rates, smoothed losses) of a trial that has begun"
     rates, losses, mean = [], [], 0.
-    for i, batch in zip(range(steps), self.forever()):
-        rate = low * (high/low)**(i / max(1, steps - 1))
+    for rate, batch in zip(_rates(low, high, steps), self.forever()):
         for group in self.optimizer.param_groups: group['lr'] = rate
         loss = self.try_step(batch)
         mean = smooth*mean + (1 - smooth)*loss
         rates.append(rate)
-        losses.append(mean / (1 - smooth**(i + 1)))
+        losses.append(mean / (1 - smooth**len(rates)))
         if not math.isfinite(loss) or losses[-1] > 4*min(losses): break
     return rates, losses
 
