@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .. import __version__
 from ..data.files import FileError, as_path, is_remote
 from ..data.options import OptionError
-from ..data.plugins import PLUGINS
+from ..data.plugins import missing_plugins
 from .export import export_onnx
 from .options import make_config
 from ..judge.ask import as_net
@@ -40,7 +40,7 @@ from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from ..train.options import LearnConfig, allowed_changes, takes_options
 from ..train.runner import (
-    StageResult, StageThresholdNotMet, close_sources, put_parts, run_stage, stage_loop)
+    StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
 from ..train.trials import RateTrial
 
 # %% ../../nbs/front/62_learn.ipynb #59a55043
@@ -212,6 +212,7 @@ def open_run(
     goes_on = bool(cfg.resume_from and run.begun(stages))
     if goes_on and run.config_file.exists():        # before its own options are written over
         allowed_changes(run.read_config(), cfg)
+        for remark in missing_plugins(run.read_about().get('plugins', ())): say(remark)
     if not goes_on and (old := run.set_aside()):
         say(f'an earlier run was in {run.path}: it is kept in {old}')
     run.make_writable()
@@ -226,13 +227,14 @@ def _machine(accelerator):
 
 # %% ../../nbs/front/62_learn.ipynb #28b9733a
 def describe_run(
+    cfg:LearnConfig,
     run:RunFolder,
     accelerator,
     stages:list[StageResult],   # Those that are finished
 ):
     "Write run.json"
     data = {s.stage: {'fingerprint': s.fingerprint, 'rows': s.rows, 'split': s.split} for s in stages}
-    about = {'plugins': [p.about() for p in PLUGINS.values()], 'data': data}
+    about = {'plugins': plugins_of(cfg), 'data': data}
     run.write(run.about_file, json.dumps(_machine(accelerator) | about, indent=1))
 
 # %% ../../nbs/front/62_learn.ipynb #4139a85b
@@ -310,7 +312,7 @@ def _export(result, run, say):
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
 def _keep(result, run, accelerator, mirror):
     "Write what was reached so far"
-    describe_run(run, accelerator, result.stages_completed)
+    describe_run(cfg, run, accelerator, result.stages_completed)
     run.write(run.result_file, result.model_dump_json(indent=1))
     if mirror is not None: mirror.sync()
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_parts',
            'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop', 'close_sources',
-           'StageResult', 'StageThresholdNotMet', 'stage_result', 'about_checkpoint', 'go_on', 'run_callbacks',
-           'run_stage']
+           'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
+           'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -24,12 +24,13 @@ from .. import __version__
 from ..data.batches import dense_bytes
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
-from ..data.plugins import PLUGINS
+from ..data.plugins import PLUGINS, home_of
 from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import clamp_workers, packed_problem, split_problem, split_sources
-from ..model.backbones import Backbone
-from ..model.heads import Net
+from ..model.backbones import BACKBONES, Backbone
+from ..model.heads import HEADS, Net
+from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, part_option, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
@@ -329,9 +330,30 @@ def stage_result(
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
 # %% ../../nbs/train/48_runner.ipynb #6a7a10e9
+def _parts_used(cfg):
+    "(what, name) of the heads and losses that `cfg` uses"
+    parts = [(s, p) for s in stages_of(cfg) for p in s.parts]
+    heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
+    return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
+
+# %% ../../nbs/train/48_runner.ipynb #8b90f286
+def used_by(cfg:LearnConfig) -> list[tuple]:
+    "(what, name, thing) of everything registered that `cfg` uses"
+    registries, name = {'head': HEADS, 'loss': LOSSES}, cfg.model_architecture
+    stages = [('stage', s.key, s) for s in stages_of(cfg)]
+    parts = [(what, n, registries[what][n]) for what, n in _parts_used(cfg)]
+    return [('backbone', name, BACKBONES[name]), *stages, *parts]
+
+# %% ../../nbs/train/48_runner.ipynb #b3df8971
+def plugins_of(cfg) -> list[dict]:
+    "Name and SHA-256 of the plugins that `cfg` names, or uses"
+    homes = {home_of(thing) for *_, thing in used_by(cfg)}
+    return [p.about() for p in PLUGINS.values() if p.name in cfg.plugins or p.module in homes]
+
+# %% ../../nbs/train/48_runner.ipynb #4e15bb5b
 def about_checkpoint(loop:Loop) -> dict:
     "What a checkpoint says of its run: which net it holds, and on which rows it was trained"
-    plugins = [p.about() for p in PLUGINS.values()]
+    plugins = plugins_of(loop.cfg)
     about = {'config': loop.cfg.model_dump(mode='json'), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
              'epochs': loop.settings.epochs}
