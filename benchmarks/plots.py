@@ -38,11 +38,13 @@ def main():
     asked = ask.parse_args()
     manager, client = start_new_kernel(kernel_name='python3')
     def value(code):
-        reply = client.execute_interactive('pass', user_expressions={'it': code}, store_history=False, output_hook=lambda m: None)['content']['user_expressions']['it']
+        reply = client.execute_interactive('pass', user_expressions={'it': code}, store_history=False,
+                                           output_hook=lambda m: None)['content']['user_expressions']['it']
         assert reply['status'] == 'ok', reply
         return eval(reply['data']['text/plain'])
     try:
-        done = client.execute_interactive(SETUP.format(out=tempfile.mkdtemp(), games=str(ROOT/'samples'/'games'), epoch=asked.epoch), output_hook=lambda m: None)
+        done = client.execute_interactive(SETUP.format(out=tempfile.mkdtemp(), games=str(ROOT/'samples'/'games'),
+                                                       epoch=asked.epoch), output_hook=lambda m: None)
         assert done['content']['status'] == 'ok', done['content']
         value("run('warm', True)")
         times = {True: [], False: []}
@@ -50,7 +52,8 @@ def main():
             for pictures in (True, False) if i % 2 else (False, True):
                 seconds, spent, count = value(f"run('r{i}{pictures}', {pictures})")
                 times[pictures].append((seconds, spent))
-                print(f'{"with pictures" if pictures else "without":<14} {seconds:6.1f} s' + (f', {count} drawings took {spent:.2f} s, {spent/seconds:.2%}' if pictures else ''), flush=True)
+                print(f'{"with pictures" if pictures else "without":<14} {seconds:6.1f} s'
+                      + (f', {count} drawings took {spent:.2f} s, {spent/seconds:.2%}' if pictures else ''), flush=True)
         with_, without = (statistics.median(s for s, _ in times[p]) for p in (True, False))
         print(f'with / without: {with_/without:.4f}; drawing by its own clock: {statistics.median(d/s for s, d in times[True]):.2%}')
     finally: client.stop_channels(); manager.shutdown_kernel(now=True)

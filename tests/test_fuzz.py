@@ -112,8 +112,12 @@ def test_damaged_shards(n):
 
 # --- bytes of any kind under any name
 
-NAMES = [f'x{s}{p}' for s in ('.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '', '.txt') for p in ('', '.gz', '.zst', '.zip')]
-BEGINNINGS = [b'', b'V2.2\n', b'PI\n+\n', '手合割：平手\n'.encode(), b'position startpos moves ', b'ARROW1\0\0', b'\x93NUMPY\x01\0', b'\x1f\x8b\x08\0', b'\x28\xb5\x2f\xfd', b'PK\x03\x04', b'\xef\xbb\xbf']
+NAMES = [f'x{s}{p}'
+         for s in ('.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '',
+                   '.txt')
+         for p in ('', '.gz', '.zst', '.zip')]
+BEGINNINGS = [b'', b'V2.2\n', b'PI\n+\n', '手合割：平手\n'.encode(), b'position startpos moves ', b'ARROW1\0\0',
+              b'\x93NUMPY\x01\0', b'\x1f\x8b\x08\0', b'\x28\xb5\x2f\xfd', b'PK\x03\x04', b'\xef\xbb\xbf']
 
 def no_other_error(name, data, folder):
     "Read `data` as records and as shards of each stage: rows, games or one sentence"

@@ -28,7 +28,10 @@ def run(shards, tmp_path, monkeypatch):
                 change = fault(Faulty.passes)
                 return change(x) if change else x
         monkeypatch.setitem(BACKBONES, 'faulty', Faulty); monkeypatch.setitem(SIZES, 'faulty', {})
-        return learn_multi_stage(**{**dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3, stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path']), **options})
+        return learn_multi_stage(
+            **{**dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3,
+                      stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path']),
+               **options})
     return go
 
 def fails_at(step, error):
@@ -37,12 +40,15 @@ def fails_at(step, error):
         if n == step: raise error
     return fault
 
-@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you "
+                                                "tried to allocate 9 bytes")])
 def test_out_of_memory(run, tmp_path, error):
     "The sentence says what would fit; a batch of half the size, two of them a step, is the same training"
     with pytest.raises(OutOfRoom) as e: run(fails_at(15, error))
     assert 'stage1_batch_size=50 with gradient_accumulation_steps=2' in said(e) and '100 rows a batch' in said(e)
-    assert Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')[1]['step'] == 12                       # the epoch before is there
+    # the epoch before is there
+    assert Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')[1]['step'] == 12
 
 def test_a_full_disk(run, tmp_path, monkeypatch):
     "What was saved before stays"
@@ -60,7 +66,8 @@ def test_a_loss_that_is_no_number_is_never_the_newest_checkpoint(run, tmp_path):
     with pytest.raises(Diverged) as e: run(lambda n: (lambda x: x*float('nan')) if n > 15 else None, checkpoint_every=1)
     assert 'stage 1 diverged: the loss is nan at step 16' in said(e) and 'a lower learning rate' in said(e)
     tensors, about = Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')
-    assert about['step'] == 15 and all(torch.isfinite(t).all() for k, t in tensors.items() if k.startswith('net.') and t.is_floating_point())
+    assert about['step'] == 15
+    assert all(torch.isfinite(t).all() for k, t in tensors.items() if k.startswith('net.') and t.is_floating_point())
 
 def test_any_other_error_passes_as_it_is(run, tmp_path):
     "Between two steps the state is whole, so it is saved; in the middle of one it is not, and the last checkpoint stands"
