@@ -109,15 +109,11 @@ def test_not_given_is_left_to_the_model(asked):
     assert asked('--seed', '7').model_fields_set == {'seed'}
 
 @pytest.mark.parametrize('argv, says', [
-    (['--epo', '3'],
-     '--epo: there is no such flag; did you mean --epoch?'),
-    (['--comp'],
-     '--comp: there is no such flag; did you mean --compilation?'),
+    (['--epo', '3'], '--epo: there is no such flag; did you mean --epoch?'),
+    (['--comp'], '--comp: there is no such flag; did you mean --compilation?'),
     (['--batch_size', '3'], 'did you mean --batch-size?'),
-    (['--lr=3'],
-     '--lr: there is no such flag; did you mean --learning-ratio?'),
-    (['--streaming'],
-     '--streaming: there is no such flag; did you mean --no-streaming=false?'),
+    (['--lr=3'], '--lr: there is no such flag; did you mean --learning-ratio?'),
+    (['--streaming'], '--streaming: there is no such flag; did you mean --no-streaming=false?'),
     (['--no-no-streaming'], '--no-no-streaming: there is no such flag'),
     (['--no-seed'], '--no-seed: there is no such flag'), (['-h3'], '-h3: there is no such flag'),
     (['--', '3'], '--: there is no such flag'),
@@ -220,10 +216,8 @@ def ends(monkeypatch, capfd, act):
     (FileError('x.feather is cut short'), 'x.feather is cut short\n'),
     (Diverged('a lower learning rate, or gradient_clip_norm, would be right, and detect_anomaly=True names it'),
      'a lower learning rate, or --gradient-clip-norm, would be right, and --detect-anomaly=true names it\n'),
-    (OutOfRoom('full; resume_from="latest" goes on'),
-     'full; --resume-from=latest goes on\n'),
-    (MemoryError(),
-     'memory ran out; '),
+    (OutOfRoom('full; resume_from="latest" goes on'), 'full; --resume-from=latest goes on\n'),
+    (MemoryError(), 'memory ran out; '),
     (MemoryError('2 GB are needed'), '2 GB are needed\n'),
     (PermissionError(13, 'Permission denied', '/x'), '/x: Permission denied\n'), (OSError('lost'), 'lost\n'),
     (KeyboardInterrupt(), 'interrupted\n')])

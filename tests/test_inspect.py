@@ -137,8 +137,7 @@ def test_the_meter_counts_the_plan(shards, options, shuffle):
             meter.perfect_together) == pytest.approx((expected_games(sizes, 128), expected_games(sizes, 12*128)))
 
 def test_shuffled_only_inside_a_window_is_seen(shards, tmp_path):
-    table = pa.concat_tables(read_shard(s)
-                             for s in find_shards(shards['stage2_data_path'], 2)).sort_by(
+    table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage2_data_path'], 2)).sort_by(
                                  [('game', 'ascending'), ('ply', 'ascending')])
     write_manifest(tmp_path, [write_shard(tmp_path/f'{i:02}.feather', table.slice(i, 400), 2, 'by game')
                               for i in range(0, len(table), 400)], stage=2)

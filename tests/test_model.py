@@ -398,8 +398,7 @@ def test_what_a_backbone_of_ones_own_costs(registered):
             super().__init__(channels, SquareEmbedding(channels), [twice, twice, block()], nn.LayerNorm(channels))
             self.extra = nn.Linear(channels, channels)
         def forward_features(self, board, hands, groups=None):
-            return super().forward_features(board, hands,
-                                            groups) + self.extra(
+            return super().forward_features(board, hands, groups) + self.extra(
                                                 torch.ones(1, self.channels, device=board.device))[:, :, None, None]
     net = make_backbone('borrowed')
     layer = 2*81 * (16*3*16 + 16*16 + 2*16*32) + 2 * 2*81*81*16

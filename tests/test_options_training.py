@@ -332,8 +332,7 @@ def gce_parameter(run, few):
     for q in (0.4, 1.):
         r = run(policy_loss='gce', gce_parameter=q)
         outputs, batch = judged(r)
-        assert figure(r,
-                      'policy_loss') == pytest.approx(
+        assert figure(r, 'policy_loss') == pytest.approx(
                           float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean()),
                           rel=1e-5), q
     with pytest.raises(OptionError, match="gce_parameter=0.4 with policy_loss='kl'"): run(gce_parameter=0.4)
@@ -361,8 +360,7 @@ def policy_target_mode(run, few):
                                                        for n, w in zip(t['moveCounts'], t['moveWins'])],
                                                       dtype=torch.float64)
         targets[mode] = target / target.sum(1, keepdim=True)
-        assert torch.allclose(batch.policy.double(), targets[mode],
-                              atol=1e-6) and figure(r,
+        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6) and figure(r,
                                                     'policy_loss') == pytest.approx(
                                                         kl(legal_p(outputs, batch), targets[mode]), rel=1e-5), mode
     a, b, c = targets.values()
@@ -375,8 +373,7 @@ def value_result_weight(run, few):
         known, value = ~batch.eval.isnan(), batch.value.double()
         target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/600)), value)
         p, q = logs(outputs['value'])
-        assert known.float().mean() > 0.5 and figure(r,
-                                                     'value_loss') == pytest.approx(
+        assert known.float().mean() > 0.5 and figure(r, 'value_loss') == pytest.approx(
                                                          float(-(target*p + (1 - target)*q).mean()), rel=1e-5), weight
     assert moved(r, run())
 
@@ -453,8 +450,7 @@ def detect_anomaly(run, few, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})
     with pytest.raises(Diverged, match='the loss is nan at step [0-9]+.*detect_anomaly=True names the operation'):
         run(stage=1, model_architecture='spoilt')
-    with pytest.warns(UserWarning,
-                      match='SqrtBackward'), pytest.raises(Diverged,
+    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged,
                                                            match="stage 1 diverged in step 1: Function "
                                                            "'SqrtBackward0' returned nan"):
         run(stage=1, model_architecture='spoilt', detect_anomaly=True)
