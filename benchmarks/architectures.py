@@ -1,7 +1,10 @@
-"""The three architectures at equal parameters and equal compute: `python benchmarks/architectures.py [--epochs 12 2 4] [--games FOLDER] [--nets vit]`
+"""The three architectures at equal parameters and equal compute
 
-Each trains the three stages one after the other on the sample games, the same rows in the same batches and for the same epochs, at the best of a few
-learning rates for stage 2 after one epoch. A row a net: parameters and MFLOPs per position of its backbone, what each stage reached, seconds, positions/s.
+`python benchmarks/architectures.py [--epochs 12 2 4] [--games FOLDER] [--nets vit]`
+
+Each trains the three stages one after the other on the sample games, the same rows in the same batches and for the
+same epochs, at the best of a few learning rates for stage 2 after one epoch. A row a net: parameters and MFLOPs per
+position of its backbone, what each stage reached, seconds, positions/s.
 """
 import argparse, contextlib, io, sys, tempfile, time
 from pathlib import Path
@@ -29,14 +32,16 @@ def compare(games, epochs, rates, nets=tuple(NETS)):
         d = Path(d)
         prepare_stage1(d/'stage1'); prepare_stage2(games, d/'stage2'); prepare_stage3(games, d/'stage3')
         common = dict(model_size='tiny', gpu='cpu', batch_size=128, stage1_batch_size=16, stage2_test_ratio=0.2,
-                      stage1_threshold=1., stage2_threshold=1., value_loss_ratio=0.1,
-                      lr_scheduler='warmup_cosine_decay',
+                      stage1_threshold=1., stage2_threshold=1., value_loss_ratio=0.1, lr_scheduler='warmup_cosine_decay',
                       stage1_max_epochs=epochs[0], stage2_max_epochs=epochs[1], epoch=epochs[2],
                       **{f'stage{n}_data_path': str(d/f'stage{n}') for n in (1, 2, 3)})
         for name in nets:
             net = dict(common, model_architecture=name, **NETS[name])
-            tried = {rate: train(**{**net, 'stage': 2, 'stage2_max_epochs': 1, 'learning_ratio': rate,
-                                    'run_dir': str(d/f'{name}-try-{rate}')})[2].achieved_accuracy for rate in rates}
+            tried = {}
+            for rate in rates:
+                trial = train(**{**net, 'stage': 2, 'stage2_max_epochs': 1, 'learning_ratio': rate,
+                                 'run_dir': str(d/f'{name}-try-{rate}')})
+                tried[rate] = trial[2].achieved_accuracy
             rate, before, began, row = max(tried, key=tried.get), {}, time.perf_counter(), {}
             for n in (1, 2, 3):
                 result = train(**net, stage=n, learning_ratio=rate, run_dir=str(d/f'{name}-{n}'), **before)

@@ -1,5 +1,6 @@
-"""What live plotting costs: the quickstart's training in a real kernel with pictures and without, in turns: `python benchmarks/plots.py [--rounds 3]`
+"""What live plotting costs: `python benchmarks/plots.py [--rounds 3]`
 
+The quickstart's training runs in a real kernel with pictures and without, in turns.
 Prints the time of each run, the ratio of the medians, and the share that the drawing itself took by its own clock.
 """
 import argparse, statistics, tempfile
@@ -25,8 +26,11 @@ class Counted(LivePlot):
 learn.LivePlot = Counted
 
 def run(name, pictures):
-    cfg = make_config(stage='all', stage1_data_path=out/'stage1', stage2_data_path=out/'stage2', stage3_data_path=out/'stage3', run_dir=out/name, model_architecture='resnet', model_size='tiny',
-                      learning_ratio=0.004, stage1_batch_size=64, batch_size=128, stage2_test_ratio=0.2, test_ratio=0.2, value_loss_ratio=0.1, stage1_max_epochs=30, stage2_threshold=0.9, epoch={epoch})
+    cfg = make_config(stage='all', run_dir=out/name, model_architecture='resnet', model_size='tiny',
+                      stage1_data_path=out/'stage1', stage2_data_path=out/'stage2', stage3_data_path=out/'stage3',
+                      learning_ratio=0.004, stage1_batch_size=64, batch_size=128,
+                      stage2_test_ratio=0.2, test_ratio=0.2, value_loss_ratio=0.1,
+                      stage1_max_epochs=30, stage2_threshold=0.9, epoch={epoch})
     plots.clear(); began = time.perf_counter()
     try: learn.train_run(cfg, say=lambda text: None, pictures=pictures)
     except RuntimeError as e: assert 'reached f1' in str(e), e
@@ -43,8 +47,8 @@ def main():
         assert reply['status'] == 'ok', reply
         return eval(reply['data']['text/plain'])
     try:
-        done = client.execute_interactive(SETUP.format(out=tempfile.mkdtemp(), games=str(ROOT/'samples'/'games'),
-                                                       epoch=asked.epoch), output_hook=lambda m: None)
+        setup = SETUP.format(out=tempfile.mkdtemp(), games=str(ROOT/'samples'/'games'), epoch=asked.epoch)
+        done = client.execute_interactive(setup, output_hook=lambda m: None)
         assert done['content']['status'] == 'ok', done['content']
         value("run('warm', True)")
         times = {True: [], False: []}

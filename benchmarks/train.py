@@ -1,8 +1,9 @@
 """How much of pure compute a training epoch reaches: `python benchmarks/train.py [--rounds N] [--batch B] [--json]`
 
-For each stage and architecture an epoch through the loop, with loader, decoding, losses, metrics, clipping and callbacks, against the same number of steps of
-forward, loss, backward and optimizer on one decoded batch. Both are timed in turn, and ratios are taken round by round, so that a noisy machine disturbs
-both alike. With a GPU: bf16, compilation and rows on the device each on and off, and the share of the peak of a large matrix product.
+For each stage and architecture an epoch through the loop, with loader, decoding, losses, metrics, clipping and
+callbacks, against the same number of steps of forward, loss, backward and optimizer on one decoded batch. Both are
+timed in turn, and ratios are taken round by round, so that a noisy machine disturbs both alike. With a GPU: bf16,
+compilation and rows on the device each on and off, and the share of the peak of a large matrix product.
 """
 import argparse, json, math, resource, statistics, tempfile, time
 from dataclasses import replace
@@ -18,10 +19,10 @@ from maou_nb.train.runner import close_sources, stage_loop
 from maou_nb.stages.stage import STAGES
 
 GAMES = Path(__file__).resolve().parents[1]/'samples'/'games'
+# about 10,000 positions/s on two cores
 SIZES = {'resnet': dict(resnet_channels=32, resnet_blocks=2),
          'mlp-mixer': dict(mixer_embed_dim=32, mixer_num_layers=2, mixer_token_dim=32, mixer_channel_dim=64,
                            mixer_dropout=0.),
-         # about 10,000 positions/s on two cores
          'vit': dict(vit_embed_dim=32, vit_num_layers=1, vit_num_heads=2, vit_mlp_ratio=2., vit_dropout=0.)}
 
 def synchronise(device):
@@ -55,10 +56,9 @@ def measure(cfg, stage, rounds, least=20_000):
     rows, steps = loop.train.total_rows, loop.batches_per_epoch
     repeats = math.ceil(least / rows)                 # of a stage with few rows several epochs
     batch = next(loop.batches(loop.train))
-    batch = replace(batch, room={},
-                    **{k: t.clone()
-                       for k in ('board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played')
-                       if (t := getattr(batch, k)) is not None})
+    names = 'board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played'
+    copies = {k: t.clone() for k in names if (t := getattr(batch, k)) is not None}
+    batch = replace(batch, room={}, **copies)
     for _ in range(2): pure(loop, batch, 5)
     epoch(loop)
     if loop.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(loop.device)

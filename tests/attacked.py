@@ -85,9 +85,8 @@ class Attacked(Stage):
     def mistakes(self, row, said, letters='japanese'):
         heat = row.attackers[0].numpy() / 4
         caption = f'{int(row.attacked[0].sum())} attacked squares' + (', as the network sees it' if said else '')
-        return (board_svg(row.board[0].numpy(), row.hands[0].numpy(),
-                          heat if said is None else said['attacked'][0].sigmoid().numpy(), caption,
-                          letters=letters), '')
+        heat = heat if said is None else said['attacked'][0].sigmoid().numpy()
+        return board_svg(row.board[0].numpy(), row.hands[0].numpy(), heat, caption, letters=letters), ''
 
 
 @register_backbone('myopic', tiny=dict(channels=8))

@@ -79,8 +79,10 @@ def run_cell(page, text, timeout=120):
     cell = page.locator('.jp-CodeCell').filter(has_text=text).first
     cell.locator('.jp-InputArea-editor').click()
     command(page, 'notebook:run-cell')
-    page.wait_for_function("t => { const c = [...document.querySelectorAll('.jp-CodeCell')].find(c => "
-                           "c.textContent.includes(t)); return /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent) }", arg=text, timeout=timeout*1000)
+    page.wait_for_function("t => { const c = [...document.querySelectorAll('.jp-CodeCell')]"
+                           ".find(c => c.textContent.includes(t)); "
+                           "return /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent) }",
+                           arg=text, timeout=timeout*1000)
     errors = cell.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')
     assert not errors.count(), errors.first.inner_text()
     return cell

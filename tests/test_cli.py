@@ -22,8 +22,8 @@ def asked(monkeypatch, capsys):
     "What a command line asks `learn_multi_stage` for, as a valid config"
     def ask(*argv):
         got = {}
-        monkeypatch.setattr(learn, 'learn_multi_stage', lambda **options: got.update(options)
-                            or LearnResult(stage='3', stages_completed=[], run_dir='.'))
+        result = LearnResult(stage='3', stages_completed=[], run_dir='.')
+        monkeypatch.setattr(learn, 'learn_multi_stage', lambda **options: got.update(options) or result)
         assert cli.main(['learn-model', *argv]) == 0, capsys.readouterr().err
         capsys.readouterr()
         return LearnConfig(**got)
@@ -42,23 +42,19 @@ def test_help_lists_every_option(capsys):
     lines, plain = text.splitlines(), ' '.join(text.split())
     for name, field in FIELDS.items():
         assert sum(l.startswith(f'  {cli.flag_of(name)} ') for l in lines) == 1, name
-        assert ' '.join(
-            f'{field.description} ('.split(
-                )) in plain and f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
+        assert ' '.join(f'{field.description} ('.split()) in plain, name
+        assert f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
     for group in {f.json_schema_extra.group for f in FIELDS.values()}: assert f'{group}:' in lines
     assert len([l for l in lines if l.startswith('  --')]) == len(FIELDS) + 1
     for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-target-mode move-label|win-rate|weighted',
-                 '--compilation [true|false], --no-compilation',
-                 '(≥ 0, < 4294967296; default 0)',
-                 '(default none; repeatable)',
-                 '(> 0; default 1.0)'):
+                 '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)',
+                 '(default none; repeatable)', '(> 0; default 1.0)'):
         assert part in plain, part
 
 def test_flags_are_the_fields():
     assert {*cli.flags().values()} == {*FIELDS, 'config'} and 'config' not in FIELDS
-    assert {*cli.noes().values()} == {n
-                                      for n, f in FIELDS.items() if f.annotation in (bool, bool | None)} - {
-                                          'no_streaming'}
+    switches = {n for n, f in FIELDS.items() if f.annotation in (bool, bool | None)}
+    assert {*cli.noes().values()} == switches - {'no_streaming'}
     assert not {*cli.noes()} & {*cli.flags()}
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.annotation in (int, float, str, int | None, float | None, str | None)])
@@ -182,8 +178,7 @@ def test_flags_go_before_the_config(asked, tmp_path):
     file.write_text(json.dumps({'stage1_data_path': ['a', 'b'], 'ema_decay': 0.9, 'run_dir': 'runs/x', 'seed': 3}))
     got = asked('--config', str(file), '--stage1-data-path', 'c', '--ema-decay', 'none')
     assert (got.stage1_data_path, got.ema_decay, got.run_dir, got.seed) == ('c', None, 'runs/x', 3)
-    # wherever they stand
-    assert asked('--seed', '4', f'--config={file}').seed == 4
+    assert asked('--seed', '4', f'--config={file}').seed == 4      # wherever they stand
 
 def test_unknown_keys_of_a_config(capsys, tmp_path):
     file = tmp_path/'odd.json'
@@ -191,8 +186,7 @@ def test_unknown_keys_of_a_config(capsys, tmp_path):
     text = refused(capsys, '--config', str(file), '--optimizer', 'sgd', '--stage1-max-epochs', '0', '--epo', '3')
     for part in ('nonsense: there is no such option',
                  'lerning_ratio: there is no such option; did you mean learning_ratio?',
-                 "epoch='many': ",
-                 'seed=[1]: '):
+                 "epoch='many': ", 'seed=[1]: '):
         assert f'{file}: {part}' in text, (part, text)
     assert '--stage1-max-epochs=0: ' in text and '--epo: there is no such flag' in text and 'adam' not in text
     file.write_text('{"start_epoch": 12}')

@@ -60,12 +60,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path/'a').mkdir()
-    (tmp_path/'index.html').write_text('<a href="a/b.html#here">x</a><a href="https://elsewhere/none">x</a><a '
-                                       'href="a/gone.html">x</a><img src="a/none.png"><p id="top"><a href="#top">x</a><a href="#bottom">x</a>')
-    (tmp_path/'a'/'b.html').write_text('<h1 id="here">x</h1><a href="../index.html#top">x</a><a href="../index.html#nowhere">x</a>')
-    assert (sorted(docs_build.broken_links(tmp_path)) == [('a/b.html', '../index.html#nowhere'),
-                                                          ('index.html', '#bottom'),
-                                                          ('index.html', 'a/gone.html'), ('index.html', 'a/none.png')])
+    (tmp_path/'index.html').write_text('<a href="a/b.html#here">x</a><a href="https://elsewhere/none">x</a>'
+                                       '<a href="a/gone.html">x</a><img src="a/none.png"><p id="top">'
+                                       '<a href="#top">x</a><a href="#bottom">x</a>')
+    (tmp_path/'a'/'b.html').write_text('<h1 id="here">x</h1><a href="../index.html#top">x</a>'
+                                       '<a href="../index.html#nowhere">x</a>')
+    assert sorted(docs_build.broken_links(tmp_path)) == [
+        ('a/b.html', '../index.html#nowhere'), ('index.html', '#bottom'),
+        ('index.html', 'a/gone.html'), ('index.html', 'a/none.png')]
 
 def test_a_missing_docstring_is_found():
     module = types.ModuleType('room')

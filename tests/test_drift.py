@@ -69,5 +69,5 @@ def test_outputs_are_fit_to_read(nb):
     cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     bad = [f"{nb.name}, cell `{''.join(c['source']).splitlines()[0]}`: {what}" for c in cells for what in map(noise, c['outputs']) if what]
     if bad:
-        pytest.fail('\n'.join(bad) + '\n`python tools/nbrun.py NOTEBOOK` runs it again and keeps what a '
-                                     'reader should see', pytrace=False)
+        mend = '`python tools/nbrun.py NOTEBOOK` runs it again and keeps what a reader should see'
+        pytest.fail('\n'.join([*bad, mend]), pytrace=False)

@@ -1,7 +1,8 @@
-"""Files that are almost right, or nothing at all: each is games, rows or one sentence, never another exception, a wrong row or an abort of the process
+"""Files that are almost right, or nothing at all: each is games, rows or one sentence
 
-They are read in a process of their own, because what is feared is that the rules library takes the process down. Packed records have a
-fuzz of their own in test_packed, the old tool's tables in test_old.
+Never another exception, a wrong row or an abort of the process. They are read in a process of their own, because
+what is feared is that the rules library takes the process down. Packed records have a fuzz of their own in
+test_packed, the old tool's tables in test_old.
 """
 import io, json, random, subprocess, sys, tempfile
 from pathlib import Path
@@ -112,10 +113,8 @@ def test_damaged_shards(n):
 
 # --- bytes of any kind under any name
 
-NAMES = [f'x{s}{p}'
-         for s in ('.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '',
-                   '.txt')
-         for p in ('', '.gz', '.zst', '.zip')]
+SUFFIXES = '.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '', '.txt'
+NAMES = [f'x{s}{p}' for s in SUFFIXES for p in ('', '.gz', '.zst', '.zip')]
 BEGINNINGS = [b'', b'V2.2\n', b'PI\n+\n', '手合割：平手\n'.encode(), b'position startpos moves ', b'ARROW1\0\0',
               b'\x93NUMPY\x01\0', b'\x1f\x8b\x08\0', b'\x28\xb5\x2f\xfd', b'PK\x03\x04', b'\xef\xbb\xbf']
 

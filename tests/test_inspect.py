@@ -133,12 +133,12 @@ def test_the_meter_counts_the_plan(shards, options, shuffle):
     assert meter.per_batch.tolist() == [len(set(b)) for b in batches] and meter.together == len(set(np.concatenate(batches)))
     sizes = np.unique(games, return_counts=True)[1]
     assert (meter.rows, meter.games) == (len(games), len(sizes))
-    assert (meter.perfect,
-            meter.perfect_together) == pytest.approx((expected_games(sizes, 128), expected_games(sizes, 12*128)))
+    assert (meter.perfect, meter.perfect_together) == pytest.approx(
+        (expected_games(sizes, 128), expected_games(sizes, 12*128)))
 
 def test_shuffled_only_inside_a_window_is_seen(shards, tmp_path):
-    table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage2_data_path'], 2)).sort_by(
-                                 [('game', 'ascending'), ('ply', 'ascending')])
+    table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage2_data_path'], 2))
+    table = table.sort_by([('game', 'ascending'), ('ply', 'ascending')])
     write_manifest(tmp_path, [write_shard(tmp_path/f'{i:02}.feather', table.slice(i, 400), 2, 'by game')
                               for i in range(0, len(table), 400)], stage=2)
     assert shuffle_meter(StreamingFileSource(tmp_path, 2, window=1, window_rows=0), 128).ratio < 0.3
@@ -281,8 +281,8 @@ def test_spoilt_bytes_give_sentences(shards, tmp_path):
         stage, name, data = dice.choice(whole)
         data = bytearray(data)
         for _ in range(dice.choice((1, 1, 5))):
-            data[dice.choice((dice.randrange(len(data)),
-                              max(len(data) - 1 - dice.randrange(3_000), 0)))] = dice.randrange(256)
+            at = dice.choice((dice.randrange(len(data)), max(len(data) - 1 - dice.randrange(3_000), 0)))
+            data[at] = dice.randrange(256)
         (tmp_path/name).write_bytes(data[:dice.randrange(len(data))] if dice.random() < 0.1 else data)
         for f in (shard_info, lambda p: audit(StreamingFileSource(p, stage)), lambda p: shuffle_meter(StreamingFileSource(p, stage), 8)):
             try: repr(f(tmp_path/name))

@@ -295,8 +295,8 @@ def test_one_file_that_never_goes_holds_up_nothing_else(url, run, sends):
 
 def test_a_file_that_cannot_be_read(run, tmp_path, monkeypatch):
     real = room._sign
-    monkeypatch.setattr(room, '_sign', lambda p: real(p) if p.name != 'history.jsonl'
-                        else (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    refuse = lambda: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))
+    monkeypatch.setattr(room, '_sign', lambda p: real(p) if p.name != 'history.jsonl' else refuse())
     told = []
     assert not Mirror({run: tmp_path/'far'}, told.append).close()
     assert set(contents(run)) - set(contents(tmp_path/'far')) == {'history.jsonl'} and 'Permission denied' in told[0]
@@ -306,8 +306,8 @@ def test_a_server_that_is_down_all_along(run, monkeypatch, silent):
     pytest.importorskip('s3fs')
     with socket.create_server(('127.0.0.1', 0)) as hole:
         monkeypatch.setitem(fsspec.config.conf, 's3',
-                            {'key': 'k', 'secret': 's',
-                             'endpoint_url': f'http://127.0.0.1:{hole.getsockname()[1] if silent else free_port()}', 'config_kwargs': {'retries': {'max_attempts': 0}}})
+                            {'key': 'k', 'secret': 's', 'config_kwargs': {'retries': {'max_attempts': 0}},
+                             'endpoint_url': f'http://127.0.0.1:{hole.getsockname()[1] if silent else free_port()}'})
         told, took = [], []
         mirror = Mirror({run: 's3://here/down'}, told.append)
         for i in range(3, 30):
@@ -482,9 +482,11 @@ def test_options(options, problem):
 
 @pytest.mark.parametrize('module, name', [('s3fs', 's3'), ('gcsfs', 'gcs')])
 def test_an_extra_that_is_not_installed(module, name):
-    lacks = f"import sys; sys.modules['{module}'] = None; from maou_nb.train.mirror import mirror_problems; print(list(mirror_problems(output_{name}=True, {name}_bucket_name='b', {name}_base_path='c')))"
+    lacks = (f"import sys; sys.modules['{module}'] = None; from maou_nb.train.mirror import mirror_problems; "
+             f"print(list(mirror_problems(output_{name}=True, {name}_bucket_name='b', {name}_base_path='c')))")
     done = subprocess.run([sys.executable, '-c', lacks], capture_output=True, text=True)
-    assert f'output_{name}=True: there is no filesystem' in done.stdout and f'pip install "maou_nb[{name}]" brings it' in done.stdout and done.stdout.count('output_') == 1, done
+    assert f'output_{name}=True: there is no filesystem' in done.stdout, done
+    assert f'pip install "maou_nb[{name}]" brings it' in done.stdout and done.stdout.count('output_') == 1, done
 
 def test_urls():
     options = {'output_gcs': False, 'gcs_bucket_name': None, 'gcs_base_path': None, 'output_s3': False,

@@ -398,8 +398,8 @@ def test_what_a_backbone_of_ones_own_costs(registered):
             super().__init__(channels, SquareEmbedding(channels), [twice, twice, block()], nn.LayerNorm(channels))
             self.extra = nn.Linear(channels, channels)
         def forward_features(self, board, hands, groups=None):
-            return super().forward_features(board, hands, groups) + self.extra(
-                                                torch.ones(1, self.channels, device=board.device))[:, :, None, None]
+            extra = self.extra(torch.ones(1, self.channels, device=board.device))
+            return super().forward_features(board, hands, groups) + extra[:, :, None, None]
     net = make_backbone('borrowed')
     layer = 2*81 * (16*3*16 + 16*16 + 2*16*32) + 2 * 2*81*81*16
     assert flops_per_position(net) == 2*28*16 + 3*layer + 2*16*16
@@ -409,9 +409,8 @@ def test_what_a_backbone_of_ones_own_costs(registered):
     assert rows['block 2'] == (0, pytest.approx(layer)) and rows['block 3'] == rows['block 1']
     assert rows['elsewhere'] == (17*16, pytest.approx(2*16*16)) and rows['all'][0] == parameter_count(net)
     sizes = size_table(['borrowed']).rows
-    assert (sizes
-            == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '',
-                 'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}])
+    assert sizes == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '',
+                      'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}]
     step(Net(net, make_heads(16, HEADS)), make_batch())
 
 

@@ -105,9 +105,8 @@ def test_stage_1_ids(ours, tmp_path):
 def test_polars_lists_of_every_sort(few, tmp_path, cast):
     "As Polars writes them: large lists, arrays; win rates left out, rows in several batches"
     write_old(few, tmp_path/'a', 3)
-    table = pl.read_ipc(tmp_path/'a').drop('moveWinRate',
-                                           'bestMoveWinRate').with_columns(pl.col('moveLabel').cast(cast),
-                                                                           pl.lit(None).alias('partitioningKey'))
+    table = pl.read_ipc(tmp_path/'a').drop('moveWinRate', 'bestMoveWinRate')
+    table = table.with_columns(pl.col('moveLabel').cast(cast), pl.lit(None).alias('partitioningKey'))
     table.write_ipc(tmp_path/'b', compression='lz4', compat_level=pl.CompatLevel.oldest())
     a, b = next(read_old(tmp_path/'a')), next(read_old(tmp_path/'b'))
     assert a.drop_columns('moveWins') == b.drop_columns('moveWins')
@@ -294,9 +293,9 @@ def resave(path, rows):
     (lambda p, rows: resave(p, np.zeros(3, [('id', 'u8'), ('moveLabel', 'O')])), 'holds pickled Python objects'),
     (lambda p, rows: resave(p, rows.reshape(4, 10)), 'is an array of shape (4, 10)'),
     (lambda p, rows: resave(p, np.zeros(9)), "is none of the old tool's files"),
-    (lambda p, rows: resave(p,
-                            rows.astype([(n, d.base if n != 'moveLabel' else 'i4', d.shape)
-                                         for n, (d, *_) in rows.dtype.fields.items()])), 'has a column moveLabel of'),
+    (lambda p, rows: resave(p, rows.astype([(n, d.base if n != 'moveLabel' else 'i4', d.shape)
+                                            for n, (d, *_) in rows.dtype.fields.items()])),
+     'has a column moveLabel of'),
     (lambda p, rows: resave(p, rows[['id', 'boardIdPositions']]), "is none of the old tool's files"),
     (lambda p, rows: p.write_bytes(p.read_bytes()[:-1]), 'it is cut off or damaged'),
     (lambda p, rows: p.write_bytes(p.read_bytes()*2), 'it is cut off or damaged'),
@@ -329,9 +328,8 @@ def test_a_wrong_column_is_one_sentence(few, tmp_path):
 def test_ours_and_hcpe_tables_are_not_theirs(shards):
     ours = find_shards(shards['stage1_data_path'], 1)[0]
     assert old_file(ours.path) is None
-    assert (old_kind(
-        pa.schema([('hcp', pa.binary(32)), ('eval', pa.int16()), ('bestMove16', pa.int16()),
-                   ('gameResult', pa.int8()), ('id', pa.string())])) is None)
+    assert old_kind(pa.schema([('hcp', pa.binary(32)), ('eval', pa.int16()), ('bestMove16', pa.int16()),
+                               ('gameResult', pa.int8()), ('id', pa.string())])) is None
     assert all(old_kind(layout) == kind for kind, layout in OLD_LAYOUTS.items())
 
 def test_written_wrongly(few, tmp_path):

@@ -81,9 +81,9 @@ def test_half_precision_is_half(exported):
     model = onnx.load(str(files.paths['fp16']))
     large = {w.data_type for w in model.graph.initializer if np.prod(w.dims) > 50 and w.data_type != onnx.TensorProto.INT64}
     assert large == {onnx.TensorProto.FLOAT16}
-    assert [(i.name, i.type.tensor_type.elem_type, i.type.tensor_type.shape.dim[0].dim_param != '')
-            for i in (*model.graph.input, *model.graph.output)] == \
-        [('board', 7, True), ('hand', 7, True), ('policy', 1, True), ('value', 1, True)]
+    types = {i.name: i.type.tensor_type for i in (*model.graph.input, *model.graph.output)}
+    assert [(name, t.elem_type, t.shape.dim[0].dim_param != '') for name, t in types.items()] == [
+        ('board', 7, True), ('hand', 7, True), ('policy', 1, True), ('value', 1, True)]
     assert files.paths['fp16'].stat().st_size < 0.75*files.paths['fp32'].stat().st_size
 
 def test_a_net_of_an_earlier_stage_and_not_a_word(tmp_path):

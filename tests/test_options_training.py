@@ -135,8 +135,8 @@ def prefetch_factor(run, few):
                     loops.time.sleep(0.01)
                 loops.time.sleep(0.1); at_first.append(len(made))
             return real_train(self, batch)
-        with patch.object(batches, '_ahead', lambda stream,
-                          *more: real_ahead(counted(stream), *more)), patch.object(Loop, 'train_batch', train):
+        with (patch.object(batches, '_ahead', lambda stream, *more: real_ahead(counted(stream), *more)),
+              patch.object(Loop, 'train_batch', train)):
             r = run.afresh(prefetch_factor=n)
         return r, at_first[0]
     (a, short), (b, far) = ahead(1), ahead(8)
@@ -332,9 +332,8 @@ def gce_parameter(run, few):
     for q in (0.4, 1.):
         r = run(policy_loss='gce', gce_parameter=q)
         outputs, batch = judged(r)
-        assert figure(r, 'policy_loss') == pytest.approx(
-                          float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean()),
-                          rel=1e-5), q
+        by_hand = float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean())
+        assert figure(r, 'policy_loss') == pytest.approx(by_hand, rel=1e-5), q
     with pytest.raises(OptionError, match="gce_parameter=0.4 with policy_loss='kl'"): run(gce_parameter=0.4)
 @row
 def policy_target_mode(run, few):
@@ -356,13 +355,12 @@ def policy_target_mode(run, few):
         outputs, batch = judged(r)
         target = torch.zeros(len(rows), 1496, dtype=torch.float64)
         for i, t in enumerate(rows):
-            target[i, t['moveLabels']] = torch.tensor([share(n, w)
-                                                       for n, w in zip(t['moveCounts'], t['moveWins'])],
-                                                      dtype=torch.float64)
+            shares = [share(n, w) for n, w in zip(t['moveCounts'], t['moveWins'])]
+            target[i, t['moveLabels']] = torch.tensor(shares, dtype=torch.float64)
         targets[mode] = target / target.sum(1, keepdim=True)
-        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6) and figure(r,
-                                                    'policy_loss') == pytest.approx(
-                                                        kl(legal_p(outputs, batch), targets[mode]), rel=1e-5), mode
+        by_hand = kl(legal_p(outputs, batch), targets[mode])
+        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6), mode
+        assert figure(r, 'policy_loss') == pytest.approx(by_hand, rel=1e-5), mode
     a, b, c = targets.values()
     assert all((x - y).abs().max() > 0.1 for x, y in ((a, b), (a, c), (b, c)))
 @row
@@ -373,8 +371,9 @@ def value_result_weight(run, few):
         known, value = ~batch.eval.isnan(), batch.value.double()
         target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/600)), value)
         p, q = logs(outputs['value'])
-        assert known.float().mean() > 0.5 and figure(r, 'value_loss') == pytest.approx(
-                                                         float(-(target*p + (1 - target)*q).mean()), rel=1e-5), weight
+        by_hand = float(-(target*p + (1 - target)*q).mean())
+        assert known.float().mean() > 0.5, weight
+        assert figure(r, 'value_loss') == pytest.approx(by_hand, rel=1e-5), weight
     assert moved(r, run())
 
 # --- training
@@ -389,8 +388,8 @@ def with_losses(run, **options):
     "A run in which validation gives losses that were made up"
     made_up = {'loss': iter([5, 3, 4, 4, 4, 4]), 'policy_loss': iter([1, 2, 3, 4, 5, 6]), 'value_loss': iter([6, 5, 4, 3, 2, 1])}
     real = Loop.evaluate
-    with patch.object(Loop, 'evaluate', lambda self,
-                      source: {**real(self, source), **{k: float(next(v)) for k, v in made_up.items()}}):
+    evaluate = lambda self, source: {**real(self, source), **{k: float(next(v)) for k, v in made_up.items()}}
+    with patch.object(Loop, 'evaluate', evaluate):
         return run.afresh(epoch=6, **options)
 @row
 def early_stopping_patience(run, few):
@@ -450,9 +449,8 @@ def detect_anomaly(run, few, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})
     with pytest.raises(Diverged, match='the loss is nan at step [0-9]+.*detect_anomaly=True names the operation'):
         run(stage=1, model_architecture='spoilt')
-    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged,
-                                                           match="stage 1 diverged in step 1: Function "
-                                                           "'SqrtBackward0' returned nan"):
+    said = "stage 1 diverged in step 1: Function 'SqrtBackward0' returned nan"
+    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged, match=said):
         run(stage=1, model_architecture='spoilt', detect_anomaly=True)
 
 asked = []
@@ -531,8 +529,8 @@ def tensorboard_histogram_frequency(run, few):
 def tensorboard_histogram_module(run, few):
     r = run(tensorboard_histogram_frequency=1, tensorboard_histogram_module=('heads.value.*', '*stem*piece*'))
     names = {k.split('/', 2)[2] for k in histograms(r)}
-    assert names == {k for k in learnt(of_part(r, 'net.')) if k.startswith('heads.value.') or 'stem' in k
-                     and 'piece' in k}
+    assert names == {k for k in learnt(of_part(r, 'net.'))
+                     if k.startswith('heads.value.') or 'stem' in k and 'piece' in k}
     assert len(names) == 7
     with pytest.raises(OptionError, match='tensorboard_histogram_module=.*without tensorboard_histogram_frequency'):
         run(tensorboard_histogram_module=('heads.*',))
@@ -581,8 +579,8 @@ def must_be_given(run, kind, what):
     with pytest.raises(OptionError, match=f"{option}='x': nothing is mirrored without output_{kind}=True"): run(stage=1, **{option: 'x'})
 @row
 def watched_positions(run, few):
-    r, lines = (run(epoch=2, watched_positions=('startpos',)),
-                lambda r: [json.loads(l) for l in (r.dir/'watched.jsonl').read_text().splitlines()])
+    r = run(epoch=2, watched_positions=('startpos',))
+    lines = lambda r: [json.loads(l) for l in (r.dir/'watched.jsonl').read_text().splitlines()]
     assert [(l['stage'], l['epoch']) for l in lines(r)] == [(3, 0), (3, 1), (3, 2)] and lines(r)[0]['moves'] != lines(r)[2]['moves']
     log = EventAccumulator(str(r.dir/'logs'/'stage3')).Reload()
     assert log.Tags()['images'] == [f"stage3/{lines(r)[0]['sfen']}"]
@@ -622,12 +620,10 @@ def plugins(run, few):
     about = json.loads((run(stage=1, plugins=PARTS, reachable_head='wide-squares').dir/'run.json').read_text())
     assert PARTS in [p['name'] for p in about['plugins']]
     with pytest.raises(OptionError, match="plugins='nowhere.py': there is no such file"): run(stage=1, plugins='nowhere.py')
-
 @row
 def reachable_head(run, few):
     assert (shape(run(stage=1, plugins=PARTS, reachable_head='wide-squares'), 'reachable.logit')[-1] == 3
             != shape(run(stage=1), 'reachable.logit')[-1])
-
 @row
 def legal_moves_head(run, few): assert params(run(stage=2, plugins=PARTS, legal_moves_head='wide-moves')) != params(run(stage=2))
 @row
@@ -638,9 +634,8 @@ def value_head(run, few):
     with pytest.raises(OptionError, match="value_head='policy': it gives"): run(value_head='policy')
 
 def halves(a, b, part='loss'):
-    assert (a.history[0][f'train_eval/{part}' if f'train_eval/{part}' in a.last else f'valid/{part}']
-            < 0.75*b.history[0][f'train_eval/{part}' if f'train_eval/{part}' in b.last else f'valid/{part}'])
-
+    first = lambda r: r.history[0][f'train_eval/{part}' if f'train_eval/{part}' in r.last else f'valid/{part}']
+    assert first(a) < 0.75*first(b)
 @row
 def reachable_loss(run, few): halves(run(stage=1, plugins=PARTS, reachable_loss='half-squares'), run(stage=1))
 @row

@@ -1,6 +1,7 @@
 """HCPE, PSV and HCPE3 that other programs wrote give the games that their CSA files give; what is damaged gives sentences
 
-cshogi writes HCPE and PSV here, HCPE3 is laid out by hand. Damaged files are read in a process of their own, because what is feared is that the rules library takes the process down.
+cshogi writes HCPE and PSV here, HCPE3 is laid out by hand. Damaged files are read in a process of their own,
+because what is feared is that the rules library takes the process down.
 """
 import gzip, io, random, struct, subprocess, sys
 from pathlib import Path
@@ -250,9 +251,8 @@ def test_hcpe_table_pieces_and_faults(packed, games):
         assert (len(before), len(after), before.whole, last.whole, last.key) == (5, len(few[0]) - 6, False, True, few[1].key)
     assert [len(g) for g in change('id', 5, 'odd')] == [5, 1, len(few[0]) - 6, len(few[1])]
     assert np.isnan(change('eval', 5, None)[0].evals[5])
-    assert ('its column eval holds '
-            'string; integers '
-            'were expected' in str(read(feather(whole.set_column(1, 'eval', pa.array(['x']*n))), 'hcpe_table')[0]))
+    wrong = read(feather(whole.set_column(1, 'eval', pa.array(['x']*n))), 'hcpe_table')[0]
+    assert 'its column eval holds string; integers were expected' in str(wrong)
 
 # Recognition
 

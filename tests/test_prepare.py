@@ -45,8 +45,8 @@ def test_same_bytes_with_threads_and_large_tasks(tmp_path, alone, monkeypatch):
 
 def test_same_bytes_on_a_dask_cluster(tmp_path, alone):
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=True,
-                                  dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+    with (distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+          distributed.Client(cluster) as client):
         prepare_stage3(GAMES, tmp_path, executor=client.get_executor(), **SMALL)
     assert shas(tmp_path) == shas(alone.folder)
 
@@ -194,8 +194,8 @@ def test_filters_on_plies_act_and_count(tmp_path):
     late = [(g, i) for g in games for i in range(20, len(g))]
     side = lambda g, i: 1 if (g.start.split()[1] == 'b') == (i % 2 == 0) else -1
     near = [(g, i) for g, i in late if not abs(g.evals[i]*side(g, i)) > 300]
-    assert (made.filters.removed[-2:] == [('before ply 21', 0, sum(map(len, games)) - len(late)),
-                                          ('eval outside -300 … 300', 0, len(late) - len(near))])
+    assert made.filters.removed[-2:] == [('before ply 21', 0, sum(map(len, games)) - len(late)),
+                                         ('eval outside -300 … 300', 0, len(late) - len(near))]
     rows = positions_of(tmp_path)
     assert made.positions == rows['count'].sum() == len(near) and rows['ply'].min() >= 20
     assert rows['evalMean'].drop_nulls().abs().max() <= 300

@@ -12,7 +12,9 @@ def run_copy(folder, games, options):
     "Run a copy of the quickstart that reads `games` and writes below `folder`; its result"
     nb = nbformat.read(QUICKSTART, as_version=4)
     cell = next(c for c in nb.cells if c.source.startswith('games = Path('))
-    cell.source = f"games, shards, run_dir = Path({str(games)!r}), Path('../../runs/quickstart-shards'), Path('../../runs/quickstart')\noptions = {options}"
+    cell.source = (f"games, shards = Path({str(games)!r}), Path('../../runs/quickstart-shards')\n"
+                   f"run_dir = Path('../../runs/quickstart')\n"
+                   f"options = {options}")
     copy = folder/'nbs'/'tutorials'/'70_quickstart.ipynb'
     copy.parent.mkdir(parents=True)
     nbformat.write(nb, copy)

@@ -1,4 +1,7 @@
-"Buckets for real: an S3 and a GCS server on loopback, written to and read from, with connections that break half-way; and the cache of what was fetched"
+"""Buckets for real: an S3 and a GCS server on loopback
+
+They are written to and read from, with connections that break half-way; and the cache of what was fetched.
+"""
 import os, subprocess, sys, threading, time
 from pathlib import Path
 
@@ -157,7 +160,5 @@ def test_a_copy_that_another_process_takes_away(tmp_path, monkeypatch):
 def test_a_missing_filesystem_says_what_brings_it():
     lacks = "import sys; sys.modules['s3fs'] = None; from maou_nb.data.files import as_path; as_path('s3://bucket/x')"
     done = subprocess.run([sys.executable, '-c', lacks], capture_output=True, text=True)
-    assert ('FileError: s3://bucket/x: there is no filesystem for '
-            's3:// here; '
-            'pip install '
-            '"maou_nb[s3]" brings it' in done.stderr.splitlines()[-1])
+    assert ('FileError: s3://bucket/x: there is no filesystem for s3:// here; pip install "maou_nb[s3]" brings it'
+            in done.stderr.splitlines()[-1])

@@ -10,7 +10,9 @@ from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.loop import TIMINGS
 from samples import ONE_FILE
 
-RUN = 'import json, sys\nfrom maou_nb import learn_multi_stage\nif __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'
+RUN = '''import json, sys
+from maou_nb import learn_multi_stage
+if __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'''
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory):
@@ -24,10 +26,13 @@ def shards(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def options(shards):
-    "A run of all stages with everything that has a state: dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping"
+    """A run of all stages with everything that has a state
+
+    Dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping.
+    """
     return dict(stage='all', gpu='cpu', model_architecture='vit', model_size='tiny', vit_embed_dim=32,
-                vit_num_layers=2, vit_num_heads=2, vit_dropout=0.1, stage1_threshold=0., stage2_threshold=0.,
-                stage2_test_ratio=0.2,
+                vit_num_layers=2, vit_num_heads=2, vit_dropout=0.1,
+                stage1_threshold=0., stage2_threshold=0., stage2_test_ratio=0.2,
                 batch_size=64, gradient_accumulation_steps=2, mirror_augmentation=True, ema_decay=0.98, epoch=2,
                 early_stopping_patience=5, learning_ratio=0.003, checkpoint_every=3, resume_from='latest', **shards)
 
@@ -79,10 +84,9 @@ def outcome(folder):
     sums = []
     for n in (1, 2, 3):
         tensors = load_tensors(result.checkpoint(n, 'last'))[0]
-        sums.append(hashlib.sha256(b''.join(k.encode() + v.contiguous().numpy().tobytes()
-                                            for k, v in sorted(
-                                                {**part(tensors, 'net.', False), **part(tensors, 'ema.', False),
-                                                 **part(tensors, 'optimizer.', False)}.items()))).hexdigest())
+        kept = {k: v for name in ('net.', 'ema.', 'optimizer.') for k, v in part(tensors, name, False).items()}
+        data = b''.join(k.encode() + v.contiguous().numpy().tobytes() for k, v in sorted(kept.items()))
+        sums.append(hashlib.sha256(data).hexdigest())
     return timeless, sums
 
 @pytest.fixture(scope='module')

@@ -35,9 +35,9 @@ def with_visits(table, seed):
     new = {'moveLabels': labels, 'moveCounts': counts, 'moveWins': wins, 'count': [int(c.sum()) for c in counts],
            'wins': [w.sum() for w in wins]}
     for name, values in new.items():
-        table = table.set_column(table.schema.get_field_index(name), name,
-                                 pa.array([v.tolist() if isinstance(v, np.ndarray) else v for v in values],
-                                          table.schema.field(name).type))
+        plain = [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
+        column = pa.array(plain, table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     return table
 
 @pytest.fixture(scope='module')
@@ -58,17 +58,17 @@ def copies(tmp_path, monkeypatch):
     return tmp_path/'copies'
 
 def in_windows(path, cache='file', **kw):
-    return StreamingFileSource(path, 3, **{'window': 2, 'window_rows': 0, 'cache': cache, 'say': lambda s: None,
-                                           **({'device': 'cpu'} if cache == 'device' else {}), **kw})
+    device = {'device': 'cpu'} if cache == 'device' else {}
+    options = {'window': 2, 'window_rows': 0, 'cache': cache, 'say': lambda s: None, **device, **kw}
+    return StreamingFileSource(path, 3, **options)
 
 def batches(source, plan, **kw):
-    return list(
-        batch_loader(BatchStream(source, plan, **{k: kw.pop(k) for k in ('start', 'rank', 'world') if k in kw}), **kw))
+    place = {k: kw.pop(k) for k in ('start', 'rank', 'world') if k in kw}
+    return list(batch_loader(BatchStream(source, plan, **place), **kw))
 
 def equal(a, b):
-    return (len(a) == len(b)
-            and all(len(x.tensors()) == len(y.tensors()) and all(map(torch.equal, x.tensors(), y.tensors()))
-                    for x, y in zip(a, b)))
+    same = lambda x, y: len(x) == len(y) and all(map(torch.equal, x, y))
+    return len(a) == len(b) and all(same(x.tensors(), y.tensors()) for x, y in zip(a, b))
 
 def test_rows_are_those_of_the_table(visits):
     shard = find_shards(visits, 3)[0]
@@ -97,8 +97,8 @@ def test_every_mode_gives_the_same_batches(visits, cache, folds):
 
 @pytest.mark.parametrize('cache', RESIDENT)
 def test_map_style_rows_by_number(visits, cache):
-    source, rows = (FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None),
-                    rows_room.join_rows([load_rows(s) for s in find_shards(visits, 3)]))
+    source = FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None)
+    rows = rows_room.join_rows([load_rows(s) for s in find_shards(visits, 3)])
     for idx in (0, -1, slice(100, 120), [5, 700, 5], np.arange(len(source)) % 97 == 0):
         a, b = source[idx], rows[idx]
         assert a.fixed.tobytes() == b.fixed.tobytes() and all(np.array_equal(x, y) for x, y in zip(a.moves(), b.moves()))

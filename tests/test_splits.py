@@ -31,8 +31,9 @@ def old(shards, tmp_path_factory):
         (out/f'one{n}').mkdir(); shutil.copy(out/f'many{n}'/'1.feather', out/f'one{n}'/'one.feather')
     return out
 
-KINDS = {'by game': lambda shards, old, n: shards[f'stage{n}_data_path'], 'by file': lambda shards, old,
-         n: old/f'many{n}', 'by row': lambda shards, old, n: old/f'one{n}'}
+KINDS = {'by game': lambda shards, old, n: shards[f'stage{n}_data_path'],
+         'by file': lambda shards, old, n: old/f'many{n}',
+         'by row': lambda shards, old, n: old/f'one{n}'}
 
 @pytest.mark.parametrize('n', [2, 3])
 @pytest.mark.parametrize('kind', KINDS)

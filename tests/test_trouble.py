@@ -28,10 +28,9 @@ def run(shards, tmp_path, monkeypatch):
                 change = fault(Faulty.passes)
                 return change(x) if change else x
         monkeypatch.setitem(BACKBONES, 'faulty', Faulty); monkeypatch.setitem(SIZES, 'faulty', {})
-        return learn_multi_stage(
-            **{**dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3,
-                      stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path']),
-               **options})
+        usual = dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3,
+                     stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path'])
+        return learn_multi_stage(**{**usual, **options})
     return go
 
 def fails_at(step, error):
@@ -84,7 +83,9 @@ def test_any_other_error_passes_as_it_is(run, tmp_path):
 
 CELL = '''
 from maou_nb import learn_multi_stage
-r = learn_multi_stage(stage=1, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=16, stage1_data_path={data!r}, run_dir={run!r}, resume_from='latest')
+r = learn_multi_stage(stage=1, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                      stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=16,
+                      stage1_data_path={data!r}, run_dir={run!r}, resume_from='latest')
 print('came back:', bool(r.stopped), r.partial.epochs_trained)
 '''
 
@@ -111,9 +112,13 @@ def test_a_kernels_interrupt(shards, tmp_path):
     finally: client.stop_channels(); manager.shutdown_kernel(now=True)
 
 WITH_WORKERS = {
-    'loader': "from maou_nb.data.batches import batch_loader, BatchStream\nfrom maou_nb.data.sources import StreamingFileSource\n"
-              "def work():\n    s = StreamingFileSource(sys.argv[1], 1)\n    while True: [*batch_loader(BatchStream(s, s.plan(32)), workers=2)]\n",
-    'prepare': "from maou_nb.data.prepare import _Work\ndef work(): _Work(None).run(time.sleep, [600]*2, [1, 1], worth=0)\n"}
+    'loader': "from maou_nb.data.batches import batch_loader, BatchStream\n"
+              "from maou_nb.data.sources import StreamingFileSource\n"
+              "def work():\n"
+              "    s = StreamingFileSource(sys.argv[1], 1)\n"
+              "    while True: [*batch_loader(BatchStream(s, s.plan(32)), workers=2)]\n",
+    'prepare': "from maou_nb.data.prepare import _Work\n"
+               "def work(): _Work(None).run(time.sleep, [600]*2, [1, 1], worth=0)\n"}
 
 @pytest.mark.parametrize('wait', [0, 1.5])      # while they begin, and while they work
 @pytest.mark.parametrize('who', WITH_WORKERS)

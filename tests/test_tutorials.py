@@ -1,4 +1,7 @@
-"The tutorials beside the quickstart run top to bottom and show what they promise: those that train on 25 of the sample games in `make test`, on 50 in `make test-all`"
+"""The tutorials beside the quickstart run top to bottom and show what they promise
+
+Those that train do so on 25 of the sample games in `make test`, on 50 in `make test-all`.
+"""
 import subprocess, sys
 
 import nbformat

@@ -1,5 +1,6 @@
-"""Build the docs site into _docs/: with Quarto where it is installed, else with smalldocs, from the same notebooks: `python tools/docs_build.py`
+"""Build the docs site into _docs/: `python tools/docs_build.py`
 
+With Quarto where it is installed, else with smalldocs, from the same notebooks.
 Then check it: no link within the site leads nowhere, and no exported name is without a docstring.
 """
 import importlib, inspect, json, os, re, shutil, subprocess, sys, time
@@ -91,9 +92,9 @@ def broken_links(site):
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or link.startswith('data:'): continue
-            target = (path if not parts.path
-                      else (site/unquote(parts.path).lstrip('/') if parts.path.startswith('/')
-                            else path.parent/unquote(parts.path)).resolve())
+            from_root = parts.path.startswith('/')
+            there = site/unquote(parts.path).lstrip('/') if from_root else path.parent/unquote(parts.path)
+            target = there.resolve() if parts.path else path
             if target.is_dir(): target = target/'index.html'
             anchor = unquote(parts.fragment)
             if not target.exists() or anchor and target in pages and anchor not in pages[target].anchors:
@@ -113,11 +114,9 @@ def undocumented(modules):
             if not own_doc(thing): yield f'{module.__name__}.{name}'
             if inspect.isclass(thing):
                 for n, method in vars(thing).items():
-                    if not n.startswith('_') and (inspect.isfunction(method)
-                                                  or isinstance(method,
-                                                                (property, classmethod,
-                                                                 staticmethod))) and not method.__doc__ and not overrides(thing, n):
-                        yield f'{module.__name__}.{name}.{n}'
+                    kinds = property, classmethod, staticmethod
+                    if n.startswith('_') or not (inspect.isfunction(method) or isinstance(method, kinds)): continue
+                    if not method.__doc__ and not overrides(thing, n): yield f'{module.__name__}.{name}.{n}'
 
 def own_doc(thing):
     "The docstring of `thing`, but not one that a dataclass or a base wrote"
