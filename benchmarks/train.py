@@ -56,9 +56,8 @@ def measure(cfg, stage, rounds, least=20_000):
     rows, steps = loop.train.total_rows, loop.batches_per_epoch
     repeats = math.ceil(least / rows)                 # of a stage with few rows several epochs
     batch = next(loop.batches(loop.train))
-    names = 'board', 'hands', 'reachable', 'legal', 'policy', 'value', 'eval', 'played'
-    copies = {k: t.clone() for k in names if (t := getattr(batch, k)) is not None}
-    batch = replace(batch, room={}, **copies)
+    batch = replace(batch, room={}, board=batch.board.clone(), hands=batch.hands.clone(),
+                    targets={k: t.clone() for k, t in batch.targets.items()})
     for _ in range(2): pure(loop, batch, 5)
     epoch(loop)
     if loop.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(loop.device)

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from samples import ONE_FILE
 
-SIGNS = {'csa': '0123456789+-*PFUKYOU \t%/', 'kif': '０１２３７６歩香桂銀金成打同()0123456789 　\t&変化：', 'usi': 'abcdefghi0123456789+*PLNSGBRK /bw-'}
+SIGNS = {'csa': '0123456789+-*PFUKYOU \t%/',
+         'kif': '０１２３７６歩香桂銀金成打同()0123456789 　\t&変化：',
+         'usi': 'abcdefghi0123456789+*PLNSGBRK /bw-'}
 
 def spoil(game, rng, signs):
     "`game` with a few of its lines lost, repeated, or changed in a letter"

@@ -1,6 +1,5 @@
 "A stage's data is opened when the stage starts and let go before the next one; a stage that is not run is never opened"
 import json, os, subprocess, sys
-from pathlib import Path
 
 import pyarrow as pa
 import pytest

@@ -1,5 +1,5 @@
 "A stage, a head, a loss, a backbone and a callback of one's own, from a file: no line of maou_nb/ knows of them"
-import hashlib, json, os, signal, subprocess, sys, time
+import hashlib, json, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 from maou_nb.train.checkpoints import load_tensors, part
 from maou_nb.train.loop import TIMINGS
-from samples import ONE_FILE, said
+from samples import ONE_FILE
 
 PLUGIN = str(Path(__file__).with_name('attacked.py'))
 TESTS = Path(__file__).parent
@@ -209,7 +209,7 @@ except ValueError as e: print(e)
     assert f"{what} 'cell' was registered in a cell" in done.stdout and '%%writefile cell.py' in done.stdout, done.stdout + done.stderr
 
 def test_the_librarys_stages_stay(plugin):
-    from maou_nb.stages.stage import STAGES, Stage, register_stage
+    from maou_nb.stages.stage import STAGES, register_stage
     class Mine(STAGES['1'].__class__): "Mine"
     with pytest.raises(ValueError, match='comes with the library'): register_stage('1')(Mine)
     with pytest.raises(ValueError, match='is registered by'):
