@@ -27,7 +27,7 @@ from maou_nb.front.options import make_config
 from maou_nb.train.loop import Diverged, Loop
 from maou_nb.train.runner import sources_of
 from maou_nb.stages.stage import STAGES
-from options import check, few, moved, params, row, run, weights
+from options import check, few, moved, params, row, run, shape, weights
 
 # weights stay where they begin
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')

@@ -200,9 +200,9 @@ def test_what_a_cell_registers_is_refused_for_a_process(what, code, shards, tmp_
     options = (dict(stage='cell', stage_cell_data_path=shards['stage1_data_path']) if what == 'stage'
                else dict(stage='1', stage1_data_path=shards['stage1_data_path'], reachable_head='cell'))
     script = code + f'''
-from maou_nb.front.options import make_config
 from maou_nb.front.runs import start_run
-try: start_run(make_config(**{options!r}, run_dir={str(tmp_path/'run')!r}, model_size='tiny'))
+from maou_nb.train.options import config_class
+try: start_run(config_class()(**{options!r}, run_dir={str(tmp_path/'run')!r}, model_size='tiny'))
 except ValueError as e: print(e)
 '''
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)

@@ -185,7 +185,7 @@ def test_decoded_rows_are_the_same(shards, n, monkeypatch):
         assert all(map(same, [b.decode() for b in BatchStream(source, plan, 1, dense=cache)], plain[1:]))
 
 def test_decoded_rows_that_do_not_fit(shards, monkeypatch):
-    monkeypatch.setattr('maou_nb.data.batches.free_host', lambda: 1_000_000)
+    monkeypatch.setattr('maou_nb.data.batches.free_memory', lambda: 1_000_000)
     with pytest.raises(MemoryError) as e: DenseCache(FileSource(shards['stage3_data_path'], 3))
     assert 'cache_transforms=True needs 0.0' in said(e) and '0.00 GB of memory are free' in said(e)
 

@@ -28,42 +28,62 @@ from .rows import Rows
 from .sources import DeviceRows, FileSource, StreamingFileSource
 
 # %% ../../nbs/data/20_batches.ipynb #1da88f2e
-TABLES = {'flags': np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little').reshape(-1).view(np.float64),   # byte → its 8 flags
-          'squares': SQUARE_MIRROR.astype(np.int64), 'labels': LABEL_MIRROR.astype(np.int64)}                                   # → the mirror image
+_flags = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder='little')
 
+TABLES = {
+    'flags': _flags.reshape(-1).view(np.float64),   # byte → its 8 flags
+    'squares': SQUARE_MIRROR.astype(np.int64),      # square → its mirror image
+    'labels': LABEL_MIRROR.astype(np.int64),        # label → its mirror image
+}
+
+# %% ../../nbs/data/20_batches.ipynb #516dc7a0
 @cache
 def _on(table, device):
-    "One of the tables below as a tensor on `device`, taken there once"
+    "One of `TABLES` as a tensor on `device`, taken there once"
     return torch.from_numpy(TABLES[table]).to(device)
 
+# %% ../../nbs/data/20_batches.ipynb #5c09d5b3
 def unpack_bits(
     packed:Tensor,           # uint8 (B, bytes)
     out:Tensor|None=None,    # bool (B, 8 · bytes): where the flags go; None: new memory
 ) -> Tensor:                 # bool (B, 8 · bytes), least significant bit first
     "The flags that `packed` holds"
-    if out is None: out = torch.empty(len(packed), 8*packed.shape[1], dtype=torch.bool, device=packed.device)
-    torch.index_select(_on('flags', packed.device), 0, packed.int().view(-1), out=out.view(torch.float64).view(-1))
+    n, width, device = *packed.shape, packed.device
+    if out is None: out = torch.empty(n, 8*width, dtype=torch.bool, device=device)
+    flat = out.view(torch.float64).view(-1)
+    torch.index_select(_on('flags', device), 0, packed.int().view(-1), out=flat)
     return out
+
+# %% ../../nbs/data/20_batches.ipynb #6118ee42
+def _mirrored(values, table, mirror):
+    "`values` mirrored by `table` in the rows of `mirror`: columns are permuted, single labels replaced"
+    places = _on(table, values.device)
+    if values.dim() == 1: return torch.where(mirror, places[values], values)
+    return torch.where(mirror[:, None], values.index_select(1, places), values)
 
 # %% ../../nbs/data/20_batches.ipynb #8cecd81f
 class Movable:
     "A dataclass of tensors that can be taken elsewhere"
     def _each(self, f):
-        def moved(value):
-            if isinstance(value, Tensor): return f(value)
-            return {k: f(t) for k, t in value.items()}
+        "A copy with `f` of each tensor, alone or in a dictionary; buffers stay what they are"
+        on = lambda v: f(v) if isinstance(v, Tensor) else {k: f(t) for k, t in v.items()}
         parts = {d.name: getattr(self, d.name) for d in fields(self) if d.name != 'room'}
-        return replace(self, **{k: moved(v) for k, v in parts.items() if isinstance(v, (Tensor, dict))})
+        moved = {k: on(v) for k, v in parts.items() if isinstance(v, (Tensor, dict))}
+        return replace(self, **moved)
 
-    def to(self, device, non_blocking:bool=False) -> 'Movable':
-        "A copy on `device`"
-        return self._each(lambda t: t.to(device, non_blocking=non_blocking))
+# %% ../../nbs/data/20_batches.ipynb #9c19b7a5
+@patch
+def to(self:Movable, device, non_blocking:bool=False) -> Movable:
+    "A copy on `device`"
+    return self._each(lambda t: t.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> 'Movable':
-        "A copy in pinned memory, from which a GPU copies without waiting"
-        return self._each(Tensor.pin_memory)
+# %% ../../nbs/data/20_batches.ipynb #aada7933
+@patch
+def pin_memory(self:Movable) -> Movable:
+    "A copy in pinned memory, from which a GPU copies without waiting"
+    return self._each(Tensor.pin_memory)
 
-# %% ../../nbs/data/20_batches.ipynb #14116e70
+# %% ../../nbs/data/20_batches.ipynb #049b7c95
 @dataclass
 class DenseBatch(Movable):
     "A decoded batch; each target is an attribute of its own, such as `reachable`, `legal` or `policy`"
@@ -72,41 +92,60 @@ class DenseBatch(Movable):
     hands: Tensor                 # uint8 (B, 14): counts
     targets: dict[str, Tensor] = field(default_factory=dict)   # As `columns.tensors` names them
     mirror: Tensor|None = None    # bool (B,): rows that are still to be mirrored left-right
-    room: dict = field(default_factory=dict, repr=False)   # Buffers whose first B rows are targets, and cells of the policy that are set
-
-    def __getattr__(self, name):
-        if name.startswith('__') or name not in self.__dict__.get('targets', ()):
-            raise AttributeError(f'a batch of stage {self.__dict__["columns"].stage!r} has no {name!r}' if 'columns' in self.__dict__ else name)
-        return self.targets[name]
+    # Buffers whose first B rows are targets, and cells of the policy that are set
+    room: dict = field(default_factory=dict, repr=False)
 
     def __len__(self): return len(self.board)
 
-    def decode(self, into=None) -> 'DenseBatch':
-        "This batch, mirrored where that is still to be done"
-        if self.mirror is None: return self
-        return replace(self, board=_mirrored(self.board, 'squares', self.mirror), targets=_mirrored_targets(self), mirror=None)
+    def __getattr__(self, name):
+        targets = self.__dict__.get('targets', ())
+        if name in targets and not name.startswith('__'): return targets[name]
+        if 'columns' not in self.__dict__: raise AttributeError(name)
+        raise AttributeError(f'a batch of stage {self.columns.stage!r} has no {name!r}')
 
-    def as_tuple(self) -> tuple:
-        "For a loop of one's own: `((board, hands), targets)`; where moves were played, targets are `(policy, value, legal)`"
-        names = ('policy', 'value', 'legal') if self.columns.played else tuple(self.targets)
-        return (self.board, self.hands), tuple(self.targets[n] for n in names)
+# %% ../../nbs/data/20_batches.ipynb #79f38ef7
+@patch
+def rows(self:DenseBatch, idx:slice) -> DenseBatch:
+    "The rows that `idx` means, over the same memory"
+    targets = {k: t[idx] for k, t in self.targets.items()}
+    return replace(self, board=self.board[idx], hands=self.hands[idx], targets=targets, room={})
 
-    def rows(self, idx:slice) -> 'DenseBatch':
-        "The rows that `idx` means, over the same memory"
-        return replace(self, board=self.board[idx], hands=self.hands[idx], targets={k: t[idx] for k, t in self.targets.items()}, room={})
+# %% ../../nbs/data/20_batches.ipynb #af273651
+@patch
+def as_tuple(self:DenseBatch) -> tuple:
+    "This batch as `((board, hands), targets)`"
+    names = ('policy', 'value', 'legal') if self.columns.played else tuple(self.targets)
+    return (self.board, self.hands), tuple(self.targets[n] for n in names)
 
-# %% ../../nbs/data/20_batches.ipynb #049b7c95
+# %% ../../nbs/data/20_batches.ipynb #af8d58f2
+def _mirrored_targets(batch):
+    "The targets of a dense batch, mirrored"
+    tables, mirror = batch.columns.mirrors | {'played': 'labels'}, batch.mirror
+    return {n: _mirrored(t, tables[n], mirror) if n in tables else t
+            for n, t in batch.targets.items()}
+
+# %% ../../nbs/data/20_batches.ipynb #d1afd02f
+@patch
+def decode(self:DenseBatch, into=None) -> DenseBatch:
+    "This batch, mirrored where that is still to be done"
+    if self.mirror is None: return self
+    board = _mirrored(self.board, 'squares', self.mirror)
+    return replace(self, board=board, targets=_mirrored_targets(self), mirror=None)
+
+# %% ../../nbs/data/20_batches.ipynb #b0b4075b
 def _room(columns, n, device):
     "Buffers for `n` decoded rows"
-    made = {name: torch.zeros(n, width, dtype=getattr(torch, dtype), device=device) for name, (width, dtype) in columns.buffers.items()}
-    return {'touched': (), **made}
+    make = lambda width, dtype: torch.zeros(n, width, dtype=getattr(torch, dtype), device=device)
+    return {'touched': (), **{name: make(*kind) for name, kind in columns.buffers.items()}}
 
+# %% ../../nbs/data/20_batches.ipynb #3e9241c1
 def _fits(room, columns, n, device):
     "Whether `n` rows of `columns` can be decoded into `room`"
     if room.keys() != {'touched', *columns.buffers}: return False
-    first = room[next(iter(columns.buffers))] if columns.buffers else None
-    if first is None: return True
-    return len(first) >= n and first.device == device and first.is_inference() == torch.is_inference_mode_enabled()
+    if not columns.buffers: return True
+    first = room[next(iter(columns.buffers))]
+    if first.is_inference() != torch.is_inference_mode_enabled(): return False
+    return len(first) >= n and first.device == device
 
 # %% ../../nbs/data/20_batches.ipynb #79bb3607
 @dataclass
@@ -114,48 +153,69 @@ class Batch(Movable):
     "Compact rows as tensors"
     columns: Columns
     record: Tensor                # uint8 (B, bytes): the record of its columns
-    labels: Tensor|None = None    # int16 (M,): moves beyond the fourth of each row, end to end; None where no row has so many
+    # int16 (M,): moves beyond the fourth of each row, end to end; None where no row has so many
+    labels: Tensor|None = None
     counts: Tensor|None = None    # float32 (M,): how often
     rows: Tensor|None = None      # int32 (M,): in which row
-    mirror: Tensor|None = None    # bool (B,): rows that are mirrored left-right when decoded; None: no row
-
-    @classmethod
-    def from_rows(cls,
-        rows:Rows,                     # Or `DeviceRows`
-        stage:int|str|Columns,         # A stage's key, or its columns
-        mirror:np.ndarray|None=None,   # bool (B,): rows to be mirrored
-    ) -> 'Batch':
-        "`rows` as tensors over the same memory"
-        columns = columns_of(stage)
-        if isinstance(rows, DeviceRows): record, more = rows.records, (rows.labels, rows.counts, rows.row_of)
-        else:
-            if rows.fixed.dtype != columns.record:
-                raise ValueError(f'these rows are not of stage {columns.stage}: a source of stage {columns.stage} was expected')
-            record = torch.from_numpy(rows.fixed.view(np.uint8).reshape(len(rows), -1))
-            if len(rows.labels) and rows.row_of is None: rows = rows.take(np.arange(len(rows)))
-            more = rows.labels.view(np.int16), rows.counts, rows.row_of
-        more = [torch.as_tensor(m) for m in more if m is not None and len(m)]
-        return cls(columns, record, *(more or (None,)*3), None if mirror is None else torch.from_numpy(mirror).to(record.device))
+    mirror: Tensor|None = None    # bool (B,): rows that are mirrored when decoded; None: no row
 
     def __len__(self): return len(self.record)
-    def tensors(self) -> list[Tensor]:
-        "Those that are set, in the order of the fields"
-        return [t for t in (self.record, self.labels, self.counts, self.rows, self.mirror) if t is not None]
 
-    @property
-    def nbytes(self) -> int:
-        "Bytes that travel to the device"
-        return sum(t.nbytes for t in self.tensors())
+# %% ../../nbs/data/20_batches.ipynb #b017caba
+def _host_tensors(rows, columns):
+    "The record of `rows` as a tensor over the same memory, and their further moves"
+    stage, fixed = columns.stage, rows.fixed
+    if fixed.dtype != columns.record:
+        raise ValueError(f'these rows are not of stage {stage}: '
+                         f'a source of stage {stage} was expected')
+    if len(rows.labels) and rows.row_of is None: rows = rows.take(np.arange(len(rows)))
+    record = torch.from_numpy(fixed.view(np.uint8).reshape(len(fixed), -1))
+    return record, (rows.labels.view(np.int16), rows.counts, rows.row_of)
 
-    def split(self, size:int) -> list['Batch']:
-        "This batch, on the host, in batches of `size`, without a copy"
-        if len(self) <= size: return [self]
-        records, mirrors = self.record.split(size), repeat(None) if self.mirror is None else self.mirror.split(size)
-        if self.rows is None: return [Batch(self.columns, r, mirror=m) for r, m in zip(records, mirrors)]
-        labels, counts, rows = (t.numpy() for t in (self.labels, self.counts, self.rows % size))      # few: NumPy cuts them with less ado
-        ends = np.searchsorted(self.rows.numpy(), np.arange(len(records) + 1)*size).tolist()
-        moves = ((torch.from_numpy(a[i:j]) for a in (labels, counts, rows)) if j > i else (None,)*3 for i, j in pairwise(ends))
-        return [Batch(self.columns, r, *m, f) for r, m, f in zip(records, moves, mirrors)]
+# %% ../../nbs/data/20_batches.ipynb #d5f81546
+@patch(cls_method=True)
+def from_rows(
+    cls:Batch,
+    rows:Rows,                     # Or `DeviceRows`
+    stage:int|str|Columns,         # A stage's key, or its columns
+    mirror:np.ndarray|None=None,   # bool (B,): rows to be mirrored
+) -> Batch:
+    "`rows` as tensors over the same memory"
+    columns = columns_of(stage)
+    if isinstance(rows, DeviceRows):
+        record, further = rows.records, (rows.labels, rows.counts, rows.row_of)
+    else: record, further = _host_tensors(rows, columns)
+    further = [torch.as_tensor(t) for t in further if t is not None and len(t)] or [None]*3
+    if mirror is not None: mirror = torch.from_numpy(mirror).to(record.device)
+    return cls(columns, record, *further, mirror)
+
+# %% ../../nbs/data/20_batches.ipynb #85a3098b
+@patch
+def tensors(self:Batch) -> list[Tensor]:
+    "Those that are set, in the order of the fields"
+    every = self.record, self.labels, self.counts, self.rows, self.mirror
+    return [t for t in every if t is not None]
+
+# %% ../../nbs/data/20_batches.ipynb #447dbb1b
+@patch(as_prop=True)
+def nbytes(self:Batch) -> int:
+    "Bytes that travel to the device"
+    return sum(t.nbytes for t in self.tensors())
+
+# %% ../../nbs/data/20_batches.ipynb #9ae1011e
+@patch
+def split(self:Batch, size:int) -> list[Batch]:
+    "This batch, on the host, in batches of `size`, without a copy"
+    if len(self) <= size: return [self]
+    records = self.record.split(size)
+    mirrors = repeat(None) if self.mirror is None else self.mirror.split(size)
+    if self.rows is None:
+        return [Batch(self.columns, r, mirror=m) for r, m in zip(records, mirrors)]
+    moves = [t.numpy() for t in (self.labels, self.counts, self.rows % size)]
+    cut = lambda i, j: [torch.from_numpy(a[i:j]) for a in moves] if j > i else [None]*3
+    ends = np.searchsorted(self.rows.numpy(), np.arange(len(records) + 1)*size).tolist()
+    cuts = zip(records, pairwise(ends), mirrors)
+    return [Batch(self.columns, r, *cut(*at), m) for r, at, m in cuts]
 
 # %% ../../nbs/data/20_batches.ipynb #a05771e6
 _torch = {np.dtype(np.uint16): torch.int16, np.dtype(np.float32): torch.float32}
@@ -167,139 +227,142 @@ def _field(record, columns, name):
     size = dtype.base.itemsize
     return record.view(_torch[dtype.base])[:, at // size:(at + dtype.itemsize) // size]
 
-def _mirrored(values, table, mirror):
-    "`values` mirrored by `table`, its columns permuted or its labels replaced, in the rows that `mirror` marks"
-    places = _on(table, values.device)
-    if values.dim() == 1: return torch.where(mirror, places[values], values)
-    return torch.where(mirror[:, None], values.index_select(1, places), values)
+# %% ../../nbs/data/20_batches.ipynb #c12ce007
+def _cells(labels, begins, mirror):
+    "Where `labels` stand in a flat policy whose rows begin at `begins`; None: no row is mirrored"
+    if mirror is not None:
+        labels = torch.where(mirror, _on('labels', labels.device)[labels], labels)
+    return (labels + begins).view(-1)
 
-def _mirrored_targets(batch):
-    "The targets of a dense batch, mirrored"
-    tables = batch.columns.mirrors | {'played': 'labels'}
-    return {n: _mirrored(t, tables[n], batch.mirror) if n in tables else t for n, t in batch.targets.items()}
-
-# %% ../../nbs/data/20_batches.ipynb #2889eed0
+# %% ../../nbs/data/20_batches.ipynb #2b0bf974
 @patch
 def _put_policy(self:Batch, room):
-    "Each row's moves scattered to their labels in `room`, as shares that sum to 1; what stood there is cleared"
-    policy = room['policy'].view(-1)
+    """Each row's moves scattered to their labels in `room`, as shares that sum to 1
+
+    What stood there is cleared. Slots that are not used add 0.
+    """
+    policy, mirror = room['policy'].view(-1), self.mirror
     for cells in room['touched']: policy.index_fill_(0, cells, 0.)
-    turn = (lambda labels, mirror: labels) if self.mirror is None else lambda labels, mirror: torch.where(mirror, _on('labels', labels.device)[labels], labels)
-    mirror, begins = self.mirror, torch.arange(0, len(self)*LABEL_COUNT, LABEL_COUNT, device=policy.device)
+    begins = torch.arange(0, len(self)*LABEL_COUNT, LABEL_COUNT, device=policy.device)
     labels, counts = (_field(self.record, self.columns, n) for n in ('labels', 'counts'))
-    labels = labels.long()
     total = counts.sum(1)
-    if self.rows is not None: rows = self.rows.long(); total.index_add_(0, rows, self.counts)
+    if self.rows is not None:
+        rows = self.rows.long()
+        total.index_add_(0, rows, self.counts)
     total.clamp_(min=1e-30)      # a row without a move has no policy, and no NaN
-    room['touched'] = [(turn(labels, None if mirror is None else mirror[:, None]) + begins[:, None]).view(-1)]
+    of_slot = None if mirror is None else mirror[:, None]
+    room['touched'] = [_cells(labels.long(), begins[:, None], of_slot)]
     shares = [(counts / total[:, None]).view(-1)]
     if self.rows is not None:
-        room['touched'].append(turn(self.labels.long(), None if mirror is None else mirror[rows]) + begins[rows]); shares.append(self.counts / total[rows])
-    for cells, share in zip(room['touched'], shares): policy.scatter_add_(0, cells, share)   # slots that are not used add 0
+        of_move = None if mirror is None else mirror[rows]
+        room['touched'].append(_cells(self.labels.long(), begins[rows], of_move))
+        shares.append(self.counts / total[rows])
+    for cells, share in zip(room['touched'], shares): policy.scatter_add_(0, cells, share)
 
-# %% ../../nbs/data/20_batches.ipynb #c12ce007
+# %% ../../nbs/data/20_batches.ipynb #c0ad8c13
 @patch
 def _decoded(self:Batch, target, room):
     "One target, in its buffer of `room` if it has one"
-    if target.name not in room: return _field(self.record, self.columns, target.name)[:, 0]
-    out = room[target.name][:len(self)]
-    if target.kind == 'moves': self._put_policy(room); return out
-    stored, table = _field(self.record, self.columns, target.name), KINDS[target.kind].mirror
-    if target.kind == 'labels':
-        unpack_bits(stored, out)
+    stored = lambda: _field(self.record, self.columns, target.name)
+    if target.name not in room: return stored()[:, 0]
+    out, table = room[target.name][:len(self)], KINDS[target.kind].mirror
+    if target.kind == 'moves': self._put_policy(room)
+    elif target.kind == 'labels':
+        unpack_bits(stored(), out)
         if self.mirror is not None: out.copy_(_mirrored(out, table, self.mirror))
-    else: out.copy_(stored if self.mirror is None else _mirrored(stored, table, self.mirror))
+    else: out.copy_(stored() if self.mirror is None else _mirrored(stored(), table, self.mirror))
     return out
 
-# %% ../../nbs/data/20_batches.ipynb #6fb1288a
+# %% ../../nbs/data/20_batches.ipynb #6d42fcb2
 @patch
 def decode(
     self:Batch,
     into:DenseBatch|None=None,  # One that is no longer needed: its memory is used again where it fits
 ) -> DenseBatch:
     "The dense tensors, made on the device the batch is on"
-    n, columns, device = len(self), self.columns, self.record.device
-    room = into.room if into is not None and _fits(into.room, columns, n, device) else _room(columns, n, device)
+    n, columns, device, mirror = len(self), self.columns, self.record.device, self.mirror
+    fits = into is not None and _fits(into.room, columns, n, device)
+    room = into.room if fits else _room(columns, n, device)
     get = lambda name: _field(self.record, columns, name)
-    squares = get('board') if self.mirror is None else _mirrored(get('board'), 'squares', self.mirror)
-    dense = DenseBatch(columns, squares, get('hands'), room=room)
+    turn = lambda t, table: t if mirror is None else _mirrored(t, table, mirror)
+    dense = DenseBatch(columns, turn(get('board'), 'squares'), get('hands'), room=room)
     for t in columns.targets: dense.targets[t.name] = self._decoded(t, room)
-    if columns.played:
-        played = get('labels')[:, 0].long()
-        dense.targets['played'] = played if self.mirror is None else _mirrored(played, 'labels', self.mirror)
+    if columns.played: dense.targets['played'] = turn(get('labels')[:, 0].long(), 'labels')
     return dense
 
 # %% ../../nbs/data/20_batches.ipynb #71aaf0f7
 def _shared(n, width, dtype):
     "A tensor in memory that processes share; pages are taken when they are written to"
-    size = n*max(width, 1)*dtype.itemsize
-    flat = torch.empty(0, dtype=dtype).set_(torch.UntypedStorage._new_shared(size, device='cpu'), 0, (n*max(width, 1),))
+    cells = n*max(width, 1)
+    memory = torch.UntypedStorage._new_shared(cells*dtype.itemsize, device='cpu')
+    flat = torch.empty(0, dtype=dtype).set_(memory, 0, (cells,))
     return flat.view(n, width) if width else flat
 
+# %% ../../nbs/data/20_batches.ipynb #1b4e44d9
 def _tensors(columns):
     "Width and dtype of all that a decoded row has"
     made = {'board': (81, 'uint8'), 'hands': (14, 'uint8'), **columns.tensors}
     return {k: (width, getattr(torch, dtype)) for k, (width, dtype) in made.items()}
 
+# %% ../../nbs/data/20_batches.ipynb #dfe438c0
 def dense_bytes(stage:int|str|Columns) -> int:
     "Bytes that a decoded row takes"
-    return sum(max(w, 1)*d.itemsize for w, d in _tensors(columns_of(stage)).values()) + 1
+    tensors = _tensors(columns_of(stage)).values()
+    return sum(max(width, 1)*dtype.itemsize for width, dtype in tensors) + 1
 
-# %% ../../nbs/data/20_batches.ipynb #ee57e7b3
+# %% ../../nbs/data/20_batches.ipynb #6e30ed98
 class DenseCache:
     "The decoded rows of a `FileSource`, each kept from its first use on"
     def __init__(self, source:FileSource):
-        self.source = source
-        self.columns, self.row_bytes, n = _tensors(source.columns), dense_bytes(source.columns), source.total_rows
-        need = n*self.row_bytes
-        room, where = min((r, w) for r, w in ((free_shared(), '/dev/shm'), (free_memory(), 'memory')) if r is not None)
-        if need > room: raise MemoryError(f'cache_transforms=True needs {need / 1e9:.2f} GB of shared memory for {n:,} decoded rows of stage {source.stage}, and {room / 1e9:.2f} GB of {where} are free; without it rows are decoded each time')
-        self.kept, self.done = {k: _shared(n, *c) for k, c in self.columns.items()}, _shared(n, 0, torch.bool)
+        self.source, n = source, source.total_rows
+        self.columns, self.row_bytes = _tensors(source.columns), dense_bytes(source.columns)
+        need, free = n*self.row_bytes, {'/dev/shm': free_shared(), 'memory': free_memory()}
+        room, where = min((r, w) for w, r in free.items() if r is not None)
+        if need > room:
+            raise MemoryError(
+                f'cache_transforms=True needs {need / 1e9:.2f} GB of shared memory for {n:,} '
+                f'decoded rows of stage {source.stage}, and {room / 1e9:.2f} GB of {where} '
+                'are free; without it rows are decoded each time')
+        self.kept = {k: _shared(n, *c) for k, c in self.columns.items()}
+        self.done = _shared(n, 0, torch.bool)
         self.done.zero_()
 
-    def take(self, idx:np.ndarray) -> DenseBatch:
-        "The decoded rows numbered `idx`; those not decoded yet are, and are kept"
-        at = torch.from_numpy(np.ascontiguousarray(idx))
-        new = at[~self.done[at]].unique()
-        if len(new):
-            made = Batch.from_rows(self.source[new.numpy()], self.source.columns).decode()
-            for k, t in self.kept.items(): t[new] = getattr(made, k)
-            self.done[new] = True
-        taken = {k: t.index_select(0, at) for k, t in self.kept.items()}
-        return DenseBatch(self.source.columns, taken.pop('board'), taken.pop('hands'), taken)
+# %% ../../nbs/data/20_batches.ipynb #48113386
+@patch
+def take(self:DenseCache, idx:np.ndarray) -> DenseBatch:
+    "The decoded rows numbered `idx`; those not decoded yet are, and are kept"
+    at = torch.from_numpy(np.ascontiguousarray(idx))
+    new = at[~self.done[at]].unique()
+    if len(new):
+        made = Batch.from_rows(self.source[new.numpy()], self.source.columns).decode()
+        for k, t in self.kept.items(): t[new] = getattr(made, k)
+        self.done[new] = True
+    taken = {k: t.index_select(0, at) for k, t in self.kept.items()}
+    return DenseBatch(self.source.columns, taken.pop('board'), taken.pop('hands'), taken)
 
 # %% ../../nbs/data/20_batches.ipynb #091c9d28
-TOGETHER = 4096   # rows that one process gathers at once where batches are smaller: Python's share becomes small, and what is gathered stays in the cache
+TOGETHER = 4096   # rows that one process gathers at once
 
 class BatchStream(IterableDataset):
     "The batches of `plan` over `source`, from batch `start` on"
-    def __init__(self,
-                 source:StreamingFileSource,  # Or a `FileSource`
-                 plan:Plan,                   # The order, from `source.plan`
-                 start:int=0,                 # The first batch
-                 rank:int=0,                  # This training process …
-                 world:int=1,                 # … of so many; each takes its share of every batch
-                 dense:DenseCache|None=None): # Where decoded rows are kept; batches come decoded then
-        if not 0 <= rank < world: raise ValueError(f'rank={rank}, world={world}: a rank from 0 to world - 1 was expected')
-        self.source, self.plan, self.start, self.rank, self.world, self.dense = source, plan, start, rank, world, dense
+    def __init__(
+        self,
+        source:StreamingFileSource,    # Or a `FileSource`
+        plan:Plan,                     # The order, from `source.plan`
+        start:int=0,                   # The first batch
+        rank:int=0,                    # This training process …
+        world:int=1,                   # … of so many; each takes its share of every batch
+        dense:DenseCache|None=None,    # Where decoded rows are kept; batches come decoded then
+    ):
+        if not 0 <= rank < world:
+            raise ValueError(f'rank={rank}, world={world}: a rank from 0 to world - 1 was expected')
+        self.source, self.plan, self.start = source, plan, start
+        self.rank, self.world, self.dense = rank, world, dense
 
     def __len__(self): return len(self.plan) - self.start
 
-    def batches(self,
-        k:int,             # 0 … len(plan) − 1
-        together:int=1,    # So many batches from `k` on, gathered at once; with one process
-    ) -> list[Batch]:
-        "This process's share of batch `k` of the plan"
-        mirror = self.plan.mirrored(k, together)
-        if mirror is not None: mirror = np.ascontiguousarray(mirror[self.rank::self.world])
-        if self.dense is not None: return [replace(self.dense.take(self.plan.numbers(k, together)[self.rank::self.world]), mirror=None if mirror is None else torch.from_numpy(mirror))]
-        rows = self.source.take(self.plan, k, self.rank, self.world, together)
-        if isinstance(rows, Rows) and len(rows.labels): rows.fixed['tail'][rows.row_of] = 0   # moves lie in the order of rows: where they begin need not travel, and is not the same for batches taken alone
-        return Batch.from_rows(rows, self.source.columns, mirror).split(self.plan.batch_size)
-
     def __iter__(self):
-        if self.plan.counts != self.source.row_counts:
-            raise ValueError(f'this plan is of {self.plan.rows:,} rows in {len(self.plan.counts)} shards, and this source has {self.source.total_rows:,} in {len(self.source.row_counts)}: the plan that source.plan(…) gives was expected')
+        self._check_plan()
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         alone = step > 1 or self.world > 1 or self.source.cache == 'device' or self.dense is not None
@@ -308,6 +371,36 @@ class BatchStream(IterableDataset):
             together = 1 if alone else self.plan.together(k, TOGETHER)
             yield from self.batches(k, together)
             k += step*together
+
+# %% ../../nbs/data/20_batches.ipynb #eb047bc4
+@patch
+def batches(
+    self:BatchStream,
+    k:int,             # 0 … len(plan) − 1
+    together:int=1,    # So many batches from `k` on, gathered at once; with one process
+) -> list[Batch]:      # Of `DenseBatch` where decoded rows are kept
+    "This process's share of batch `k` of the plan"
+    mirror = self.plan.mirrored(k, together)
+    if mirror is not None: mirror = np.ascontiguousarray(mirror[self.rank::self.world])
+    if self.dense is not None:
+        batch = self.dense.take(self.plan.numbers(k, together)[self.rank::self.world])
+        return [batch if mirror is None else replace(batch, mirror=torch.from_numpy(mirror))]
+    rows = self.source.take(self.plan, k, self.rank, self.world, together)
+    # Moves lie in the order of rows, so where they begin need not travel; and it is
+    # not the same for batches that are taken alone
+    if isinstance(rows, Rows) and len(rows.labels): rows.fixed['tail'][rows.row_of] = 0
+    return Batch.from_rows(rows, self.source.columns, mirror).split(self.plan.batch_size)
+
+# %% ../../nbs/data/20_batches.ipynb #5b020692
+@patch
+def _check_plan(self:BatchStream):
+    "Refuse a plan of other rows"
+    plan, source = self.plan, self.source
+    if plan.counts == source.row_counts: return
+    raise ValueError(
+        f'this plan is of {plan.rows:,} rows in {len(plan.counts)} shards, and this source '
+        f'has {source.total_rows:,} in {len(source.row_counts)}: '
+        'the plan that source.plan(…) gives was expected')
 
 # %% ../../nbs/data/20_batches.ipynb #3b2f37ff
 def _work(stream, pin, tickets, ready):
@@ -319,11 +412,22 @@ def _work(stream, pin, tickets, ready):
         ready.put((None, None))
     except BaseException as e: ready.put((None, e))
 
+# %% ../../nbs/data/20_batches.ipynb #08ff446e
+def _end(tickets, thread):
+    "Have the thread end; tickets that are left would let it go on"
+    while not tickets.empty():
+        try: tickets.get_nowait()
+        except queue.Empty: break
+    tickets.put(False)
+    thread.join()
+
+# %% ../../nbs/data/20_batches.ipynb #6cb4f220
 def _ahead(stream, prefetch, pin) -> Iterator[Batch]:
     "The batches of `stream`, up to `prefetch` of them made ahead by a thread that ends with this generator"
     tickets, ready, spent = queue.SimpleQueue(), queue.SimpleQueue(), 0
     for _ in range(prefetch): tickets.put(True)
-    thread = threading.Thread(target=_work, args=(stream, pin, tickets, ready), name='batches-ahead', daemon=True)
+    work = stream, pin, tickets, ready
+    thread = threading.Thread(target=_work, args=work, name='batches-ahead', daemon=True)
     thread.start()
     try:
         while True:
@@ -331,41 +435,43 @@ def _ahead(stream, prefetch, pin) -> Iterator[Batch]:
             if error is not None: raise error
             if batch is None: return
             spent += 1
-            if 2*spent >= prefetch:      # given back several at a time: each time costs a change of thread
+            if 2*spent >= prefetch:
                 for _ in range(spent): tickets.put(True)
                 spent = 0
             yield batch
             del batch
-    finally:
-        while not tickets.empty():      # those that are left would let it go on
-            try: tickets.get_nowait()
-            except queue.Empty: break
-        tickets.put(False)
-        thread.join()
+    finally: _end(tickets, thread)
 
-# %% ../../nbs/data/20_batches.ipynb #e4fa636d
+# %% ../../nbs/data/20_batches.ipynb #b7dfecf3
 class BatchLoader:
     "Batches of a stream, in order; made by `batch_loader`"
-    def __init__(self, stream:BatchStream, workers:int, prefetch:int, pin:bool): self.stream, self.workers, self.prefetch, self.pin = stream, workers, prefetch, pin
+    def __init__(self, stream:BatchStream, workers:int, prefetch:int, pin:bool):
+        self.stream, self.workers, self.prefetch, self.pin = stream, workers, prefetch, pin
+
     def __len__(self): return len(self.stream)
 
     def __iter__(self) -> Iterator[Batch]:
-        if not self.workers: return _ahead(self.stream, self.prefetch, self.pin) if self.prefetch else (b.pin_memory() if self.pin else b for b in self.stream)
+        if not self.workers and self.prefetch: return _ahead(self.stream, self.prefetch, self.pin)
+        if not self.workers: return (b.pin_memory() if self.pin else b for b in self.stream)
         self.stream.source.share()
-        # Workers are started afresh, not forked: Arrow's and Polars' threads do not survive a fork.
-        # A generator of its own: each pass draws a number from it, which must not shift the dropout of a resumed run.
-        return iter(DataLoader(self.stream, batch_size=None, num_workers=self.workers, prefetch_factor=max(self.prefetch, 1), pin_memory=self.pin,
-                               generator=torch.Generator(), multiprocessing_context='spawn', worker_init_fn=begin_as_worker))
+        return iter(DataLoader(
+            self.stream, batch_size=None, num_workers=self.workers,
+            prefetch_factor=max(self.prefetch, 1), pin_memory=self.pin,
+            generator=torch.Generator(), multiprocessing_context='spawn',
+            worker_init_fn=begin_as_worker))
 
-# %% ../../nbs/data/20_batches.ipynb #08ff446e
+# %% ../../nbs/data/20_batches.ipynb #97d1e407
 def batch_loader(
     stream:BatchStream,
     workers:int=0,          # Worker processes; the order does not depend on them
     prefetch:int=4,         # Batches made ahead: by a thread, or by each worker; 0 and no workers: none
     pin_memory:bool=False,  # Hand over batches in pinned memory; without a GPU this changes nothing
-) -> BatchLoader:           # A `ValueError` if the rows are on a device and workers or pinned memory are asked for
+) -> BatchLoader:           # A `ValueError` if rows are on a device, and workers or pinned memory asked for
     "Batches of `stream`, in order, the next ones made meanwhile"
-    if workers < 0 or prefetch < 0: raise ValueError(f'workers={workers}, prefetch={prefetch}: 0 or more was expected')
+    if workers < 0 or prefetch < 0:
+        raise ValueError(f'workers={workers}, prefetch={prefetch}: 0 or more was expected')
     if stream.source.cache == 'device' and (workers or pin_memory):
-        raise ValueError(f"cache='device' gathers batches where the rows are, so it takes no workers and no pinned memory: workers=0 and pin_memory=False were expected, not {workers} and {pin_memory}")
+        raise ValueError(
+            "cache='device' gathers batches where the rows are, so it takes no workers and no pinned "
+            f'memory: workers=0 and pin_memory=False were expected, not {workers} and {pin_memory}')
     return BatchLoader(stream, workers, prefetch, pin_memory and torch.cuda.is_available())

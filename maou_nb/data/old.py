@@ -597,7 +597,7 @@ def write_old(
     kind:str='feather',                  # 'feather', or for stage 3 'npy-plain', 'npy-newer' or 'npy-packed'
 ) -> int:                                # Rows written
     "Write rows as the old tool did: shares and win rates instead of counts, and no folds"
-    name = f'stage{stage}' if kind == 'feather' else kind
+    name = columns_of(stage).slug if kind == 'feather' else kind
     if name not in OLD_LAYOUTS or _stage_of(name) != stage:
         raise ValueError(f"kind={kind!r} of stage {stage!r}: 'feather' of stage 1, 2 or 3, "
                          "or 'npy-plain', 'npy-newer' or 'npy-packed' of stage 3 was expected")
@@ -810,8 +810,9 @@ def _read_whole(path, kind, on_bad='raise', on_skip=None):
 # %% ../../nbs/data/13_old.ipynb #46e11297
 def _lacks_rates(path, kind):
     "Whether a stage 3 file of the old tool was written before it knew win rates of moves"
-    if kind != 'stage3': return kind.startswith('npy')
-    with pa.memory_map(str(path)) as f: return 'moveWinRate' not in ipc.open_file(f).schema.names
+    if kind.startswith('npy'): return True
+    with pa.memory_map(str(path)) as f: names = ipc.open_file(f).schema.names
+    return 'moveLabel' in names and 'moveWinRate' not in names
 
 # %% ../../nbs/data/13_old.ipynb #d1349aa7
 FOREIGN.append(Foreign(('.feather', '.npy'), _recognise, _read_whole, _lacks_rates))

@@ -19,9 +19,11 @@ class OptionError(ValueError):
     "Options that cannot be used: the message lists every problem, a line each"
 
 # %% ../../nbs/data/07_options.ipynb #8a6096ca
-RESUMES = {'fixed': 'the net, or the order of rows, depends on it: a run that goes on must have it as it was',
-           'free': 'it may change, and the run says so',
-           'silent': 'it says where and how, not what: nobody needs to be told'}
+RESUMES = {
+    'fixed': 'the net, or the order of rows, depends on it: '
+             'a run that goes on must have it as it was',
+    'free': 'it may change, and the run says so',
+    'silent': 'it says where and how, not what: nobody needs to be told'}
 
 # %% ../../nbs/data/07_options.ipynb #98366f88
 def acts(cfg) -> str:
@@ -35,7 +37,7 @@ class About:
     group: str                      # Its tab
     resume: str                     # One of `RESUMES`
     stages: tuple[str, ...] = ()    # Keys of the stages that it acts on; empty: on all
-    idle: Callable[[Any], str] = acts   # Of a config: why the option has no effect there, or nothing
+    idle: Callable[[Any], str] = acts   # Of a config: why the option does nothing, or ''
 
     def __call__(self, schema:dict):
         "What pydantic puts into the JSON schema of the field"
@@ -48,18 +50,21 @@ def option(
     group:str,                     # Its tab
     resume:str,                    # One of `RESUMES`
     stages:str|tuple=(),           # Keys of the stages that it acts on; none: all
-    idle:Callable=acts,            # Of a config: why the option has no effect there, or nothing
+    idle:Callable=acts,            # Of a config: why the option does nothing, or ''
     **limits,                      # Of pydantic, such as `ge=1`; `examples` of what may be typed
 ):
     "A field of a section"
-    if resume not in RESUMES: raise ValueError(f'resume={resume!r}: one of {", ".join(RESUMES)} was expected')
+    if resume not in RESUMES:
+        raise ValueError(f'resume={resume!r}: one of {", ".join(RESUMES)} was expected')
     stages = (stages,) if isinstance(stages, str) else tuple(stages)
-    return Field(default, description=help, json_schema_extra=About(group, resume, stages, idle), **limits)
+    about = About(group, resume, stages, idle)
+    return Field(default, description=help, json_schema_extra=about, **limits)
 
 # %% ../../nbs/data/07_options.ipynb #2a5a9958
 class Section(BaseModel):
     "Options that belong together"
-    model_config = ConfigDict(extra='forbid', frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra='forbid', frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 # %% ../../nbs/data/07_options.ipynb #f00f2373
 def lower(value):
@@ -83,18 +88,29 @@ DataPath = Annotated[str | list[str] | None, BeforeValidator(as_text)]
 OnePath = Annotated[str | None, BeforeValidator(as_text)]
 Name = Annotated[str, BeforeValidator(lower)]
 
-def _several(value): return (as_text(value),) if isinstance(value, (str, Path)) else tuple(as_text(list(value or ())))
+# %% ../../nbs/data/07_options.ipynb #23e836f9
+def _several(value):
+    "One text or path, or several, as a tuple of texts"
+    if isinstance(value, (str, Path)): return (as_text(value),)
+    return tuple(as_text(list(value or ())))
 
+# %% ../../nbs/data/07_options.ipynb #b8702dc3
 Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 
 # %% ../../nbs/data/07_options.ipynb #717bc81e
-def _on_device(c): return 'batches are gathered on the device' if c.input_cache_mode == 'device' else ''
+def _on_device(c):
+    "Why options of the gathering are idle"
+    return 'batches are gathered on the device' if c.input_cache_mode == 'device' else ''
 
+# %% ../../nbs/data/07_options.ipynb #baf90cb3
 def _not_decoded(c):
+    "Why no decoded rows are kept"
     kept = c.no_streaming and c.input_cache_mode not in ('file', 'device')
     return '' if kept else 'decoded rows are kept with no_streaming, in memory'
 
+# %% ../../nbs/data/07_options.ipynb #95d6db1a
 def _in_files(c):
+    "Why rows cannot be shuffled globally"
     if c.input_cache_mode != 'file': return ''
     return 'rows in files are reached a window at a time; input_cache_mode holds them elsewhere'
 
@@ -102,18 +118,23 @@ def _in_files(c):
 class RowOptions(Section):
     "How rows are read, held and gathered"
     on_bad: one_of('raise', 'skip') = option('raise',
-        'A damaged shard or row: raise names it and stops, skip leaves it out and lists it', 'Data', 'fixed')
+        'A damaged shard or row: raise names it and stops, skip leaves it out and lists it',
+        'Data', 'fixed')
     no_streaming: bool = option(False,
-        'Shuffle all rows globally, in place of a window of shards at a time; needs a resident input_cache_mode',
-        'Data', 'fixed', idle=_in_files)
+        'Shuffle all rows globally, in place of a window of shards at a time; '
+        'needs a resident input_cache_mode', 'Data', 'fixed', idle=_in_files)
     input_cache_mode: one_of('file', 'memory', 'mmap', 'device') = option('file',
-        'Where rows are held: file (a window at a time), memory, mmap, or device; the split is the same',
-        'Data', 'silent')
+        'Where rows are held: file (a window at a time), memory, mmap, or device; '
+        'the split is the same', 'Data', 'silent')
     cache_transforms: bool = option(False,
-        'Keep decoded rows in shared memory after their first use; with no_streaming', 'Data', 'silent', idle=_not_decoded)
-    dataloader_workers: int = option(0, 'Processes that gather batches; 0: a thread', 'Data', 'silent', idle=_on_device, ge=0)
-    prefetch_factor: int = option(4, 'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1)
+        'Keep decoded rows in shared memory after their first use; with no_streaming',
+        'Data', 'silent', idle=_not_decoded)
+    dataloader_workers: int = option(0,
+        'Processes that gather batches; 0: a thread', 'Data', 'silent', idle=_on_device, ge=0)
+    prefetch_factor: int = option(4,
+        'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1)
     pin_memory: bool = option(False,
-        'Gather batches in pinned memory, from which a GPU copies without waiting', 'Data', 'silent', idle=_on_device)
+        'Gather batches in pinned memory, from which a GPU copies without waiting',
+        'Data', 'silent', idle=_on_device)
     mirror_augmentation: bool = option(False,
         'Mirror half of the training rows left-right, drawn anew each epoch', 'Data', 'fixed')

@@ -6,7 +6,7 @@
 __all__ = ['WINDOW_ROWS', 'philox', 'shuffled', 'Plan']
 
 # %% ../../nbs/data/17_order.ipynb #fc4bd7b1
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate
@@ -16,21 +16,40 @@ import polars as pl
 from fastcore.basics import patch
 
 # %% ../../nbs/data/17_order.ipynb #efd8622d
-def philox(seed, epoch, part, skip=0):
-    "A generator for this seed, epoch and part of it, a number below 2³², that has given `skip` × 4 numbers already"
+def philox(
+    seed:int,
+    epoch:int,
+    part:int,     # Of the epoch, a number below 2³²
+    skip:int=0,   # So many times 4 numbers were given already
+) -> np.random.Philox:
+    "A generator for this seed, epoch and part of it"
     return np.random.Philox(key=np.array([seed, epoch << 32 | part], np.uint64), counter=skip)
 
+# %% ../../nbs/data/17_order.ipynb #16c05b67
 def shuffled(n, *key):
     "0…n−1 in the random order that `key`, up to three integers below 2³², names"
     bits = philox(*(*key, 0, 0)[:3]).random_raw(n)
     number = np.uint64((1 << max(n - 1, 0).bit_length()) - 1)
-    bits &= ~number; bits |= np.arange(n, dtype=np.uint64)
+    bits &= ~number
+    bits |= np.arange(n, dtype=np.uint64)
     bits = pl.Series(bits).sort().to_numpy()
     return (bits & number).view(np.int64)
 
-# %% ../../nbs/data/17_order.ipynb #5e4d26ce
-WINDOW_ROWS = 1 << 18   # 84 MB of stage 3: enough to mix well, and worth reading ahead
+# %% ../../nbs/data/17_order.ipynb #0ab75aa5
+def _cut_windows(order, counts, window, window_rows):
+    "The shards in `order` cut into windows"
+    windows, enough = [], True
+    for s in order:
+        if enough: windows.append([]); rows = 0
+        windows[-1].append(s); rows += counts[s]
+        enough = len(windows[-1]) >= window and rows >= window_rows
+    if len(windows) > 1 and not enough: windows[-2:] = [windows[-2] + windows[-1]]
+    return [tuple(w) for w in windows]
 
+# %% ../../nbs/data/17_order.ipynb #488fd7e9
+WINDOW_ROWS = 1 << 18
+
+# %% ../../nbs/data/17_order.ipynb #9dc0987e
 @dataclass(frozen=True)
 class Plan:
     "Which rows batch k of an epoch holds: a pure function of its fields"
@@ -44,10 +63,9 @@ class Plan:
     mirror: bool = False            # Half of the rows, drawn anew each epoch, are mirrored left-right
 
     def __post_init__(self):
-        if not isinstance(self.batch_size, int) or self.batch_size < 1: raise ValueError(f'batch_size={self.batch_size!r}: a whole number from 1 up was expected')
-
-    def __len__(self): return -(-self.rows // self.batch_size)
-    def __getstate__(self): return {f.name: getattr(self, f.name) for f in fields(self)}   # what was computed is not sent to workers
+        size = self.batch_size
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f'batch_size={size!r}: a whole number from 1 up was expected')
 
     @cached_property
     def rows(self) -> int:
@@ -57,10 +75,10 @@ class Plan:
     @cached_property
     def windows(self) -> list[tuple[int, ...]]:
         "The shards of each window, in order"
-        n = len(self.counts)
-        order = shuffled(n, self.seed, self.epoch, 0xffffffff).tolist() if self.shuffle else range(n)
+        order, n = range(len(self.counts)), len(self.counts)
+        if self.shuffle: order = shuffled(n, self.seed, self.epoch, 0xffffffff).tolist()
         cut = _cut_windows(order, self.counts, self.window, self.window_rows)
-        return cut if len(cut) > 1 else [tuple(range(n))]   # one window of everything needs no shuffle of shards, and can be kept from epoch to epoch
+        return cut if len(cut) > 1 else [tuple(range(n))]
 
     @cached_property
     def _starts(self):   # the place in the epoch at which each window begins, and its end
@@ -69,33 +87,35 @@ class Plan:
     @cached_property
     def _kept(self): return {}   # the orders that were asked for last
 
-# %% ../../nbs/data/17_order.ipynb #0ab75aa5
-def _cut_windows(order, counts, window, window_rows):
-    "The shards in `order` cut into windows"
-    windows, enough = [], True
-    for s in order:
-        if enough: windows.append([]); rows = 0
-        windows[-1].append(s); rows += counts[s]
-        enough = len(windows[-1]) >= window and rows >= window_rows
-    if len(windows) > 1 and not enough: windows[-2:] = [windows[-2] + windows[-1]]
-    return [tuple(w) for w in windows]
+# %% ../../nbs/data/17_order.ipynb #566324a1
+@patch
+def __len__(self:Plan): return -(-self.rows // self.batch_size)
 
-# %% ../../nbs/data/17_order.ipynb #9dc0987e
+# %% ../../nbs/data/17_order.ipynb #b97cd85f
+@patch
+def __getstate__(self:Plan): return {f.name: getattr(self, f.name) for f in fields(self)}
+
+# %% ../../nbs/data/17_order.ipynb #a4f59a58
+@patch
+def _drawn(self:Plan, w, numbered):
+    "Window `w`'s rows in the order of the epoch: places in the window, or, `numbered`, among all rows"
+    n = self._starts[w + 1] - self._starts[w]
+    made = shuffled(n, self.seed, self.epoch, w) if self.shuffle else np.arange(n)
+    if not numbered or len(self.windows) == 1: return made
+    ends = np.cumsum((0,) + self.counts)
+    return np.concatenate([np.arange(*ends[s:s + 2]) for s in self.windows[w]])[made]
+
+# %% ../../nbs/data/17_order.ipynb #22440d51
 @patch
 def _order(self:Plan, w, numbered=False):
-    "Window `w`'s rows in the order of the epoch: their places in the window, its shards laid end to end, or, `numbered`, among all rows, all shards laid end to end"
+    "What `_drawn` gives for window `w`, kept"
     kept = self._kept
     if (w, numbered) not in kept:
-        n = self._starts[w + 1] - self._starts[w]
-        made = shuffled(n, self.seed, self.epoch, w) if self.shuffle else np.arange(n)
-        if numbered and len(self.windows) > 1:
-            begins = np.cumsum((0,) + self.counts)
-            made = np.concatenate([np.arange(begins[s], begins[s + 1]) for s in self.windows[w]])[made]
         for old in [o for o in kept if o != 'coins'][:-1]: kept.pop(old, None)
-        kept[w, numbered] = made
+        kept[w, numbered] = self._drawn(w, numbered)
     return kept[w, numbered]
 
-# %% ../../nbs/data/17_order.ipynb #e13f0429
+# %% ../../nbs/data/17_order.ipynb #c7d9394e
 @patch
 def span(
     self:Plan,
@@ -104,36 +124,37 @@ def span(
 ) -> tuple[int, int]:
     "From which place in the epoch to which batch `k` goes"
     begin, end = k*self.batch_size, min((k + together)*self.batch_size, self.rows)
-    if not 0 <= begin < self.rows: raise IndexError(f'batch {k} is not in this epoch of {len(self)} batches')
+    if not 0 <= begin < self.rows:
+        raise IndexError(f'batch {k} is not in this epoch of {len(self)} batches')
     return begin, end
 
+# %% ../../nbs/data/17_order.ipynb #66fb2ebe
 @patch
 def _pieces(self:Plan, k, together):
     "Where batches lie: (window, from, to) for each window that they touch, usually one"
     begin, end = self.span(k, together)
-    w, pieces = bisect_right(self._starts, begin) - 1, []
-    while w < len(self.windows) and self._starts[w] < end:
-        if self._starts[w + 1] > self._starts[w]: pieces.append((w, max(begin - self._starts[w], 0), min(end, self._starts[w + 1]) - self._starts[w]))
-        w += 1
-    return pieces
+    touched = range(bisect_right(self._starts, begin) - 1, bisect_left(self._starts, end))
+    spans = [(w, *self._starts[w:w + 2]) for w in touched]
+    return [(w, max(begin - i, 0), min(end, j) - i) for w, i, j in spans if j > i]
 
-# %% ../../nbs/data/17_order.ipynb #632f7f85
+# %% ../../nbs/data/17_order.ipynb #e53f889e
 @patch
 def batch(
     self:Plan,
     k:int,                              # 0 … len(plan) − 1
     together:int=1,                     # So many batches from `k` on, one after the other
 ) -> list[tuple[int, np.ndarray]]:      # (window, places in it), usually one pair
-    "Where the rows of global batch `k` are, for one who holds windows"
+    "Where the rows of global batch `k` are in their windows"
     return [(w, self._order(w)[i:j]) for w, i, j in self._pieces(k, together)]
 
+# %% ../../nbs/data/17_order.ipynb #07d3e7ff
 @patch
 def numbers(
     self:Plan,
     k:int,           # 0 … len(plan) − 1
     together:int=1,  # So many batches from `k` on, one after the other
 ) -> np.ndarray:     # int64 (B,)
-    "Which rows global batch `k` holds, numbered in the order of files, for one who holds all rows"
+    "Which rows global batch `k` holds, numbered in the order of files"
     parts = [self._order(w, True)[i:j] for w, i, j in self._pieces(k, together)]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -152,6 +173,16 @@ def together(
 _BLOCK = 1 << 16   # places whose coins are tossed together; Philox gives 256 bits a count
 
 @patch
+def _coins(self:Plan, first, last):
+    "A coin for each place of blocks `first` … `last`; those that were asked for last are kept"
+    if self._kept.get('coins', (None,))[0] != (first, last):
+        generator = philox(self.seed, self.epoch, 0xfffffffe, first*(_BLOCK // 256))
+        bits = generator.random_raw((last - first + 1)*(_BLOCK // 64)).astype('<u8')
+        self._kept['coins'] = (first, last), np.unpackbits(bits.view(np.uint8)).view(bool)
+    return self._kept['coins'][1]
+
+# %% ../../nbs/data/17_order.ipynb #4c05f515
+@patch
 def mirrored(
     self:Plan,
     k:int,              # 0 … len(plan) − 1
@@ -161,7 +192,4 @@ def mirrored(
     if not self.mirror: return None
     begin, end = self.span(k, together)
     first, last = begin // _BLOCK, (end - 1) // _BLOCK
-    if self._kept.get('coins', (None,))[0] != (first, last):
-        bits = philox(self.seed, self.epoch, 0xfffffffe, first*(_BLOCK // 256)).random_raw((last - first + 1)*(_BLOCK // 64))
-        self._kept['coins'] = (first, last), np.unpackbits(bits.astype('<u8').view(np.uint8)).view(bool)
-    return self._kept['coins'][1][begin - first*_BLOCK:end - first*_BLOCK]
+    return self._coins(first, last)[begin - first*_BLOCK:end - first*_BLOCK]

@@ -6,7 +6,7 @@
 __all__ = ['BYTES_PER_TASK', 'PLIES_PER_BLOCK', 'PLIES_PER_RUN', 'ROWS_PER_BLOCK', 'ROWS_PER_SHARD', 'once', 'Prepared',
            'prepare_rules', 'prepare']
 
-# %% ../../nbs/data/15_prepare.ipynb #5cc4f65d
+# %% ../../nbs/data/15_prepare.ipynb #7ce18e3e
 import json
 import shutil
 import time
@@ -22,18 +22,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
+from fastcore.basics import patch
 from tqdm.auto import tqdm
 from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
-from .files import as_path, atomic_file, cache_folder, file_sha256, is_remote, local_file, make_writable
-from .games import Game
-from .positions import add_up, join_tallies, positions, tally, tally_from_arrow, tally_table, tally_to_arrow
-from .records import ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_of_table, games_table, keep_games, kept_plies, passed_over, read_file, record_files
 from .columns import Columns, columns_of
+from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
+                                local_file, make_writable)
+from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
 from .plugins import elsewhere, load_plugins, needs_file
+from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
+                                    tally_table, tally_to_arrow)
+from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_of_table,
+                                  games_table, keep_games, kept_plies, passed_over, read_file,
+                                  record_files)
 from .shards import write_manifest, write_shard
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
@@ -52,192 +57,37 @@ def once(
     return report | {'again': False}
 
 # %% ../../nbs/data/15_prepare.ipynb #d18425fe
+def _task(work, kind, **inputs):
+    "A task: its inputs, and the `path` of the file that it makes"
+    said = json.dumps([__version__, kind, inputs], sort_keys=True)
+    return {**inputs, 'path': str(work/f'{kind}-{xxh3_64_hexdigest(said.encode())}.arrow')}
+
+# %% ../../nbs/data/15_prepare.ipynb #c1660d36
+def _state(path):
+    "What tells one version of a file from another"
+    if is_remote(path): return [path.fs.info(path.path)['size'], path.fs.ukey(path.path)]
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+# %% ../../nbs/data/15_prepare.ipynb #e8747a44
 @contextmanager
 def _arrow_file(path, schema, compression='lz4'):
     "Write an Arrow IPC file, whole or not at all"
-    with atomic_file(path) as f, ipc.new_file(f, schema, options=ipc.IpcWriteOptions(compression=compression)) as w: yield w
-
-@contextmanager
-def _read_arrow(path, columns=None):
-    "A reader of the Arrow IPC file at `path`, mapped; of one that lies elsewhere a copy is fetched"
-    with pa.memory_map(str(local_file(path))) as f:
-        reader = ipc.open_file(f)
-        if columns is not None: reader = ipc.open_file(f, options=ipc.IpcReadOptions(included_fields=[reader.schema.names.index(c) for c in columns]))
-        yield reader
-
-# %% ../../nbs/data/15_prepare.ipynb #e8747a44
-BYTES_PER_TASK = 4_000_000    # of records, to one task
-PLIES_PER_BLOCK = 32_768      # to one block of a table of games
-
-def _read_task(task):
-    "Parse the files of `task` into a table of games"
-    def make(path):
-        report = {'games': 0, 'skipped': []}
-        with _arrow_file(path, GAMES) as out:
-            block, plies = [], 0
-            def flush(): out.write_table(games_table(block)); report['games'] += len(block)
-            for file, _ in task['files']:
-                for game in read_file(file):
-                    if not isinstance(game, Game):
-                        if task['on_bad'] == 'raise': raise game
-                        report['skipped'].append(str(game)); continue
-                    block.append(game); plies += len(game) + 1
-                    if plies >= PLIES_PER_BLOCK: flush(); block, plies = [], 0
-            if block: flush()
-        return report
-    return once(task['path'], make)
+    options = ipc.IpcWriteOptions(compression=compression)
+    with atomic_file(path) as f, ipc.new_file(f, schema, options=options) as w: yield w
 
 # %% ../../nbs/data/15_prepare.ipynb #3c8dca00
-def _by_size(files, sizes):
-    "`files` in groups of about BYTES_PER_TASK"
-    group, total = [], 0
-    for file, size in zip(files, sizes):
-        if group and total + size > BYTES_PER_TASK:
-            yield group, total
-            group, total = [], 0
-        group.append(file); total += size
-    if group: yield group, total
+@contextmanager
+def _read_arrow(path, columns=None):
+    "A reader of the Arrow IPC file at `path`, mapped"
+    with pa.memory_map(str(local_file(path))) as f:
+        reader = ipc.open_file(f)
+        if columns is not None:
+            fields = [reader.schema.names.index(c) for c in columns]
+            reader = ipc.open_file(f, options=ipc.IpcReadOptions(included_fields=fields))
+        yield reader
 
-# %% ../../nbs/data/15_prepare.ipynb #e6a1add3
-_to_choose_by = [c for c in ABOUT_GAMES if c not in ('file', 'index')]
-
-def _further_conditions(about, columns, policy):
-    "What the columns themselves need of a game"
-    if columns.played: yield 'no result', ~np.isnan(about['result'].to_numpy(zero_copy_only=False).astype(np.float32))
-    if policy == 'visits': yield 'no visits of a search', about['searched'].to_numpy(zero_copy_only=False)
-    yield 'no moves', (about['plies'].to_numpy() > 0) | (about['whole'].to_numpy(zero_copy_only=False) if not columns.played else False)
-
-def _about(part):
-    "What is known of the games in the table at `part`"
-    with _read_arrow(part, _to_choose_by + ['visited']) as reader:
-        blocks = [b.drop_columns(['visited']).append_column('searched', b['visited'].is_valid()) for b in map(reader.get_batch, range(reader.num_record_batches))]
-        return pa.Table.from_batches(blocks) if blocks else pa.table({c: pa.array([], GAMES.field(c).type) for c in _to_choose_by} | {'searched': pa.array([], pa.bool_())})
-
-# %% ../../nbs/data/15_prepare.ipynb #667b8bcc
-def _choose(parts, filters, columns, policy):
-    "Per part, the numbers of the games that stay; the counts of what was removed; what moves are to be counted by"
-    about = [_about(p) for p in parts]
-    edges, table = np.cumsum([0, *map(len, about)]), pa.concat_tables(about)
-    searched = table['searched'].to_numpy(zero_copy_only=False)
-    if policy is None:
-        if columns.played and searched.any() and not searched.all():
-            raise ValueError(f"{searched.sum():,} of {len(table):,} games carry the visits of a search, the others do not, and the two cannot be mixed: prepare them apart, or choose policy='games' or policy='visits'")
-        policy = 'visits' if searched.any() else 'games'
-    stay, removed = keep_games(table, filters, _further_conditions(table, columns, policy if columns.played else 'games'))
-    counts = FilterCounts(len(table), int(table['plies'].to_numpy().astype(np.int64).sum()), removed)
-    chosen = [np.flatnonzero(stay[a:b]) for a, b in zip(edges, edges[1:])]
-    if filters.skip_plies or filters.eval_range: _count_plies(parts, chosen, filters, counts)
-    return chosen, counts, policy, int(table['whole'].to_numpy(zero_copy_only=False)[stay].sum())     # whole games have a last position, which is taken where no move is asked for
-
-def _count_plies(parts, chosen, filters, counts):
-    "Count the positions that conditions on plies remove"
-    gone = {}
-    for part, games in zip(parts, chosen):
-        for table in _games_at(part, games, ['plies', 'start', 'evals']):
-            at = None
-            for name, ok in kept_plies(table, filters)[1]:
-                at = np.ones(len(ok), bool) if at is None else at
-                gone[name] = gone.get(name, 0) + int((at & ~ok).sum())
-                at &= ok
-    counts.removed += [(name, 0, n) for name, n in gone.items()]
-
-# %% ../../nbs/data/15_prepare.ipynb #bbe07385
-def _games_at(part, numbers, columns=None):
-    "The games of the table at `part` that have these numbers, in order, a block at a time"
-    with _read_arrow(part, columns) as reader:
-        begin = 0
-        for i in range(reader.num_record_batches):
-            block = reader.get_batch(i)
-            here = numbers[np.searchsorted(numbers, begin):np.searchsorted(numbers, begin + len(block))] - begin
-            if len(here): yield pa.Table.from_batches([block]).take(pa.array(here))
-            begin += len(block)
-
-# %% ../../nbs/data/15_prepare.ipynb #ea5d2143
-def _columns_of_task(task):
-    "The columns that a task is for; a worker imports what registers them"
-    load_plugins(task['plugins'])
-    return columns_of(task['stage'])
-
-# %% ../../nbs/data/15_prepare.ipynb #e262913b
-PLIES_PER_RUN = 100_000
-ROWS_PER_BLOCK = 4_096     # of a run; a merge reads those blocks that its range of ids touches
-
-def _expand_task(task):
-    "The positions of the games of `task`, added up and in order of id"
-    filters, columns = Filters(**task['filters']), _columns_of_task(task)
-    def make(path):
-        tallies = []
-        for part, numbers in task['games']:
-            for table in _games_at(part, np.array(numbers)):
-                kept, games = kept_plies(table, filters)[0], games_of_table(table)
-                if columns.played and task['policy'] == 'visits': kept = kept & (np.concatenate([g.visits.n for g in games]) > 0)
-                cols = positions(games, kept, ends=not columns.played, legal=columns.legal)
-                tallies.append(add_up(tally(cols, columns, task['policy'])))
-        rows = add_up(join_tallies(tallies))
-        return {'rows': _write_run(path, rows)}
-    return once(task['path'], make)
-
-# %% ../../nbs/data/15_prepare.ipynb #d904352e
-def _write_run(path, rows):
-    "Lay down a tally that is in order of id; its schema knows the first id of each block"
-    table, n = tally_to_arrow(rows), len(rows['id'])
-    table = table.replace_schema_metadata({'first_ids': json.dumps(rows['id'][::ROWS_PER_BLOCK].tolist())})
-    with _arrow_file(path, table.schema) as out: out.write_table(table, max_chunksize=ROWS_PER_BLOCK)
-    return n
-
-def _read_run(path, low, high):
-    "The rows of a run with ids from `low` up to `high`, as a tally; None if it has none"
-    with _read_arrow(path) as reader:
-        firsts = np.array(json.loads(reader.schema.metadata[b'first_ids']), np.uint64)
-        begin, end = max(int(np.searchsorted(firsts, np.uint64(low))) - 1, 0), int(np.searchsorted(firsts, np.uint64(high), side='right'))
-        if begin >= end: return None
-        table = pa.Table.from_batches([reader.get_batch(i) for i in range(begin, end)])
-        ids = table['id'].to_numpy()
-        a, b = np.searchsorted(ids, np.uint64(low)), np.searchsorted(ids, np.uint64(high), side='right')
-        return tally_from_arrow(table.slice(a, b - a)) if b > a else None
-
-# %% ../../nbs/data/15_prepare.ipynb #26562487
-def _cut_runs(parts, chosen, plies_of):
-    "The chosen games in groups of about PLIES_PER_RUN plies: ([(part, numbers), …], plies)"
-    group, total = [], 0
-    for part, numbers in zip(parts, chosen):
-        plies = plies_of(part)[numbers] + 1
-        ends = np.cumsum(plies)
-        at = 0
-        while at < len(numbers):
-            until = max(at + 1, int(np.searchsorted(ends, (ends[at - 1] if at else 0) + PLIES_PER_RUN - total, side='right')))
-            group.append((part, numbers[at:until].tolist())); total += int(plies[at:until].sum()); at = until
-            if total >= PLIES_PER_RUN*0.9:
-                yield group, total
-                group, total = [], 0
-    if group: yield group, total
-
-# %% ../../nbs/data/15_prepare.ipynb #dffe88bd
-def _merge_task(task):
-    "One shard: a range of ids of every run"
-    def make(path):
-        parts = [p for run in task['runs'] if (p := _read_run(run, task['low'], task['high'])) is not None]
-        columns = _columns_of_task(task)
-        rows = add_up(join_tallies(parts)) if parts else _empty_tally(columns)
-        entry = write_shard(task['shard'], tally_table(rows, columns), columns, task['made_from'], task['policy'], stamped=True)
-        with atomic_file(path, 'w') as f: json.dump(entry, f)
-        return {'entry': entry}
-    entry = once(task['path'], make)['entry']
-    shard = as_path(task['shard']).with_name(entry['name'])
-    if shard.exists() and file_sha256(shard) == entry['sha256']: return entry
-    as_path(task['path']).unlink()      # the shard itself was lost or spoiled since
-    return once(task['path'], make)['entry']
-
-def _empty_tally(columns):
-    "A tally without rows"
-    none = {'id': np.uint64, 'fold': np.uint8, 'game': np.uint64, 'ply': np.uint16}
-    if columns.played:
-        none |= {'count': np.uint64, 'wins': float, 'evalSum': float, 'evalCount': np.uint64, 'n': np.int64,
-                 'labels': np.uint16, 'moveCounts': np.uint64, 'moveWins': float}
-    widths = {'boards': 81, 'hands': 14} | ({'legal': LABEL_COUNT // 8} if columns.legal else {})
-    return {k: np.zeros(0, t) for k, t in none.items()} | {k: np.zeros((0, w), np.uint8) for k, w in widths.items()}
-
-# %% ../../nbs/data/15_prepare.ipynb #e8897872
+# %% ../../nbs/data/15_prepare.ipynb #731b62fd
 class _Work:
     "Runs tasks on an executor, started when there is enough to do"
     def __init__(self,
@@ -246,38 +96,331 @@ class _Work:
     ):
         self.executor, self.here, self.own = executor, here, None
 
-    def run(self, f, tasks, weights, worth, **bar):
-        "The results of `f` on each of `tasks`, in their order; more than `worth` weight is worth processes"
-        results = [None]*len(tasks)
-        with tqdm(total=sum(weights), leave=False, smoothing=0.05, **bar) as progress:
-            if self.here or self.executor is None and (sum(weights) < worth or len(tasks) < 2 or cores() < 2):
-                for i, task in enumerate(tasks): results[i] = f(task); progress.update(weights[i])
-                return results
-            pending = {self._executor().submit(f, task): i for i, task in enumerate(tasks)}
-            try:
-                for done in as_completed(pending):
-                    i = pending[done]; results[i] = done.result(); progress.update(weights[i])
-            except BrokenProcessPool:
-                raise RuntimeError("a worker process ended before its time: memory may have run out, or this is a script that lacks `if __name__ == '__main__':` around its call; what was done is kept, and the same call goes on from there") from None
-            finally:
-                for future in pending: future.cancel()
-        return results
+# %% ../../nbs/data/15_prepare.ipynb #c4fefe0e
+@patch
+def run(self:_Work, f, tasks, weights, worth, **bar):
+    "Results of `f` on each of `tasks`, in order; processes are worth it from a weight of `worth` on"
+    few = sum(weights) < worth or len(tasks) < 2 or cores() < 2
+    with tqdm(total=sum(weights), leave=False, smoothing=0.05, **bar) as progress:
+        if not self.here and (self.executor is not None or not few):
+            return self._spread(f, tasks, weights, progress)
+        results = []
+        for task, weight in zip(tasks, weights):
+            results.append(f(task))
+            progress.update(weight)
+    return results
 
-    def _executor(self):
-        if self.executor is not None: return self.executor
-        if self.own is None:   # forks do not survive Arrow's threads; an interrupt is for the one who hands out the work
-            self.own = ProcessPoolExecutor(cores(), mp_context=get_context('spawn'), initializer=begin_as_worker)
-        return self.own
+# %% ../../nbs/data/15_prepare.ipynb #26f4318c
+@patch
+def _spread(self:_Work, f, tasks, weights, progress):
+    "The same, by the executor"
+    results = [None]*len(tasks)
+    pending = {self._executor().submit(f, task): i for i, task in enumerate(tasks)}
+    try:
+        for done in as_completed(pending):
+            i = pending[done]
+            results[i] = done.result()
+            progress.update(weights[i])
+    except BrokenProcessPool:
+        raise RuntimeError(
+            'a worker process ended before its time: memory may have run out, or this is a script '
+            "that lacks `if __name__ == '__main__':` around its call; what was done is kept, "
+            'and the same call goes on from there') from None
+    finally:
+        for future in pending: future.cancel()
+    return results
 
-    def close(self, failed=False):
-        "Let the processes go; after a failure at once, whatever they are doing: half a file is not kept"
-        if self.own is None: return
-        processes = list((self.own._processes or {}).values())
-        self.own.shutdown(wait=not failed, cancel_futures=True)
-        if failed:
-            for p in processes: p.terminate()
+# %% ../../nbs/data/15_prepare.ipynb #e8897872
+@patch
+def _executor(self:_Work):
+    "The executor that was given, or one of our own"
+    if self.executor is not None: return self.executor
+    if self.own is None:   # by spawn, as forks do not survive Arrow's threads
+        how = get_context('spawn')
+        self.own = ProcessPoolExecutor(cores(), mp_context=how, initializer=begin_as_worker)
+    return self.own
+
+# %% ../../nbs/data/15_prepare.ipynb #fe617f25
+@patch
+def close(self:_Work, failed=False):
+    "Let the processes go; after a failure at once, whatever they are doing: half a file is not kept"
+    if self.own is None: return
+    processes = list((self.own._processes or {}).values())
+    self.own.shutdown(wait=not failed, cancel_futures=True)
+    if failed:
+        for p in processes: p.terminate()
 
 # %% ../../nbs/data/15_prepare.ipynb #3d0e468a
+BYTES_PER_TASK = 4_000_000    # of records, to one task
+PLIES_PER_BLOCK = 32_768      # to one block of a table of games
+
+# %% ../../nbs/data/15_prepare.ipynb #b6cb6c9b
+def _by_size(files, sizes):
+    "`files` in groups of about BYTES_PER_TASK"
+    group, total = [], 0
+    for file, size in zip(files, sizes):
+        if group and total + size > BYTES_PER_TASK:
+            yield group, total
+            group, total = [], 0
+        group.append(file)
+        total += size
+    if group: yield group, total
+
+# %% ../../nbs/data/15_prepare.ipynb #8760b8ac
+def _good(found, on_bad, skipped):
+    "The games among `found`; errors are raised, or their sentences go to `skipped`"
+    for game in found:
+        if isinstance(game, Game): yield game
+        elif on_bad == 'raise': raise game
+        else: skipped.append(str(game))
+
+# %% ../../nbs/data/15_prepare.ipynb #4861e4a9
+def _blocks(games):
+    "Lists of `games`, each of about PLIES_PER_BLOCK plies"
+    block, plies = [], 0
+    for game in games:
+        block.append(game)
+        plies += len(game) + 1
+        if plies >= PLIES_PER_BLOCK:
+            yield block
+            block, plies = [], 0
+    if block: yield block
+
+# %% ../../nbs/data/15_prepare.ipynb #25291085
+def _read_task(task):
+    "Parse the files of `task` into a table of games"
+    def make(path):
+        report = {'games': 0, 'skipped': []}
+        found = (game for file, _ in task['files'] for game in read_file(file))
+        with _arrow_file(path, GAMES) as out:
+            for block in _blocks(_good(found, task['on_bad'], report['skipped'])):
+                out.write_table(games_table(block))
+                report['games'] += len(block)
+        return report
+    return once(task['path'], make)
+
+# %% ../../nbs/data/15_prepare.ipynb #5ff4a55c
+def _read_all(crew, work, files, on_bad):
+    "Tables of the games of all `files`: their paths, and what the tasks report"
+    states = [_state(f) for f in files]
+    groups = list(_by_size(list(zip(map(str, files), states)), [size for size, _ in states]))
+    tasks = [_task(work, 'games', files=group, on_bad=on_bad) for group, _ in groups]
+    reports = crew.run(_read_task, tasks, [size for _, size in groups], worth=2*BYTES_PER_TASK,
+                       desc='reading records', unit='B', unit_scale=True)
+    return [t['path'] for t in tasks], reports
+
+# %% ../../nbs/data/15_prepare.ipynb #e6a1add3
+_to_choose_by = [c for c in ABOUT_GAMES if c not in ('file', 'index')]
+
+def _about(part):
+    "What is known of the games in the table at `part`"
+    with _read_arrow(part, _to_choose_by + ['visited']) as reader:
+        found = map(reader.get_batch, range(reader.num_record_batches))
+        blocks = [b.drop_columns(['visited']).append_column('searched', b['visited'].is_valid())
+                  for b in found]
+        if blocks: return pa.Table.from_batches(blocks)
+    fields = [GAMES.field(c) for c in _to_choose_by]
+    return pa.schema([*fields, pa.field('searched', pa.bool_())]).empty_table()
+
+# %% ../../nbs/data/15_prepare.ipynb #bbe07385
+def _further_conditions(about, columns, policy):
+    "What the columns themselves need of a game"
+    of = lambda name: about[name].to_numpy(zero_copy_only=False)
+    if columns.played: yield 'no result', ~np.isnan(of('result').astype(np.float32))
+    if policy == 'visits': yield 'no visits of a search', of('searched')
+    some = of('plies') > 0
+    yield 'no moves', some if columns.played else some | of('whole')
+
+# %% ../../nbs/data/15_prepare.ipynb #c200a67c
+def _policy_of(about, columns, policy):
+    "What moves are counted by, where that was left open"
+    if policy is not None: return policy
+    searched = about['searched'].to_numpy(zero_copy_only=False)
+    if columns.played and searched.any() and not searched.all():
+        raise ValueError(
+            f'{searched.sum():,} of {len(about):,} games carry the visits of a search, the others do not, '
+            'and the two cannot be mixed: prepare them apart, '
+            "or choose policy='games' or policy='visits'")
+    return 'visits' if searched.any() else 'games'
+
+# %% ../../nbs/data/15_prepare.ipynb #0c80c1c1
+def _games_at(part, numbers, columns=None):
+    "The games of the table at `part` that have these numbers, in order, a block at a time"
+    with _read_arrow(part, columns) as reader:
+        begin = 0
+        for i in range(reader.num_record_batches):
+            block = reader.get_batch(i)
+            a, b = np.searchsorted(numbers, [begin, begin + len(block)])
+            here = numbers[a:b] - begin
+            if len(here): yield pa.Table.from_batches([block]).take(pa.array(here))
+            begin += len(block)
+
+# %% ../../nbs/data/15_prepare.ipynb #ef01736d
+def _count_plies(parts, chosen, filters, counts):
+    "Count the positions that conditions on plies remove"
+    gone = {}
+    for part, games in zip(parts, chosen):
+        for table in _games_at(part, games, ['plies', 'start', 'evals']):
+            at = True
+            for name, ok in kept_plies(table, filters)[1]:
+                gone[name] = gone.get(name, 0) + int((at & ~ok).sum())
+                at = at & ok
+    counts.removed += [(name, 0, n) for name, n in gone.items()]
+
+# %% ../../nbs/data/15_prepare.ipynb #f2c03bce
+def _choose(parts, filters, columns, policy):
+    """Per part, the numbers of the games that stay
+
+    And the counts of what was removed; what moves are to be counted by; how many of the games
+    are whole, as these have a last position, which is taken where no move is asked for.
+    """
+    about = [_about(p) for p in parts]
+    table = pa.concat_tables(about)
+    policy = _policy_of(table, columns, policy)
+    further = _further_conditions(table, columns, policy if columns.played else 'games')
+    stay, removed = keep_games(table, filters, further)
+    plies = int(table['plies'].to_numpy().astype(np.int64).sum())
+    counts = FilterCounts(len(table), plies, removed)
+    edges = np.cumsum([0, *map(len, about)])
+    chosen = [np.flatnonzero(stay[a:b]) for a, b in zip(edges, edges[1:])]
+    if filters.skip_plies or filters.eval_range: _count_plies(parts, chosen, filters, counts)
+    return chosen, counts, policy, int(table['whole'].to_numpy(zero_copy_only=False)[stay].sum())
+
+# %% ../../nbs/data/15_prepare.ipynb #14668d26
+PLIES_PER_RUN = 100_000
+
+def _cut_runs(parts, chosen, plies_of):
+    "The chosen games in groups of about PLIES_PER_RUN plies: ([(part, numbers), …], plies)"
+    group, total = [], 0
+    for part, numbers in zip(parts, chosen):
+        plies = plies_of(part)[numbers] + 1
+        ends, at = np.cumsum(plies), 0
+        while at < len(numbers):
+            room = (ends[at - 1] if at else 0) + PLIES_PER_RUN - total
+            until = max(at + 1, int(np.searchsorted(ends, room, side='right')))
+            group.append((part, numbers[at:until].tolist()))
+            total += int(plies[at:until].sum())
+            at = until
+            if total >= PLIES_PER_RUN*0.9:
+                yield group, total
+                group, total = [], 0
+    if group: yield group, total
+
+# %% ../../nbs/data/15_prepare.ipynb #9d384152
+ROWS_PER_BLOCK = 4_096     # of a run
+
+def _write_run(path, rows):
+    "Lay down a tally that is in order of id; how many rows it has"
+    first_ids = json.dumps(rows['id'][::ROWS_PER_BLOCK].tolist())
+    table = tally_to_arrow(rows).replace_schema_metadata({'first_ids': first_ids})
+    with _arrow_file(path, table.schema) as out: out.write_table(table, max_chunksize=ROWS_PER_BLOCK)
+    return len(rows['id'])
+
+# %% ../../nbs/data/15_prepare.ipynb #a7304920
+def _read_run(path, low, high):
+    "The rows of a run with ids from `low` up to `high`, as a tally; None if it has none"
+    low, high = np.uint64(low), np.uint64(high)
+    with _read_arrow(path) as reader:
+        firsts = np.array(json.loads(reader.schema.metadata[b'first_ids']), np.uint64)
+        begin = max(int(np.searchsorted(firsts, low)) - 1, 0)
+        end = int(np.searchsorted(firsts, high, side='right'))
+        if begin >= end: return None
+        table = pa.Table.from_batches([reader.get_batch(i) for i in range(begin, end)])
+        ids = table['id'].to_numpy()
+        a, b = np.searchsorted(ids, low), np.searchsorted(ids, high, side='right')
+        return tally_from_arrow(table.slice(a, b - a)) if b > a else None
+
+# %% ../../nbs/data/15_prepare.ipynb #ea5d2143
+def _columns_of_task(task):
+    "The columns that a task is for; a worker imports what registers them"
+    load_plugins(task['plugins'])
+    return columns_of(task['stage'])
+
+# %% ../../nbs/data/15_prepare.ipynb #e262913b
+def _tallies(task):
+    "A tally of each block of the games of `task`"
+    filters, columns = Filters(**task['filters']), _columns_of_task(task)
+    for part, numbers in task['games']:
+        for table in _games_at(part, np.array(numbers)):
+            kept, games = kept_plies(table, filters)[0], games_of_table(table)
+            if columns.played and task['policy'] == 'visits':
+                kept = kept & (np.concatenate([g.visits.n for g in games]) > 0)
+            cols = positions(games, kept, ends=not columns.played, legal=columns.legal)
+            yield tally(cols, columns, task['policy'])
+
+# %% ../../nbs/data/15_prepare.ipynb #d904352e
+def _expand_task(task):
+    "The positions of the games of `task`, added up and in order of id"
+    def make(path):
+        rows = add_up(join_tallies([add_up(t) for t in _tallies(task)]))
+        return {'rows': _write_run(path, rows)}
+    return once(task['path'], make)
+
+# %% ../../nbs/data/15_prepare.ipynb #26562487
+def _expand_all(crew, work, parts, chosen, filters, of):
+    "Runs of the chosen games: their paths, and what the tasks report"
+    runs = list(_cut_runs(parts, chosen, lambda part: _about(part)['plies'].to_numpy().astype(np.int64)))
+    tasks = [_task(work, 'run', games=group, **of, filters=asdict(filters)) for group, _ in runs]
+    reports = crew.run(_expand_task, tasks, [n for _, n in runs], worth=1.5*PLIES_PER_RUN,
+                       desc='positions', unit=' positions', unit_scale=True)
+    return [t['path'] for t in tasks], reports
+
+# %% ../../nbs/data/15_prepare.ipynb #dffe88bd
+def _empty_tally(columns):
+    "A tally without rows"
+    none = {'id': np.uint64, 'fold': np.uint8, 'game': np.uint64, 'ply': np.uint16}
+    if columns.played:
+        none |= {'count': np.uint64, 'wins': float, 'evalSum': float, 'evalCount': np.uint64,
+                 'n': np.int64, 'labels': np.uint16, 'moveCounts': np.uint64, 'moveWins': float}
+    widths = {'boards': 81, 'hands': 14} | ({'legal': LABEL_COUNT // 8} if columns.legal else {})
+    return ({k: np.zeros(0, t) for k, t in none.items()}
+            | {k: np.zeros((0, w), np.uint8) for k, w in widths.items()})
+
+# %% ../../nbs/data/15_prepare.ipynb #6590bf0d
+def _merge(task):
+    "Write the shard of `task`; its entry in the manifest"
+    columns = _columns_of_task(task)
+    slices = [_read_run(run, task['low'], task['high']) for run in task['runs']]
+    parts = [s for s in slices if s is not None]
+    rows = add_up(join_tallies(parts)) if parts else _empty_tally(columns)
+    table = tally_table(rows, columns)
+    return write_shard(task['shard'], table, columns, task['made_from'], task['policy'], stamped=True)
+
+# %% ../../nbs/data/15_prepare.ipynb #4f891156
+def _merge_task(task):
+    "One shard: a range of ids of every run"
+    def make(path):
+        entry = _merge(task)
+        with atomic_file(path, 'w') as f: json.dump(entry, f)
+        return {'entry': entry}
+    entry = once(task['path'], make)['entry']
+    shard = as_path(task['shard']).with_name(entry['name'])
+    if shard.exists() and file_sha256(shard) == entry['sha256']: return entry
+    as_path(task['path']).unlink()      # the shard was lost or spoiled since
+    return once(task['path'], make)['entry']
+
+# %% ../../nbs/data/15_prepare.ipynb #27b36f16
+def _merge_all(crew, work, runs, kept, folder, slug, rows_per_shard, made_from, of):
+    "Shards of `runs` in `folder`: their entries in the manifest"
+    n = max(1, -(-kept // rows_per_shard))
+    edges = [(i << 64) // n for i in range(n + 1)]
+    tasks = [_task(work, 'shard', shard=str(folder/f'{slug}-{i:05d}-of-{n:05d}.feather'), runs=runs,
+                   low=edges[i], high=edges[i + 1] - 1, made_from=made_from, **of) for i in range(n)]
+    return crew.run(_merge_task, tasks, [-(-kept // n)]*n, worth=1.5*PLIES_PER_RUN,
+                    desc='writing shards', unit=' positions', unit_scale=True)
+
+# %% ../../nbs/data/15_prepare.ipynb #64ef0a48
+def _some(n, what):
+    "How many there are of something"
+    return f'{n:,} {what}{"s"*(n != 1)}'
+
+# %% ../../nbs/data/15_prepare.ipynb #0337bc48
+def _left_out(counts):
+    "A sentence on each condition that removed something"
+    removed = [(what, g, p) for what, g, p in counts.removed if g or p]
+    return [f'{_some(g, "game") if g else _some(p, "position")} left out: {what}' for what, g, p in removed]
+
+# %% ../../nbs/data/15_prepare.ipynb #f435c82c
 @dataclass
 class Prepared:
     "What a builder made: where the shards are, and what went into them"
@@ -289,23 +432,24 @@ class Prepared:
     shards: int       # Files written
     seconds: float    # From the first file to the last byte
     filters: FilterCounts = field(default_factory=FilterCounts)   # What each condition removed
-    skipped: list = field(default_factory=list)                   # With on_bad='skip': a sentence on each record left out
-    resumed: int = 0                                              # Tasks found done by an earlier call that was stopped
-    passed_over: dict = field(default_factory=dict)               # Files of the folders that were not looked at: how many of each ending
+    skipped: list = field(default_factory=list)       # With on_bad='skip': a sentence on each record left out
+    resumed: int = 0                                  # Tasks found done by an earlier call that was stopped
+    passed_over: dict = field(default_factory=dict)   # How many files of each ending were not looked at
 
     def __repr__(self):
-        some = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
-        made = f'{some(self.rows, "row")} in {some(self.shards, "shard")}'
-        came = f' from {some(self.positions, "position")} of {some(self.games, "game")}' if self.games else ''
-        lost = ''.join(f'; {some(g, "game") if g else some(p, "position")} left out: {what}' for what, g, p in self.filters.removed if g or p)
-        return f'stage {self.stage}: {made}{came}{lost}' + (f'; {some(len(self.skipped), "record")} skipped that could not be read, listed in .skipped' if self.skipped else '') \
-            + (f'; {some(sum(self.passed_over.values()), "file")} of other endings not looked at: {" ".join(self.passed_over)}' if self.passed_over else '')
+        made = f'{_some(self.rows, "row")} in {_some(self.shards, "shard")}'
+        came = f' from {_some(self.positions, "position")} of {_some(self.games, "game")}'
+        said = [made + came*bool(self.games), *_left_out(self.filters)]
+        if self.skipped:
+            said.append(f'{_some(len(self.skipped), "record")} skipped that could not be read, listed in .skipped')
+        if self.passed_over:
+            others = _some(sum(self.passed_over.values()), 'file')
+            said.append(f'{others} of other endings not looked at: {" ".join(self.passed_over)}')
+        return f'stage {self.stage}: ' + '; '.join(said)
 
     def _repr_html_(self): return f'<p>{self!r}</p>' + (self.filters._repr_html_() if self.games else '')
 
-# %% ../../nbs/data/15_prepare.ipynb #b6cb6c9b
-ROWS_PER_SHARD = 200_000   # about 20 MB compressed, 65 MB in memory
-
+# %% ../../nbs/data/15_prepare.ipynb #caf068bd
 def prepare_rules(
     stage:int|str|Columns,   # A stage's key, or its columns, whose rows the rules alone give
     folder:str|Path,         # Where the shard goes; local or a URL
@@ -313,101 +457,107 @@ def prepare_rules(
     "Write the rows of a stage that needs no games"
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     table = columns.rules()
-    entry = write_shard(folder/f'{columns.slug}-00000-of-00001.feather', table, columns, 'the rules', stamped=True)
+    path = folder/f'{columns.slug}-00000-of-00001.feather'
+    entry = write_shard(path, table, columns, 'the rules', stamped=True)
     write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
-    return Prepared(columns.stage, folder, 0, len(table), len(table), 1, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds)
 
-# %% ../../nbs/data/15_prepare.ipynb #adc6779c
-def _state(path):
-    "What tells one version of a file from another"
-    if is_remote(path): return [path.fs.info(path.path)['size'], path.fs.ukey(path.path)]
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+# %% ../../nbs/data/15_prepare.ipynb #87fe7b3f
+def _write_games(folder, parts, chosen):
+    "The table of the games that stay"
+    schema = pa.schema([GAMES.field(c) for c in ABOUT_GAMES])
+    with atomic_file(folder/'games.parquet') as f, pq.ParquetWriter(f, schema) as out:
+        for part, numbers in zip(parts, chosen):
+            for table in _games_at(part, numbers, ABOUT_GAMES): out.write_table(table.cast(schema))
 
+# %% ../../nbs/data/15_prepare.ipynb #c3c2bb3f
+def _nothing_left(counts, paths, columns):
+    "The error for a set without rows"
+    why = ', '.join(_left_out(counts))
+    needs = 'it needs games with moves' + ' and a result'*columns.played
+    return ValueError(f'{paths} gives no row for stage {columns.stage}, '
+                      f'of {_some(counts.games, "game")}: {why or needs}')
+
+# %% ../../nbs/data/15_prepare.ipynb #d6860a13
+def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, policy, on_bad):
+    "The four steps, and then the manifest"
+    parts, read = _read_all(crew, work, files, on_bad)
+    chosen, counts, policy, ends = _choose(parts, filters, columns, policy)
+    if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns)
+    of = {'stage': columns.key, 'plugins': plugins, 'policy': policy}
+    runs, expanded = _expand_all(crew, work, parts, chosen, filters, of)
+    games, kept = counts.left
+    made_from = f'{games} games'
+    entries = _merge_all(crew, work, runs, kept, folder, columns.slug, rows_per_shard, made_from, of)
+    rows = sum(e['rows'] for e in entries)
+    if not rows: raise _nothing_left(counts, paths, columns)
+
+    _write_games(folder, parts, chosen)
+    counted_by = {'policy': policy} if columns.played else {}
+    write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **counted_by,
+                   filters=[list(r) for r in counts.rows()])
+    return Prepared(columns.stage, folder, games, kept if columns.played else kept + ends, rows,
+                    len(entries), 0., counts, [s for r in read for s in r['skipped']],
+                    sum(r['again'] for r in read + expanded))
+
+# %% ../../nbs/data/15_prepare.ipynb #5fdabaee
 def _working_folder(folder, executor):
     "Where a set for `folder` is put together"
-    return cache_folder()/'preparing'/xxh3_64_hexdigest(str(folder).encode()) if is_remote(folder) and executor is None else folder/'.preparing'
+    if not is_remote(folder) or executor is not None: return folder/'.preparing'
+    return cache_folder()/'preparing'/xxh3_64_hexdigest(str(folder).encode())
 
+# %% ../../nbs/data/15_prepare.ipynb #a8a20628
 def _remove(folder):
     "Remove a folder and all that is in it"
     if is_remote(folder): folder.fs.rm(folder.path, recursive=True)
     else: shutil.rmtree(folder)
 
-def _task(work, kind, **inputs):
-    "A task, its file named after all that goes into it: whoever makes it anew makes the same"
-    return {**inputs, 'path': str(work/f'{kind}-{xxh3_64_hexdigest(json.dumps([__version__, kind, inputs], sort_keys=True).encode())}.arrow')}
+# %% ../../nbs/data/15_prepare.ipynb #149ae019
+def _check_asked(rows_per_shard, filters, policy, executor, on_bad):
+    "Refuse what `prepare` cannot do"
+    if rows_per_shard < 1:
+        raise ValueError(f'rows_per_shard={rows_per_shard}: at least 1 was expected')
+    if on_bad not in ON_BAD: raise ValueError(f"on_bad={on_bad!r}: 'raise' or 'skip' was expected")
+    if not isinstance(filters, Filters):
+        raise ValueError(f'filters={filters!r}: a Filters(…) was expected')
+    if executor is not None and not hasattr(executor, 'submit'):
+        raise ValueError(f'executor={executor!r}: an Executor was expected, such as ProcessPoolExecutor(4)')
+    if policy not in (None, 'games', 'visits'):
+        raise ValueError(f"policy={policy!r}: 'games', 'visits' or none was expected")
 
-# %% ../../nbs/data/15_prepare.ipynb #6ad73d43
+# %% ../../nbs/data/15_prepare.ipynb #93fdcf09
+ROWS_PER_SHARD = 200_000   # about 20 MB compressed, 65 MB in memory
+
+# %% ../../nbs/data/15_prepare.ipynb #c174d1b1
 def prepare(
     stage:int|str|Columns,               # A stage's key, or its columns
-    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several of them; local or URLs
+    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several; local or URLs
     folder:str|Path,                     # Where the shards go; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
     filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,                # What moves are counted by: `games` or `visits`; none: visits if the games have them
+    policy:str|None=None,                # What moves are counted by: `games` or `visits`; none: visits if there are
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
     on_bad:str='raise',                  # At a record that cannot be read: `raise`, or `skip` and list it
 ) -> Prepared:
     "Write the positions of the games, once a fold, with the targets of a stage"
-    if getattr(current_process(), '_inheriting', False): raise SystemExit(1)   # a worker that runs its script once more: the script lacks its main guard, and who started it says so
-    columns = columns_of(stage)
-    began, files, folder = time.perf_counter(), sorted(set(record_files(paths)), key=str), as_path(folder)
-    if rows_per_shard < 1: raise ValueError(f'rows_per_shard={rows_per_shard}: at least 1 was expected')
-    if on_bad not in ON_BAD: raise ValueError(f"on_bad={on_bad!r}: 'raise' or 'skip' was expected")
-    if not isinstance(filters, Filters): raise ValueError(f'filters={filters!r}: a Filters(…) was expected')
-    if executor is not None and not hasattr(executor, 'submit'): raise ValueError(f'executor={executor!r}: an Executor was expected, such as ProcessPoolExecutor(4)')
-    if policy not in (None, 'games', 'visits'): raise ValueError(f"policy={policy!r}: 'games', 'visits' or none was expected")
+    # a worker that runs its script once more: that lacks its main guard, and who started it says so
+    if getattr(current_process(), '_inheriting', False): raise SystemExit(1)
+    columns, began = columns_of(stage), time.perf_counter()
+    files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
+    _check_asked(rows_per_shard, filters, policy, executor, on_bad)
     make_writable(folder)                      # before an hour of reading
-    needed = '' if columns.answers is None else elsewhere(columns.answers)
-    if needed is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
-    crew, work = _Work(executor, here=needed is None), _working_folder(folder, executor)
-    try: made = _steps(crew, work, folder, files, columns, [needed] if needed else [], rows_per_shard, filters, policy, on_bad, began, paths)
-    except BaseException: crew.close(failed=True); raise
-    crew.close(); _remove(work)
+    plugin = '' if columns.answers is None else elsewhere(columns.answers)
+    if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
+    crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
+    try:
+        made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
+                      rows_per_shard, filters, policy, on_bad)
+    except BaseException:
+        crew.close(failed=True)
+        raise
+    made.seconds = time.perf_counter() - began
+    crew.close()
+    _remove(work)
     made.passed_over = passed_over(paths)
     return made
-
-# %% ../../nbs/data/15_prepare.ipynb #530f6b75
-def _steps(crew, work, folder, files, columns, plugins, rows_per_shard, filters, policy, on_bad, began, paths):
-    "The four steps, and then the manifest"
-    states = [_state(f) for f in files]
-    groups = list(_by_size(list(zip(map(str, files), states)), [s[0] for s in states]))
-    reads = [_task(work, 'games', files=g, on_bad=on_bad) for g, _ in groups]
-    read = crew.run(_read_task, reads, [size for _, size in groups], worth=2*BYTES_PER_TASK, desc='reading records', unit='B', unit_scale=True)
-    parts = [t['path'] for t in reads]
-
-    chosen, counts, policy, ends = _choose(parts, filters, columns, policy)
-    if not any(map(len, chosen)): raise ValueError(_nothing_left(counts, paths, columns))
-
-    runs = list(_cut_runs(parts, chosen, lambda part: _about(part)['plies'].to_numpy().astype(np.int64)))
-    of = {'stage': columns.key, 'plugins': plugins, 'policy': policy}
-    expands = [_task(work, 'run', games=g, **of, filters=asdict(filters)) for g, _ in runs]
-    expanded = crew.run(_expand_task, expands, [n for _, n in runs], worth=1.5*PLIES_PER_RUN, desc='positions', unit=' positions', unit_scale=True)
-
-    games, kept = counts.left
-    shards = max(1, -(-kept // rows_per_shard))
-    edges = [(i << 64) // shards for i in range(shards + 1)]
-    merges = [_task(work, 'shard', shard=str(folder/f'{columns.slug}-{i:05d}-of-{shards:05d}.feather'), runs=[t['path'] for t in expands], low=edges[i], high=edges[i + 1] - 1,
-                    made_from=f'{games} games', **of) for i in range(shards)]
-    entries = crew.run(_merge_task, merges, [-(-kept // shards)]*shards, worth=1.5*PLIES_PER_RUN, desc='writing shards', unit=' positions', unit_scale=True)
-    rows = sum(e['rows'] for e in entries)
-    if not rows: raise ValueError(_nothing_left(counts, paths, columns))
-
-    _write_games(folder, parts, chosen)
-    write_manifest(folder, entries, stage=columns.stage, prepared_from=f'{games} games', **({'policy': policy} if columns.played else {}), filters=[list(r) for r in counts.rows()])
-    if not columns.played: kept += ends
-    return Prepared(columns.stage, folder, games, kept, rows, shards, time.perf_counter() - began, counts, [s for r in read for s in r['skipped']], sum(r['again'] for r in read + expanded))
-
-# %% ../../nbs/data/15_prepare.ipynb #9e993e0b
-def _nothing_left(counts, paths, columns):
-    "A sentence on a set without rows"
-    some = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
-    why = ', '.join(f'{some(g, "game") if g else some(p, "position")} left out: {what}' for what, g, p in counts.removed if g or p)
-    return f'{paths} gives no row for stage {columns.stage}, of {some(counts.games, "game")}: ' + (why or 'it needs games with moves' + ' and a result'*columns.played)
-
-def _write_games(folder, parts, chosen):
-    "The games table that stands beside the shards: a row's `game` key leads to the file"
-    with atomic_file(folder/'games.parquet') as f:
-        with pq.ParquetWriter(f, schema := pa.schema([GAMES.field(c) for c in ABOUT_GAMES])) as out:
-            for part, numbers in zip(parts, chosen):
-                for table in _games_at(part, numbers, ABOUT_GAMES): out.write_table(table.cast(schema))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,12 @@ from fastcore.basics import patch
 from xxhash import xxh3_128_hexdigest
 
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
-from .columns import INLINE, Columns, columns_of
+from .columns import FOLDS, INLINE, Columns, columns_of
 from .files import cache_folder, cache_limit, cached_file, is_remote, local_file
-from .games import FOLDS
 from .machine import free_memory, free_shared, size_text
 from .order import WINDOW_ROWS, Plan
-from .rows import TARGETS, Rows, join_rows, load_rows, row_folds, rows_of_table, runs, shift_tails
+from .rows import (
+    TARGETS, Rows, join_rows, load_rows, row_folds, rows_of_table, runs, shift_tails)
 from .shards import FOREIGN, Shard, ShardError, find_shards, read_shard
 
 # %% ../../nbs/data/18_sources.ipynb #2b509e61
@@ -37,44 +38,40 @@ CACHES = ('file', 'memory', 'mmap', 'device')
 
 class StreamingFileSource:
     "Rows of shard files, a window of shards at a time; nothing is opened until it is needed"
-    def __init__(self,
-                 paths:str|Path|Iterable,    # A shard, a folder of them, a glob, or several of these
-                 stage:int|str|Columns,      # A stage's key, or its columns
-                 folds:Iterable|None=None,   # Only rows of these folds; None: all
-                 window:int=4,               # Shards that are shuffled together, at least
-                 cache:str='file',           # Where rows are held: file, memory, mmap or device
-                 device=None,                # The torch device of cache='device'
-                 window_rows:int=WINDOW_ROWS,# Small shards are added to a window until it has so many rows
-                 limit:int|None=None,        # Bytes that the rows may take; None: what is free
-                 say:Callable=print,         # Gets the sentence when a copy is made, or something is left out
-                 policy:str='move-label',    # What a policy is taught: one of `TARGETS`
-                 on_bad:str='raise',         # Or skip: leave damaged shards and bad rows out, and list them in `skipped`
-                 shards:list|None=None):     # Those that were found already; None: found on first use
-        if policy not in TARGETS or on_bad not in ('raise', 'skip'): raise ValueError(f"policy={policy!r}, on_bad={on_bad!r}: one of {', '.join(TARGETS)}, and raise or skip, were expected")
-        if cache not in CACHES: raise ValueError(f'cache={cache!r}: one of {", ".join(CACHES)} was expected')
-        if window < 1 or window_rows < 0: raise ValueError(f'window={window}, window_rows={window_rows}: a window of at least 1 shard, and rows from 0 up, were expected')
-        if cache == 'device' and device is None: raise ValueError("cache='device' needs a device, such as device='cuda'")
-        self.paths, self.columns, self.window, self.window_rows = paths, columns_of(stage), window, window_rows
-        self.cache, self.device, self.limit, self.say, self.policy, self.on_bad, self.skipped = cache, device, limit, say, policy, on_bad, []
+    def __init__(
+        self,
+        paths:str|Path|Iterable,     # A shard, a folder of them, a glob, or several of these
+        stage:int|str|Columns,       # A stage's key, or its columns
+        folds:Iterable|None=None,    # Only rows of these folds; None: all
+        window:int=4,                # Shards that are shuffled together, at least
+        cache:str='file',            # Where rows are held: file, memory, mmap or device
+        device=None,                 # The torch device of cache='device'
+        window_rows:int=WINDOW_ROWS, # Small shards are added to a window until it has so many rows
+        limit:int|None=None,         # Bytes that the rows may take; None: what is free
+        say:Callable=print,          # Gets the sentence when a copy is made, or something is left out
+        policy:str='move-label',     # What a policy is taught: one of `TARGETS`
+        on_bad:str='raise',          # Or skip: leave damaged shards and bad rows out, listed in `skipped`
+        shards:list|None=None,       # Those that were found already; None: found on first use
+    ):
+        self.paths, self.columns = paths, columns_of(stage)
         self.folds = None if folds is None else frozenset(folds)
-        if self.folds and not self.folds <= set(range(FOLDS)): raise ValueError(f'folds={sorted(self.folds)}: whole numbers from 0 to {FOLDS - 1} were expected')
+        self.window, self.window_rows = window, window_rows
+        self.cache, self.device, self.limit = cache, device, limit
+        self.say, self.policy, self.on_bad, self.skipped = say, policy, on_bad, []
+        _check_options(self)
         if shards is not None: self.shards = shards
         self._mapped, self._shared = None, None
         self._start_empty()
 
-    @property
-    def stage(self) -> int|str:
-        "Whose rows these are"
-        return self.columns.stage
+    def _start_empty(self):
+        "Hold no rows"
+        self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
+        self._numbers = None      # set where the rows held are more than the rows chosen
 
     @cached_property
     def shards(self) -> list[Shard]:
         "The shards, found on first use"
-        if self.on_bad == 'skip': self.say(f"on_bad='skip': all shards of stage {self.stage} are read once, to know what is left of them")
-        found = find_shards(self.paths, self.columns, self.on_bad, self.skipped.append)
-        if self.skipped: self.say(f'{len(self.skipped)} left out: ' + '; '.join(self.skipped[:5]) + (f'; and {len(self.skipped) - 5} more' if len(self.skipped) > 5 else ''))
-        self._check_rates(found)
-        return found
+        return self._find()
 
     @cached_property
     def row_counts(self) -> tuple[int, ...]:
@@ -82,54 +79,112 @@ class StreamingFileSource:
         if self.folds is None: return tuple(s.rows for s in self.shards)
         return tuple(sum(folds_of(s, self.on_bad)[f] for f in self.folds) for s in self.shards)
 
-    def __repr__(self): return f'{type(self).__name__}({self.total_rows:,} rows of stage {self.stage} in {len(self.shards)} shards, cache={self.cache!r})'
-
 # %% ../../nbs/data/18_sources.ipynb #30dbbc61
+def _check_options(source):
+    "Refuse options of a source that cannot be"
+    s = source
+    if s.policy not in TARGETS or s.on_bad not in ('raise', 'skip'):
+        raise ValueError(f'policy={s.policy!r}, on_bad={s.on_bad!r}: one of '
+                         f'{", ".join(TARGETS)}, and raise or skip, were expected')
+    if s.cache not in CACHES:
+        raise ValueError(f'cache={s.cache!r}: one of {", ".join(CACHES)} was expected')
+    if s.window < 1 or s.window_rows < 0:
+        raise ValueError(f'window={s.window}, window_rows={s.window_rows}: a window of '
+                         'at least 1 shard, and rows from 0 up, were expected')
+    if s.cache == 'device' and s.device is None:
+        raise ValueError("cache='device' needs a device, such as device='cuda'")
+    if s.folds and not s.folds <= set(range(FOLDS)):
+        raise ValueError(f'folds={sorted(s.folds)}: whole numbers '
+                         f'from 0 to {FOLDS - 1} were expected')
+
+# %% ../../nbs/data/18_sources.ipynb #070529c6
+def _lacks_rates(shard):
+    "Whether `shard` is another tool's and does not know how often each move won"
+    if not shard.foreign: return False
+    return any(f.lacks_rates(local_file(shard.path), shard.foreign) for f in FOREIGN)
+
+# %% ../../nbs/data/18_sources.ipynb #b8df5913
 @patch
 def _check_rates(self:StreamingFileSource, shards):
     "Refuse to teach win rates of moves to those that do not know them"
     if not self.columns.played or self.policy == 'move-label': return
-    for s in shards:
-        if s.foreign and any(f.lacks_rates(local_file(s.path), s.foreign) for f in FOREIGN):
-            raise ShardError(f"{s.path} does not know how often each move won, which policy={self.policy!r} asks for: a newer table of the old tool, shards made from records, or 'move-label', were expected")
+    for s in filter(_lacks_rates, shards):
+        raise ShardError(f'{s.path} does not know how often each move won, which '
+                         f'policy={self.policy!r} asks for: a newer table of the old tool, '
+                         "shards made from records, or 'move-label', were expected")
 
-_counted = {}     # what was read for its folds: shard → rows of each fold
+# %% ../../nbs/data/18_sources.ipynb #d0840498
+@patch
+def _find(self:StreamingFileSource):
+    "The shards; it is said what is left out"
+    if self.on_bad == 'skip':
+        self.say(f"on_bad='skip': all shards of stage {self.stage} are read once, "
+                 'to know what is left of them')
+    found = find_shards(self.paths, self.columns, self.on_bad, self.skipped.append)
+    if left := self.skipped:
+        more = f'; and {len(left) - 5} more' if len(left) > 5 else ''
+        self.say(f'{len(left)} left out: ' + '; '.join(left[:5]) + more)
+    self._check_rates(found)
+    return found
 
-def folds_of(shard:Shard, on_bad:str='raise') -> tuple:
-    "Rows of each of the 100 folds of `shard`; of one that knows no games they are made up, for which it is read once"
-    if shard.folds is not None: return shard.folds
-    if not shard.columns.origin: raise ShardError(f'{shard.path} knows no games, so nothing can be held out of it: rows of stages 2 and 3 were expected')
-    key = _identity(shard), on_bad
-    if key not in _counted: _counted[key] = tuple(np.bincount(row_folds(read_shard(shard, on_bad)), minlength=FOLDS).tolist())
-    return _counted[key]
+# %% ../../nbs/data/18_sources.ipynb #2d4d38d2
+@patch(as_prop=True)
+def stage(self:StreamingFileSource) -> int|str:
+    "Whose rows these are"
+    return self.columns.stage
 
-# %% ../../nbs/data/18_sources.ipynb #7d0c855e
+# %% ../../nbs/data/18_sources.ipynb #904c1481
 @patch(as_prop=True)
 def file_paths(self:StreamingFileSource) -> list[Path]:
     "The shard files, in order"
     return [s.path for s in self.shards]
 
+# %% ../../nbs/data/18_sources.ipynb #9a2c6464
 @patch(as_prop=True)
 def total_rows(self:StreamingFileSource) -> int:
     "Rows of all shards, of the chosen folds"
     return sum(self.row_counts)
 
-# %% ../../nbs/data/18_sources.ipynb #3f82b2d9
+# %% ../../nbs/data/18_sources.ipynb #b9578876
 @patch
-def _start_empty(self:StreamingFileSource):
-    "Hold no rows"
-    self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
-    self._numbers = None      # set where the rows held are more than the rows chosen
+def __repr__(self:StreamingFileSource):
+    rows = f'{self.total_rows:,} rows of stage {self.stage} in {len(self.shards)} shards'
+    return f'{type(self).__name__}({rows}, cache={self.cache!r})'
 
 # %% ../../nbs/data/18_sources.ipynb #8b685256
+def _identity(shard):
+    "What a shard's bytes are known by: their SHA-256, or failing that path, size and time"
+    path = shard.path
+    if shard.sha256: return shard.sha256
+    if is_remote(path): return f'{path} {path.fs.ukey(path.path)}'
+    return f'{Path(path).resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}'
+
+# %% ../../nbs/data/18_sources.ipynb #e17978da
+_counted = {}     # what was read for its folds: shard → rows of each fold
+
+def folds_of(shard:Shard, on_bad:str='raise') -> tuple:
+    "Rows of each of the 100 folds of `shard`; they are made up where it knows no games"
+    if shard.folds is not None: return shard.folds
+    if not shard.columns.origin:
+        raise ShardError(f'{shard.path} knows no games, so nothing can be held out of it: '
+                         'rows of stages 2 and 3 were expected')
+    key = _identity(shard), on_bad
+    if key not in _counted:
+        folds = row_folds(read_shard(shard, on_bad))
+        _counted[key] = tuple(np.bincount(folds, minlength=FOLDS).tolist())
+    return _counted[key]
+
+# %% ../../nbs/data/18_sources.ipynb #41999ecc
 @patch
 def iter_files_columnar_subset(
     self:StreamingFileSource,
     files:Iterable[int],      # Which files, by their place in `file_paths`
 ) -> Iterator[Rows]:
     "The rows of the chosen files, one `Rows` a file"
-    for i in files: yield load_rows(self.shards[i], self.folds, None, self.policy, self.on_bad)
+    for i in files:
+        yield load_rows(self.shards[i], self.folds, None, self.policy, self.on_bad)
 
+# %% ../../nbs/data/18_sources.ipynb #de82a94b
 @patch
 def iter_files_columnar(self:StreamingFileSource) -> Iterator[Rows]:
     "The rows of every file, one `Rows` a file"
@@ -146,22 +201,26 @@ def plan(
     mirror:bool=False,   # Mirror half of the rows left-right
 ) -> Plan:
     "The order of an epoch over this source"
-    return Plan(self.row_counts, batch_size, seed, epoch, self.window, shuffle, self.window_rows, mirror)
+    return Plan(self.row_counts, batch_size, seed, epoch,
+                self.window, shuffle, self.window_rows, mirror)
 
 # %% ../../nbs/data/18_sources.ipynb #188d1dcc
 @patch
 def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by place: host, device, disk
     "What this source will take in its mode, from the row counts alone"
-    size, rows, counts = self.columns.record.itemsize, self.total_rows, sorted(self.row_counts, reverse=True)
-    order, largest = 24*rows, sum(counts[:1])*size   # an order is 8 bytes a row, and three times that while it is drawn
+    size, rows = self.columns.record.itemsize, self.total_rows
+    counts = sorted(self.row_counts, reverse=True)
+    order = 24*rows                  # 8 bytes a row, and three times that while it is drawn
+    largest = sum(counts[:1])*size   # a shard on its way to its place
     if self.cache == 'file':
         window = max(sum(counts[:self.window]), self.window_rows + sum(counts[:1]))
-        return {'host': min(rows, 2*window)*(size + 24) + largest}     # this window, the next, and a shard on its way into it
+        return {'host': min(rows, 2*window)*(size + 24) + largest}     # this window and the next
     if self.cache == 'memory': return {'host': rows*size + order + largest}
-    if self.cache == 'mmap': return {'disk': sum(s.rows for s in self.shards)*(size + 1), 'host': order + 4*rows*(self.folds is not None)}
-    return {'device': rows*size, 'host': order + largest}
+    if self.cache == 'device': return {'device': rows*size, 'host': order + largest}
+    copy = sum(s.rows for s in self.shards)*(size + 1)
+    return {'disk': copy, 'host': order + 4*rows*(self.folds is not None)}
 
-# %% ../../nbs/data/18_sources.ipynb #64e5b082
+# %% ../../nbs/data/18_sources.ipynb #a5a924da
 @patch
 def memory_free(self:StreamingFileSource) -> dict[str, int|None]:   # Bytes by place; None: not known
     "What there is of what `memory_needed` counts"
@@ -170,40 +229,50 @@ def memory_free(self:StreamingFileSource) -> dict[str, int|None]:   # Bytes by p
     if self.cache == 'mmap':
         there = next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())
         free['disk'] = min(shutil.disk_usage(there).free, cache_limit())
-    if self.cache == 'device': free['device'] = torch.cuda.mem_get_info(self.device)[0] if torch.device(self.device).type == 'cuda' else free['host']
+    if self.cache == 'device':
+        cuda = torch.device(self.device).type == 'cuda'
+        free['device'] = torch.cuda.mem_get_info(self.device)[0] if cuda else free['host']
     return free
 
-# %% ../../nbs/data/18_sources.ipynb #a5a924da
+# %% ../../nbs/data/18_sources.ipynb #4ef9a342
 @patch
 def check_fits(self:StreamingFileSource):
     "Refuse, with the figures, what cannot fit"
-    free, names = self.memory_free(), {'host': 'memory', 'device': f'memory of {self.device}', 'disk': f'disk in {cache_folder()}, of which MAOU_NB_CACHE_GB bounds the use,'}
+    free, names = self.memory_free(), {
+        'host': 'memory', 'device': f'memory of {self.device}',
+        'disk': f'disk in {cache_folder()}, of which MAOU_NB_CACHE_GB bounds the use,'}
     for place, need in self.memory_needed().items():
         if free.get(place) is None or need <= free[place]: continue
-        less = StreamingFileSource(self.paths, self.columns, self.folds, 4, limit=self.limit, shards=self.shards)
-        raise MemoryError(f"cache={self.cache!r} needs {size_text(need)} of {names[place]} for {self.total_rows:,} rows of stage {self.stage}, and {size_text(free[place])} are free: "
-                          f"a StreamingFileSource with cache='file' would take {size_text(less.memory_needed()['host'])}")
+        less = StreamingFileSource(
+            self.paths, self.columns, self.folds, 4, limit=self.limit, shards=self.shards)
+        raise MemoryError(
+            f'cache={self.cache!r} needs {size_text(need)} of {names[place]} '
+            f'for {self.total_rows:,} rows of stage {self.stage}, '
+            f"and {size_text(free[place])} are free: a StreamingFileSource with cache='file' "
+            f"would take {size_text(less.memory_needed()['host'])}")
 
 # %% ../../nbs/data/18_sources.ipynb #6514c8a3
 def _new_records(n, columns):
-    "Room for `n` records, begun on a cache line; NumPy asks for large pages, which makes far rows quicker to reach"
+    "Room for `n` records, begun on a cache line"
     raw = np.empty(n*columns.record.itemsize + 64, np.uint8)
     at = -raw.ctypes.data % 64
     return raw[at:len(raw) - 64 + at].view(columns.record)
 
-# %% ../../nbs/data/18_sources.ipynb #199f552e
+# %% ../../nbs/data/18_sources.ipynb #6d608943
 @patch
 def _load(self:StreamingFileSource, files, make=_new_records):
     "The rows of `files`, shards by number, laid end to end in memory from `make`"
     ends = np.cumsum([0] + [self.row_counts[s] for s in files]).tolist()
     fixed = make(ends[-1], self.columns)
-    parts = [load_rows(self.shards[s], self.folds, fixed[i:j], self.policy, self.on_bad) for s, i, j in zip(files, ends, ends[1:])]
+    parts = [load_rows(self.shards[s], self.folds, fixed[i:j], self.policy, self.on_bad)
+             for s, i, j in zip(files, ends, ends[1:])]
     begins = np.cumsum([0] + [len(p.labels) for p in parts])
     for p, b in zip(parts, begins):
         if b and len(p.labels): shift_tails(p.fixed, b)
-    return Rows(fixed, np.concatenate([p.labels for p in parts]), np.concatenate([p.counts for p in parts]))
+    labels, counts = (np.concatenate([getattr(p, n) for p in parts]) for n in ('labels', 'counts'))
+    return Rows(fixed, labels, counts)
 
-# %% ../../nbs/data/18_sources.ipynb #6d608943
+# %% ../../nbs/data/18_sources.ipynb #7aaaa888
 @patch
 def _windows(self:StreamingFileSource, plan, wanted):
     "The rows of each window in `wanted`; the next one is on its way, all others are let go"
@@ -216,123 +285,173 @@ def _windows(self:StreamingFileSource, plan, wanted):
             if key not in self._open: self._open[key] = self._reader.submit(self._load, key)
         waiting = [self._open[key] for key in keys[:len(wanted)]]
     try: return [w.result() for w in waiting]
-    except BaseException: self._open.clear(); raise     # a shard that was mended is read again
+    except BaseException:
+        self._open.clear()     # a shard that was mended is read again
+        raise
 
 # %% ../../nbs/data/18_sources.ipynb #9b29fa9f
-@patch(as_prop=True)
-def resident(self:StreamingFileSource):   # `Rows` or `DeviceRows`
-    "All rows, in the order of files, in memory, in a map or on the device; loaded on first use"
-    with self._lock:
-        if self._held is None:
-            if self.cache != 'mmap': self.check_fits()   # a copy that is there already takes no more
-            self._held = {'memory': self._in_memory, 'mmap': self._in_map, 'device': self._on_device}[self.cache]()
-    return self._held
-
 @patch
-def _in_memory(self:StreamingFileSource): return self._load(range(len(self.shards)))
+def _in_memory(self:StreamingFileSource):
+    "All rows, in memory"
+    self.check_fits()
+    return self._load(range(len(self.shards)))
 
-# %% ../../nbs/data/18_sources.ipynb #6322dad8
-def _identity(shard):
-    "What a shard's bytes are known by: their SHA-256, or failing that path, size and time"
-    if shard.sha256: return shard.sha256
-    if is_remote(shard.path): return f'{shard.path} {shard.path.fs.ukey(shard.path.path)}'
-    return f'{Path(shard.path).resolve()} {shard.path.stat().st_size} {shard.path.stat().st_mtime_ns}'
-
+# %% ../../nbs/data/18_sources.ipynb #6f88ae23
 @patch
 def _copy_key(self:StreamingFileSource):
     "The name of the unpacked copy"
-    what = json.dumps([self.columns.record.descr, self.policy, self.on_bad, *map(_identity, self.shards)])
-    return f'{xxh3_128_hexdigest(what.encode())}/stage{self.stage}-{sum(s.rows for s in self.shards)}-rows.safetensors'
+    shards = map(_identity, self.shards)
+    what = json.dumps([self.columns.record.descr, self.policy, self.on_bad, *shards])
+    name = f'{self.columns.slug}-{sum(s.rows for s in self.shards)}-rows.safetensors'
+    return f'{xxh3_128_hexdigest(what.encode())}/{name}'
 
-# %% ../../nbs/data/18_sources.ipynb #e6b6c9fe
+# %% ../../nbs/data/18_sources.ipynb #6322dad8
 _HEADER = 1024   # bytes: a multiple of a cache line
 
+def _copy_header(columns, rows, further):
+    "What stands before the arrays of a copy: where each lies, its type and shape"
+    size = columns.record.itemsize
+    arrays = [('records', 'U8', [rows, size], rows*size), ('counts', 'F32', [further], 4*further),
+              ('labels', 'U16', [further], 2*further), ('folds', 'U8', [rows], rows)]
+    ends = [0, *accumulate(n for *_, n in arrays)]
+    mine = json.dumps({'stage': columns.stage, 'fields': columns.record.descr})
+    about = {'__metadata__': {'maou_nb': mine}}
+    for (name, dtype, shape, _), i, j in zip(arrays, ends, ends[1:]):
+        about[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': [i, j]}
+    return (_HEADER - 8).to_bytes(8, 'little') + json.dumps(about).encode().ljust(_HEADER - 8)
+
+# %% ../../nbs/data/18_sources.ipynb #193189b3
+@patch
+def _read_counted(self:StreamingFileSource, shard):
+    "The table of `shard`, which has as many rows as were counted"
+    table = read_shard(shard, self.on_bad)
+    if len(table) == shard.rows: return table
+    raise ShardError(f'{shard.path} has {len(table):,} rows where its manifest says '
+                     f'{shard.rows:,}: prepare the set again')
+
+# %% ../../nbs/data/18_sources.ipynb #0983e834
 @patch
 def _write_copy(self:StreamingFileSource, path):
     "Unpack the shards into `path`: records, then counts and labels of further moves, then folds"
-    size, rows, tails, folds, moved = self.columns.record.itemsize, sum(s.rows for s in self.shards), [], [], 0
+    further, folds, moved = [], [], 0
     with open(path, 'wb') as f:
         f.seek(_HEADER)
         for s in self.shards:
-            table = read_shard(s, self.on_bad)
-            if len(table) != s.rows: raise ShardError(f'{s.path} has {len(table):,} rows where its manifest says {s.rows:,}: prepare the set again')
+            table = self._read_counted(s)
             part = rows_of_table(table, self.columns, policy=self.policy)
             if moved: shift_tails(part.fixed, moved)
-            f.write(part.fixed.data); tails.append((part.counts, part.labels)); moved += len(part.labels)
+            f.write(part.fixed.data)
+            further.append((part.counts, part.labels))
+            moved += len(part.labels)
             folds.append(row_folds(table) if self.columns.origin else np.zeros(len(table), np.uint8))
-        counts, labels, folds = *(np.concatenate(t) for t in zip(*tails)), np.concatenate(folds)
-        for a in (counts, labels, folds): f.write(a.data)
-        sizes = np.cumsum([0, rows*size, counts.nbytes, labels.nbytes, folds.nbytes]).tolist()
-        about = {n: {'dtype': d, 'shape': shape, 'data_offsets': list(at)} for n, d, shape, at in
-                 zip(('records', 'counts', 'labels', 'folds'), ('U8', 'F32', 'U16', 'U8'), ([rows, size], [moved], [moved], [rows]), zip(sizes, sizes[1:]))}
-        text = json.dumps({'__metadata__': {'maou_nb': json.dumps({'stage': self.stage, 'fields': self.columns.record.descr})}, **about}).encode()
-        f.seek(0); f.write((_HEADER - 8).to_bytes(8, 'little') + text.ljust(_HEADER - 8))
+        for parts in (*zip(*further), folds): f.write(np.concatenate(parts).data)
+        f.seek(0)
+        f.write(_copy_header(self.columns, sum(map(len, folds)), moved))
 
-# %% ../../nbs/data/18_sources.ipynb #193189b3
+# %% ../../nbs/data/18_sources.ipynb #d16164e4
 def _map_copy(path, columns):
     "The arrays of an unpacked copy, mapped: records, labels and counts of further moves, folds"
     with open(path, 'rb') as f: about = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
     data = np.memmap(path, np.uint8, 'r', offset=_HEADER).view(np.ndarray)
     get = lambda name, dtype: data[slice(*about[name]['data_offsets'])].view(dtype)
-    return get('records', columns.record), get('labels', np.uint16), get('counts', np.float32), get('folds', np.uint8)
+    further = get('labels', np.uint16), get('counts', np.float32)
+    return get('records', columns.record), *further, get('folds', np.uint8)
 
-# %% ../../nbs/data/18_sources.ipynb #119c19f4
+# %% ../../nbs/data/18_sources.ipynb #79374959
 @patch
 def _in_map(self:StreamingFileSource):
-    "All rows, mapped from a copy that is made if it is not there; with folds, the numbers of their rows are noted"
+    "All rows, mapped from a copy that is made if it is not there"
     def make(path):
         self.check_fits()
         shards = f'{len(self.shards)} shard{"s"*(len(self.shards) != 1)}'
-        self.say(f"cache='mmap': {shards} unpacked once, {size_text(self.memory_needed()['disk'])} in {cache_folder()}")
+        disk = size_text(self.memory_needed()['disk'])
+        self.say(f"cache='mmap': {shards} unpacked once, {disk} in {cache_folder()}")
         self._write_copy(path)
-    if self._mapped is None or not self._mapped.exists(): self._mapped = cached_file(self._copy_key(), make)
+    if self._mapped is None or not self._mapped.exists():
+        self._mapped = cached_file(self._copy_key(), make)
     *arrays, folds = _map_copy(self._mapped, self.columns)
-    self._numbers = None if self.folds is None else np.flatnonzero(np.isin(folds, list(self.folds))).astype(np.uint32)
+    chosen = None if self.folds is None else np.isin(folds, list(self.folds))
+    self._numbers = None if chosen is None else np.flatnonzero(chosen).astype(np.uint32)
     return Rows(*arrays)
 
-# %% ../../nbs/data/18_sources.ipynb #79374959
+# %% ../../nbs/data/18_sources.ipynb #058cfc73
 @dataclass
 class DeviceRows:
     "Compact rows as tensors on a device"
     records: torch.Tensor   # uint8 (N, bytes of a record)
     labels: torch.Tensor    # int16 (M,): moves beyond the fourth of each row
     counts: torch.Tensor    # float32 (M,)
-    more: tuple|None = None # On the host, if there are any: number of further moves of each row (N,), where they begin (N,)
-    row_of: torch.Tensor|None = None   # int32 (M,), of rows that were taken: in which row each further move is
+    # On the host, if there are any: number of further moves of each row (N,), where they begin (N,)
+    more: tuple|None = None
+    row_of: torch.Tensor|None = None   # int32 (M,), of rows that were taken: the row of each further move
 
-    def __len__(self): return len(self.records)
+# %% ../../nbs/data/18_sources.ipynb #4b0e60a7
+@patch
+def __len__(self:DeviceRows): return len(self.records)
 
-    def take(self, idx:np.ndarray) -> 'DeviceRows':
-        "The rows numbered `idx`, in that order"
-        there = lambda a: torch.from_numpy(a).to(self.records.device, non_blocking=True)
-        records = self.records.index_select(0, there(idx.astype(np.int64, copy=False)))
-        if self.more is None: return DeviceRows(records, self.labels, self.counts)
-        n = self.more[0][idx].astype(np.int64)
-        at = there(runs(self.more[1][idx].astype(np.int64), n))
-        return DeviceRows(records, self.labels.index_select(0, at), self.counts.index_select(0, at), row_of=there(np.repeat(np.arange(len(idx), dtype=np.int32), n)))
+# %% ../../nbs/data/18_sources.ipynb #a1fc7c91
+@patch
+def take(self:DeviceRows, idx:np.ndarray) -> DeviceRows:
+    "The rows numbered `idx`, in that order"
+    there = lambda a: torch.from_numpy(a).to(self.records.device, non_blocking=True)
+    records = self.records.index_select(0, there(idx.astype(np.int64, copy=False)))
+    if self.more is None: return DeviceRows(records, self.labels, self.counts)
+    n = self.more[0][idx].astype(np.int64)
+    at = there(runs(self.more[1][idx].astype(np.int64), n))
+    labels, counts = self.labels.index_select(0, at), self.counts.index_select(0, at)
+    row_of = there(np.repeat(np.arange(len(idx), dtype=np.int32), n))
+    return DeviceRows(records, labels, counts, row_of=row_of)
 
-    def rows(self, stage:int|str|Columns) -> Rows:
-        "These rows on the host"
-        rows = Rows(self.records.cpu().numpy().view(columns_of(stage).record)[:, 0], self.labels.cpu().numpy().view(np.uint16), self.counts.cpu().numpy())
-        if len(rows.labels): more = np.maximum(rows.fixed['n'].astype(np.int64) - INLINE, 0); rows.fixed['tail'] = np.where(more, np.cumsum(more) - more, 0)
-        return rows
+# %% ../../nbs/data/18_sources.ipynb #bf0046b2
+@patch
+def rows(self:DeviceRows, stage:int|str|Columns) -> Rows:
+    "These rows on the host"
+    fixed = self.records.cpu().numpy().view(columns_of(stage).record)[:, 0]
+    labels, counts = self.labels.cpu().numpy().view(np.uint16), self.counts.cpu().numpy()
+    if len(labels):
+        more = np.maximum(fixed['n'].astype(np.int64) - INLINE, 0)
+        fixed['tail'] = np.where(more, np.cumsum(more) - more, 0)
+    return Rows(fixed, labels, counts)
 
-# %% ../../nbs/data/18_sources.ipynb #b56316c8
+# %% ../../nbs/data/18_sources.ipynb #6a79608d
 @patch
 def _on_device(self:StreamingFileSource):
     "All rows as tensors on the device, taken there shard by shard"
-    records = torch.empty(self.total_rows, self.columns.record.itemsize, dtype=torch.uint8, device=self.device)
+    self.check_fits()
+    shape = self.total_rows, self.columns.record.itemsize
+    records = torch.empty(shape, dtype=torch.uint8, device=self.device)
     at, moved, labels, counts, notes = 0, 0, [], [], []
     for rows in self.iter_files_columnar():
         if self.columns.played:
-            shift_tails(rows.fixed, moved); moved += len(rows.labels)
+            shift_tails(rows.fixed, moved)
+            moved += len(rows.labels)
             notes.append((np.maximum(rows.fixed['n'], INLINE) - INLINE, rows.fixed['tail'].copy()))
             rows.fixed['tail'] = 0     # only the host looks moves up
-        records[at:at + len(rows)] = torch.from_numpy(rows.fixed.view(np.uint8).reshape(len(rows), -1)); at += len(rows)
-        labels.append(torch.from_numpy(rows.labels.view(np.int16)).to(self.device)); counts.append(torch.from_numpy(rows.counts).to(self.device))
-    return DeviceRows(records, torch.cat(labels), torch.cat(counts), tuple(map(np.concatenate, zip(*notes))) if moved else None)
+        flat = rows.fixed.view(np.uint8).reshape(len(rows), -1)
+        records[at:at + len(rows)] = torch.from_numpy(flat)
+        at += len(rows)
+        labels.append(torch.from_numpy(rows.labels.view(np.int16)).to(self.device))
+        counts.append(torch.from_numpy(rows.counts).to(self.device))
+    more = tuple(map(np.concatenate, zip(*notes))) if moved else None
+    return DeviceRows(records, torch.cat(labels), torch.cat(counts), more)
 
-# %% ../../nbs/data/18_sources.ipynb #058cfc73
+# %% ../../nbs/data/18_sources.ipynb #32a45792
+@patch(as_prop=True)
+def resident(self:StreamingFileSource):   # `Rows` or `DeviceRows`
+    "All rows, in the order of files, in memory, in a map or on the device; loaded on first use"
+    load = {'memory': self._in_memory, 'mmap': self._in_map, 'device': self._on_device}
+    with self._lock:
+        if self._held is None: self._held = load[self.cache]()
+    return self._held
+
+# %% ../../nbs/data/18_sources.ipynb #97bc3aca
+@patch
+def _numbered(self:StreamingFileSource, idx):
+    "Rows by number, in the order of files"
+    rows = self.resident
+    return rows.take(idx if self._numbers is None else self._numbers[idx])
+
+# %% ../../nbs/data/18_sources.ipynb #b7b5d53a
 @patch
 def take(
     self:StreamingFileSource,
@@ -346,32 +465,11 @@ def take(
     if self.cache != 'file': return self._numbered(plan.numbers(k, together)[rank::world])
     pieces, parts, begin = plan.batch(k, together), [], 0
     for rows, (_, at) in zip(self._windows(plan, [w for w, _ in pieces]), pieces):
-        parts.append(rows.take(at[(rank - begin) % world::world])); begin += len(at)
+        parts.append(rows.take(at[(rank - begin) % world::world]))
+        begin += len(at)
     return join_rows(parts)
 
-@patch
-def _numbered(self:StreamingFileSource, idx):
-    "Rows by number, in the order of files"
-    rows = self.resident
-    return rows.take(idx if self._numbers is None else self._numbers[idx])
-
 # %% ../../nbs/data/18_sources.ipynb #09a40ee8
-@patch
-def share(self:StreamingFileSource) -> 'StreamingFileSource':
-    "Make ready for worker processes: rows in memory are laid into shared memory, a map's copy is made; returns itself"
-    if self.cache == 'mmap': self.resident
-    if self.cache != 'memory' or self._shared is not None: return self
-    need = self.total_rows*self.columns.record.itemsize
-    room = free_shared()
-    if room is not None and need > room: raise MemoryError(f"workers share {size_text(need)} of rows through /dev/shm, which has {size_text(room)} free: 0 workers, or cache='mmap', would be right")
-    if self._held is None: self.check_fits()
-    records = torch.empty(need, dtype=torch.uint8).share_memory_()
-    rows = self._load(range(len(self.shards)), lambda n, columns: records.numpy().view(columns.record)) if self._held is None else self._held
-    if rows is self._held: records.numpy()[:] = rows.fixed.view(np.uint8)
-    self._shared = [records, *(torch.from_numpy(a).share_memory_() for a in (rows.labels.view(np.int16).copy(), rows.counts.copy()))]
-    self._held = self._from_shared()
-    return self
-
 @patch
 def _from_shared(self:StreamingFileSource):
     "The rows that lie in shared memory"
@@ -380,10 +478,35 @@ def _from_shared(self:StreamingFileSource):
 
 # %% ../../nbs/data/18_sources.ipynb #543b5d4b
 @patch
+def share(self:StreamingFileSource) -> 'StreamingFileSource':   # Itself
+    "Make ready for workers: rows in memory are laid into shared memory, a map's copy is made"
+    if self.cache == 'mmap': self.resident
+    if self.cache != 'memory' or self._shared is not None: return self
+    need, room = self.total_rows*self.columns.record.itemsize, free_shared()
+    if room is not None and need > room:
+        raise MemoryError(
+            f'workers share {size_text(need)} of rows through /dev/shm, which has '
+            f"{size_text(room)} free: 0 workers, or cache='mmap', would be right")
+    rows = self._held
+    if rows is None: self.check_fits()
+    records = torch.empty(need, dtype=torch.uint8).share_memory_()
+    if rows is not None: records.numpy()[:] = rows.fixed.view(np.uint8)
+    else:
+        there = lambda n, columns: records.numpy().view(columns.record)
+        rows = self._load(range(len(self.shards)), there)
+    further = rows.labels.view(np.int16).copy(), rows.counts.copy()
+    self._shared = [records, *(torch.from_numpy(a).share_memory_() for a in further)]
+    self._held = self._from_shared()
+    return self
+
+# %% ../../nbs/data/18_sources.ipynb #d47758a6
+@patch
 def __getstate__(self:StreamingFileSource):
     "What a worker gets: no rows but shared ones, and nobody to talk to"
-    return {**{k: v for k, v in self.__dict__.items() if k not in ('_lock', '_open', '_reader', '_held', '_numbers')}, 'say': print}
+    stay = '_lock', '_open', '_reader', '_held', '_numbers'
+    return {k: v for k, v in self.__dict__.items() if k not in stay} | {'say': print}
 
+# %% ../../nbs/data/18_sources.ipynb #13530d92
 @patch
 def __setstate__(self:StreamingFileSource, state):
     "Take up what `__getstate__` gave"
@@ -399,31 +522,42 @@ def close(self:StreamingFileSource):
         if self._reader is not None: self._reader.shutdown(cancel_futures=True)
     self._start_empty()
     self._shared = None
-    if self.cache == 'device' and torch.device(self.device).type == 'cuda': torch.cuda.empty_cache()
+    on_gpu = self.cache == 'device' and torch.device(self.device).type == 'cuda'
+    if on_gpu: torch.cuda.empty_cache()
     pa.default_memory_pool().release_unused()
     try: ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError): pass     # another C library gives memory back by itself
+    except (AttributeError, OSError, TypeError): pass     # another C library does so by itself
 
 # %% ../../nbs/data/18_sources.ipynb #02d5d655
 class FileSource(StreamingFileSource):
     "Rows of shard files, all of them resident after first use; a global shuffle"
-    def __init__(self,
-                 paths:str|Path|Iterable,    # A shard, a folder of them, a glob, or several of these
-                 stage:int|str|Columns,      # A stage's key, or its columns
-                 folds:Iterable|None=None,   # Only rows of these folds; None: all
-                 cache:str='memory',         # Where rows are held: memory, mmap or device
-                 device=None,                # The torch device of cache='device'
-                 limit:int|None=None,        # Bytes that the rows may take; None: what is free
-                 say:Callable=print,         # Gets the sentence when a copy is made, or something is left out
-                 policy:str='move-label',    # What a policy is taught: one of `TARGETS`
-                 on_bad:str='raise',         # Or skip: leave damaged shards and bad rows out, and list them in `skipped`
-                 shards:list|None=None):     # Those that were found already; None: found on first use
-        if cache == 'file': raise ValueError("cache='file' reads shards in turn, and a FileSource takes rows from all of them at once: cache='memory', 'mmap' or 'device' was expected, or a StreamingFileSource")
-        super().__init__(paths, stage, folds, 1 << 30, cache, device, limit=limit, say=say, policy=policy, on_bad=on_bad, shards=shards)
+    def __init__(
+        self,
+        paths:str|Path|Iterable,     # A shard, a folder of them, a glob, or several of these
+        stage:int|str|Columns,       # A stage's key, or its columns
+        folds:Iterable|None=None,    # Only rows of these folds; None: all
+        cache:str='memory',          # Where rows are held: memory, mmap or device
+        device=None,                 # The torch device of cache='device'
+        limit:int|None=None,         # Bytes that the rows may take; None: what is free
+        say:Callable=print,          # Gets the sentence when a copy is made, or something is left out
+        policy:str='move-label',     # What a policy is taught: one of `TARGETS`
+        on_bad:str='raise',          # Or skip: leave damaged shards and bad rows out, listed in `skipped`
+        shards:list|None=None,       # Those that were found already; None: found on first use
+    ):
+        if cache == 'file':
+            raise ValueError(
+                "cache='file' reads shards in turn, and a FileSource takes rows from all of them "
+                "at once: cache='memory', 'mmap' or 'device' was expected, or a StreamingFileSource")
+        super().__init__(paths, stage, folds, 1 << 30, cache, device, limit=limit, say=say,
+                         policy=policy, on_bad=on_bad, shards=shards)
 
-    def __len__(self): return self.total_rows
+# %% ../../nbs/data/18_sources.ipynb #2d4a730c
+@patch
+def __len__(self:FileSource): return self.total_rows
 
-    def __getitem__(self, idx) -> Rows:
-        "The rows numbered `idx`, an integer, slice, mask or array, in the order of files"
-        rows = self._numbered(np.atleast_1d(np.arange(len(self))[idx]))
-        return rows if isinstance(rows, Rows) else rows.rows(self.columns)
+# %% ../../nbs/data/18_sources.ipynb #4c3e932c
+@patch
+def __getitem__(self:FileSource, idx) -> Rows:
+    "The rows numbered `idx`, an integer, slice, mask or array, in the order of files"
+    rows = self._numbered(np.atleast_1d(np.arange(len(self))[idx]))
+    return rows if isinstance(rows, Rows) else rows.rows(self.columns)

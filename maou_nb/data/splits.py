@@ -12,69 +12,100 @@ from pathlib import Path
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
-from .columns import Columns
+from .columns import FOLDS, Columns
 from .files import file_sha256, local_file
-from .games import FOLDS
 from .machine import free_shared, size_text
 from .shards import Shard, ShardError
 from .sources import StreamingFileSource, folds_of
 
 # %% ../../nbs/data/19_splits.ipynb #b9d7041b
-def held_folds(ratio:float) -> tuple[range, range]:
-    "The folds held out for a share of `ratio`, to the nearest whole fold but at least one, and the others"
+def held_folds(
+    ratio:float,             # Share to hold out
+) -> tuple[range, range]:
+    "The folds held out, to the nearest whole fold but at least one, and the others"
     n = min(FOLDS - 1, max(1, round(FOLDS*ratio)))
     return range(n), range(n, FOLDS)
 
 # %% ../../nbs/data/19_splits.ipynb #01027a60
-def _held_files(shards, ratio):
-    "Which of `shards`, in an order that knows no folders, come nearest to a share of `ratio`; at least one stays on each side"
-    names = [s.sha256 or f'{s.path.name} {s.rows}' for s in shards]
-    names = [n if names.count(n) == 1 else f'{n} {file_sha256(local_file(s.path))}' for n, s in zip(names, shards)]    # of equal names the bytes decide
-    order = sorted((i for i, s in enumerate(shards) if s.rows), key=lambda i: xxh3_128_hexdigest(names[i].encode()))
-    share = np.cumsum([shards[i].rows for i in order])[:-1] / sum(s.rows for s in shards)
-    return set(order[:int(np.abs(share - ratio).argmin()) + 1])
-
 def _split_kind(shards):
     "How `shards` are split: by game, by file or by row"
-    unknown, known = [s for s in shards if s.folds is None], [s for s in shards if s.folds is not None]
-    if unknown and known: raise ShardError(f'{unknown[0].path} knows no games and {known[0].path} does: rows of one kind were expected, so that all are held out alike')
+    known = [s for s in shards if s.folds is not None]
+    unknown = [s for s in shards if s.folds is None]
+    if unknown and known:
+        raise ShardError(f'{unknown[0].path} knows no games and {known[0].path} does: '
+                         'rows of one kind were expected, so that all are held out alike')
     return 'by game' if known else 'by file' if len(shards) > 1 else 'by row'
 
-# %% ../../nbs/data/19_splits.ipynb #54ea57c7
+# %% ../../nbs/data/19_splits.ipynb #35105b48
+def _names(shards):
+    "A name for each of `shards` that knows no folders"
+    names = [s.sha256 or f'{s.path.name} {s.rows}' for s in shards]
+    alone = [names.count(n) == 1 for n in names]
+    return [n if one else f'{n} {file_sha256(local_file(s.path))}'
+            for n, s, one in zip(names, shards, alone)]
+
+# %% ../../nbs/data/19_splits.ipynb #2d811f3e
+def _held_files(shards, ratio):
+    "Which of `shards` come nearest to a share of `ratio`; at least one stays on each side"
+    names, rows = _names(shards), [s.rows for s in shards]
+    order = [i for i, n in enumerate(rows) if n]
+    order.sort(key=lambda i: xxh3_128_hexdigest(names[i].encode()))
+    share = np.cumsum([rows[i] for i in order])[:-1] / sum(rows)
+    return set(order[:int(np.abs(share - ratio).argmin()) + 1])
+
+# %% ../../nbs/data/19_splits.ipynb #34fe04e5
+def _empty_side(shards, ratio):
+    "Why no game of `shards` would fall to one side; None if there are some on both"
+    rows = [sum(s.folds[f] for s in shards) for f in range(FOLDS)]
+    there = [f for f in range(FOLDS) if rows[f]]
+    for folds, side in zip(held_folds(ratio), ('validation', 'training')):
+        if any(rows[f] for f in folds): continue
+        listed = ', '.join(map(str, there[:10])) + ' …'*(len(there) > 10)
+        right = 'more games'
+        if len(there) > 1:
+            right = f'more than {there[0] / FOLDS:g} and at most {there[-1] / FOLDS:g}'
+        return (f'no game falls to {side}, as their folds are '
+                f'{listed} of {FOLDS}; {right} would be right')
+
+# %% ../../nbs/data/19_splits.ipynb #c5bf61f6
 def split_problem(
     shards:list[Shard],
-    ratio:float,
-) -> str|None:      # Of a single file that knows no games the rows are read for it, else nothing
+    ratio:float,       # Share to hold out
+) -> str|None:         # Of a single file that knows no games the rows are read for it, else nothing
     "Why `shards` cannot be split, and what would be right; None if they can"
     try: kind = _split_kind(shards)
     except ShardError as e: return str(e)
-    if kind == 'by file': return None if sum(s.rows > 0 for s in shards) > 1 else f'all rows are in one of {len(shards)} files that know no games; that file alone, or shards made from records, would be right'
-    if kind == 'by row' and not all(sum(folds_of(shards[0])[f] for f in side) for side in held_folds(ratio)): return f'{shards[0].path} has too few rows to hold some out; more rows, or a share nearer to 0.5, would be right'
-    if kind == 'by row': return None
-    for folds, side in zip(held_folds(ratio), ('validation', 'training')):
-        if any(s.folds[f] for s in shards for f in folds): continue
-        there = sorted({f for s in shards for f in range(FOLDS) if s.folds[f]})
-        right = f'more than {there[0] / FOLDS:g} and at most {there[-1] / FOLDS:g}' if len(there) > 1 else 'more games'
-        return f'no game falls to {side}, as their folds are {", ".join(map(str, there[:10]))}{" …" * (len(there) > 10)} of {FOLDS}; {right} would be right'
+    if kind == 'by game': return _empty_side(shards, ratio)
+    if kind == 'by file' and sum(s.rows > 0 for s in shards) < 2:
+        return (f'all rows are in one of {len(shards)} files that know no games; '
+                'that file alone, or shards made from records, would be right')
+    if kind == 'by row':
+        folds = folds_of(shards[0])
+        if not all(sum(folds[f] for f in side) for side in held_folds(ratio)):
+            return (f'{shards[0].path} has too few rows to hold some out; '
+                    'more rows, or a share nearer to 0.5, would be right')
 
-# %% ../../nbs/data/19_splits.ipynb #b0587e62
+# %% ../../nbs/data/19_splits.ipynb #51000e17
+_BY_ROW = ('by row, as one file that knows no games gives no better: '
+           'the same position is on one side only')
+
 def split_sources(
-    make:Callable,      # (paths, stage, folds=…, shards=…) → a source
+    make:Callable,            # (paths, stage, folds=…, shards=…) → a source
     paths:str|Path|Iterable,
     stage:int|str|Columns,
-    ratio:float,        # Share to hold out
-) -> tuple[StreamingFileSource, StreamingFileSource, str]:   # Training, validation, and how they were split
+    ratio:float,              # Share to hold out
+) -> tuple[StreamingFileSource, StreamingFileSource, str]:   # Training, validation, how they were split
     "Two sources over `paths` that share no game, file or position"
     whole = make(paths, stage)
-    kind, (held, rest) = _split_kind(whole.shards), held_folds(ratio)
-    if kind != 'by file':
-        train, valid = (make(paths, stage, folds=folds, shards=whole.shards) for folds in (rest, held))
-        how = f'by game: folds 0…{len(held) - 1} of {FOLDS}' if kind == 'by game' else f'by row, as one file that knows no games gives no better: the same position is on one side only'
-    else:
-        out = _held_files(whole.shards, ratio)
-        sides = [[s for i, s in enumerate(whole.shards) if (i in out) is side] for side in (False, True)]
+    shards, kind, (held, rest) = whole.shards, _split_kind(whole.shards), held_folds(ratio)
+    if kind == 'by file':
+        out = _held_files(shards, ratio)
+        sides = [[s for i, s in enumerate(shards) if (i in out) is side] for side in (False, True)]
         train, valid = (make([s.path for s in side], stage, shards=side) for side in sides)
-        how = f'by file, as they know no games: {len(sides[1])} of {len(whole.shards)}'
+        how = f'by file, as they know no games: {len(out)} of {len(shards)}'
+    else:
+        train, valid = (make(paths, stage, folds=folds, shards=shards) for folds in (rest, held))
+        how = f'by game: folds 0…{len(held) - 1} of {FOLDS}' if kind == 'by game' else _BY_ROW
     train.skipped = valid.skipped = whole.skipped
     return train, valid, how
 
@@ -84,25 +115,41 @@ def packed_problem(
     packed:bool,         # Whether packed ones are meant
 ) -> str|None:
     "Why `shards` are not of the kind that is meant; None if they are"
-    wrong = [s for s in shards if (s.foreign == 'npy-packed') is not packed]
-    if wrong and packed: return f'{wrong[0].path} is no bit-packed .npy shard; input_file_packed=False reads it'
-    if wrong: return f'{wrong[0].path} is a bit-packed .npy shard; input_file_packed=True reads it'
+    for s in shards:
+        if (s.foreign == 'npy-packed') is packed: continue
+        if packed: return f'{s.path} is no bit-packed .npy shard; input_file_packed=False reads it'
+        return f'{s.path} is a bit-packed .npy shard; input_file_packed=True reads it'
 
 # %% ../../nbs/data/19_splits.ipynb #7194b426
+def _rows_limit(source):
+    "How many workers there is memory for, where each holds rows, and why; None if that is no limit"
+    if source.cache != 'file': return None
+    free, each = source.memory_free().get('host'), source.memory_needed().get('host', 0)
+    if free is None or not each: return None
+    return int(free // each), f'each holds {size_text(each)} of rows, and {size_text(free)} are free'
+
+# %% ../../nbs/data/19_splits.ipynb #2b519a88
+def _batches_limit(source, batch_bytes, row_bytes):
+    "For how many workers' batches shared memory has room, and why; None if that is no limit"
+    room = free_shared()
+    if room is None: return None
+    if source.cache == 'memory': room -= source.total_rows*source.columns.record.itemsize
+    if row_bytes: room -= source.total_rows*row_bytes
+    return max(0, int(room // batch_bytes)), '/dev/shm has room for the batches of so many'
+
+# %% ../../nbs/data/19_splits.ipynb #c4b407fa
 def clamp_workers(
     source:StreamingFileSource,
     workers:int,
     batch_size:int,
-    prefetch:int=4,      # Batches that each makes ahead
+    prefetch:int=4,            # Batches that each makes ahead
     row_bytes:int|None=None,   # That a row takes on its way; None: a compact one
-) -> tuple[int, str|None]:   # And why there are fewer, if there are
+) -> tuple[int, str|None]:     # And why there are fewer, if there are
     "As many of `workers` as there is work and memory for"
-    size, batches = row_bytes or source.columns.record.itemsize, -(-source.total_rows // batch_size)
-    limits = [(batches, f'an epoch has {batches} batches')]
-    free, each = source.memory_free().get('host'), source.memory_needed().get('host', 0) if source.cache == 'file' else 0
-    if free is not None and each: limits.append((int(free // each), f'each holds {size_text(each)} of rows, and {size_text(free)} are free'))
-    if (shared := free_shared()) is not None:
-        room = shared - (source.total_rows*source.columns.record.itemsize if source.cache == 'memory' else 0) - (source.total_rows*row_bytes if row_bytes else 0)
-        limits.append((max(0, int(room // (batch_size*size*(prefetch + 1)))), f'/dev/shm has room for the batches of so many'))
-    n, why = min(limits, key=lambda l: l[0])
-    return (workers, None) if workers <= n else (n, f'dataloader_workers={workers}: {n} are used, as {why}')
+    batches = -(-source.total_rows // batch_size)
+    ahead = batch_size*(row_bytes or source.columns.record.itemsize)*(prefetch + 1)
+    limits = [(batches, f'an epoch has {batches} batches'),
+              _rows_limit(source), _batches_limit(source, ahead, row_bytes)]
+    n, why = min(filter(None, limits), key=lambda l: l[0])
+    if workers <= n: return workers, None
+    return n, f'dataloader_workers={workers}: {n} are used, as {why}'

@@ -23,9 +23,9 @@ from ..data.splits import held_folds
 from .ask import as_net, evaluating, stage_of_net
 from .inspect import source_columns
 from ..model.heads import Net
-from ..model.metrics import BINS
 from ..show.plots import COLORS, picture
 from ..show.tables import Html, html_table, join_html, tag
+from ..stages.policy_value import BINS
 from ..stages.stage import Stage
 from ..train.loop import best_device
 from ..train.options import LearnConfig, saved_config

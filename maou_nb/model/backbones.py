@@ -243,8 +243,11 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.body(x))
 
 # %% ../../nbs/model/21_backbones.ipynb #d7eea7da
-def _of_resnet(c): return '' if c.model_architecture == 'resnet' else 'of model_architecture=resnet'
+def _of_resnet(c):
+    "Why these sizes are idle"
+    return '' if c.model_architecture == 'resnet' else 'of model_architecture=resnet'
 
+# %% ../../nbs/model/21_backbones.ipynb #a77081b8
 class ResNetOptions(Section):
     "Sizes of the ResNet; none: from model_size"
     prefix: ClassVar[str] = 'resnet_'
@@ -253,7 +256,8 @@ class ResNetOptions(Section):
     resnet_blocks: int | None = option(None,
         'ResNet: residual blocks; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1)
     resnet_squeeze_excitation: bool | None = option(None,
-        'ResNet: scale channels by their mean over the board; none: from model_size', 'Model', 'fixed', idle=_of_resnet)
+        'ResNet: scale channels by their mean over the board; none: from model_size',
+        'Model', 'fixed', idle=_of_resnet)
 
 # %% ../../nbs/model/21_backbones.ipynb #c412a98a
 @register_backbone('resnet', options=ResNetOptions,
@@ -303,8 +307,11 @@ class MixerBlock(nn.Module):
         return x + self.channel_mlp(self.channel_norm(x))
 
 # %% ../../nbs/model/21_backbones.ipynb #426c7aec
-def _of_mixer(c): return '' if c.model_architecture == 'mlp-mixer' else 'of model_architecture=mlp-mixer'
+def _of_mixer(c):
+    "Why these sizes are idle"
+    return '' if c.model_architecture == 'mlp-mixer' else 'of model_architecture=mlp-mixer'
 
+# %% ../../nbs/model/21_backbones.ipynb #62c33413
 class MixerOptions(Section):
     "Sizes of the MLP-Mixer; none: from model_size"
     prefix: ClassVar[str] = 'mixer_'
@@ -419,8 +426,11 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 # %% ../../nbs/model/21_backbones.ipynb #5e76d04d
-def _of_vit(c): return '' if c.model_architecture == 'vit' else 'of model_architecture=vit'
+def _of_vit(c):
+    "Why these sizes are idle"
+    return '' if c.model_architecture == 'vit' else 'of model_architecture=vit'
 
+# %% ../../nbs/model/21_backbones.ipynb #a56853f1
 class ViTOptions(Section):
     "Sizes of the ViT; none: from model_size"
     prefix: ClassVar[str] = 'vit_'
@@ -575,8 +585,11 @@ def summary(
     return Table([*_fold(rows), _summary_row('all', '', list(net.parameters()), total)])
 
 # %% ../../nbs/model/21_backbones.ipynb #e5c982f7
-def _layers_say(c): return 'trainable_layers says what trains' if c.trainable_layers is not None else ''
+def _layers_say(c):
+    "Why `freeze_backbone` is idle"
+    return '' if c.trainable_layers is None else 'trainable_layers says what trains'
 
+# %% ../../nbs/model/21_backbones.ipynb #9cde3ab7
 class BackboneOptions(Section):
     "Which backbone, and what of it trains"
     model_architecture: Name = option('resnet', 'Backbone: resnet, mlp-mixer, vit, or one you registered',
@@ -608,6 +621,7 @@ def backbone_of(cfg) -> Backbone:
     "The backbone that `cfg` describes, freshly initialised"
     name = cfg.model_architecture
     prefix = SECTIONS[name].prefix if name in SECTIONS else ''
-    backbone = make_backbone(name, cfg.model_size, **{n.removeprefix(prefix): v for n, v in sizes_of(cfg, name).items()})
+    sizes = {n.removeprefix(prefix): v for n, v in sizes_of(cfg, name).items()}
+    backbone = make_backbone(name, cfg.model_size, **sizes)
     backbone.gradient_checkpointing = cfg.gradient_checkpointing
     return backbone

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SCHEDULERS', 'Scheduler', 'EarlyScheduler', 'scheduler_name', 'Stage12Options', 'Stage1Options', 'reachable_loss',
-           'Reachable', 'rate_hint']
+           'ReachableMetrics', 'rate_hint', 'Reachable']
 
 # %% ../../nbs/stages/32_reachable.ipynb #c83713fa
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BeforeValidator
 
-from ..data.options import DataPath, Name, OnePath, Section, lower, one_of, option
+from ..data.options import DataPath, Name, OnePath, Section, lower, option
 from ..model.losses import bce_loss, register_loss
-from ..model.metrics import ReachableMetrics
+from ..model.metrics import SumMetric, ratio
 from .rows import REACHABLE
 from .stage import Figure, Part, Stage, register_stage
 
@@ -26,31 +27,48 @@ def scheduler_name(value):
 # %% ../../nbs/stages/32_reachable.ipynb #2f428990
 SCHEDULERS = ('warmup_cosine_decay', 'cosine_annealing_lr', 'none')
 Scheduler = Annotated[Literal[SCHEDULERS], BeforeValidator(scheduler_name)]
-EarlyScheduler = Annotated[Literal[('auto', 'none', 'warmup_cosine_decay', 'cosine_annealing_lr')], BeforeValidator(scheduler_name)]
+
+# %% ../../nbs/stages/32_reachable.ipynb #a6ecda8f
+EarlyScheduler = Annotated[
+    Literal[('auto', 'none', 'warmup_cosine_decay', 'cosine_annealing_lr')],
+    BeforeValidator(scheduler_name)]
 
 # %% ../../nbs/stages/32_reachable.ipynb #d6826e3d
 class Stage12Options(Section):
     "What stages 1 and 2 share"
     stage12_lr_scheduler: EarlyScheduler = option('auto',
-        'Schedule of stages 1 and 2; auto: warmup_cosine_decay when the batch is over 256, else none', 'Stage 2', 'free', ('1', '2'))
-    stage12_weight_decay: float = option(0.0, 'Weight decay of stages 1 and 2', 'Stage 2', 'free', ('1', '2'), ge=0)
-    stage12_compilation: bool = option(False, 'torch.compile the nets of stages 1 and 2', 'Model', 'silent', ('1', '2'))
+        'Schedule of stages 1 and 2; auto: warmup_cosine_decay when the batch is over 256, else none',
+        'Stage 2', 'free', ('1', '2'))
+    stage12_weight_decay: float = option(0.0,
+        'Weight decay of stages 1 and 2', 'Stage 2', 'free', ('1', '2'), ge=0)
+    stage12_compilation: bool = option(False,
+        'torch.compile the nets of stages 1 and 2', 'Model', 'silent', ('1', '2'))
 
 # %% ../../nbs/stages/32_reachable.ipynb #a5c8e20e
 class Stage1Options(Section):
     "Options of stage 1"
     stage1_data_path: DataPath = option(None,
-        'Shards of stage 1: a file, a folder searched recursively, a glob, a URL, or a list of these', 'Data', 'silent', '1')
-    stage1_threshold: float = option(0.99, 'Accuracy over squares at which stage 1 ends', 'Stage 1', 'free', '1', ge=0, le=1)
-    stage1_max_epochs: int = option(10, 'Epochs after which stage 1 fails if the threshold is not met', 'Stage 1', 'silent', '1', ge=1)
+        'Shards of stage 1: a file, a folder searched recursively, a glob, a URL, or a list of these',
+        'Data', 'silent', '1')
+    stage1_threshold: float = option(0.99,
+        'Accuracy over squares at which stage 1 ends', 'Stage 1', 'free', '1', ge=0, le=1)
+    stage1_max_epochs: int = option(10,
+        'Epochs after which stage 1 fails if the threshold is not met',
+        'Stage 1', 'silent', '1', ge=1)
     stage1_batch_size: int | None = option(None,
-        'Rows a step; none: batch_size, capped so that an epoch has 16 steps', 'Stage 1', 'fixed', '1', ge=1)
-    stage1_learning_rate: float | None = option(None, 'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0)
+        'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
+        'Stage 1', 'fixed', '1', ge=1)
+    stage1_learning_rate: float | None = option(None,
+        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0)
     stage1_pos_weight: float = option(1.0,
-        'How much a reachable square counts in the loss, against 1 for one that is not', 'Stage 1', 'free', '1', gt=0)
-    reachable_head: Name = option('reachable', 'Head of stage 1: reachable, or one you registered', 'Stage 1', 'fixed', '1')
-    reachable_loss: Name = option('squares', 'Loss of stage 1: squares, or one you registered', 'Stage 1', 'free', '1')
-    resume_reachable_head_from: OnePath = option(None, 'Take the head of stage 1 from there', 'Model', 'silent', '1')
+        'How much a reachable square counts in the loss, against 1 for one that is not',
+        'Stage 1', 'free', '1', gt=0)
+    reachable_head: Name = option('reachable',
+        'Head of stage 1: reachable, or one you registered', 'Stage 1', 'fixed', '1')
+    reachable_loss: Name = option('squares',
+        'Loss of stage 1: squares, or one you registered', 'Stage 1', 'free', '1')
+    resume_reachable_head_from: OnePath = option(None,
+        'Take the head of stage 1 from there', 'Model', 'silent', '1')
 
 # %% ../../nbs/stages/32_reachable.ipynb #4503ae14
 @register_loss('squares', of='reachable')
@@ -58,28 +76,58 @@ def reachable_loss(outputs:dict, batch, cfg) -> dict:
     "BCE over squares, with `stage1_pos_weight`"
     return {'loss': bce_loss(outputs['reachable'], batch.reachable.float(), cfg.stage1_pos_weight)}
 
-# %% ../../nbs/stages/32_reachable.ipynb #862e7148
-@register_stage('1')
-class Reachable(Stage):
-    "Stage 1: reachable squares"
-    name, columns = 'reachable squares', REACHABLE
-    parts = (Part('reachable', 81, 'reachable', 'squares'),)
-    figures = {'accuracy': Figure('accuracy over squares', 'predicting nothing'), 'exact_board': Figure('whole board right')}
-    options = Stage1Options
-    names = {'test_ratio': '', 'scheduler': 'stage12_lr_scheduler', 'weight_decay': 'stage12_weight_decay',
-             'compile': 'stage12_compilation'}
-    whole_games = False
-    worst = {'legality': ('illegal', 'wrong squares')}
+# %% ../../nbs/stages/32_reachable.ipynb #093a49b5
+class ReachableMetrics(SumMetric):
+    "Accuracy over squares at logit > 0, whole boards right, and the score of answering no to all"
+    sums = dict(rows=1, right=1, boards=1, positives=1)
 
-    def metrics(self): return ReachableMetrics()
-    def remarks(self, cfg, settings): return rate_hint(self, cfg, settings)
-    def row_errors(self, outputs, batch):
-        return {'illegal': ((outputs['reachable'] > 0) != batch.reachable).sum(1).float()}
-    def picture(self, batch, i): return batch.reachable[i].numpy().astype(float), f'{int(batch.reachable[i].sum())} squares'
+    def update(self,
+        outputs:dict,  # reachable: float logits (B, 81)
+        batch,         # reachable: bool (B, 81)
+    ):
+        "Count the answers in `outputs` that agree with `batch`"
+        target = batch.reachable.bool()
+        right = (outputs['reachable'] > 0) == target
+        self.add(rows=len(target), positives=target.sum())
+        self.add(right=right.sum(), boards=right.all(1).sum())
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        "accuracy, exact_board, baseline_accuracy"
+        squares = self.rows * 81
+        return dict(
+            accuracy=ratio(self.right, squares),
+            exact_board=ratio(self.boards, self.rows),
+            baseline_accuracy=ratio(squares - self.positives, squares))
 
 # %% ../../nbs/stages/32_reachable.ipynb #c19f6359
 def rate_hint(stage:Stage, cfg, settings) -> list[str]:
     "What the older tool would do to this learning rate"
     if stage.of(cfg, 'learning_rate'): return []
     scaled = settings.lr * (settings.batch_size / 256)**0.5
-    return [f'hint: the older tool would scale this learning rate to {scaled:.3g}, by √(batch/256); here it is used as it is']
+    return [f'hint: the older tool would scale this learning rate to {scaled:.3g}, '
+            'by √(batch/256); here it is used as it is']
+
+# %% ../../nbs/stages/32_reachable.ipynb #862e7148
+@register_stage('1')
+class Reachable(Stage):
+    "Stage 1: reachable squares"
+    name, columns = 'reachable squares', REACHABLE
+    parts = (Part('reachable', 81, 'reachable', 'squares'),)
+    figures = {'accuracy': Figure('accuracy over squares', 'predicting nothing'),
+               'exact_board': Figure('whole board right')}
+    options = Stage1Options
+    names = {'test_ratio': '', 'scheduler': 'stage12_lr_scheduler',
+             'weight_decay': 'stage12_weight_decay', 'compile': 'stage12_compilation'}
+    whole_games = False
+    worst = {'legality': ('illegal', 'wrong squares')}
+
+    def metrics(self): return ReachableMetrics()
+    def remarks(self, cfg, settings): return rate_hint(self, cfg, settings)
+
+    def row_errors(self, outputs, batch):
+        wrong = (outputs['reachable'] > 0) != batch.reachable
+        return {'illegal': wrong.sum(1).float()}
+
+    def picture(self, batch, i):
+        reach = batch.reachable[i]
+        return reach.numpy().astype(float), f'{int(reach.sum())} squares'

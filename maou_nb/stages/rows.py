@@ -35,14 +35,17 @@ def prepare_stage(
     return prepare(columns, paths, folder, **options)
 
 # %% ../../nbs/stages/32_reachable.ipynb #726a016d
-_diagonal, _straight = ((-1, -1), (-1, 1), (1, -1), (1, 1)), ((-1, 0), (1, 0), (0, -1), (0, 1))
+_diagonal = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+_straight = ((-1, 0), (1, 0), (0, -1), (0, 1))
 _gold = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, 0))
-STEPS = {'P': ((-1, 0),), 'N': ((-2, -1), (-2, 1)), 'S': _diagonal + ((-1, 0),), 'G': _gold, 'K': _diagonal + _straight,
-         '+P': _gold, '+L': _gold, '+N': _gold, '+S': _gold, '+B': _straight, '+R': _diagonal}
+STEPS = {'P': ((-1, 0),), 'N': ((-2, -1), (-2, 1)), 'S': _diagonal + ((-1, 0),),
+         'G': _gold, 'K': _diagonal + _straight, '+P': _gold, '+L': _gold, '+N': _gold,
+         '+S': _gold, '+B': _straight, '+R': _diagonal}
 SLIDES = {'L': ((-1, 0),), 'B': _diagonal, 'R': _straight, '+B': _diagonal, '+R': _straight}
-_first_row = {'P': 1, 'L': 1, 'N': 2}    # where a piece may stand: it must be able to move on
 
-# %% ../../nbs/stages/32_reachable.ipynb #110feff7
+# %% ../../nbs/stages/32_reachable.ipynb #24906274
+_first_row = {'P': 1, 'L': 1, 'N': 2}    # where a piece may stand
+
 def standing_squares(kind:str) -> range:
     "The squares on which a piece of `kind` may stand, or be dropped"
     return range(9 * _first_row.get(kind, 0), 81)
@@ -63,7 +66,7 @@ def stage1_rows() -> pa.Table:  # In the columns of stage 1
     "Every single piece on every square where it may stand, then each of the 7 kinds in hand"
     placed = [(code, sq) for code, kind in enumerate(KINDS, 1) for sq in standing_squares(kind)]
     n = len(placed) + 7
-    boards, hands, reach = np.zeros((n, 81), np.uint8), np.zeros((n, 14), np.uint8), np.zeros((n, 81), np.uint8)
+    boards, hands, reach = (np.zeros((n, width), np.uint8) for width in (81, 14, 81))
     for i, (code, sq) in enumerate(placed):
         boards[i, sq] = code
         reach[i, reachable_squares(KINDS[code - 1], sq)] = 1
@@ -74,8 +77,8 @@ def stage1_rows() -> pa.Table:  # In the columns of stage 1
                      'piecesInHand': fixed_lists(hands), 'reachableSquares': fixed_lists(reach)})
 
 # %% ../../nbs/stages/32_reachable.ipynb #e2ccdb63
-REACHABLE = register_columns(Columns('1', (Column('reachable', 'reachableSquares', 'squares'),),
-                                     origin=False, rules=stage1_rows))
+REACHABLE = register_columns(Columns(
+    '1', (Column('reachable', 'reachableSquares', 'squares'),), origin=False, rules=stage1_rows))
 
 # %% ../../nbs/stages/32_reachable.ipynb #ef06a012
 def prepare_stage1(
@@ -85,19 +88,21 @@ def prepare_stage1(
     return prepare_rules(REACHABLE, folder)
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #2c522925
-LEGAL_MOVES = register_columns(Columns('2', (Column('legal', 'legalMoves', 'labels'),), legal=True))
+LEGAL_MOVES = register_columns(Columns(
+    '2', (Column('legal', 'legalMoves', 'labels'),), legal=True))
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #2df1596e
 def prepare_stage2(
-    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several of them; local or URLs
-    folder:str|Path,                     # Where the shards go; local or a URL
+    paths:str|Path|Iterable,     # Game records: a file, a folder, a glob, several; local or URLs
+    folder:str|Path,             # Where the shards go; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
     filters:Filters=Filters(),           # Which games and positions to take
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
-    on_bad:str='raise',                  # At a record that cannot be read: `raise`, or `skip` and list it
+    on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
 ) -> Prepared:
     "Write every position of the games, once a fold, with its legal moves"
-    return prepare(LEGAL_MOVES, paths, folder, rows_per_shard, filters, 'games', executor, on_bad)
+    return prepare(
+        LEGAL_MOVES, paths, folder, rows_per_shard, filters, 'games', executor, on_bad)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #19482433
 POLICY_VALUE = register_columns(Columns('3', (
@@ -106,13 +111,14 @@ POLICY_VALUE = register_columns(Columns('3', (
 
 # %% ../../nbs/stages/34_policy_value.ipynb #f18d4257
 def prepare_stage3(
-    paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several of them; local or URLs
-    folder:str|Path,                     # Where the shards go; local or a URL
+    paths:str|Path|Iterable,     # Game records: a file, a folder, a glob, several; local or URLs
+    folder:str|Path,             # Where the shards go; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
     filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,                # What moves are counted by: `games` that played them, `visits` of a search; none: visits if the games have them
+    policy:str|None=None,        # Count moves by `games` or `visits`; none: visits if there are any
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
-    on_bad:str='raise',                  # At a record that cannot be read: `raise`, or `skip` and list it
+    on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
 ) -> Prepared:
     "Write every position of the games, once a fold, with the moves played there and their results"
-    return prepare(POLICY_VALUE, paths, folder, rows_per_shard, filters, policy, executor, on_bad)
+    return prepare(
+        POLICY_VALUE, paths, folder, rows_per_shard, filters, policy, executor, on_bad)

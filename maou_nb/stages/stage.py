@@ -31,10 +31,11 @@ from ..show.tables import Html, html_table, tag
 # %% ../../nbs/stages/31_stage.ipynb #b774ffbc
 def _none(cfg) -> dict: return {}
 
+# %% ../../nbs/stages/31_stage.ipynb #563b1283
 @dataclass(frozen=True)
 class Part:
     "A question that a stage asks"
-    name: str                    # Of the output, such as 'policy'; its options are policy_head, policy_loss, resume_policy_head_from
+    name: str         # Of the output, such as 'policy': policy_head, policy_loss are its options
     width: int                   # Logits a row; 0: one
     head: str                    # Name in `HEADS`, if the option does not say another
     loss: str = ''               # Name in `LOSSES`, likewise; '': the stage's own `loss` is used
@@ -42,9 +43,13 @@ class Part:
     ratio: str = ''              # Option that weighs the loss; '': 1
 
 # %% ../../nbs/stages/31_stage.ipynb #d12178a4
-def part_option(part:Part, what:str) -> str:
-    "The option that says which `head` or `loss` a part has, or where its head is taken from (`resume`)"
-    return f'resume_{part.name}_head_from' if what == 'resume' else f'{part.name}_{what}'
+def part_option(
+    part:Part,
+    what:str,     # head, loss, or resume: where its head is taken from
+) -> str:
+    "The option that says `what` of a part"
+    if what == 'resume': return f'resume_{part.name}_head_from'
+    return f'{part.name}_{what}'
 
 # %% ../../nbs/stages/31_stage.ipynb #8f02501c
 @dataclass(frozen=True)
@@ -60,33 +65,36 @@ class Prediction:
     "What a network says about one position, shown as board and table in a notebook"
     sfen: str
     stage: int|str                        # Which stage's network spoke
-    probabilities: dict[str, float]       # Of each move in USI, or each square such as 5e; the highest first
+    probabilities: dict[str, float]       # Of moves in USI, or squares such as 5e; highest first
     value: float|None = None              # Win rate of the side to move, 0…1
     score: float|None = None              # Like an engine's centipawns
-    written: dict[str, str] = field(default_factory=dict, repr=False)   # Move → how it is written in Japan
-    invented: dict[str, float] = field(default_factory=dict)            # Moves that it takes for legal and are not
+    written: dict[str, str] = field(default_factory=dict, repr=False)   # Move → as Japan writes it
+    invented: dict[str, float] = field(default_factory=dict)   # Taken for legal, and not legal
     top: int = 5                          # How many are shown
-    picture: str = field(default='', repr=False)   # SVG: the board as Black sees it, with the answer on it
-    heat: np.ndarray|None = field(default=None, repr=False)   # float (81,), in the side-to-move view: what it is tinted by
+    picture: str = field(default='', repr=False)   # SVG: Black's view, with the answer on it
+    heat: np.ndarray|None = field(default=None, repr=False)   # float (81,), side-to-move view
     says: str = ''                        # What it comes to, in a line
     heads: tuple = ('square', 'probability')       # Of the table
-    least: float = 2.                     # Moves with so much probability are drawn as arrows; 2: none are
+    least: float = 2.                     # Moves as probable become arrows; 2: none do
 
-# %% ../../nbs/stages/31_stage.ipynb #e41fe3e9
+# %% ../../nbs/stages/31_stage.ipynb #869f6614
 @patch(as_prop=True)
 def best(self:Prediction) -> str|None:
     "The first of `probabilities`; None if the position has no legal move"
     return next(iter(self.probabilities), None)
 
+# %% ../../nbs/stages/31_stage.ipynb #489b07e8
 @patch
 def arrows(self:Prediction) -> dict[str, float]:
     "Those of the first `top` that are drawn as arrows"
     return {m: p for m, p in list(self.probabilities.items())[:self.top] if p >= self.least}
 
+# %% ../../nbs/stages/31_stage.ipynb #eb6c600f
 @patch
 def rows(self:Prediction) -> list[tuple]:
     "(move or square, as written in Japan, probability) of the first `top`"
-    return [(k, self.written.get(k, ''), p) for k, p in list(self.probabilities.items())[:self.top]]
+    first = list(self.probabilities.items())[:self.top]
+    return [(k, self.written.get(k, ''), p) for k, p in first]
 
 # %% ../../nbs/stages/31_stage.ipynb #54493220
 @patch
@@ -94,45 +102,51 @@ def sentence(self:Prediction) -> str:
     "What it comes to, in a line"
     return self.says
 
+# %% ../../nbs/stages/31_stage.ipynb #d2f8244a
 @patch
 def __repr__(self:Prediction):
-    return '\n'.join([self.says, *(f'  {move:<6}{p:7.2%}  {written}' for move, written, p in self.rows())])
+    rows = [f'  {move:<6}{p:7.2%}  {written}' for move, written, p in self.rows()]
+    return '\n'.join([self.says, *rows])
 
-# %% ../../nbs/stages/31_stage.ipynb #3b6cf89e
+# %% ../../nbs/stages/31_stage.ipynb #cd5ac06f
 @patch
 def _repr_html_(self:Prediction):
     first, last = self.heads
     table = html_table([(m, w, f'{p:.2%}') for m, w, p in self.rows()], (first, '', last))
     wrong = list(self.invented.items())[:self.top]
-    more = tag('p', 'invented: ' + ', '.join(f'{m} {p:.0%}' for m, p in wrong)) if wrong else ''
+    listed = ', '.join(f'{m} {p:.0%}' for m, p in wrong)
+    more = tag('p', f'invented: {listed}') if wrong else ''
     side = tag('div', tag('p', self.says), table, more)
-    return tag('div', tag('div', Html(self.picture)), side, style='display:flex;flex-wrap:wrap;gap:16px')
+    style = 'display:flex;flex-wrap:wrap;gap:16px'
+    return tag('div', tag('div', Html(self.picture)), side, style=style)
 
 # %% ../../nbs/stages/31_stage.ipynb #8149ad14
 ROLES = {   # role → the usual option; `{}` is the stage's slug
     'data': '{}_data_path', 'validation': '', 'test_ratio': '{}_test_ratio', 'packed': '',
-    'epochs': '{}_max_epochs', 'start_epoch': '', 'batch_size': '{}_batch_size', 'learning_rate': '{}_learning_rate',
-    'threshold': '{}_threshold', 'patience': '', 'scheduler': 'lr_scheduler', 'weight_decay': 'weight_decay',
-    'compile': 'compilation'}
+    'epochs': '{}_max_epochs', 'start_epoch': '',
+    'batch_size': '{}_batch_size', 'learning_rate': '{}_learning_rate',
+    'threshold': '{}_threshold', 'patience': '',
+    'scheduler': 'lr_scheduler', 'weight_decay': 'weight_decay', 'compile': 'compilation'}
 
 # %% ../../nbs/stages/31_stage.ipynb #d16ebee8
 class Stage:
     "What a stage is; subclass it, and register the class"
     key: str = ''                         # Set by `register_stage`
     name: str = ''                        # As people call it, such as 'attacked squares'
-    columns: Columns|tuple = ()           # Of its rows; a tuple of `Column` stands for `Columns` with the stage's key
+    columns: Columns|tuple = ()           # Of its rows; several `Column` become its `Columns`
     parts: tuple[Part, ...] = ()          # What it asks
     figures: dict[str, Figure] = {}       # What its metrics compute; the first is the main one
     watch: str = ''                       # The figure of its threshold; '': the first
-    threshold: float|None = None          # Of the option that is made for it; None: it runs all its epochs
+    threshold: float|None = None          # Default of its option; None: it runs all its epochs
     options: type[Section] = Section      # Its own, beside those that every stage has
     names: dict[str, str] = {}            # Role → option, where it is another than in `ROLES`
-    final: bool = False                   # It uses what the others prepared: of frozen groups it trains the last
-    one_file_by_row: bool = False         # Rows of one file that knows no games are shuffled globally
+    final: bool = False                   # It uses what others prepared; frozen but the last groups
+    one_file_by_row: bool = False         # Rows of one file without games are shuffled globally
     whole_games: bool = True              # Positions must be ones in which moves can be played
     exports: bool = False                 # Its network can be written as ONNX
     tinted: bool = True                   # Answers are drawn as tints of squares; else as arrows
-    worst: dict[str, tuple[str, str]] = {'errors': ('wrong', 'wrong answers')}   # What rows are sorted by → (figure of `row_errors`, its name)
+    worst: dict[str, tuple[str, str]] = { # How rows are sorted → figure of `row_errors`, its name
+        'errors': ('wrong', 'wrong answers')}
 
 # %% ../../nbs/stages/31_stage.ipynb #f5d98fd0
 @patch(as_prop=True)
@@ -140,11 +154,13 @@ def slug(self:Stage) -> str:
     "The key as the beginning of options and folders"
     return slug_of(self.key)
 
+# %% ../../nbs/stages/31_stage.ipynb #39f4b54a
 @patch(as_prop=True)
 def id(self:Stage) -> int|str:
     "The key as JSON has it"
     return stage_id(self.key)
 
+# %% ../../nbs/stages/31_stage.ipynb #cf8d79f0
 @patch(as_prop=True)
 def main(self:Stage) -> str:
     "The figure that is watched"
@@ -158,23 +174,27 @@ def option(self:Stage,
     "The option that plays `role`"
     return self.names.get(role, ROLES[role]).format(self.slug)
 
-# %% ../../nbs/stages/31_stage.ipynb #be759c33
+# %% ../../nbs/stages/31_stage.ipynb #a160e42f
 @patch
 def of(self:Stage, cfg, role:str, default=None):
     "What `cfg` says in `role`; `default` where the stage has no such option, or it is none"
-    value = getattr(cfg, self.option(role), None) if self.option(role) else None
+    name = self.option(role)
+    value = getattr(cfg, name, None) if name else None
     return default if value is None else value
 
-# %% ../../nbs/stages/31_stage.ipynb #4e0d0271
+# %% ../../nbs/stages/31_stage.ipynb #7ec6596e
 @patch
 def held_out(self:Stage, cfg) -> float:
-    "The share of rows that is held out; 0 where nothing is, or where validation has data of its own"
-    return 0 if self.of(cfg, 'validation') is not None else self.of(cfg, 'test_ratio', 0)
+    "The share of rows that is held out; 0 where none are, or where validation has its own data"
+    if self.of(cfg, 'validation') is not None: return 0
+    return self.of(cfg, 'test_ratio', 0)
 
+# %% ../../nbs/stages/31_stage.ipynb #1ee43a1d
 @patch
 def seed(self:Stage, seed:int) -> int:
     "Of this stage's heads and dropout, whatever ran before"
-    return seed*4 + int(self.key) if self.key.isdigit() else xxh3_64_intdigest(f'{seed} {self.key}'.encode()) >> 1
+    if self.key.isdigit(): return seed*4 + int(self.key)
+    return xxh3_64_intdigest(f'{seed} {self.key}'.encode()) >> 1
 
 # %% ../../nbs/stages/31_stage.ipynb #59edef4e
 @patch
@@ -182,6 +202,7 @@ def choice(self:Stage, cfg, part:Part, what:str) -> str:
     "The name of the `head` or `loss` that `cfg` chooses for `part`"
     return getattr(cfg, part_option(part, what), None) or getattr(part, what)
 
+# %% ../../nbs/stages/31_stage.ipynb #6ec3e2b8
 @patch
 def loss(self:Stage,
     outputs:dict,   # Name of each part → logits, float
@@ -195,15 +216,16 @@ def loss(self:Stage,
     named = {f'{part}_{k}': v for part, losses in each.items() for k, v in losses.items()}
     return {'loss': sum(r*e['loss'] for r, e in zip(ratios, each.values())), **named}
 
-# %% ../../nbs/stages/31_stage.ipynb #1b55bc7d
+# %% ../../nbs/stages/31_stage.ipynb #a10616b2
 @patch
 def heads(self:Stage, cfg, channels:int) -> dict[str, torch.nn.Module]:
     "New heads for `channels` of a backbone, by part"
-    return {p.name: HEADS[self.choice(cfg, p, 'head')](channels, **p.keywords(cfg)) for p in self.parts}
+    named = {p: HEADS[self.choice(cfg, p, 'head')] for p in self.parts}
+    return {p.name: head(channels, **p.keywords(cfg)) for p, head in named.items()}
 
-# %% ../../nbs/stages/31_stage.ipynb #6ec3e2b8
+# %% ../../nbs/stages/31_stage.ipynb #a49131cc
 class FlagMetrics(SumMetric):
-    "Accuracy over the flags of one part at logit > 0, and of whole rows, and what answering no to all would score"
+    "Accuracy over the flags of one part at logit > 0, of whole rows, and of answering no to all"
     sums = dict(rows=1, cells=1, right=1, whole=1, positives=1)
 
     def __init__(self, part:str):
@@ -214,30 +236,33 @@ class FlagMetrics(SumMetric):
         "Count the answers in `outputs` that agree with `batch`"
         target = getattr(batch, self.part).bool()
         right = (outputs[self.part] > 0) == target
-        self.add(rows=len(target), cells=target.numel(), right=right.sum(), whole=right.all(1).sum(), positives=target.sum())
+        self.add(rows=len(target), cells=target.numel(), positives=target.sum())
+        self.add(right=right.sum(), whole=right.all(1).sum())
 
     def compute(self) -> dict[str, torch.Tensor]:
         "accuracy, exact, baseline_accuracy"
         return dict(accuracy=ratio(self.right, self.cells), exact=ratio(self.whole, self.rows),
                     baseline_accuracy=ratio(self.cells - self.positives, self.cells))
 
-# %% ../../nbs/stages/31_stage.ipynb #2e859003
+# %% ../../nbs/stages/31_stage.ipynb #45f13beb
 @patch
 def metrics(self:Stage) -> torch.nn.Module:
-    "Fresh metrics: `update(outputs, batch)`, and `compute()` → figures, with `baseline_…` for what guessing scores"
+    "Fresh metrics: `update(outputs, batch)`, `compute()` → figures, with `baseline_…` of a guess"
     return FlagMetrics(self.parts[0].name)
 
+# %% ../../nbs/stages/31_stage.ipynb #e63800e7
 @patch
 def best_by(self:Stage, cfg) -> dict[str, str]:
-    "Mark of a checkpoint → the judged figure that earns it; losses are better lower, others higher"
+    "Mark of a checkpoint → the figure that earns it; losses are better lower, others higher"
     return {'best': self.main}
 
-# %% ../../nbs/stages/31_stage.ipynb #a10616b2
+# %% ../../nbs/stages/31_stage.ipynb #eb393910
 @patch
 def remarks(self:Stage, cfg, settings) -> list[str]:
     "Sentences on what this stage does differently from what its user may expect"
     return []
 
+# %% ../../nbs/stages/31_stage.ipynb #5818a1b6
 @patch
 def check_rows(self:Stage, cfg, rows):
     "Raise an `OptionError` if the first rows of the data cannot be trained on under `cfg`"
@@ -250,13 +275,15 @@ def picture(self:Stage, batch, i:int) -> tuple[np.ndarray, str]:
     heat = target if target.shape == (81,) else np.zeros(81)
     return heat / max(heat.max(), 1), f'{int((target > 0).sum())} of {target.size}'
 
-# %% ../../nbs/stages/31_stage.ipynb #efbe95c2
+# %% ../../nbs/stages/31_stage.ipynb #ae9812b5
 @patch
 def row_errors(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]:
     "float (B,) of each figure that rows can be sorted by"
     part = self.parts[0].name
-    return {'wrong': ((outputs[part] > 0) != (getattr(batch, part) > 0)).flatten(1).sum(1).float()}
+    wrong = (outputs[part] > 0) != (getattr(batch, part) > 0)
+    return {'wrong': wrong.flatten(1).sum(1).float()}
 
+# %% ../../nbs/stages/31_stage.ipynb #e829c05b
 @patch
 def row_figures(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]|None:
     "float (B,) of each figure that an evaluation tabulates by ply; None: it does not"
@@ -264,6 +291,7 @@ def row_figures(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]|None
 # %% ../../nbs/stages/31_stage.ipynb #cefdb559
 RIGHT, MISSED, INVENTED = '#2e7d32', '#c77700', '#c62828'
 
+# %% ../../nbs/stages/31_stage.ipynb #5456df2c
 @patch
 def mistakes(self:Stage,
     row,                      # A dense batch of one row
@@ -272,19 +300,23 @@ def mistakes(self:Stage,
 ) -> tuple[str, str]:         # SVG, and HTML beneath it
     "One row, with what a network says about it"
     part = self.parts[0].name
+    board, hands = row.board[0].numpy(), row.hands[0].numpy()
     true = getattr(row, part)[0].cpu().numpy() > 0
-    if true.shape != (81,): return board_svg(row.board[0].numpy(), row.hands[0].numpy(), letters=letters), f'{true.sum()} of {true.size}'
+    if true.shape != (81,):
+        return board_svg(board, hands, letters=letters), f'{true.sum()} of {true.size}'
     frames, heat, caption = {RIGHT: np.flatnonzero(true)}, true*0.5, f'{true.sum()} squares'
     if said is not None:
         heat = said[part][0].sigmoid().numpy()
         claimed = heat > 0.5
-        frames = {RIGHT: np.flatnonzero(true & claimed), MISSED: np.flatnonzero(true & ~claimed), INVENTED: np.flatnonzero(~true & claimed)}
-        caption = f'{len(frames[MISSED])} missed, {len(frames[INVENTED])} invented of {true.sum()} squares'
-    return board_svg(row.board[0].numpy(), row.hands[0].numpy(), heat, caption, letters=letters, frames=frames), ''
+        missed, invented = np.flatnonzero(true & ~claimed), np.flatnonzero(~true & claimed)
+        frames = {RIGHT: np.flatnonzero(true & claimed), MISSED: missed, INVENTED: invented}
+        caption = f'{len(missed)} missed, {len(invented)} invented of {true.sum()} squares'
+    return board_svg(board, hands, heat, caption, letters=letters, frames=frames), ''
 
-# %% ../../nbs/stages/31_stage.ipynb #33a3cf05
+# %% ../../nbs/stages/31_stage.ipynb #80a116be
 SQUARE_NAMES = [f'{i % 9 + 1}{"abcdefghi"[i // 9]}' for i in range(81)]     # as Black sees them
 
+# %% ../../nbs/stages/31_stage.ipynb #ebbfb77a
 def ranked(names:list[str], p:np.ndarray) -> dict[str, float]:
     "`names` with their probabilities, the highest first"
     return {names[i]: float(p[i]) for i in np.argsort(-p, kind='stable')}
@@ -299,90 +331,120 @@ def answer(self:Stage,
 ) -> Prediction:
     "What a network says about one position"
     p = logits[self.parts[0].name].flatten().sigmoid().numpy()
-    if p.shape != (81,): return Prediction(state.to_sfen(), self.id, ranked([str(i) for i in range(len(p))], p), top=top, says=f'{(p > 0.5).sum()} of {len(p)} claimed')
+    sfen, claimed = state.to_sfen(), (p > 0.5).sum()
+    if p.shape != (81,):
+        listed = ranked([str(i) for i in range(len(p))], p)
+        return Prediction(sfen, self.id, listed, top=top, says=f'{claimed} of {len(p)} claimed')
     svg = show_position(state, p, last_move=last).svgs[0]
-    says = f'{(p > 0.5).sum()} squares taken for {self.name.removesuffix(" squares")}'
-    return Prediction(state.to_sfen(), self.id, ranked(SQUARE_NAMES, turned(p, state)), top=top, picture=svg, heat=p, says=says)
+    says = f'{claimed} squares taken for {self.name.removesuffix(" squares")}'
+    squares = ranked(SQUARE_NAMES, turned(p, state))
+    return Prediction(sfen, self.id, squares, top=top, picture=svg, heat=p, says=says)
 
 # %% ../../nbs/stages/31_stage.ipynb #e72f0b22
 STAGES: dict[str, Stage] = Registry('stage')
 _own = ('1', '2', '3')      # of the library; nobody else's
 
+# %% ../../nbs/stages/31_stage.ipynb #585838b8
+def _checked_key(key, cls):
+    "The key, if it is not one of the library's"
+    made = stage_key(key)
+    if made.isdigit() and made not in _own:
+        raise ValueError(f'stage {key!r}: a name in small letters was expected')
+    return made
+
+# %% ../../nbs/stages/31_stage.ipynb #76725c8f
+def _check_part(stage, part, refuse):
+    "Call `refuse` if a part names a head or a loss that nobody registered"
+    def known(what, name, registry):
+        if name not in registry:
+            refuse(f'{what} {name!r} of {part.name!r} is not known: choose from {", ".join(registry)}')
+    known('head', part.head, HEADS)
+    if part.loss: known('loss', part.loss, LOSSES)
+    elif type(stage).loss is Stage.loss:
+        refuse(f'{part.name!r} has no loss: name one, or write `loss`')
+
+# %% ../../nbs/stages/31_stage.ipynb #0aa3ed90
+def _check_stage(stage):
+    "Refuse a stage that lacks something, or disagrees with itself"
+    def refuse(why): raise ValueError(f'stage {stage.key!r}: {why}')
+    if stage.columns.key != stage.key:
+        refuse(f'its columns are of stage {stage.columns.key!r}; one key was expected')
+    for what in ('name', 'parts', 'figures'):
+        if not getattr(stage, what): refuse(f'`{what}` is missing')
+    for p in stage.parts: _check_part(stage, p, refuse)
+    if stage.main not in stage.figures:
+        refuse(f'watch={stage.watch!r} is none of its figures {", ".join(stage.figures)}')
+    wrong = [r for r in stage.names if r not in ROLES]
+    if wrong: refuse(f'names[{wrong[0]!r}]: one of {", ".join(ROLES)} was expected')
+
+# %% ../../nbs/stages/31_stage.ipynb #f3d739c5
 def register_stage(
-    key:int|str,    # A name in small letters; it begins the stage's options: stage_{key}_max_epochs
+    key:int|str,    # A name in small letters; its options begin with it: stage_{key}_max_epochs
 ):
     "Make an instance of the decorated subclass of `Stage` known as `key`"
     def register(cls):
         stage = cls()
         stage.key = _checked_key(key, cls)
-        if not isinstance(stage.columns, Columns): stage.columns = Columns(stage.key, tuple(stage.columns))
+        if not isinstance(stage.columns, Columns):
+            stage.columns = Columns(stage.key, tuple(stage.columns))
         _check_stage(stage)
-        if STAGES.add(stage.key, stage) is stage and STAGES[stage.key] is stage: register_columns(stage.columns)
+        added = STAGES.add(stage.key, stage) is stage
+        if added and STAGES[stage.key] is stage: register_columns(stage.columns)
         return cls
     return register
-
-# %% ../../nbs/stages/31_stage.ipynb #43e17a32
-def _checked_key(key, cls):
-    "The key, if it is not one of the library's"
-    made = stage_key(key)
-    if made.isdigit() and made not in _own: raise ValueError(f'stage {key!r}: a name in small letters was expected')
-    return made
-
-def _check_stage(stage):
-    "Refuse a stage that lacks something, or disagrees with itself"
-    def refuse(why): raise ValueError(f'stage {stage.key!r}: {why}')
-    if stage.columns.key != stage.key: refuse(f'its columns are of stage {stage.columns.key!r}; one key was expected')
-    for what in ('name', 'parts', 'figures'):
-        if not getattr(stage, what): refuse(f'`{what}` is missing')
-    for p in stage.parts:
-        if p.head not in HEADS: refuse(f'head {p.head!r} of {p.name!r} is not known: choose from {", ".join(HEADS)}')
-        if p.loss and p.loss not in LOSSES: refuse(f'loss {p.loss!r} of {p.name!r} is not known: choose from {", ".join(LOSSES)}')
-        if not p.loss and type(stage).loss is Stage.loss: refuse(f'{p.name!r} has no loss: name one, or write `loss`')
-    if stage.main not in stage.figures: refuse(f'watch={stage.watch!r} is none of its figures {", ".join(stage.figures)}')
-    wrong = [r for r in stage.names if r not in ROLES]
-    if wrong: refuse(f'names[{wrong[0]!r}]: one of {", ".join(ROLES)} was expected')
 
 # %% ../../nbs/stages/31_stage.ipynb #3181f926
 def _tab(stage): return f'Stage {stage.key}'
 
+# %% ../../nbs/stages/31_stage.ipynb #44f0eea1
 def usual_options(stage:Stage) -> dict[str, tuple]:
     "Name → (type, field) of the options that a stage has beside its own"
-    say = lambda help, default, resume='free', **limits: option(default, help, _tab(stage), resume, stage.key, **limits)
-    none = ' none: as for the others'
+    def say(help, default, resume='free', **limits):
+        return option(default, help, _tab(stage), resume, stage.key, **limits)
+    none, figure = ' none: as for the others', stage.figures[stage.main].label
     usual = {
         'data': (DataPath, say(f'Shards of stage {stage.key}, {stage.name}', None, 'silent')),
-        'test_ratio': (float, say('Share held out for its figures and the threshold; 0: judged on the training rows', 0.0, 'fixed', ge=0, lt=1)),
+        'test_ratio': (float, say(
+            'Share held out for its figures and the threshold; 0: judged on the training rows',
+            0.0, 'fixed', ge=0, lt=1)),
         'epochs': (int, say('Epochs after which the stage ends', 10, 'silent', ge=1)),
         'batch_size': (int | None, say('Rows a step;' + none, None, 'fixed', ge=1)),
         'learning_rate': (float | None, say('Peak learning rate;' + none, None, gt=0)),
-        'threshold': (float | None, say(f'{stage.figures[stage.main].label} at which the stage ends; none: after its epochs', stage.threshold)),
+        'threshold': (float | None, say(
+            f'{figure} at which the stage ends; none: after its epochs', stage.threshold)),
     }
-    return {stage.option(role): made for role, made in usual.items() if stage.names.get(role) is None}
+    return {stage.option(role): made for role, made in usual.items()
+            if stage.names.get(role) is None}
 
-# %% ../../nbs/stages/31_stage.ipynb #18118c97
+# %% ../../nbs/stages/31_stage.ipynb #5d7ae6fb
 def part_options(stage:Stage) -> dict[str, tuple]:
     "Name → (type, field) of the options of a stage's parts"
-    made = {}
+    made, one = {}, 'one of those registered'
+    def say(default, help, resume): return option(default, help, _tab(stage), resume, stage.key)
     for p in stage.parts:
-        made[part_option(p, 'head')] = Name, option(p.head, f'Head of {p.name}: one of those registered', _tab(stage), 'fixed', stage.key)
-        if p.loss: made[part_option(p, 'loss')] = Name, option(p.loss, f'Loss of {p.name}: one of those registered', _tab(stage), 'free', stage.key)
-        made[part_option(p, 'resume')] = OnePath, option(None, f'Take the head of {p.name} from there', _tab(stage), 'silent', stage.key)
+        head, loss, resume = (part_option(p, what) for what in ('head', 'loss', 'resume'))
+        made[head] = Name, say(p.head, f'Head of {p.name}: {one}', 'fixed')
+        if p.loss: made[loss] = Name, say(p.loss, f'Loss of {p.name}: {one}', 'free')
+        made[resume] = OnePath, say(None, f'Take the head of {p.name} from there', 'silent')
     return made
 
-# %% ../../nbs/stages/31_stage.ipynb #44f0eea1
+# %% ../../nbs/stages/31_stage.ipynb #ed505f06
 @lru_cache(None)
 def section_of(stage:Stage) -> type[Section]:
     "All options of a stage as one section"
     if stage.key in _own: return stage.options           # its chapter writes them all down
     own = stage.options.model_fields
-    more = {n: made for n, made in {**usual_options(stage), **part_options(stage)}.items() if n not in own}
+    usual = {**usual_options(stage), **part_options(stage)}
+    more = {n: made for n, made in usual.items() if n not in own}
     return create_model(f'{stage.key.title()}Options', __base__=stage.options, **more)
 
 # %% ../../nbs/stages/31_stage.ipynb #190a857a
 def drawing_of(stage:int|str) -> dict:
     "Name and labels of a stage for plots; nothing where it is not registered"
     known = STAGES.get(str(stage))
-    return {'name': known.name, 'labels': {n: f.label for n, f in known.figures.items() if f.drawn}} if known else {}
+    if not known: return {}
+    labels = {n: f.label for n, f in known.figures.items() if f.drawn}
+    return {'name': known.name, 'labels': labels}
 
 # %% ../../nbs/stages/31_stage.ipynb #21f2d472
 def keys_of(
@@ -397,7 +459,8 @@ def as_choice(value):
     "A key, 'all', or a tuple of keys, from whatever names them; a `ValueError` for what cannot"
     if isinstance(value, str) and ',' in value: value = [v for v in value.split(',') if v.strip()]
     try:
-        if not isinstance(value, (list, tuple)): return 'all' if lower(value) == 'all' else stage_key(value)
+        if not isinstance(value, (list, tuple)):
+            return 'all' if lower(value) == 'all' else stage_key(value)
         keys = tuple(map(stage_key, value))
     except ValueError: keys = ()
     if not keys: raise ValueError('1, 2, 3, all, or several keys of stages, were expected')
@@ -408,14 +471,16 @@ def as_choice(value):
 class ChoiceOptions(Section):
     "What to run"
     stage: Annotated[str | tuple, BeforeValidator(as_choice)] = option('3',
-        'What to run: 1 reachable squares, 2 legal moves, 3 policy and value, all of them with one backbone, or several such as 1,mine,3',
+        'What to run: 1 reachable squares, 2 legal moves, 3 policy and value, '
+        'all of them with one backbone, or several such as 1,mine,3',
         'Data', 'fixed', examples=['1', '2', '3', 'all'])
     plugins: Globs = option((),
-        'Python files or modules that register backbones, heads, losses or stages; imported because you name them', 'Data', 'silent')
+        'Python files or modules that register backbones, heads, losses or stages; '
+        'imported because you name them', 'Data', 'silent')
 
 # %% ../../nbs/stages/31_stage.ipynb #b5a3f10a
 def stages_of(cfg) -> tuple[Stage, ...]:
-    "The stages that `cfg` runs, in order; keys that nobody registered are left out, and said by `make_config`"
+    "The stages that `cfg` runs, in order; keys nobody registered are left to `make_config`"
     return tuple(STAGES[k] for k in keys_of(cfg.stage) if k in STAGES)
 
 # %% ../../nbs/stages/31_stage.ipynb #bc9c028d
@@ -424,9 +489,9 @@ def stage_of(
 ) -> Stage:            # A `ValueError` if it is not registered
     "The stage that is registered under a key"
     key = stage_key(stage)
-    if key not in STAGES:
-        raise ValueError(f'stage {stage!r} is not known: choose from {", ".join(STAGES)}; register_stage adds one, in a cell or in a file that plugins names')
-    return STAGES[key]
+    if key in STAGES: return STAGES[key]
+    raise ValueError(f'stage {stage!r} is not known: choose from {", ".join(STAGES)}; '
+                     'register_stage adds one, in a cell or in a file that plugins names')
 
 # %% ../../nbs/stages/31_stage.ipynb #86dbab54
 def stage_of_heads(heads) -> Stage|None:
