@@ -1,7 +1,10 @@
-"""The three architectures at equal parameters and equal compute: `python benchmarks/architectures.py [--epochs 12 2 4] [--games FOLDER] [--nets vit]`
+"""The three architectures at equal parameters and equal compute
 
-Each trains the three stages one after the other on the sample games, the same rows in the same batches and for the same epochs, at the best of a few
-learning rates for stage 2 after one epoch. A row a net: parameters and MFLOPs per position of its backbone, what each stage reached, seconds, positions/s.
+`python benchmarks/architectures.py [--epochs 12 2 4] [--games FOLDER] [--nets vit]`
+
+Each trains the three stages one after the other on the sample games, the same rows in the same batches and for the
+same epochs, at the best of a few learning rates for stage 2 after one epoch. A row a net: parameters and MFLOPs per
+position of its backbone, what each stage reached, seconds, positions/s.
 """
 import argparse, contextlib, io, sys, tempfile, time
 from pathlib import Path
@@ -11,7 +14,8 @@ from maou_nb.model.backbones import flops_per_position, parameter_count
 from maou_nb.train.options import LearnConfig
 from maou_nb.model.backbones import backbone_of
 
-NETS = {'resnet': dict(resnet_channels=48, resnet_blocks=4), 'mlp-mixer': dict(mixer_embed_dim=72, mixer_num_layers=6, mixer_token_dim=64, mixer_channel_dim=144),
+NETS = {'resnet': dict(resnet_channels=48, resnet_blocks=4),
+        'mlp-mixer': dict(mixer_embed_dim=72, mixer_num_layers=6, mixer_token_dim=64, mixer_channel_dim=144),
         'vit': dict(vit_embed_dim=96, vit_num_layers=2, vit_num_heads=4, vit_mlp_ratio=2.75)}
 
 def train(**options):
@@ -27,11 +31,17 @@ def compare(games, epochs, rates, nets=tuple(NETS)):
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         prepare_stage1(d/'stage1'); prepare_stage2(games, d/'stage2'); prepare_stage3(games, d/'stage3')
-        common = dict(model_size='tiny', gpu='cpu', batch_size=128, stage1_batch_size=16, stage2_test_ratio=0.2, stage1_threshold=1., stage2_threshold=1., value_loss_ratio=0.1, lr_scheduler='warmup_cosine_decay',
-                      stage1_max_epochs=epochs[0], stage2_max_epochs=epochs[1], epoch=epochs[2], **{f'stage{n}_data_path': str(d/f'stage{n}') for n in (1, 2, 3)})
+        common = dict(model_size='tiny', gpu='cpu', batch_size=128, stage1_batch_size=16, stage2_test_ratio=0.2,
+                      stage1_threshold=1., stage2_threshold=1., value_loss_ratio=0.1, lr_scheduler='warmup_cosine_decay',
+                      stage1_max_epochs=epochs[0], stage2_max_epochs=epochs[1], epoch=epochs[2],
+                      **{f'stage{n}_data_path': str(d/f'stage{n}') for n in (1, 2, 3)})
         for name in nets:
             net = dict(common, model_architecture=name, **NETS[name])
-            tried = {rate: train(**{**net, 'stage': 2, 'stage2_max_epochs': 1, 'learning_ratio': rate, 'run_dir': str(d/f'{name}-try-{rate}')})[2].achieved_accuracy for rate in rates}
+            tried = {}
+            for rate in rates:
+                trial = train(**{**net, 'stage': 2, 'stage2_max_epochs': 1, 'learning_ratio': rate,
+                                 'run_dir': str(d/f'{name}-try-{rate}')})
+                tried[rate] = trial[2].achieved_accuracy
             rate, before, began, row = max(tried, key=tried.get), {}, time.perf_counter(), {}
             for n in (1, 2, 3):
                 result = train(**net, stage=n, learning_ratio=rate, run_dir=str(d/f'{name}-{n}'), **before)
@@ -39,8 +49,11 @@ def compare(games, epochs, rates, nets=tuple(NETS)):
                 row[n] = result[n]
             backbone = backbone_of(LearnConfig(**net))
             speed = row[3].history[-1]['positions_per_second']
-            yield (name, f'{parameter_count(backbone):,}', f'{flops_per_position(backbone) / 1e6:.1f}', f'{rate:g}', f'{row[1].achieved_accuracy:.4f}', f'{row[2].achieved_accuracy:.4f}', f"{row[3].metrics['top1']:.4f}", f"{row[3].metrics['top5']:.4f}",
-                   f"{row[3].metrics['value_accuracy']:.4f}", f"{row[3].metrics['policy_loss']:.3f}", f'{time.perf_counter() - began:.0f}', f'{speed:,.0f}')
+            yield (name, f'{parameter_count(backbone):,}', f'{flops_per_position(backbone) / 1e6:.1f}',
+                   f'{rate:g}', f'{row[1].achieved_accuracy:.4f}', f'{row[2].achieved_accuracy:.4f}',
+                   f"{row[3].metrics['top1']:.4f}", f"{row[3].metrics['top5']:.4f}",
+                   f"{row[3].metrics['value_accuracy']:.4f}", f"{row[3].metrics['policy_loss']:.3f}",
+                   f'{time.perf_counter() - began:.0f}', f'{speed:,.0f}')
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -49,6 +62,7 @@ if __name__ == '__main__':
     parser.add_argument('--rates', type=float, nargs='+', default=(0.001, 0.002, 0.004, 0.008))
     parser.add_argument('--nets', nargs='+', choices=NETS, default=tuple(NETS))
     args = parser.parse_args()
-    heads = ('net', 'parameters', 'MFLOPs', 'rate', 'stage 1 accuracy', 'stage 2 F1', 'top-1', 'top-5', 'value accuracy', 'policy loss', 'seconds', 'positions/s')
+    heads = ('net', 'parameters', 'MFLOPs', 'rate', 'stage 1 accuracy', 'stage 2 F1', 'top-1', 'top-5',
+             'value accuracy', 'policy loss', 'seconds', 'positions/s')
     print('| ' + ' | '.join(heads) + ' |\n' + '|---'*len(heads) + '|')
     for row in compare(args.games, args.epochs, args.rates, args.nets): print('| ' + ' | '.join(row) + ' |', flush=True)

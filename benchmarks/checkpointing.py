@@ -1,4 +1,6 @@
-"""What gradient checkpointing saves and costs: `python benchmarks/checkpointing.py [--size tiny] [--batch 64] [--runs 3] [--device cpu] [--json]`
+"""What gradient checkpointing saves and costs
+
+`python benchmarks/checkpointing.py [--size tiny] [--batch 64] [--runs 3] [--device cpu] [--json]`
 
 For each architecture: the peak memory of a forward and backward pass without and with `gradient_checkpointing`, the weights not
 counted, the gradients counted, and how much longer the pass takes (median of several, taking turns). On a GPU the peak is what
@@ -78,7 +80,8 @@ def line(m):
     "A measurement in words"
     (plain, saving), times = (b / 2**20 for b in m['bytes']), m['seconds']
     slower = f", {times[1]/times[0]:.2f} times as long" if times else ''
-    return f"{m['architecture']:9}  {m['size']}, batch {m['batch']}: peak {plain:,.1f} MiB, with checkpointing {saving:,.1f} MiB ({saving/plain:.0%}){slower}"
+    return (f"{m['architecture']:9}  {m['size']}, batch {m['batch']}: peak {plain:,.1f} MiB, "
+            f"with checkpointing {saving:,.1f} MiB ({saving/plain:.0%}){slower}")
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

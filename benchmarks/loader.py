@@ -35,7 +35,8 @@ def repeated(table, rows, folder):
     for i in range(-(-rows // SHARD)):
         n = min(SHARD, rows - i*SHARD)
         order = np.concatenate([random.permutation(len(table)) for _ in range(-(-n // len(table)))])[:n]
-        entries.append(write_shard(folder/f'stage3-{i:05d}.feather', table.take(pa.array(order)).combine_chunks(), 3, 'the sample games, repeated'))
+        entries.append(write_shard(folder/f'stage3-{i:05d}.feather', table.take(pa.array(order)).combine_chunks(),
+                                   3, 'the sample games, repeated'))
     write_manifest(folder, entries, stage=3)
 
 def dense_file(table, rows, path):
@@ -43,7 +44,8 @@ def dense_file(table, rows, path):
     dense = Batch.from_rows(FileSource(table, 3)[np.arange(rows)], 3).decode()
     flat = lambda t: pa.array(t.numpy().reshape(-1))
     lists = lambda values, width: pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, width, dtype=np.int32)), values)
-    columns = {'id': pa.array(np.arange(rows, dtype=np.uint64)), 'boardIdPositions': lists(lists(flat(dense.board), 9), 9), 'piecesInHand': lists(flat(dense.hands), 14),
+    columns = {'id': pa.array(np.arange(rows, dtype=np.uint64)),
+               'boardIdPositions': lists(lists(flat(dense.board), 9), 9), 'piecesInHand': lists(flat(dense.hands), 14),
                'moveLabel': lists(flat(dense.policy), 1496), 'resultValue': flat(dense.value)}
     table = pa.table(columns)
     with ipc.new_file(str(path), table.schema, options=ipc.IpcWriteOptions(compression='lz4')) as w: w.write_table(table)
@@ -92,16 +94,21 @@ class Bench:
             for i in range(0, n - size + 1, size): np.take(records, order[i:i + size], axis=0, out=out, mode='clip')
             return n // size * size
         dense = next(iter(batch_loader(BatchStream(self.memory, self.memory.plan(size))))).decode()
-        buffers = [dense.board.contiguous(), dense.hands.contiguous(), dense.legal, dense.policy, dense.value.contiguous(), dense.eval.contiguous()]
+        buffers = [dense.board.contiguous(), dense.hands.contiguous(), dense.legal, dense.policy,
+                   dense.value.contiguous(), dense.eval.contiguous()]
         copies = [torch.ones_like(b) for b in buffers]
         def copy(times=max(1, 65_536 // size)):
             for _ in range(times):
                 for a, b in zip(copies, buffers): a.copy_(b)
             return times*size
         self.dense_bytes = sum(b.nbytes for b in buffers) / size
-        names = {'packed-gather': lambda: gather(self.records), 'packed-gather-map': lambda: gather(self.mapped), 'draw-order': lambda: plan.numbers(0) is None or n, 'compact-memory': lambda: an_epoch(self.memory, plan),
-                 'compact-mmap': lambda: an_epoch(self.mmap, plan), 'compact-file': lambda: an_epoch(self.file, self.file.plan(size, 1, epoch)),
-                 'decoded-reused': lambda: an_epoch(self.memory, plan, decode=True), 'memcpy': copy, 'dense-polars': lambda: dense_polars(self.folder/'dense.feather', size, epoch)}
+        names = {'packed-gather': lambda: gather(self.records), 'packed-gather-map': lambda: gather(self.mapped),
+                 'draw-order': lambda: plan.numbers(0) is None or n,
+                 'compact-memory': lambda: an_epoch(self.memory, plan),
+                 'compact-mmap': lambda: an_epoch(self.mmap, plan),
+                 'compact-file': lambda: an_epoch(self.file, self.file.plan(size, 1, epoch)),
+                 'decoded-reused': lambda: an_epoch(self.memory, plan, decode=True), 'memcpy': copy,
+                 'dense-polars': lambda: dense_polars(self.folder/'dense.feather', size, epoch)}
         figures = {}
         for name, run in names.items():
             began = time.perf_counter(); rows = run()
@@ -110,10 +117,15 @@ class Bench:
 
     def bytes_per_row(self, name):
         "What a row of `name` takes: in a batch, or decoded"
-        return {'packed-gather': columns_of(3).record.itemsize, 'packed-gather-map': columns_of(3).record.itemsize, 'draw-order': 8, 'decoded-reused': self.dense_bytes, 'memcpy': self.dense_bytes, 'dense-polars': 81 + 14 + 4*1496 + 4}.get(name, self.resident)
+        return {'packed-gather': columns_of(3).record.itemsize,
+                'packed-gather-map': columns_of(3).record.itemsize, 'draw-order': 8,
+                'decoded-reused': self.dense_bytes, 'memcpy': self.dense_bytes,
+                'dense-polars': 81 + 14 + 4*1496 + 4}.get(name, self.resident)
 
-GOALS = [('compact-memory', 'packed-gather', 0.75), ('compact-mmap', 'packed-gather', 0.75), ('compact-mmap', 'packed-gather-map', None), ('compact-file', 'packed-gather', None),
-         ('compact-memory', 'dense-polars', 15), ('compact-mmap', 'dense-polars', 15), ('compact-file', 'dense-polars', None), ('decoded-reused', 'memcpy', 0.5)]
+GOALS = [('compact-memory', 'packed-gather', 0.75), ('compact-mmap', 'packed-gather', 0.75),
+         ('compact-mmap', 'packed-gather-map', None), ('compact-file', 'packed-gather', None),
+         ('compact-memory', 'dense-polars', 15), ('compact-mmap', 'dense-polars', 15),
+         ('compact-file', 'dense-polars', None), ('decoded-reused', 'memcpy', 0.5)]
 
 def main():
     "Measure, and print medians with their ratios"
@@ -131,8 +143,11 @@ def main():
             figures = [bench.one_run(size, 1 + i) for i in range(runs)]
             rate = {name: 1 / statistics.median(f[name] for f in figures) for name in figures[0]}
             for name, r in rate.items():
-                row = {'name': name, 'rows_per_s': round(r), 'bytes_per_row': round(bench.bytes_per_row(name), 1), 'batch': size, 'shard_bytes_per_row': round(bench.on_disk, 1)}
-                print(json.dumps(row) if a.json else f'batch {size:<5} {name:<17} {r:>12,.0f} rows/s {row["bytes_per_row"]:>9,.1f} bytes/row', flush=True)
+                row = {'name': name, 'rows_per_s': round(r), 'bytes_per_row': round(bench.bytes_per_row(name), 1),
+                       'batch': size, 'shard_bytes_per_row': round(bench.on_disk, 1)}
+                print(json.dumps(row) if a.json
+                      else f'batch {size:<5} {name:<17} {r:>12,.0f} rows/s '
+                           f'{row["bytes_per_row"]:>9,.1f} bytes/row', flush=True)
             if a.json: continue
             whole = statistics.median(f['packed-gather'] / (f['compact-memory'] + f['draw-order']) for f in figures)
             print(f'    compact-memory with its order drawn / packed-gather: {whole:.2f}')

@@ -68,6 +68,8 @@ def main():
             games.mkdir(); copies(a.folder, games, times)
             for name, args in (('prepare', (games, out)), ('stream', (out,))):
                 row = {'name': name, 'times': times, **measured(name, *args)}
-                print(json.dumps(row) if a.json else f"{name:<8} {times}x  {row['rows']:>10,} rows  peak {row['peak_mb']:>5} MB  {row['seconds']:6.1f} s", flush=True)
+                print(json.dumps(row) if a.json
+                      else f"{name:<8} {times}x  {row['rows']:>10,} rows  peak {row['peak_mb']:>5} MB  "
+                           f"{row['seconds']:6.1f} s", flush=True)
 
 if __name__ == '__main__': main()

@@ -55,7 +55,9 @@ def main():
     found = record_files(a.folder)
     files = [found[i*len(found) // min(a.games, len(found))] for i in range(min(a.games, len(found)))]
     with tempfile.TemporaryDirectory() as out, ProcessPoolExecutor(2, mp_context=get_context('spawn')) as pool:
-        prepare_stage3(files[:1], Path(out)/'first', executor=pool); prepare_stage3(files[1:2], Path(out)/'second', executor=pool)   # the processes are up
+        # the processes are up
+        prepare_stage3(files[:1], Path(out)/'first', executor=pool)
+        prepare_stage3(files[1:2], Path(out)/'second', executor=pool)
         runs = [measure(files, Path(out), pool) for _ in range(a.runs)]
     for name in runs[0]:
         s, n = statistics.median(r[name][0] for r in runs), runs[0][name][1]

@@ -41,9 +41,11 @@ class AttackedOptions(Section):
 @register_head('two-layer')
 class TwoLayerHead(nn.Module):
     "One logit a square, by way of a hidden layer"
+
     def __init__(self, channels):
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(channels, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+
     def forward(self, features): return self.layers(features).flatten(1)
 
 @register_loss('weighted', of='attacked')
@@ -83,13 +85,16 @@ class Attacked(Stage):
     def mistakes(self, row, said, letters='japanese'):
         heat = row.attackers[0].numpy() / 4
         caption = f'{int(row.attacked[0].sum())} attacked squares' + (', as the network sees it' if said else '')
-        return board_svg(row.board[0].numpy(), row.hands[0].numpy(), heat if said is None else said['attacked'][0].sigmoid().numpy(), caption, letters=letters), ''
+        heat = heat if said is None else said['attacked'][0].sigmoid().numpy()
+        return board_svg(row.board[0].numpy(), row.hands[0].numpy(), heat, caption, letters=letters), ''
 
 
 @register_backbone('myopic', tiny=dict(channels=8))
 class Myopic(Backbone):
     "Sees nothing but the piece on the square itself and the hands"
-    def __init__(self, channels=8): super().__init__(channels, SquareEmbedding(channels), [nn.Sequential(nn.Linear(channels, channels), nn.ReLU())])
+
+    def __init__(self, channels=8):
+        super().__init__(channels, SquareEmbedding(channels), [nn.Sequential(nn.Linear(channels, channels), nn.ReLU())])
 
 class Counting(Callback):
     "Counts steps, over all restarts of a stage; keeps a tensor, too"

@@ -6,7 +6,8 @@ import pytest
 
 from maou_nb.data.files import as_path
 
-# gcsfs reads this when it is imported, which any test may do; else it would ask the server for its kind of bucket over gRPC, which this one does not speak
+# gcsfs reads this when it is imported, which any test may do; else it would ask the server for its kind
+# of bucket over gRPC, which this one does not speak
 os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 
 def free_port():

@@ -6,7 +6,8 @@ import pytest
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 SHOTS = Path(__file__).resolve().parents[1]/'build'/'screenshots'
-SETTINGS = {'notebook-extension/tracker': {'windowingMode': 'none', 'recordTiming': False},           # else cells that are out of sight leave the page
+# else cells that are out of sight leave the page
+SETTINGS = {'notebook-extension/tracker': {'windowingMode': 'none', 'recordTiming': False},
             'apputils-extension/notification': {'fetchNews': 'false', 'checkForUpdates': False}}
 
 def free_port():
@@ -20,10 +21,15 @@ def lab(folder):
     for name, what in SETTINGS.items():
         f = private/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
         f.parent.mkdir(parents=True, exist_ok=True); f.write_text(json.dumps(what))
-    env = {**os.environ, 'JUPYTERLAB_SETTINGS_DIR': f'{private}/settings', 'JUPYTERLAB_WORKSPACES_DIR': f'{private}/workspaces', 'JUPYTER_RUNTIME_DIR': f'{private}/runtime', 'IPYTHONDIR': f'{private}/ipython'}
-    command = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}',
+    env = {**os.environ, 'JUPYTERLAB_SETTINGS_DIR': f'{private}/settings',
+           'JUPYTERLAB_WORKSPACES_DIR': f'{private}/workspaces', 'JUPYTER_RUNTIME_DIR': f'{private}/runtime',
+           'IPYTHONDIR': f'{private}/ipython'}
+    command = [sys.executable, '-m', 'jupyterlab', '--allow-root', '--no-browser', '--ip=127.0.0.1',
+               f'--port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={folder}',
                '--IdentityProvider.token=', '--ServerApp.password=', '--LabApp.expose_app_in_browser=True']
-    with open(private/'log', 'w') as log: server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    with open(private/'log', 'w') as log:
+        server = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                                  stderr=subprocess.STDOUT, start_new_session=True)
     try:
         until = time.monotonic() + 60
         while True:
@@ -73,7 +79,10 @@ def run_cell(page, text, timeout=120):
     cell = page.locator('.jp-CodeCell').filter(has_text=text).first
     cell.locator('.jp-InputArea-editor').click()
     command(page, 'notebook:run-cell')
-    page.wait_for_function("t => { const c = [...document.querySelectorAll('.jp-CodeCell')].find(c => c.textContent.includes(t)); return /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent) }", arg=text, timeout=timeout*1000)
+    page.wait_for_function("t => { const c = [...document.querySelectorAll('.jp-CodeCell')]"
+                           ".find(c => c.textContent.includes(t)); "
+                           "return /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent) }",
+                           arg=text, timeout=timeout*1000)
     errors = cell.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')
     assert not errors.count(), errors.first.inner_text()
     return cell

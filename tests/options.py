@@ -33,19 +33,23 @@ def few(tmp_path_factory):
 @pytest.fixture(scope='module')
 def run(few, tmp_path_factory):
     "A function that trains a tiny net with some options, once for each set of them, and returns all that came of it"
-    defaults = {'stage': 3, 'gpu': 'cpu', 'stage1_threshold': 0., 'stage2_threshold': 0., 'epoch': 1, 'test_ratio': 0.3, 'learning_ratio': 0.01, 'model_size': 'tiny',
+    defaults = {'stage': 3, 'gpu': 'cpu', 'stage1_threshold': 0., 'stage2_threshold': 0., 'epoch': 1,
+                'test_ratio': 0.3, 'learning_ratio': 0.01, 'model_size': 'tiny',
                 'stage1_data_path': few/'stage1', 'stage2_data_path': few/'twelve'/'stage2', 'stage3_data_path': few/'twelve'/'stage3'}
     @functools.cache
     def cached(items):
         given = dict(items)
         options = {**defaults, 'run_dir': tmp_path_factory.mktemp('run')/'r', **given}
         options = {k: v for k, v in options.items() if v != 'leave out'}
-        if 'model_size' not in given: options |= {k: v for k, v in TINY.get(options.get('model_architecture', 'resnet'), {}).items() if k not in given}
+        if 'model_size' not in given:
+            options |= {k: v for k, v in TINY.get(options.get('model_architecture', 'resnet'), {}).items()
+                        if k not in given}
         try: result, error = learn_multi_stage(**options), None
         except StageThresholdNotMet as e: result, error = e.result, e
         stage = result.stages_completed[-1]
         tensors, about = load_tensors(result.checkpoint(stage.stage, 'last'))
-        return SimpleNamespace(result=result, error=error, stage=stage, tensors=tensors, history=stage.history, last=stage.history[-1], dir=Path(result.run_dir))
+        return SimpleNamespace(result=result, error=error, stage=stage, tensors=tensors, history=stage.history,
+                               last=stage.history[-1], dir=Path(result.run_dir))
     again = lambda **options: cached(tuple(options.items()))
     again.afresh = lambda **options: cached.__wrapped__(tuple(options.items()))    # for runs under a patch
     return again

@@ -1,5 +1,4 @@
 "Heads and losses of one's own, for the rows of the option table"
-import torch
 from torch import nn
 
 from maou_nb import register_head, register_loss

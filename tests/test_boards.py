@@ -23,7 +23,9 @@ def random_positions(n, seed=0):
 def drawn_pieces(svg, letters):
     "What stands where in the picture, as the board part of an SFEN"
     kinds, board = {l: k for k, l in zip(LETTERS['western'], LETTERS[letters])}, {}
-    for x, y, turned, letter in re.findall(r'<text x="(\d+)" y="(\d+)"( transform="rotate\(180 \d+ \d+\)")?[^>]*?dominant-baseline="central">([^<☗☖]+)</text>', svg):
+    text = (r'<text x="(\d+)" y="(\d+)"( transform="rotate\(180 \d+ \d+\)")?'
+            r'[^>]*?dominant-baseline="central">([^<☗☖]+)</text>')
+    for x, y, turned, letter in re.findall(text, svg):
         board[(int(y) - 35)//30, 8 - (int(x) - 55)//30] = kinds[letter].lower() if turned else kinds[letter]
     rows = (''.join(board.get((r, f), '1') for f in reversed(range(9))) for r in range(9))
     return '/'.join(re.sub('1+', lambda m: str(len(m[0])), row) for row in rows)

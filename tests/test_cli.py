@@ -22,7 +22,8 @@ def asked(monkeypatch, capsys):
     "What a command line asks `learn_multi_stage` for, as a valid config"
     def ask(*argv):
         got = {}
-        monkeypatch.setattr(learn, 'learn_multi_stage', lambda **options: got.update(options) or LearnResult(stage='3', stages_completed=[], run_dir='.'))
+        result = LearnResult(stage='3', stages_completed=[], run_dir='.')
+        monkeypatch.setattr(learn, 'learn_multi_stage', lambda **options: got.update(options) or result)
         assert cli.main(['learn-model', *argv]) == 0, capsys.readouterr().err
         capsys.readouterr()
         return LearnConfig(**got)
@@ -41,14 +42,20 @@ def test_help_lists_every_option(capsys):
     lines, plain = text.splitlines(), ' '.join(text.split())
     for name, field in FIELDS.items():
         assert sum(l.startswith(f'  {cli.flag_of(name)} ') for l in lines) == 1, name
-        assert ' '.join(f'{field.description} ('.split()) in plain and f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
+        assert ' '.join(f'{field.description} ('.split()) in plain, name
+        assert f'{cli.usage_of(name, field)} {" ".join(config.help_of(field).split())}' in plain, name
     for group in {f.json_schema_extra.group for f in FIELDS.values()}: assert f'{group}:' in lines
     assert len([l for l in lines if l.startswith('  --')]) == len(FIELDS) + 1
-    for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-target-mode move-label|win-rate|weighted', '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)', '(default none; repeatable)', '(> 0; default 1.0)'): assert part in plain, part
+    for part in ('--epoch INT', '--learning-ratio NUMBER', '--policy-target-mode move-label|win-rate|weighted',
+                 '--compilation [true|false], --no-compilation', '(≥ 0, < 4294967296; default 0)',
+                 '(default none; repeatable)', '(> 0; default 1.0)'):
+        assert part in plain, part
 
 def test_flags_are_the_fields():
     assert {*cli.flags().values()} == {*FIELDS, 'config'} and 'config' not in FIELDS
-    assert {*cli.noes().values()} == {n for n, f in FIELDS.items() if f.annotation in (bool, bool | None)} - {'no_streaming'} and not {*cli.noes()} & {*cli.flags()}
+    switches = {n for n, f in FIELDS.items() if f.annotation in (bool, bool | None)}
+    assert {*cli.noes().values()} == switches - {'no_streaming'}
+    assert not {*cli.noes()} & {*cli.flags()}
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.annotation in (int, float, str, int | None, float | None, str | None)])
 def test_every_plain_flag_arrives(asked, name):
@@ -57,24 +64,40 @@ def test_every_plain_flag_arrives(asked, name):
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if config.is_bool(f)])
 def test_every_boolean_says_yes_and_no(asked, name):
     flag = cli.flag_of(name)
-    for argv, value in (([flag], True), ([flag, 'true'], True), ([flag, 'FALSE'], False), ([f'{flag}=False'], False), ([f'{flag}=true'], True)): assert getattr(asked(*argv), name) is value, argv
+    for argv, value in (([flag], True), ([flag, 'true'], True), ([flag, 'FALSE'], False),
+                        ([f'{flag}=False'], False), ([f'{flag}=true'], True)):
+        assert getattr(asked(*argv), name) is value, argv
     for no in (no for no, n in cli.noes().items() if n == name): assert getattr(asked(no), name) is False
 
 @pytest.mark.parametrize('argv, name, value', [
-    (['--no-streaming'], 'no_streaming', True), (['--no-streaming', 'false'], 'no_streaming', False), (['--no-streaming=TRUE'], 'no_streaming', True),
-    (['--compilation'], 'compilation', True), (['--no-compilation'], 'compilation', False), (['--compilation', 'true'], 'compilation', True), (['--compilation', 'False'], 'compilation', False),
+    (['--no-streaming'], 'no_streaming', True), (['--no-streaming', 'false'], 'no_streaming', False),
+    (['--no-streaming=TRUE'], 'no_streaming', True),
+    (['--compilation'], 'compilation', True), (['--no-compilation'], 'compilation', False),
+    (['--compilation', 'true'], 'compilation', True), (['--compilation', 'False'], 'compilation', False),
     (['--compilation', '--no-compilation'], 'compilation', False), (['--pin-memory', '--epoch', '4'], 'pin_memory', True),
-    (['--stage1-data-path', 'a,b'], 'stage1_data_path', 'a,b'), (['--stage1-data-path', 'x[01]*', '--stage1-data-path', 'a b'], 'stage1_data_path', ['x[01]*', 'a b']), (['--stage1-data-path=-odd'], 'stage1_data_path', '-odd'),
-    (['--stage2-data-path', 'a=b', '--stage2-data-path=c=d,e'], 'stage2_data_path', ['a=b', 'c=d,e']), (['--stage3-data-path', 's3://b/{a,b}/**'], 'stage3_data_path', 's3://b/{a,b}/**'), (['--stage3-data-path', 'none'], 'stage3_data_path', None),
-    (['--resnet-squeeze-excitation', 'none'], 'resnet_squeeze_excitation', None), (['--no-resnet-squeeze-excitation'], 'resnet_squeeze_excitation', False), (['--run-name', 'of this seed=3'], 'run_name', 'of this seed=3'), (['--gpu', 'NONE'], 'gpu', None),
-    (['--tensorboard-histogram-module', '*.weight', '--tensorboard-histogram-module', 'heads.*'], 'tensorboard_histogram_module', ('*.weight', 'heads.*')), (['--tensorboard-histogram-module', 'a,b'], 'tensorboard_histogram_module', ('a,b',)),
-    (['--gradient-clip-norm', 'none'], 'gradient_clip_norm', None), (['--gradient-clip-norm', 'None'], 'gradient_clip_norm', None), (['--lr-scheduler', 'none'], 'lr_scheduler', 'none'),
-    (['--stage', 'ALL'], 'stage', 'all'), (['--optimizer', 'AdamW'], 'optimizer', 'adamw'), (['--epoch', '3', '--epoch', '5'], 'epoch', 5), (['--learning-ratio', '1e-3'], 'learning_ratio', 0.001)])
+    (['--stage1-data-path', 'a,b'], 'stage1_data_path', 'a,b'),
+    (['--stage1-data-path', 'x[01]*', '--stage1-data-path', 'a b'], 'stage1_data_path', ['x[01]*', 'a b']),
+    (['--stage1-data-path=-odd'], 'stage1_data_path', '-odd'),
+    (['--stage2-data-path', 'a=b', '--stage2-data-path=c=d,e'], 'stage2_data_path', ['a=b', 'c=d,e']),
+    (['--stage3-data-path', 's3://b/{a,b}/**'], 'stage3_data_path', 's3://b/{a,b}/**'),
+    (['--stage3-data-path', 'none'], 'stage3_data_path', None),
+    (['--resnet-squeeze-excitation', 'none'], 'resnet_squeeze_excitation', None),
+    (['--no-resnet-squeeze-excitation'], 'resnet_squeeze_excitation', False),
+    (['--run-name', 'of this seed=3'], 'run_name', 'of this seed=3'), (['--gpu', 'NONE'], 'gpu', None),
+    (['--tensorboard-histogram-module', '*.weight', '--tensorboard-histogram-module', 'heads.*'],
+     'tensorboard_histogram_module', ('*.weight', 'heads.*')),
+    (['--tensorboard-histogram-module', 'a,b'], 'tensorboard_histogram_module', ('a,b',)),
+    (['--gradient-clip-norm', 'none'], 'gradient_clip_norm', None),
+    (['--gradient-clip-norm', 'None'], 'gradient_clip_norm', None),
+    (['--lr-scheduler', 'none'], 'lr_scheduler', 'none'),
+    (['--stage', 'ALL'], 'stage', 'all'), (['--optimizer', 'AdamW'], 'optimizer', 'adamw'),
+    (['--epoch', '3', '--epoch', '5'], 'epoch', 5), (['--learning-ratio', '1e-3'], 'learning_ratio', 0.001)])
 def test_values(asked, argv, name, value):
     assert getattr(asked(*argv), name) == value
 
 def test_the_environment_changes_nothing(asked, monkeypatch):
-    for name, value in (('seed', '5'), ('SEED', '5'), ('STAGE', '1'), ('MAOU_NB_SEED', '5'), ('epoch', '99')): monkeypatch.setenv(name, value)
+    for name, value in (('seed', '5'), ('SEED', '5'), ('STAGE', '1'), ('MAOU_NB_SEED', '5'), ('epoch', '99')):
+        monkeypatch.setenv(name, value)
     assert asked() == LearnConfig()
 
 def test_not_given_is_left_to_the_model(asked):
@@ -82,15 +105,39 @@ def test_not_given_is_left_to_the_model(asked):
     assert asked('--seed', '7').model_fields_set == {'seed'}
 
 @pytest.mark.parametrize('argv, says', [
-    (['--epo', '3'], '--epo: there is no such flag; did you mean --epoch?'), (['--comp'], '--comp: there is no such flag; did you mean --compilation?'), (['--batch_size', '3'], 'did you mean --batch-size?'), (['--lr=3'], '--lr: there is no such flag; did you mean --learning-ratio?'),
-    (['--streaming'], '--streaming: there is no such flag; did you mean --no-streaming=false?'), (['--no-no-streaming'], '--no-no-streaming: there is no such flag'), (['--no-seed'], '--no-seed: there is no such flag'), (['-h3'], '-h3: there is no such flag'), (['--', '3'], '--: there is no such flag'),
-    (['--seed'], '--seed: a value was expected'), (['--run-dir='], '--run-dir: a value was expected'), (['--run-dir', ''], '--run-dir: a value was expected'), (['--run-dir', '-x'], 'one that begins with a dash is given as --run-dir=-x'), (['--config'], '--config: a value was expected'),
-    (['3'], '3: a flag was expected here'), (['seed=3'], 'seed=3: a flag was expected here'), (['--epoch', '3', '4'], '4: a flag was expected here'), (['--pin-memory', 'yes'], 'yes: a flag was expected here, or true or false for --pin-memory'), (['--epo=3', '4'], '4: a flag was expected here'),
-    (['--epoch', '0'], '--epoch=0: input should be greater than or equal to 1'), (['--epoch=0'], '--epoch=0: '), (['--learning-ratio', '-1e-3'], '--learning-ratio=-1e-3: input should be greater than 0'), (['--seed', '-1'], '--seed=-1: '), (['--seed', 'x y'], "--seed='x y': "), (['--epoch', 'none'], '--epoch=none: '),
-    (['--compilation=maybe'], '--compilation=maybe: true or false was expected'), (['--compilation=1'], '--compilation=1: true or false was expected'), (['--compilation='], "--compilation='': true or false was expected"),
-    (['--no-compilation=true'], '--no-compilation=true: takes no value; --compilation=false would be right'), (['--no-compilation', 'false'], '--no-compilation=false: takes no value; --compilation=true would be right'),
-    (['--optimizer', 'adam'], "--optimizer=adam: input should be 'adamw' or 'sgd'"), (['--config', 'nowhere.json'], '--config=nowhere.json: cannot be read'), (['--config', 'odd://x'], '--config: odd://x: there is no filesystem'),
-    (['--no-streaming'], '--no-streaming=true with --input-cache-mode=file: '), (['--start-epoch', '10'], '--start-epoch=10 with --epoch=10: epochs are counted from 0'), (['--run-name', 'in run_dir x', '--vit-dropout', '0.1'], "--vit-dropout=0.1: acts on --model-architecture=vit only"),
+    (['--epo', '3'], '--epo: there is no such flag; did you mean --epoch?'),
+    (['--comp'], '--comp: there is no such flag; did you mean --compilation?'),
+    (['--batch_size', '3'], 'did you mean --batch-size?'),
+    (['--lr=3'], '--lr: there is no such flag; did you mean --learning-ratio?'),
+    (['--streaming'], '--streaming: there is no such flag; did you mean --no-streaming=false?'),
+    (['--no-no-streaming'], '--no-no-streaming: there is no such flag'),
+    (['--no-seed'], '--no-seed: there is no such flag'), (['-h3'], '-h3: there is no such flag'),
+    (['--', '3'], '--: there is no such flag'),
+    (['--seed'], '--seed: a value was expected'), (['--run-dir='], '--run-dir: a value was expected'),
+    (['--run-dir', ''], '--run-dir: a value was expected'),
+    (['--run-dir', '-x'], 'one that begins with a dash is given as --run-dir=-x'),
+    (['--config'], '--config: a value was expected'),
+    (['3'], '3: a flag was expected here'), (['seed=3'], 'seed=3: a flag was expected here'),
+    (['--epoch', '3', '4'], '4: a flag was expected here'),
+    (['--pin-memory', 'yes'], 'yes: a flag was expected here, or true or false for --pin-memory'),
+    (['--epo=3', '4'], '4: a flag was expected here'),
+    (['--epoch', '0'], '--epoch=0: input should be greater than or equal to 1'), (['--epoch=0'], '--epoch=0: '),
+    (['--learning-ratio', '-1e-3'], '--learning-ratio=-1e-3: input should be greater than 0'),
+    (['--seed', '-1'], '--seed=-1: '), (['--seed', 'x y'], "--seed='x y': "), (['--epoch', 'none'], '--epoch=none: '),
+    (['--compilation=maybe'], '--compilation=maybe: true or false was expected'),
+    (['--compilation=1'], '--compilation=1: true or false was expected'),
+    (['--compilation='], "--compilation='': true or false was expected"),
+    (['--no-compilation=true'],
+     '--no-compilation=true: takes no value; --compilation=false would be right'),
+    (['--no-compilation', 'false'],
+     '--no-compilation=false: takes no value; --compilation=true would be right'),
+    (['--optimizer', 'adam'], "--optimizer=adam: input should be 'adamw' or 'sgd'"),
+    (['--config', 'nowhere.json'], '--config=nowhere.json: cannot be read'),
+    (['--config', 'odd://x'], '--config: odd://x: there is no filesystem'),
+    (['--no-streaming'], '--no-streaming=true with --input-cache-mode=file: '),
+    (['--start-epoch', '10'], '--start-epoch=10 with --epoch=10: epochs are counted from 0'),
+    (['--run-name', 'in run_dir x', '--vit-dropout', '0.1'],
+     "--vit-dropout=0.1: acts on --model-architecture=vit only"),
     (['--stage', '1', '--stage1-data-path', 'a run_dir'], '--stage1-data-path: ')])
 def test_refusals(capsys, argv, says):
     assert says in refused(capsys, *argv)
@@ -102,18 +149,27 @@ def test_a_problem_is_told_once(capsys):
     assert refused(capsys, '--config', 'nowhere.json', '--epoch', '0').count('--epoch=0') == 1
 
 def test_all_problems_in_one_message(capsys, tmp_path):
-    text = refused(capsys, '--stage', 'all', '--stage1-data-path', str(tmp_path/'none'), '--epoch', '0', '--lerning-ratio', '0.1', '--seed', '--vit-dropout', '0.1', '--policy-loss-ratio', '0', '--value-loss-ratio', '0')
-    for part in ('8 problems:', '--lerning-ratio: there is no such flag; did you mean --learning-ratio?', '--seed: a value was expected', "--epoch=0", '--stage1-data-path: ', '--stage2-data-path: ', '--stage3-data-path: ', '--vit-dropout=0.1', '--policy-loss-ratio=0.0'):
+    text = refused(capsys, '--stage', 'all', '--stage1-data-path', str(tmp_path/'none'), '--epoch', '0',
+                   '--lerning-ratio', '0.1', '--seed', '--vit-dropout', '0.1', '--policy-loss-ratio', '0',
+                   '--value-loss-ratio', '0')
+    for part in ('8 problems:',
+                 '--lerning-ratio: there is no such flag; did you mean --learning-ratio?',
+                 '--seed: a value was expected', "--epoch=0", '--stage1-data-path: ', '--stage2-data-path: ',
+                 '--stage3-data-path: ', '--vit-dropout=0.1', '--policy-loss-ratio=0.0'):
         assert part in text, (part, text)
 
 def test_a_saved_config(asked, capsys, tmp_path):
-    cfg = LearnConfig(stage='all', stage1_data_path=['a', 'b,[c]'], gradient_clip_norm=None, no_streaming=True, seed=4, tensorboard_histogram_module=['*'], learning_ratio=0.123)
+    cfg = LearnConfig(stage='all', stage1_data_path=['a', 'b,[c]'], gradient_clip_norm=None, no_streaming=True,
+                      seed=4, tensorboard_histogram_module=['*'], learning_ratio=0.123)
     (tmp_path/'config.json').write_text(cfg.model_dump_json())
     assert asked('--config', str(tmp_path/'config.json')) == cfg
-    assert asked('--config', str(tmp_path/'config.json'), '--seed', '5', '--no-streaming', 'false') == cfg.model_copy(update={'seed': 5, 'no_streaming': False})
+    assert (asked('--config', str(tmp_path/'config.json'), '--seed', '5', '--no-streaming', 'false')
+            == cfg.model_copy(update={'seed': 5, 'no_streaming': False}))
     (tmp_path/'bad.json').write_text('[1]')
     assert 'is no JSON object' in refused(capsys, '--config', str(tmp_path/'bad.json'))
-    for text in (b'{"seed": 4', b'\xff\xfe', b''): (tmp_path/'bad.json').write_bytes(text); assert 'is no JSON object' in refused(capsys, '--config', str(tmp_path/'bad.json'))
+    for text in (b'{"seed": 4', b'\xff\xfe', b''):
+        (tmp_path/'bad.json').write_bytes(text)
+        assert 'is no JSON object' in refused(capsys, '--config', str(tmp_path/'bad.json'))
     assert 'cannot be read (Is a directory)' in refused(capsys, '--config', str(tmp_path))
 
 def test_flags_go_before_the_config(asked, tmp_path):
@@ -122,13 +178,16 @@ def test_flags_go_before_the_config(asked, tmp_path):
     file.write_text(json.dumps({'stage1_data_path': ['a', 'b'], 'ema_decay': 0.9, 'run_dir': 'runs/x', 'seed': 3}))
     got = asked('--config', str(file), '--stage1-data-path', 'c', '--ema-decay', 'none')
     assert (got.stage1_data_path, got.ema_decay, got.run_dir, got.seed) == ('c', None, 'runs/x', 3)
-    assert asked('--seed', '4', f'--config={file}').seed == 4                                                           # wherever they stand
+    assert asked('--seed', '4', f'--config={file}').seed == 4      # wherever they stand
 
 def test_unknown_keys_of_a_config(capsys, tmp_path):
     file = tmp_path/'odd.json'
     file.write_text('{"nonsense": 1, "epoch": "many", "optimizer": "adam", "start_epoch": 12, "seed": [1], "lerning_ratio": 1}')
     text = refused(capsys, '--config', str(file), '--optimizer', 'sgd', '--stage1-max-epochs', '0', '--epo', '3')
-    for part in ('nonsense: there is no such option', 'lerning_ratio: there is no such option; did you mean learning_ratio?', "epoch='many': ", 'seed=[1]: '): assert f'{file}: {part}' in text, (part, text)
+    for part in ('nonsense: there is no such option',
+                 'lerning_ratio: there is no such option; did you mean learning_ratio?',
+                 "epoch='many': ", 'seed=[1]: '):
+        assert f'{file}: {part}' in text, (part, text)
     assert '--stage1-max-epochs=0: ' in text and '--epo: there is no such flag' in text and 'adam' not in text
     file.write_text('{"start_epoch": 12}')
     assert f'{file}: start_epoch=12 with --epoch=5: ' in refused(capsys, '--config', str(file), '--epoch', '5')
@@ -144,9 +203,18 @@ def ends(monkeypatch, capfd, act):
     return cli.main(['learn-model']), *capfd.readouterr()
 
 @pytest.mark.parametrize('error, says', [
-    (OptionError('run_dir: /x is no folder'), '--run-dir: /x is no folder\n'), (OptionError("2 problems with the options:\n  epoch=0: more\n  seed='x': a number"), '2 problems:\n  --epoch=0: more\n  --seed=x: a number\n'), (CheckpointError('a.safetensors is damaged'), 'a.safetensors is damaged\n'),
-    (FileError('x.feather is cut short'), 'x.feather is cut short\n'), (Diverged('a lower learning rate, or gradient_clip_norm, would be right, and detect_anomaly=True names it'), 'a lower learning rate, or --gradient-clip-norm, would be right, and --detect-anomaly=true names it\n'),
-    (OutOfRoom('full; resume_from="latest" goes on'), 'full; --resume-from=latest goes on\n'), (MemoryError(), 'memory ran out; '), (MemoryError('2 GB are needed'), '2 GB are needed\n'), (PermissionError(13, 'Permission denied', '/x'), '/x: Permission denied\n'), (OSError('lost'), 'lost\n'), (KeyboardInterrupt(), 'interrupted\n')])
+    (OptionError('run_dir: /x is no folder'), '--run-dir: /x is no folder\n'),
+    (OptionError("2 problems with the options:\n  epoch=0: more\n  seed='x': a number"),
+     '2 problems:\n  --epoch=0: more\n  --seed=x: a number\n'),
+    (CheckpointError('a.safetensors is damaged'), 'a.safetensors is damaged\n'),
+    (FileError('x.feather is cut short'), 'x.feather is cut short\n'),
+    (Diverged('a lower learning rate, or gradient_clip_norm, would be right, and detect_anomaly=True names it'),
+     'a lower learning rate, or --gradient-clip-norm, would be right, and --detect-anomaly=true names it\n'),
+    (OutOfRoom('full; resume_from="latest" goes on'), 'full; --resume-from=latest goes on\n'),
+    (MemoryError(), 'memory ran out; '),
+    (MemoryError('2 GB are needed'), '2 GB are needed\n'),
+    (PermissionError(13, 'Permission denied', '/x'), '/x: Permission denied\n'), (OSError('lost'), 'lost\n'),
+    (KeyboardInterrupt(), 'interrupted\n')])
 def test_expected_errors_are_sentences(monkeypatch, capfd, error, says):
     def act(): raise error
     code, out, err = ends(monkeypatch, capfd, act)
@@ -156,7 +224,9 @@ def test_faults_of_ours_are_not_hidden(monkeypatch, capfd):
     def act(): raise ZeroDivisionError
     with pytest.raises(ZeroDivisionError): ends(monkeypatch, capfd, act)
 
-@pytest.mark.parametrize('stopped, code', [('', 0), ('stage 1 was stopped by SIGINT in epoch 1', 130), ('stage 1 was stopped by SIGTERM in epoch 1', 143)])
+@pytest.mark.parametrize('stopped, code',
+                         [('', 0), ('stage 1 was stopped by SIGINT in epoch 1', 130),
+                          ('stage 1 was stopped by SIGTERM in epoch 1', 143)])
 def test_only_the_result_is_on_standard_output(monkeypatch, capfd, stopped, code):
     "Not what is printed meanwhile, by Python, a child process or C"
     def act():
@@ -167,7 +237,8 @@ def test_only_the_result_is_on_standard_output(monkeypatch, capfd, stopped, code
     for part in ('progress', 'child', 'C\n', 'beware'): assert part in err
 
 def test_the_command_is_installed(tmp_path):
-    done = subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', str(tmp_path)],
+                          cwd=Path(__file__).parents[1], capture_output=True, text=True)
     entry = importlib.metadata.PathDistribution(next(tmp_path.glob('*.egg-info'))).entry_points.select(group='console_scripts')
     assert done.returncode == 0 and [(e.name, e.load()) for e in entry] == [('maou-nb', cli.main)]
 
@@ -177,7 +248,8 @@ def paths(shards): return [x for n in (1, 2, 3) for x in (f'--stage{n}-data-path
 
 def test_a_whole_run(shards, tmp_path, capfd):
     "The result alone on standard output; its folder's config gives the same run again"
-    done = run('--stage', 'all', *paths(shards), *TINY, '--stage1-threshold', '0', '--stage2-threshold', '0', '--epoch', '1', '--run-dir', str(tmp_path/'run'))
+    done = run('--stage', 'all', *paths(shards), *TINY, '--stage1-threshold', '0', '--stage2-threshold', '0',
+               '--epoch', '1', '--run-dir', str(tmp_path/'run'))
     assert done.returncode == 0, done.stderr
     result = LearnResult.model_validate_json(done.stdout)
     assert [s.stage for s in result.stages_completed] == [1, 2, 3] and 'rows to train on' in done.stderr
@@ -191,7 +263,8 @@ def test_a_threshold_that_is_not_met(shards, tmp_path, capfd):
     assert json.loads(out)['stages_completed'][0]['threshold_met'] is False
 
 def test_sigterm_saves_and_the_saved_config_goes_on(shards, tmp_path, capfd):
-    argv = [*COMMAND, 'learn-model', '--stage', '1', *paths(shards), *TINY, '--stage1-threshold', '1', '--stage1-max-epochs', '100000', '--stage1-batch-size', '16', '--run-dir', str(tmp_path/'run')]
+    argv = [*COMMAND, 'learn-model', '--stage', '1', *paths(shards), *TINY, '--stage1-threshold', '1',
+            '--stage1-max-epochs', '100000', '--stage1-batch-size', '16', '--run-dir', str(tmp_path/'run')]
     with open(tmp_path/'err', 'w') as err, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=err, text=True) as p:
         while not (tmp_path/'run'/'checkpoints'/'stage1'/'checkpoints.json').exists(): assert p.poll() is None; time.sleep(0.05)
         p.send_signal(signal.SIGTERM)
@@ -199,6 +272,7 @@ def test_sigterm_saves_and_the_saved_config_goes_on(shards, tmp_path, capfd):
     assert p.returncode == 143 and 'SIGTERM' in json.loads(out)['stopped']
     reached = json.loads(out)['partial']['epochs_trained']
     assert list((tmp_path/'run'/'checkpoints'/'stage1').glob('*.safetensors'))
-    code = cli.main(['learn-model', '--config', str(tmp_path/'run'/'config.json'), '--resume-from', 'latest', '--stage1-max-epochs', str(reached + 1)])
+    code = cli.main(['learn-model', '--config', str(tmp_path/'run'/'config.json'), '--resume-from', 'latest',
+                     '--stage1-max-epochs', str(reached + 1)])
     seen = capfd.readouterr()
     assert code == 1 and json.loads(seen.out)['stages_completed'][0]['epochs_trained'] == reached + 1 and 'goes on in epoch' in seen.err

@@ -1,4 +1,7 @@
-"The cockpit in a real JupyterLab: the quickstart's panel filled, a run started, watched, stopped, gone on with, and found again by a new kernel"
+"""The cockpit in a real JupyterLab
+
+The quickstart's panel is filled; a run is started, watched, stopped, gone on with, and found again by a new kernel.
+"""
 import contextlib, json, time
 
 import nbformat
@@ -15,8 +18,13 @@ def quickstart(folder):
     nb.cells = [c for c in nb.cells[:last + 1] if c.cell_type == 'code' and not c.source.startswith(('first', 'show_', 'Gallery'))]
     for c in nb.cells:
         c.outputs, c.execution_count = [], None
-        if c.source.startswith('games = Path('): c.source = f"games, shards, run_dir = Path({str(ONE_FILE)!r}), Path('shards'), Path('runs/quickstart')\noptions = dict(stage1_threshold=0.9, stage2_threshold=0.01, epoch=500, gpu='cpu', resnet_channels=16, resnet_blocks=1)"
-    nb.cells += [nbformat.v4.new_code_cell(s) for s in ("import time\nprint('ticks', len([time.sleep(0.1) for _ in range(10)]))", "from maou_nb import attach\nattach('runs/quickstart-panel')")]
+        if c.source.startswith('games = Path('):
+            c.source = (f"games, shards, run_dir = Path({str(ONE_FILE)!r}), Path('shards'), Path('runs/quickstart')\n"
+                        "options = dict(stage1_threshold=0.9, stage2_threshold=0.01, epoch=500, gpu='cpu', "
+                        "resnet_channels=16, resnet_blocks=1)")
+    nb.cells += [nbformat.v4.new_code_cell(s)
+                 for s in ("import time\nprint('ticks', len([time.sleep(0.1) for _ in range(10)]))",
+                           "from maou_nb import attach\nattach('runs/quickstart-panel')")]
     nbformat.write(nb, folder/'quickstart.ipynb')
     return [c.source for c in nb.cells]
 
@@ -29,21 +37,35 @@ def ended_run(folder):
 
 def status(page, word, timeout=90):
     "Wait until the newest monitor says `word`"
-    page.wait_for_function("w => [...document.querySelectorAll('.maou-monitor b')].pop()?.textContent === w", arg=word, timeout=timeout*1000)
+    page.wait_for_function("w => [...document.querySelectorAll('.maou-monitor b')].pop()?.textContent === w",
+                           arg=word, timeout=timeout*1000)
 
 def button(page, name): return page.locator('.jupyter-button').filter(has_text=name).last
 
-def pictures(page): return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea img')].map(i => [i.alt, i.src.length, i.src.slice(-60)])")
+def pictures(page):
+    return page.evaluate("() => [...document.querySelectorAll('.jp-OutputArea img')]"
+                         ".map(i => [i.alt, i.src.length, i.src.slice(-60)])")
 
-LOOK = """() => { const last = () => [...document.querySelectorAll('.jp-OutputArea img[alt^="stage 3"]')].pop(), area = last().closest('.jp-OutputArea');
+LOOK = """() => {
+    const last = () => [...document.querySelectorAll('.jp-OutputArea img[alt^="stage 3"]')].pop();
+    const area = last().closest('.jp-OutputArea');
     const seen = window.seen = {frames: 0, blank: 0, heights: new Set()};
-    const look = () => { const i = last(); seen.frames++; seen.blank += !(i && i.complete && i.naturalWidth); seen.heights.add(area.offsetHeight); requestAnimationFrame(look) }; look() }"""
+    const look = () => {
+        const i = last();
+        seen.frames++;
+        seen.blank += !(i && i.complete && i.naturalWidth);
+        seen.heights.add(area.offsetHeight);
+        requestAnimationFrame(look) };
+    look() }"""
 
 def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
 
 @pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['one pass', 'every step'])
 def test_the_way_through(tmp_path, whole):
-    "One pass: a wrong field, start, other cells meanwhile, stop. Every step: preflight, resume, a new kernel that attaches, and the dark theme too"
+    """One pass: a wrong field, start, other cells meanwhile, stop
+
+    Every step: preflight, resume, a new kernel that attaches, and the dark theme too.
+    """
     sources = quickstart(tmp_path)
     with ended_run(tmp_path/'runs'/'quickstart-panel'), browser() as page, lab(tmp_path) as url:
         open_notebook(page, url, 'quickstart.ipynb')
@@ -53,7 +75,9 @@ def test_the_way_through(tmp_path, whole):
         page.get_by_role('tab', name='Stage 3').click()
         field(page, 'epoch').fill('many'); field(page, 'epoch').press('Tab')
         wrong = page.locator('.maou-error'); wrong.wait_for()
-        assert 'valid integer' in wrong.inner_text() and page.get_by_role('tab', name='Stage 3 ✗1').count() == 1 and button(page, 'Start').is_disabled()
+        assert 'valid integer' in wrong.inner_text()
+        assert page.get_by_role('tab', name='Stage 3 ✗1').count() == 1
+        assert button(page, 'Start').is_disabled()
         shot(page, '2-error-beside-the-field')
         field(page, 'epoch').fill('400'); field(page, 'epoch').press('Tab'); wrong.wait_for(state='detached')
         page.get_by_role('tab', name='Model').click()
@@ -62,7 +86,8 @@ def test_the_way_through(tmp_path, whole):
 
         if whole:
             button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', timeout=120_000)
-            assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text() and 'ready to start' in page.locator('.maou-panel').inner_text()
+            assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text()
+            assert 'ready to start' in page.locator('.maou-panel').inner_text()
             shot(page, '4-preflight')
 
         button(page, 'Start').click(); status(page, 'training')
@@ -72,9 +97,12 @@ def test_the_way_through(tmp_path, whole):
         page.evaluate(LOOK)                                                # at every frame that the browser draws
         ticking = run_cell(page, 'ticks')                                  # another cell runs while it trains
         assert 'ticks 10' in ticking.locator('.jp-OutputArea').inner_text()
-        page.wait_for_function("old => { const i = [...document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); return i && i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
+        page.wait_for_function("old => { const i = [...document.querySelectorAll("
+                               "'.jp-OutputArea img[alt^=\"stage 3\"]')].pop(); "
+                               "return i && i.src.slice(-60) !== old }", arg=before[-1][2], timeout=120_000)
         seen = page.evaluate("() => ({...seen, heights: [...seen.heights]})")
-        assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen     # no flicker: never blank, and nothing jumps
+        # no flicker: never blank, and nothing jumps
+        assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen
         shot(page, '5-training')
 
         button(page, 'Stop').click(); status(page, 'stopped')
@@ -83,7 +111,9 @@ def test_the_way_through(tmp_path, whole):
         if whole: on_again(page, url, tmp_path, done)
         command(page, 'docmanager:save'); page.wait_for_timeout(2000)
     kept = [o for c in nbformat.read(tmp_path/'quickstart.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
-    assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3 and any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)     # the saved notebook keeps the pictures, and the form as a table
+    # the saved notebook keeps the pictures, and the form as a table
+    assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) >= 3
+    assert any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)
     cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
     assert cfg['epoch'] == 400 and cfg['resume_from'] == ('latest' if whole else None)
 
@@ -101,7 +131,8 @@ def on_again(page, url, folder, done):
     open_notebook(page, url, 'quickstart.ipynb'); restart_kernel(page)
     cell = run_cell(page, 'from maou_nb import attach'); cell.locator('.maou-monitor').wait_for()
     status(page, 'training')                                           # it goes on without the kernel that began it
-    page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); return c.querySelectorAll('img').length >= 3 }")
+    page.wait_for_function("() => { const c = [...document.querySelectorAll('.jp-CodeCell')].pop(); "
+                           "return c.querySelectorAll('img').length >= 3 }")
     assert [cell.locator(f'img[alt^="stage {n}"]').count() for n in (1, 2, 3)] == [1, 1, 1]
     shot(page, '8-attached-by-a-new-kernel')
     button(page, 'Stop').click(); status(page, 'stopped')
@@ -109,17 +140,23 @@ def on_again(page, url, folder, done):
     shot(page, '9-dark')
 
 CELLS = ['''from pathlib import Path
-from maou_nb import browse, compare, film_strip, learn_multi_stage, prepare_stage1, prepare_stage2, prepare_stage3, show_position, show_results, tensorboard
+from maou_nb import prepare_stage1, prepare_stage2, prepare_stage3, learn_multi_stage
+from maou_nb import browse, compare, film_strip, show_position, show_results, tensorboard
 out = Path('.')
 prepare_stage1(out/'stage1'); prepare_stage2(GAMES, out/'stage2'); prepare_stage3(GAMES, out/'stage3')
-result = learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=1, stage1_threshold=0.9, stage2_threshold=0.05, stage2_test_ratio=0.2, epoch=2, gpu='cpu', run_dir='runs/one',
-                           watched_positions='startpos moves 7g7f 3c3d', stage1_data_path='stage1', stage2_data_path='stage2', stage3_data_path='stage3')''',
-    "show_position('startpos moves 7g7f 3c3d 8h2b+', moves={'3a2b': 0.9}, value=0.5, caption='a board')", 'browse(result)', 'show_results(result, stage=2, n=2)', 'film_strip(result, stage=3)', 'tensorboard(result)']
+result = learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=1,
+                           stage1_threshold=0.9, stage2_threshold=0.05, stage2_test_ratio=0.2, epoch=2,
+                           gpu='cpu', run_dir='runs/one', watched_positions='startpos moves 7g7f 3c3d',
+                           stage1_data_path='stage1', stage2_data_path='stage2', stage3_data_path='stage3')''',
+         "show_position('startpos moves 7g7f 3c3d 8h2b+', moves={'3a2b': 0.9}, value=0.5, caption='a board')",
+         'browse(result)', 'show_results(result, stage=2, n=2)', 'film_strip(result, stage=3)', 'tensorboard(result)']
 
 @pytest.mark.slow
 def test_boards_browser_and_tensorboard(tmp_path):
     "Boards in both themes, rows stepped through, TensorBoard with its board pictures in a frame"
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c.replace('GAMES', repr(str(ONE_FILE)))) for c in CELLS], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))
+    cells = [nbformat.v4.new_code_cell(c.replace('GAMES', repr(str(ONE_FILE)))) for c in CELLS]
+    kernel = dict(name='python3', display_name='python3', language='python')
+    nb = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
     nbformat.write(nb, tmp_path/'boards.ipynb')
     with browser(height=1300) as page, lab(tmp_path) as url:
         open_notebook(page, url, 'boards.ipynb')

@@ -42,7 +42,8 @@ def test_no_game_on_both_sides(shards, ratio, no_streaming):
     for side, source, folds in zip('tv', sources_of(cfg, STAGES['3'])[:2], reversed(held_folds(ratio))):
         rows = table(shards['stage3_data_path'], 3).filter(pl.col('fold').is_in(list(folds)))
         assert source.total_rows == len(rows) == sum(len(r) for r in source.iter_files_columnar())
-        boards = sorted(r.tobytes() for part in source.iter_files_columnar() for r in np.concatenate([part.fixed['board'], part.fixed['hands']], axis=1))
+        boards = sorted(r.tobytes() for part in source.iter_files_columnar()
+                        for r in np.concatenate([part.fixed['board'], part.fixed['hands']], axis=1))
         said = sorted(bytes(b) + bytes(h) for b, h in rows.select('boardIdPositions', 'piecesInHand').iter_rows())
         assert boards == said
         games[side] = set(rows['game'].to_list())
@@ -75,7 +76,8 @@ def test_preparing_again_replaces_the_set(tmp_path):
     made = prepare_stage2(ONE_FILE, tmp_path)
     assert many > 1 and [s.rows for s in find_shards(tmp_path, 2)] == [made.rows] and len(list(tmp_path.glob('*.feather'))) == 1
 
-@pytest.mark.parametrize('make', [lambda p: StreamingFileSource(p, 3, window=2), lambda p: FileSource(p, 3)], ids=['streaming', 'map-style'])
+@pytest.mark.parametrize('make', [lambda p: StreamingFileSource(p, 3, window=2), lambda p: FileSource(p, 3)],
+                         ids=['streaming', 'map-style'])
 def test_order_is_the_same_with_any_number_of_workers(shards, make):
     source = make(shards['stage3_data_path'])
     plan = source.plan(batch_size=400, seed=5, epoch=2)

@@ -30,7 +30,9 @@ def test_every_option_is_in_the_table(site):
 def test_every_export_is_in_the_api(site):
     "The page is a kept output, so an export that came or went since must be noticed"
     text = (site/'guides'/'api.html').read_text()
-    missing = [f'{m.__name__}.{n}' for m in docs_build.modules() for n in getattr(m, '__all__', ()) if callable(getattr(m, n)) and getattr(getattr(m, n), '__module__', None) == m.__name__ and f'>{n}</a>' not in text]
+    missing = [f'{m.__name__}.{n}' for m in docs_build.modules()
+               for n in getattr(m, '__all__', ()) if callable(getattr(m, n))
+               and getattr(getattr(m, n), '__module__', None) == m.__name__ and f'>{n}</a>' not in text]
     assert not missing, f'{missing}: run tools/nbrun.py nbs/guides/81_api.ipynb'
 
 def test_shapes_and_pictures_are_there(site):
@@ -58,9 +60,14 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def test_a_broken_link_is_found(tmp_path):
     (tmp_path/'a').mkdir()
-    (tmp_path/'index.html').write_text('<a href="a/b.html#here">x</a><a href="https://elsewhere/none">x</a><a href="a/gone.html">x</a><img src="a/none.png"><p id="top"><a href="#top">x</a><a href="#bottom">x</a>')
-    (tmp_path/'a'/'b.html').write_text('<h1 id="here">x</h1><a href="../index.html#top">x</a><a href="../index.html#nowhere">x</a>')
-    assert sorted(docs_build.broken_links(tmp_path)) == [('a/b.html', '../index.html#nowhere'), ('index.html', '#bottom'), ('index.html', 'a/gone.html'), ('index.html', 'a/none.png')]
+    (tmp_path/'index.html').write_text('<a href="a/b.html#here">x</a><a href="https://elsewhere/none">x</a>'
+                                       '<a href="a/gone.html">x</a><img src="a/none.png"><p id="top">'
+                                       '<a href="#top">x</a><a href="#bottom">x</a>')
+    (tmp_path/'a'/'b.html').write_text('<h1 id="here">x</h1><a href="../index.html#top">x</a>'
+                                       '<a href="../index.html#nowhere">x</a>')
+    assert sorted(docs_build.broken_links(tmp_path)) == [
+        ('a/b.html', '../index.html#nowhere'), ('index.html', '#bottom'),
+        ('index.html', 'a/gone.html'), ('index.html', 'a/none.png')]
 
 def test_a_missing_docstring_is_found():
     module = types.ModuleType('room')

@@ -40,7 +40,9 @@ def fresh(tmp_path_factory):
         assert 'Failed to clean' not in done.stderr, done.stderr
     return before, files(copy)
 
-@pytest.mark.parametrize('kind, what', [('.ipynb', 'not clean'), ('.py', 'not what the notebooks export'), ('', 'not what index.ipynb gives')])
+@pytest.mark.parametrize('kind, what',
+                         [('.ipynb', 'not clean'), ('.py', 'not what the notebooks export'),
+                          ('', 'not what index.ipynb gives')])
 def test_nothing_differs(fresh, kind, what):
     tree, made = ({k: v for k, v in o.items() if (Path(k).suffix if Path(k).suffix in ('.ipynb', '.py') else '') == kind} for o in fresh)
     left = sorted(set(tree) - set(made))
@@ -59,10 +61,13 @@ def noise(out):
     data = out.get('data', {})
     if any('widget' in k for k in data): return 'a widget, which shows nothing without its kernel'
     text = ''.join(''.join(v) for v in [out.get('text', ''), *(v for k, v in data.items() if k.startswith('text/'))])
-    if found := re.search(r'(?<![\w.~:/])/(?:home|root|tmp|Users|var/folders)/[\w.-]+', text): return f'a path of somebody\'s machine, {found[0]}'
+    if found := re.search(r'(?<![\w.~:/])/(?:home|root|tmp|Users|var/folders)/[\w.-]+', text):
+        return f'a path of somebody\'s machine, {found[0]}'
 
 @pytest.mark.parametrize('nb', notebooks(), ids=lambda o: o.stem)
 def test_outputs_are_fit_to_read(nb):
     cells = [c for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
     bad = [f"{nb.name}, cell `{''.join(c['source']).splitlines()[0]}`: {what}" for c in cells for what in map(noise, c['outputs']) if what]
-    if bad: pytest.fail('\n'.join(bad) + '\n`python tools/nbrun.py NOTEBOOK` runs it again and keeps what a reader should see', pytrace=False)
+    if bad:
+        mend = '`python tools/nbrun.py NOTEBOOK` runs it again and keeps what a reader should see'
+        pytest.fail('\n'.join([*bad, mend]), pytrace=False)

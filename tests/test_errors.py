@@ -42,13 +42,17 @@ def test_illegal_move_names_file_and_line(tmp_path, game):
     assert f'late.csa, line {len(game.splitlines()) + 1 + at + 1}: move 21' in text and lines[at] in text
     assert not seen_in(tmp_path/'out')
 
-@pytest.mark.parametrize('content, says', [(b'', 'is empty'), (b'hello', 'no CSA game starts here'), (b'\x81\x00\x81\x00', 'neither UTF-8 nor Shift_JIS')])
+@pytest.mark.parametrize('content, says',
+                         [(b'', 'is empty'), (b'hello', 'no CSA game starts here'),
+                          (b'\x81\x00\x81\x00', 'neither UTF-8 nor Shift_JIS')])
 def test_files_that_are_no_records(tmp_path, content, says):
     (tmp_path/'x.csa').write_bytes(content)
     text = refused(lambda: list(read_games(tmp_path)), RecordError)
     assert 'x.csa' in text and says in text
 
-@pytest.mark.parametrize('rows', ['P1 *  *  *  * -OU *  *  *  * \nP2 *  *  *  * +KI *  *  *  * \nP9 *  *  *  * +OU *  *  *  * \n+\n+5251KI\n', 'P1 *  *  *  * -OU *  *  *  * \n+\n+0055FU\n'])
+@pytest.mark.parametrize('rows',
+                         ['P1 *  *  *  * -OU *  *  *  * \nP2 *  *  *  * +KI *  *  *  * \nP9 *  *  *  * +OU *  *  '
+                          '*  * \n+\n+5251KI\n', 'P1 *  *  *  * -OU *  *  *  * \n+\n+0055FU\n'])
 def test_start_position_that_cannot_be(tmp_path, rows):
     "Such moves abort the rules library's process; here they are a sentence"
     (tmp_path/'odd.csa').write_text("V2.2\n" + rows + '%TORYO\n')
@@ -84,11 +88,17 @@ def hcpe_of(text):
 
 def changed(data, at, value): return data[:at] + bytes([value]) + data[at + 1:]
 
-BAD = {'illegal.csa': (lambda g: g.replace('+2726FU', '+2725FU').encode(), 'line'), 'noise.csa': (lambda g: bytes(range(256)), 'Shift_JIS'), 'noise.kif': (lambda g: b'\xff\xfe' * 50, 'noise.kif'),
-       'noise.hcpe': (lambda g: bytes(range(256))*3, 'record'), 'noise.psv': (lambda g: bytes(range(256))*3, 'record'), 'noise.bin': (lambda g: bytes(range(256))*3, 'record'),
-       'noise.feather': (lambda g: b'ARROW1\0\0' + bytes(range(256)), 'Arrow'), 'empty.csa': (lambda g: b'', 'is empty'), 'empty.hcpe': (lambda g: b'', 'is empty'),
-       'cut.hcpe': (lambda g: hcpe_of(g)[:-5], 'record'), 'move.hcpe': (lambda g: changed(hcpe_of(g), 38*3 + 34, 1), 'record 4'), 'cut.csa.gz': (lambda g: __import__('gzip').compress(g.encode())[:-20], 'cut.csa.gz'),
-       'usi.usi': (lambda g: b'startpos moves 7g7f 7g7f', 'line 1'), 'start.usi': (lambda g: b'4k4/4G4/9/9/9/9/9/9/4K4 b - 1 moves 5b5a', 'leaves one to be taken')}
+BAD = {'illegal.csa': (lambda g: g.replace('+2726FU', '+2725FU').encode(), 'line'),
+       'noise.csa': (lambda g: bytes(range(256)), 'Shift_JIS'), 'noise.kif': (lambda g: b'\xff\xfe' * 50, 'noise.kif'),
+       'noise.hcpe': (lambda g: bytes(range(256))*3, 'record'),
+       'noise.psv': (lambda g: bytes(range(256))*3, 'record'), 'noise.bin': (lambda g: bytes(range(256))*3, 'record'),
+       'noise.feather': (lambda g: b'ARROW1\0\0' + bytes(range(256)), 'Arrow'),
+       'empty.csa': (lambda g: b'', 'is empty'), 'empty.hcpe': (lambda g: b'', 'is empty'),
+       'cut.hcpe': (lambda g: hcpe_of(g)[:-5], 'record'),
+       'move.hcpe': (lambda g: changed(hcpe_of(g), 38*3 + 34, 1), 'record 4'),
+       'cut.csa.gz': (lambda g: __import__('gzip').compress(g.encode())[:-20], 'cut.csa.gz'),
+       'usi.usi': (lambda g: b'startpos moves 7g7f 7g7f', 'line 1'),
+       'start.usi': (lambda g: b'4k4/4G4/9/9/9/9/9/9/4K4 b - 1 moves 5b5a', 'leaves one to be taken')}
 
 @pytest.mark.parametrize('name', BAD)
 def test_bad_records(tmp_path, game, name):
@@ -102,11 +112,18 @@ def test_bad_records(tmp_path, game, name):
     assert len(made.skipped) >= 1 and all(name in s for s in made.skipped) and any(says in s for s in made.skipped)
     assert made.games >= 1 and f'{len(made.skipped)} record' in repr(made)
 
-@pytest.mark.parametrize('options, says', [(dict(on_bad='ignore'), "on_bad='ignore'"), (dict(filters={'min_plies': 3}), 'a Filters(…) was expected'), (dict(executor=4), 'such as ProcessPoolExecutor(4)'), (dict(policy='shares'), "policy='shares'"), (dict(rows_per_shard=0), 'rows_per_shard=0')])
+@pytest.mark.parametrize('options, says',
+                         [(dict(on_bad='ignore'), "on_bad='ignore'"),
+                          (dict(filters={'min_plies': 3}), 'a Filters(…) was expected'),
+                          (dict(executor=4), 'such as ProcessPoolExecutor(4)'),
+                          (dict(policy='shares'), "policy='shares'"), (dict(rows_per_shard=0), 'rows_per_shard=0')])
 def test_bad_options_of_preparation(tmp_path, options, says):
     assert says in refused(lambda: prepare_stage3(ONE_FILE, tmp_path/'out', **options), ValueError) and not (tmp_path/'out').exists()
 
-@pytest.mark.parametrize('wrong', [dict(ends='TORYO'), dict(duplicates='no'), dict(eval_range=500), dict(eval_range=(10, -10)), dict(min_plies='30'), dict(skip_plies=-1), dict(min_rating='high'), dict(min_plies=50, max_plies=40)])
+@pytest.mark.parametrize('wrong',
+                         [dict(ends='TORYO'), dict(duplicates='no'), dict(eval_range=500),
+                          dict(eval_range=(10, -10)), dict(min_plies='30'), dict(skip_plies=-1),
+                          dict(min_rating='high'), dict(min_plies=50, max_plies=40)])
 def test_bad_filters(wrong):
     from maou_nb.data.records import Filters
     text = refused(lambda: Filters(**wrong), ValueError)
@@ -119,7 +136,8 @@ def test_a_table_of_something_else(tmp_path):
     import pyarrow as pa
     table = pa.table({'a': [1, 2]})
     with ipc.new_file(str(tmp_path/'x.feather'), table.schema) as w: w.write_table(table)
-    assert 'x.feather' in refused(lambda: list(read_games(tmp_path)), ValueError) and 'without the mark' in refused(lambda: find_shards(tmp_path, 3), ShardError)
+    assert 'x.feather' in refused(lambda: list(read_games(tmp_path)), ValueError)
+    assert 'without the mark' in refused(lambda: find_shards(tmp_path, 3), ShardError)
 
 def test_shards_are_no_records(tmp_path):
     prepare_stage2(ONE_FILE, tmp_path)
@@ -177,17 +195,23 @@ def test_damaged_shard(tmp_path, harm):
     assert path.name in text and {'cut': 'damaged', 'flip': 'damaged', 'lost': 'not there'}[harm] in text
 
 @pytest.mark.parametrize('option, value, says', [
-    ('epoch', 0, 'greater than or equal to 1'), ('test_ratio', 1., 'less than 1'), ('learning_ratio', -1, 'greater than 0'), ('learning_ratio', float('nan'), 'finite'),
+    ('epoch', 0, 'greater than or equal to 1'), ('test_ratio', 1., 'less than 1'),
+    ('learning_ratio', -1, 'greater than 0'), ('learning_ratio', float('nan'), 'finite'),
     ('optimizer', 'adam', "'adamw' or 'sgd'"), ('stage', 4, "one of 1, 2, 3, all"), ('model_architecture', 'cnn', 'resnet, mlp-mixer, vit'),
-    ('seed', 1 << 32, 'less than'), ('gpu', 'gpu0', 'cuda:0, cpu or mps'), ('vit_num_heads', 3, "model_architecture='vit'"), ('lerning_ratio', 1, 'did you mean learning_ratio?')])
+    ('seed', 1 << 32, 'less than'), ('gpu', 'gpu0', 'cuda:0, cpu or mps'),
+    ('vit_num_heads', 3, "model_architecture='vit'"), ('lerning_ratio', 1, 'did you mean learning_ratio?')])
 def test_option_out_of_range(shards, tmp_path, option, value, says):
     text = refused(lambda: learn_multi_stage(**{'stage': 1, 'run_dir': tmp_path/'run', **shards, option: value}), OptionError)
     assert option in text and says in text and not (tmp_path/'run').exists()
 
 def test_all_problems_at_once(shards, tmp_path):
-    with pytest.raises(OptionError) as e: learn_multi_stage(stage='all', epoch=0, seed='x', stage1_data_path='nowhere', vit_dropout=0.1, policy_loss_ratio=0, value_loss_ratio=0)
+    with pytest.raises(OptionError) as e:
+        learn_multi_stage(stage='all', epoch=0, seed='x', stage1_data_path='nowhere', vit_dropout=0.1,
+                          policy_loss_ratio=0, value_loss_ratio=0)
     text = str(e.value)
-    for part in ('epoch', 'seed', 'stage1_data_path', 'stage2_data_path', 'stage3_data_path', 'vit_dropout', 'policy_loss_ratio'): assert part in text
+    for part in ('epoch', 'seed', 'stage1_data_path', 'stage2_data_path', 'stage3_data_path', 'vit_dropout',
+                 'policy_loss_ratio'):
+        assert part in text
     assert len(text.splitlines()) == 8
 
 def test_split_that_leaves_a_side_empty(tmp_path, game):

@@ -52,11 +52,16 @@ def zipped(name, data):
     with zipfile.ZipFile(out, 'w', zipfile.ZIP_DEFLATED) as z: z.writestr(name, data)
     return out.getvalue()
 
-WRITERS = {'shift_jis.csa': lambda: ("'自己対局\n" + csa_text()).encode('cp932'), 'bom.csa': lambda: b'\xef\xbb\xbf' + csa_text().encode(), 'windows.csa': lambda: csa_text().replace('\n', '\r\n').encode(),
-           'v3.csa': lambda: csa_text().replace('V2.2', "'CSA encoding=UTF-8\nV3.0").encode(), 'games.csa.gz': lambda: gzip.compress(csa_text().encode()),
-           'games.zst': lambda: bytes(pa.compress(csa_text().encode(), 'zstd', asbytes=True)), 'games.zip': lambda: zipped('in/g.csa', csa_text()), 'named.kif': lambda: csa_text().encode(),
+WRITERS = {'shift_jis.csa': lambda: ("'自己対局\n" + csa_text()).encode('cp932'),
+           'bom.csa': lambda: b'\xef\xbb\xbf' + csa_text().encode(),
+           'windows.csa': lambda: csa_text().replace('\n', '\r\n').encode(),
+           'v3.csa': lambda: csa_text().replace('V2.2', "'CSA encoding=UTF-8\nV3.0").encode(),
+           'games.csa.gz': lambda: gzip.compress(csa_text().encode()),
+           'games.zst': lambda: bytes(pa.compress(csa_text().encode(), 'zstd', asbytes=True)),
+           'games.zip': lambda: zipped('in/g.csa', csa_text()), 'named.kif': lambda: csa_text().encode(),
            'utf8.kifu': lambda: '\n'.join(kif_games()).encode(), 'sjis.kif': lambda: '\n'.join(kif_games()).encode('cp932'),
-           'games.hcpe': lambda: by_cshogi(cshogi.HuffmanCodedPosAndEval, hcpe), 'games.psv': lambda: by_cshogi(cshogi.PackedSfenValue, psv)}
+           'games.hcpe': lambda: by_cshogi(cshogi.HuffmanCodedPosAndEval, hcpe),
+           'games.psv': lambda: by_cshogi(cshogi.PackedSfenValue, psv)}
 
 @pytest.mark.parametrize('name', WRITERS)
 def test_each_row_equals_what_csa_gave(tmp_path, ours, name):
@@ -97,7 +102,8 @@ def test_a_folder_of_everything(tmp_path):
     found = list(read_games(tmp_path))
     assert len(found) == 300 and len({g.key for g in found}) == 50
     # pieces of games, from formats that know positions only, are no copies of a game
-    assert prepare_stage3(tmp_path, tmp_path/'3').games == 150 and prepare_stage3(tmp_path, tmp_path/'all', filters=Filters(duplicates=True)).games == 300
+    assert prepare_stage3(tmp_path, tmp_path/'3').games == 150
+    assert prepare_stage3(tmp_path, tmp_path/'all', filters=Filters(duplicates=True)).games == 300
 
 def test_read_positions_of_any_file(tmp_path, ours):
     (tmp_path/'a.psv').write_bytes(WRITERS['games.psv']())

@@ -1,7 +1,8 @@
-"""Files that are almost right, or nothing at all: each is games, rows or one sentence, never another exception, a wrong row or an abort of the process
+"""Files that are almost right, or nothing at all: each is games, rows or one sentence
 
-They are read in a process of their own, because what is feared is that the rules library takes the process down. Packed records have a
-fuzz of their own in test_packed, the old tool's tables in test_old.
+Never another exception, a wrong row or an abort of the process. They are read in a process of their own, because
+what is feared is that the rules library takes the process down. Packed records have a fuzz of their own in
+test_packed, the old tool's tables in test_old.
 """
 import io, json, random, subprocess, sys, tempfile
 from pathlib import Path
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from samples import ONE_FILE
 
-SIGNS = {'csa': '0123456789+-*PFUKYOU \t%/', 'kif': '０１２３７６歩香桂銀金成打同()0123456789 　\t&変化：', 'usi': 'abcdefghi0123456789+*PLNSGBRK /bw-'}
+SIGNS = {'csa': '0123456789+-*PFUKYOU \t%/',
+         'kif': '０１２３７６歩香桂銀金成打同()0123456789 　\t&変化：',
+         'usi': 'abcdefghi0123456789+*PLNSGBRK /bw-'}
 
 def spoil(game, rng, signs):
     "`game` with a few of its lines lost, repeated, or changed in a letter"
@@ -112,8 +115,10 @@ def test_damaged_shards(n):
 
 # --- bytes of any kind under any name
 
-NAMES = [f'x{s}{p}' for s in ('.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '', '.txt') for p in ('', '.gz', '.zst', '.zip')]
-BEGINNINGS = [b'', b'V2.2\n', b'PI\n+\n', '手合割：平手\n'.encode(), b'position startpos moves ', b'ARROW1\0\0', b'\x93NUMPY\x01\0', b'\x1f\x8b\x08\0', b'\x28\xb5\x2f\xfd', b'PK\x03\x04', b'\xef\xbb\xbf']
+SUFFIXES = '.csa', '.kif', '.usi', '.sfen', '.hcpe', '.hcpe3', '.psv', '.bin', '.feather', '.npy', '', '.txt'
+NAMES = [f'x{s}{p}' for s in SUFFIXES for p in ('', '.gz', '.zst', '.zip')]
+BEGINNINGS = [b'', b'V2.2\n', b'PI\n+\n', '手合割：平手\n'.encode(), b'position startpos moves ', b'ARROW1\0\0',
+              b'\x93NUMPY\x01\0', b'\x1f\x8b\x08\0', b'\x28\xb5\x2f\xfd', b'PK\x03\x04', b'\xef\xbb\xbf']
 
 def no_other_error(name, data, folder):
     "Read `data` as records and as shards of each stage: rows, games or one sentence"

@@ -41,14 +41,18 @@ def test_rooms_import_from_the_left(room):
 
 def test_the_ground_floor_knows_boards_and_labels_alone():
     for room, path in ROOMS.items():
-        if room.startswith('show.'): assert {m for m, *_ in imports(path) if m and not m.startswith('show')} <= {'data.board', 'data.labels'}, room
+        if room.startswith('show.'):
+            elsewhere = {m for m, *_ in imports(path) if m and not m.startswith('show')}
+            assert elsewhere <= {'data.board', 'data.labels'}, room
 
 @pytest.mark.parametrize('room', ROOMS)
 def test_private_names_stay_at_home(room):
     crossing = [(m, n) for m, n, _ in imports(ROOMS[room]) if n.startswith('_') and not n.startswith('__')]
     assert not crossing
     tree = ast.parse(ROOMS[room].read_text(encoding='utf-8'))
-    pokes = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == '__dict__' and not (isinstance(n.value, ast.Name) and n.value.id == 'self')]
+    pokes = [n.lineno for n in ast.walk(tree)
+             if isinstance(n, ast.Attribute) and n.attr == '__dict__'
+             and not (isinstance(n.value, ast.Name) and n.value.id == 'self')]
     assert not pokes, f'another object\'s __dict__, lines {pokes}'
 
 def test_an_option_says_all_of_itself():
@@ -58,14 +62,18 @@ def test_an_option_says_all_of_itself():
         for name, field in config.model_fields.items():
             said = field.json_schema_extra
             assert isinstance(said, About) and said.group and field.description and said.resume in RESUMES, name
-            assert set(said.stages) <= set(STAGES) and isinstance(said.idle(config()), str) and isinstance(why_idle(config(), name), str), name
+            assert set(said.stages) <= set(STAGES), name
+            assert isinstance(said.idle(config()), str) and isinstance(why_idle(config(), name), str), name
     names = [n for section in LIBRARY for n in section.model_fields]
     assert len(names) == len(set(names)) == len(LearnConfig.model_fields)
     assert sorted(n for fields in tabs(LearnConfig).values() for n in fields) == sorted(names)
 
-ASKED = [dict(stage='4'), dict(stage='all', epoch=0, optimizer='lion', dataloader_workers=-1), dict(stage=1, stage1_data_path='nowhere'), dict(no_streaming=True), dict(gpu='cuda:77'),
-         dict(model_architecture='vit', resnet_blocks=3, vit_embed_dim=30, vit_num_heads=4), dict(policy_loss_ratio=0, value_loss_ratio=0), dict(freeze_backbone=True, stage=2),
-         dict(trainable_layers=99, stage=1, model_size='tiny'), dict(resume_from='latest'), dict(cache_transforms=True), dict(resume_value_head_from='x', stage=1),
+ASKED = [dict(stage='4'), dict(stage='all', epoch=0, optimizer='lion', dataloader_workers=-1),
+         dict(stage=1, stage1_data_path='nowhere'), dict(no_streaming=True), dict(gpu='cuda:77'),
+         dict(model_architecture='vit', resnet_blocks=3, vit_embed_dim=30, vit_num_heads=4),
+         dict(policy_loss_ratio=0, value_loss_ratio=0), dict(freeze_backbone=True, stage=2),
+         dict(trainable_layers=99, stage=1, model_size='tiny'), dict(resume_from='latest'),
+         dict(cache_transforms=True), dict(resume_value_head_from='x', stage=1),
          dict(watched_positions='nonsense'), dict(output_s3=True), dict(export_onnx=True, stage=1), dict(policy_head='none'), dict(lr=1)]
 
 def test_make_config_answers_alike_whatever_was_imported():
@@ -75,7 +83,8 @@ import json
 from maou_nb.front.options import RULES, try_config
 print(json.dumps([len(RULES), [try_config(o)[1] for o in {ASKED!r}]]))'''
     every = '\n'.join(f'import maou_nb.{room}' for room in ROOMS)
-    alone, everything = (subprocess.run([sys.executable, '-c', before + ask], capture_output=True, text=True, cwd='/') for before in ('', every))
+    alone, everything = (subprocess.run([sys.executable, '-c', before + ask], capture_output=True, text=True, cwd='/')
+                         for before in ('', every))
     assert alone.returncode == 0, alone.stderr
     assert json.loads(alone.stdout) == json.loads(everything.stdout)
     rules, answers = json.loads(alone.stdout)
@@ -95,8 +104,12 @@ def loaded(code):
     return [ast.literal_eval(l) for l in done.stdout.splitlines()[-2:]]
 
 def test_what_a_worker_that_prepares_data_imports():
-    rooms, heavy = loaded("import pickle\nfrom maou_nb.data.prepare import _expand_task\nfrom maou_nb.data.columns import columns_of\ncolumns_of(3)")
-    assert heavy == [] and {r.split('.')[0] for r in rooms} == {'data', 'stages'} and [r for r in rooms if r.startswith('stages')] == ['stages.rows']
+    rooms, heavy = loaded("import pickle\n"
+                          "from maou_nb.data.prepare import _expand_task\n"
+                          "from maou_nb.data.columns import columns_of\n"
+                          "columns_of(3)")
+    assert heavy == [] and {r.split('.')[0] for r in rooms} == {'data', 'stages'}
+    assert [r for r in rooms if r.startswith('stages')] == ['stages.rows']
 
 def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
     "It gets a stream of batches, and need not know stages, records or the file a user's stage is written in"
@@ -106,8 +119,12 @@ def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
     load_plugins(str(Path(__file__).with_name('attacked.py')))
     own = BatchStream(s := StreamingFileSource(shards['stage3_data_path'], 3), s.plan(64))
     (tmp_path/'stream').write_bytes(pickle.dumps([own, STAGES['attacked'].columns]))
-    rooms, heavy = loaded(f"import pickle\nstream, columns = pickle.load(open({str(tmp_path/'stream')!r}, 'rb'))\nassert len(next(iter(stream))) == 64 and columns.answers is None")
-    assert heavy == ['torch'] and rooms == ['data.batches', 'data.board', 'data.columns', 'data.files', 'data.labels', 'data.machine', 'data.old', 'data.order', 'data.rows', 'data.shards', 'data.sources']
+    rooms, heavy = loaded(f"import pickle\n"
+                          f"stream, columns = pickle.load(open({str(tmp_path/'stream')!r}, 'rb'))\n"
+                          f"assert len(next(iter(stream))) == 64 and columns.answers is None")
+    assert heavy == ['torch']
+    assert rooms == ['data.batches', 'data.board', 'data.columns', 'data.files', 'data.labels', 'data.machine',
+                     'data.old', 'data.order', 'data.rows', 'data.shards', 'data.sources']
 
 def test_a_picture_of_a_board_needs_little():
     rooms, heavy = loaded('from maou_nb import show_position\nshow_position("startpos")')

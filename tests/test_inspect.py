@@ -47,7 +47,8 @@ def count(train, valid):
     late, late_shared = (Counter(r['game'] for r in rows if r['ply'] >= DEEP) for rows in (valid, shared))
     again = lambda rows: sum(n - 1 for n in Counter((r['id'], r['fold']) for r in rows).values())
     by_ply, shared_by_ply = (Counter(r['ply'] for r in rows) for rows in (valid, shared))
-    return {'rows': (len(train), len(valid)), 'games': (len(seen_games), len({r['game'] for r in valid})), 'repeats': (again(train), again(valid)),
+    return {'rows': (len(train), len(valid)), 'games': (len(seen_games), len({r['game'] for r in valid})),
+            'repeats': (again(train), again(valid)),
             'games_shared': len(seen_games & {r['game'] for r in valid}), 'shared': len(shared),
             'by_ply': [(p, n, shared_by_ply[p]) for p, n in sorted(by_ply.items())],
             'copies': {g: (late[g], n) for g, n in late_shared.items() if n >= AT_LEAST and n >= COPIED*late[g]}}
@@ -73,7 +74,8 @@ def test_audit_counts_right(shards, copies, stage, leak):
 def test_a_split_by_rows_is_found(shards, tmp_path):
     table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage3_data_path'], 3))
     order = np.random.default_rng(0).permutation(len(table))
-    for name, part in (('train', order[1_000:]), ('valid', order[:1_000])): write_shard(tmp_path/f'{name}.feather', table.take(part), 3, 'a split by rows')
+    for name, part in (('train', order[1_000:]), ('valid', order[:1_000])):
+        write_shard(tmp_path/f'{name}.feather', table.take(part), 3, 'a split by rows')
     train, valid = (tmp_path/f'{name}.feather' for name in ('train', 'valid'))
     found = audit(StreamingFileSource(train, 3), StreamingFileSource(valid, 3))
     check(found, count(rows_of(train, 3, None), rows_of(valid, 3, None)))
@@ -87,7 +89,8 @@ def test_one_copied_game_among_many_is_named(shards, copies, tmp_path):
     moved = copied.set_column(copied.column_names.index('fold'), 'fold', pa.array([99]*len(copied), pa.uint8()))
     moved = moved.set_column(moved.column_names.index('game'), 'game', pa.array([7]*len(copied), pa.uint64()))
     write_shard(tmp_path/'copy.feather', moved, 3, 'a copy')
-    found = audit(StreamingFileSource([shards['stage3_data_path'], tmp_path], 3, REST), StreamingFileSource(shards['stage3_data_path'], 3, HELD_OUT))
+    found = audit(StreamingFileSource([shards['stage3_data_path'], tmp_path], 3, REST),
+                  StreamingFileSource(shards['stage3_data_path'], 3, HELD_OUT))
     assert found.leaks and found.games_shared == 0 and found.copies['game'].to_list() == [game]
 
 def test_audit_says_what_cannot_be_known(shards, tmp_path):
@@ -97,7 +100,8 @@ def test_audit_says_what_cannot_be_known(shards, tmp_path):
     found = audit(old, ours)
     ids = {r['id'] for r in rows_of(shards['stage3_data_path'], 3, None)[:300]}
     assert (found.leaks, found.games_shared, found.games[0]) == (None, None, None) and 'rows of training know no games' in found.verdict
-    assert found.shared == sum(r['id'] in ids for r in rows_of(shards['stage3_data_path'], 3, HELD_OUT)) and found.by_ply['shared'].sum() == found.shared
+    assert found.shared == sum(r['id'] in ids for r in rows_of(shards['stage3_data_path'], 3, HELD_OUT))
+    assert found.by_ply['shared'].sum() == found.shared
     for a in (found, audit(ours, old), audit(old)): assert a.verdict in a._repr_html_() and 'unknown' in repr(a)
     nothing = audit(ours, StreamingFileSource(shards['stage3_data_path'], 3, []))
     assert 'no row in validation' in nothing.verdict and nothing._repr_html_()
@@ -128,11 +132,15 @@ def test_the_meter_counts_the_plan(shards, options, shuffle):
     batches = [games[plan.numbers(k)] for k in range(12)]
     assert meter.per_batch.tolist() == [len(set(b)) for b in batches] and meter.together == len(set(np.concatenate(batches)))
     sizes = np.unique(games, return_counts=True)[1]
-    assert (meter.rows, meter.games) == (len(games), len(sizes)) and (meter.perfect, meter.perfect_together) == pytest.approx((expected_games(sizes, 128), expected_games(sizes, 12*128)))
+    assert (meter.rows, meter.games) == (len(games), len(sizes))
+    assert (meter.perfect, meter.perfect_together) == pytest.approx(
+        (expected_games(sizes, 128), expected_games(sizes, 12*128)))
 
 def test_shuffled_only_inside_a_window_is_seen(shards, tmp_path):
-    table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage2_data_path'], 2)).sort_by([('game', 'ascending'), ('ply', 'ascending')])
-    write_manifest(tmp_path, [write_shard(tmp_path/f'{i:02}.feather', table.slice(i, 400), 2, 'by game') for i in range(0, len(table), 400)], stage=2)
+    table = pa.concat_tables(read_shard(s) for s in find_shards(shards['stage2_data_path'], 2))
+    table = table.sort_by([('game', 'ascending'), ('ply', 'ascending')])
+    write_manifest(tmp_path, [write_shard(tmp_path/f'{i:02}.feather', table.slice(i, 400), 2, 'by game')
+                              for i in range(0, len(table), 400)], stage=2)
     assert shuffle_meter(StreamingFileSource(tmp_path, 2, window=1, window_rows=0), 128).ratio < 0.3
     assert shuffle_meter(StreamingFileSource(tmp_path, 2, window=1, window_rows=0), 128, shuffle=False).per_batch.mean() < 4
     assert shuffle_meter(FileSource(tmp_path, 2), 128).ratio > 0.97
@@ -189,7 +197,8 @@ def test_a_set_in_a_bucket(tmp_path, monkeypatch):
     monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'cache'))
     made = prepare_stage3(ONE_FILE, 'memory://inspect/stage3', rows_per_shard=1_500, filters=Filters(skip_plies=10))
     info = shard_info('memory://inspect/stage3')
-    assert (info.rows, len(info.shards), info.folds.sum()) == (made.rows, made.shards, made.rows) and info.filters.left == (made.games, made.positions)
+    assert (info.rows, len(info.shards), info.folds.sum()) == (made.rows, made.shards, made.rows)
+    assert info.filters.left == (made.games, made.positions)
     assert len(list((tmp_path/'cache').glob('*.feather'))) == 1                         # one was fetched, for its boards
     one = shard_info(str(info.shards[1].path))
     assert one.facts()['SHA-256'] == info.shards[1].sha256 and one.bytes < info.bytes and one.boards.svgs != info.boards.svgs
@@ -253,7 +262,8 @@ def test_a_manifest_of_another_file(shards, tmp_path):
     entries = [write_shard(tmp_path/f'{i}.feather', t, 3, 'an example') for i, t in enumerate(tables)]
     entries[0] |= {'folds': entries[1]['folds'], 'rows': entries[1]['rows']}
     write_manifest(tmp_path, entries, stage=3)
-    for f in (lambda folds: audit(StreamingFileSource(tmp_path, 3, folds)), lambda folds: shuffle_meter(StreamingFileSource(tmp_path, 3, folds), 8)):
+    for f in (lambda folds: audit(StreamingFileSource(tmp_path, 3, folds)),
+              lambda folds: shuffle_meter(StreamingFileSource(tmp_path, 3, folds), 8)):
         for folds in (None, HELD_OUT):
             with pytest.raises(ShardError) as e: f(folds)
             assert '0.feather has' in said(e)
@@ -270,7 +280,9 @@ def test_spoilt_bytes_give_sentences(shards, tmp_path):
     for _ in range(200):
         stage, name, data = dice.choice(whole)
         data = bytearray(data)
-        for _ in range(dice.choice((1, 1, 5))): data[dice.choice((dice.randrange(len(data)), max(len(data) - 1 - dice.randrange(3_000), 0)))] = dice.randrange(256)
+        for _ in range(dice.choice((1, 1, 5))):
+            at = dice.choice((dice.randrange(len(data)), max(len(data) - 1 - dice.randrange(3_000), 0)))
+            data[at] = dice.randrange(256)
         (tmp_path/name).write_bytes(data[:dice.randrange(len(data))] if dice.random() < 0.1 else data)
         for f in (shard_info, lambda p: audit(StreamingFileSource(p, stage)), lambda p: shuffle_meter(StreamingFileSource(p, stage), 8)):
             try: repr(f(tmp_path/name))

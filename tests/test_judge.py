@@ -25,8 +25,10 @@ START = 'lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1'
 @pytest.fixture(scope='module')
 def run(shards, tmp_path_factory):
     "A short run of all stages"
-    return learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=2, gpu='cpu', learning_ratio=0.005, epoch=2, stage1_max_epochs=1, stage2_max_epochs=1,
-                             stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64, stage3_batch_size=64, stage2_test_ratio=0.2,
+    return learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=2, gpu='cpu',
+                             learning_ratio=0.005, epoch=2, stage1_max_epochs=1, stage2_max_epochs=1,
+                             stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64,
+                             stage3_batch_size=64, stage2_test_ratio=0.2,
                              run_dir=tmp_path_factory.mktemp('judged')/'run', **shards)
 
 @pytest.fixture(scope='module')
@@ -67,7 +69,8 @@ def test_averaged_weights(run, tmp_path):
     tensors, about = load_tensors(run.checkpoint(3))
     raw = {k.removeprefix('net.'): v for k, v in tensors.items() if k.startswith('net.')}
     save_tensors(tmp_path/'both.safetensors', {**tensors, **{f'ema.{k}': v + 1 for k, v in raw.items()}}, about)
-    off = lambda which: {float((v - raw[k]).double().abs().max()) for k, v in load_net(tmp_path/'both.safetensors', which).state_dict().items()}
+    off = lambda which: {float((v - raw[k]).double().abs().max())
+                         for k, v in load_net(tmp_path/'both.safetensors', which).state_dict().items()}
     assert off('raw') == {0.} and off('averaged') == off('auto') and all(0.9 < x < 1.1 for x in off('auto'))
     with pytest.raises(CheckpointError, match='did not average them') as e: load_net(run.checkpoint(3), 'averaged')
     said(e)
@@ -91,13 +94,16 @@ def broken_files(run, folder):
     yield write('short.safetensors', whole[:len(whole)//2]), 'is not a safetensors file'
     yield write('noise.safetensors', b'\x80\x04' + bytes(100)), 'is not a safetensors file'
     yield write('none.safetensors', b''), 'is not a safetensors file'
-    for suffix in ('.pt', '.pth', '.ckpt'): yield write(f'old{suffix}', b'PK\x03\x04'), 'hold another network than any here, and nothing in them is unpickled'
+    for suffix in ('.pt', '.pth', '.ckpt'):
+        yield (write(f'old{suffix}', b'PK\x03\x04'),
+               'hold another network than any here, and nothing in them is unpickled')
     yield folder/'foreign.safetensors', 'does not say what network it holds'
     yield folder/'words.safetensors', 'cannot be read as a checkpoint'
     yield save('newer.safetensors', tensors, {**about, 'config': {**config, 'quantum': 1}}), r'options that are not known here \(quantum\)'
     yield save('own.safetensors', tensors, {**about, 'config': {**config, 'model_architecture': 'mine'}}), 'must be registered before'
     yield save('labels.safetensors', tensors, {**about, 'labels': '2187'}), "numbers its move labels as '2187'"
-    yield save('wide.safetensors', tensors, {**about, 'config': {**config, 'resnet_channels': 32}}), 'does not hold the network that it describes'
+    yield (save('wide.safetensors', tensors, {**about, 'config': {**config, 'resnet_channels': 32}}),
+           'does not hold the network that it describes')
     yield save('bare.safetensors', {'a': torch.zeros(1)}, about), 'has no weights of a network'
 
 def test_what_is_no_checkpoint_is_named_in_a_sentence(run, tmp_path):
@@ -144,7 +150,8 @@ def test_a_list_is_what_its_positions_are_alone(run, sfens):
     net = load_net(run.run_dir)
     for sfen, together in zip(sfens[:6], predict(net, sfens[:6])):
         alone = predict(net, sfen)
-        assert alone.value == pytest.approx(together.value, abs=1e-5) and alone.probabilities == pytest.approx(together.probabilities, abs=1e-5)
+        assert alone.value == pytest.approx(together.value, abs=1e-5)
+        assert alone.probabilities == pytest.approx(together.probabilities, abs=1e-5)
         assert alone.rows() == [(k, alone.written[k], v) for k, v in list(alone.probabilities.items())[:5]]
 
 def test_probabilities_are_the_nets(run):
@@ -180,9 +187,12 @@ def test_predictions_show_themselves(run):
     assert predict(net, [START]*2)._repr_html_().count('<svg') == 2
 
 @pytest.mark.parametrize('sfen, words', [
-    ('', 'is not a position in SFEN'), ('hello', 'is not a position in SFEN'), (None, 'is no text'), (7, 'is no text'), ('9/9/9 b - 1', 'is not a position in SFEN'),
-    ('9/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'), ('4k4/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'), ('4k4/4R4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
-    ('4k4/9/9/9/9/9/9/9/4K4 b 19P 1', 'cannot occur'), ('4k3P/9/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'), ('4k4/4k4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur')])
+    ('', 'is not a position in SFEN'), ('hello', 'is not a position in SFEN'), (None, 'is no text'),
+    (7, 'is no text'), ('9/9/9 b - 1', 'is not a position in SFEN'),
+    ('9/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'), ('4k4/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'),
+    ('4k4/4R4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
+    ('4k4/9/9/9/9/9/9/9/4K4 b 19P 1', 'cannot occur'), ('4k3P/9/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
+    ('4k4/4k4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur')])
 def test_what_is_no_position_is_named(run, sfen, words):
     net = load_net(run.run_dir)
     with pytest.raises(ValueError, match=f'position 1: .*{words}') as e: predict(net, [START, sfen])
@@ -218,15 +228,18 @@ def by_hand(run, shards):
         t = read_shard(shard)
         boards, hands = (np.array(t[c].to_pylist(), np.uint8) for c in ('boardIdPositions', 'piecesInHand'))
         with torch.no_grad(): out = {k: v.numpy() for k, v in net(torch.tensor(boards), torch.tensor(hands)).items()}
-        legal = np.unpackbits(np.frombuffer(b''.join(t['legalMoves'].to_pylist()), np.uint8).reshape(len(t), 187), axis=1, bitorder='little').astype(bool)
+        legal = np.frombuffer(b''.join(t['legalMoves'].to_pylist()), np.uint8).reshape(len(t), 187)
+        legal = np.unpackbits(legal, axis=1, bitorder='little').astype(bool)
         policy = np.zeros(legal.shape)
-        for row, (labels, counts) in enumerate(zip(t['moveLabels'].to_pylist(), t['moveCounts'].to_pylist())): policy[row, labels] = np.array(counts)/np.sum(counts)
+        for row, (labels, counts) in enumerate(zip(t['moveLabels'].to_pylist(), t['moveCounts'].to_pylist())):
+            policy[row, labels] = np.array(counts)/np.sum(counts)
         masked = np.where(legal, out['policy'], -np.inf)
         log_p = masked - np.log(np.exp(masked).sum(1, keepdims=True))
         p, result = 1/(1 + np.exp(-out['value'])), t['wins'].to_numpy()/t['count'].to_numpy()
         at = policy > 0
         loss = np.where(at, policy*(np.log(np.where(at, policy, 1)) - np.where(at, log_p, 0)), 0).sum(1)
-        rows.append(pl.DataFrame({'ply': t['ply'].to_numpy(), 'fold': t['fold'].to_numpy(), 'policy_loss': loss, 'top1': (masked.argmax(1) == policy.argmax(1)).astype(float),
+        rows.append(pl.DataFrame({'ply': t['ply'].to_numpy(), 'fold': t['fold'].to_numpy(), 'policy_loss': loss,
+                                  'top1': (masked.argmax(1) == policy.argmax(1)).astype(float),
                                   'value_error': np.abs(p - result), 'brier': (p - result)**2, 'predicted': p, 'happened': result}))
     return pl.concat(rows)
 
@@ -237,16 +250,20 @@ def test_tables_equal_a_count_by_hand(run, shards, by_hand, folds, batch_size):
     rows = rows.with_columns(from_ply=(pl.col('ply')//20*20).cast(pl.Int64), bin=(pl.col('predicted')*15).floor().cast(pl.Int64))
     names = ['policy_loss', 'top1', 'value_error', 'brier', 'predicted', 'happened']
     want = rows.group_by('from_ply').agg(pl.len().cast(pl.Int64).alias('rows'), *(pl.col(n).mean() for n in names)).sort('from_ply')
-    assert e.by_ply['from_ply'].to_list() == want['from_ply'].to_list() and e.by_ply['rows'].to_list() == want['rows'].to_list() and len(want) > 4
+    assert e.by_ply['from_ply'].to_list() == want['from_ply'].to_list()
+    assert e.by_ply['rows'].to_list() == want['rows'].to_list() and len(want) > 4
     for n in names: np.testing.assert_allclose(e.by_ply[n], want[n], atol=2e-3 if n == 'top1' else 1e-5, err_msg=n)
-    gaps = rows.group_by('from_ply', 'bin').agg((pl.col('predicted') - pl.col('happened')).sum().abs().alias('gap')).group_by('from_ply').agg(pl.col('gap').sum()).sort('from_ply')
+    gap = (pl.col('predicted') - pl.col('happened')).sum().abs().alias('gap')
+    gaps = rows.group_by('from_ply', 'bin').agg(gap).group_by('from_ply').agg(pl.col('gap').sum()).sort('from_ply')
     np.testing.assert_allclose(e.by_ply['calibration_error'], gaps['gap']/want['rows'], atol=1e-3)
-    bins = rows.group_by('bin').agg(pl.len().cast(pl.Int64).alias('rows'), pl.col('predicted').mean(), pl.col('happened').mean()).sort('bin')
+    bins = rows.group_by('bin').agg(pl.len().cast(pl.Int64).alias('rows'), pl.col('predicted').mean(),
+                                    pl.col('happened').mean()).sort('bin')
     known = e.calibration.filter(pl.col('rows') > 0)
     assert len(e.calibration) == 15 and e.calibration['rows'].sum() == e.rows == len(rows)
     assert (known['from_p']*15).round().cast(pl.Int64).to_list() == bins['bin'].to_list()
     for n in ('predicted', 'happened'): np.testing.assert_allclose(known[n], bins[n], atol=2e-3)
-    for n in ('policy_loss', 'top1', 'value_error', 'brier'): assert e.metrics[n] == pytest.approx(rows[n].mean(), abs=1e-3 if n == 'top1' else 1e-5)
+    for n in ('policy_loss', 'top1', 'value_error', 'brier'):
+        assert e.metrics[n] == pytest.approx(rows[n].mean(), abs=1e-3 if n == 'top1' else 1e-5)
 
 def test_rows_without_plies(run, shards, tmp_path):
     "The old tool's tables know no games, no plies and no folds: all else is there"
@@ -256,13 +273,16 @@ def test_rows_without_plies(run, shards, tmp_path):
     assert e.by_ply is None and e.rows == first.rows and 'These rows know no ply' in e._repr_html_() and e._repr_html_().count('<img') == 1
     alone = tmp_path/'alone'; alone.mkdir(); shutil.copy(first.path, alone)
     again = evaluate(run.run_dir, alone, device='cpu')
-    assert e.metrics['top1'] == again.metrics['top1'] and e.metrics['policy_loss'] == pytest.approx(again.metrics['policy_loss'], abs=2e-3) and again.by_ply is not None
+    assert e.metrics['top1'] == again.metrics['top1']
+    assert e.metrics['policy_loss'] == pytest.approx(again.metrics['policy_loss'], abs=2e-3)
+    assert again.by_ply is not None
     assert new.rows > again.rows
 
 def test_paths_in_any_form(run, shards):
     folder = shards['stage3_data_path']
     one = evaluate(run.run_dir, folder, device='cpu')
-    assert one.metrics == evaluate(run.run_dir, f'{folder}/*.feather', device='cpu').metrics == evaluate(run.run_dir, sorted(Path(folder).glob('*.feather')), device='cpu').metrics
+    assert (one.metrics == evaluate(run.run_dir, f'{folder}/*.feather', device='cpu').metrics
+            == evaluate(run.run_dir, sorted(Path(folder).glob('*.feather')), device='cpu').metrics)
 
 def test_precisions(run):
     full, half = (evaluate(run.run_dir, folds='held out', device='cpu', precision=p) for p in ('fp32', 'bf16'))
@@ -281,22 +301,30 @@ def test_an_evaluation_shows_itself(run):
     assert '<img' not in evaluate(run, stage=2, folds='held out', device='cpu')._repr_html_()
 
 @pytest.mark.parametrize('options, error, words', [
-    (dict(stage=2), ValueError, 'so stage=3 was expected'), (dict(folds='valid'), ValueError, "'held out', or whole numbers"), (dict(folds=[200]), ValueError, 'whole numbers from 0 to 99'),
-    (dict(folds=[]), ShardError, 'no rows of these folds'), (dict(batch_size=0), ValueError, 'batch_size=0'), (dict(device='quantum'), ValueError, "device='quantum' cannot be used here"),
-    (dict(device='cuda:99'), ValueError, 'cannot be used here'), (dict(precision='fp8'), ValueError, 'one of fp32, bf16, fp16'), (dict(data='nowhere'), FileNotFoundError, 'nowhere does not exist')])
+    (dict(stage=2), ValueError, 'so stage=3 was expected'),
+    (dict(folds='valid'), ValueError, "'held out', or whole numbers"),
+    (dict(folds=[200]), ValueError, 'whole numbers from 0 to 99'),
+    (dict(folds=[]), ShardError, 'no rows of these folds'), (dict(batch_size=0), ValueError, 'batch_size=0'),
+    (dict(device='quantum'), ValueError, "device='quantum' cannot be used here"),
+    (dict(device='cuda:99'), ValueError, 'cannot be used here'),
+    (dict(precision='fp8'), ValueError, 'one of fp32, bf16, fp16'),
+    (dict(data='nowhere'), FileNotFoundError, 'nowhere does not exist')])
 def test_wishes_that_cannot_be_met(run, options, error, words):
     with pytest.raises(error, match=words) as e: evaluate(run.run_dir, **options)
     said(e)
 
 def test_rows_when_none_are_named(run, shards, tmp_path):
     "What the run held out, be it folds or shards of their own; and what a figure was reached on is said"
-    assert (e := evaluate(run, device='cpu')).known == 'held out' and e.rows == run[3].rows['valid'] and e.metrics == evaluate(run, folds='held out', device='cpu').metrics
+    assert (e := evaluate(run, device='cpu')).known == 'held out' and e.rows == run[3].rows['valid']
+    assert e.metrics == evaluate(run, folds='held out', device='cpu').metrics
     assert (e := evaluate(run, stage=1, device='cpu')).known == 'it was trained on them' and e.rows == run[1].rows['train']
     own, first = shards['stage3_data_path'], find_shards(shards['stage3_data_path'], 3)[0]
-    assert (e := evaluate(run, own, device='cpu')).known == 'it was trained on most of them' and f'{e.rows:,} rows, it was trained on most of them' in repr(e) and e.known in e._repr_html_()
+    assert (e := evaluate(run, own, device='cpu')).known == 'it was trained on most of them'
+    assert f'{e.rows:,} rows, it was trained on most of them' in repr(e) and e.known in e._repr_html_()
     other = tmp_path/'other'; other.mkdir(); shutil.copy(first.path, other)
     assert evaluate(run, other, device='cpu').known == ''
-    net = load_net(run.checkpoint(3)); net.about = {**net.about, 'config': {**net.about['config'], 'stage3_validation_data_path': str(other)}}
+    net = load_net(run.checkpoint(3))
+    net.about = {**net.about, 'config': {**net.about['config'], 'stage3_validation_data_path': str(other)}}
     for folds in (None, 'held out'): assert (e := evaluate(net, folds=folds, device='cpu')).known == 'held out' and e.rows == first.rows
     assert evaluate(net, own, device='cpu').known == 'it was trained on them'
 
@@ -304,7 +332,8 @@ def test_what_was_not_held_out(run, shards):
     with pytest.raises(ValueError, match='held nothing out of stage 1') as e: evaluate(run, stage=1, folds='held out')
     said(e)
     net = load_net(run.checkpoint(3)); del net.about
-    with pytest.raises(ValueError, match='does not know what was held out') as e: evaluate(net, shards['stage3_data_path'], folds='held out')
+    with pytest.raises(ValueError, match='does not know what was held out') as e:
+        evaluate(net, shards['stage3_data_path'], folds='held out')
     said(e)
     with pytest.raises(ValueError, match='data: shards of stage 3 were expected') as e: evaluate(net)
     said(e)

@@ -54,7 +54,8 @@ def test_bce_is_torchs(seed, shape, pos_weight):
 def test_bce_in_64_bits(seed, pos_weight):
     logits, targets = answers(seed, (8, 81))
     p, y = 1 / (1 + torch.exp(-logits.double())), targets.double()
-    assert bce_loss(logits, targets, pos_weight).item() == pytest.approx(-(pos_weight*y*p.log() + (1 - y)*(1 - p).log()).mean().item(), rel=1e-5)
+    assert (bce_loss(logits, targets, pos_weight).item()
+            == pytest.approx(-(pos_weight*y*p.log() + (1 - y)*(1 - p).log()).mean().item(), rel=1e-5))
 
 
 # asymmetric loss
@@ -79,10 +80,12 @@ def test_asymmetric_loss_of_zeros_is_bce(seed, shape):
 
 @SEEDS
 @pytest.mark.parametrize('shape', [(1, 1), (7, 81), (3, 1496)])
-@pytest.mark.parametrize('gamma_pos, gamma_neg, clip', [(0, 4, 0), (1, 4, 0.05), (0, 2, 0.05), (2, 0, 0), (0.5, 1.5, 0.2), (0, 0, 0.1), (1, 1, 0)])
+@pytest.mark.parametrize('gamma_pos, gamma_neg, clip',
+                         [(0, 4, 0), (1, 4, 0.05), (0, 2, 0.05), (2, 0, 0), (0.5, 1.5, 0.2), (0, 0, 0.1), (1, 1, 0)])
 def test_asymmetric_loss_is_the_papers(seed, shape, gamma_pos, gamma_neg, clip):
     logits, targets = answers(seed, shape)
-    assert asymmetric_loss(logits, targets, gamma_pos, gamma_neg, clip).item() == pytest.approx(ridnik(logits, targets, gamma_pos, gamma_neg, clip), rel=2e-5, abs=1e-7)
+    assert (asymmetric_loss(logits, targets, gamma_pos, gamma_neg, clip).item()
+            == pytest.approx(ridnik(logits, targets, gamma_pos, gamma_neg, clip), rel=2e-5, abs=1e-7))
 
 
 @SEEDS
@@ -204,7 +207,10 @@ def test_value_target_of_a_batch(seed):
 # logits that no net should give
 
 EXTREME = [-1e4, -200.0, -30.0, 0.0, 30.0, 200.0, 1e4]
-POLICIES = pytest.mark.parametrize('loss', [policy_loss, *(lambda *a, q=q: gce_policy_loss(*a, q=q) for q in (1e-6, 0.1, 1.0))], ids=['kl', 'gce-1e-6', 'gce-0.1', 'gce-1'])
+POLICIES = pytest.mark.parametrize('loss',
+                                   [policy_loss,
+                                    *(lambda *a, q=q: gce_policy_loss(*a, q=q) for q in (1e-6, 0.1, 1.0))],
+                                   ids=['kl', 'gce-1e-6', 'gce-0.1', 'gce-1'])
 
 
 def check(loss, logits, *args):
@@ -259,7 +265,8 @@ def test_16_bits_say_what_32_say(seed, dtype, close):
     "The loss is that of the rounded logits in 32 bits, and near that of the logits before they were rounded"
     logits, targets = answers(seed, (8, 81))
     move_logits, policy, legal = moves(seed)
-    for loss, x, *args in ((bce_loss, logits, targets), (asymmetric_loss, logits, targets, 1, 4, 0.05), (policy_loss, move_logits, policy, legal),
+    for loss, x, *args in ((bce_loss, logits, targets), (asymmetric_loss, logits, targets, 1, 4, 0.05),
+                           (policy_loss, move_logits, policy, legal),
                            (gce_policy_loss, move_logits, policy, legal), (value_loss, logits[:, 0], logits[:, 1].sigmoid())):
         half = loss(x.to(dtype), *args)
         assert torch.equal(half, loss(x.to(dtype).float(), *args))

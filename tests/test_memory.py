@@ -1,6 +1,5 @@
 "A stage's data is opened when the stage starts and let go before the next one; a stage that is not run is never opened"
 import json, os, subprocess, sys
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -38,10 +37,13 @@ class Weigh(Callback):
 
 def measure(data, folder):
     "Bytes resident before a stage, with all its rows in memory, and after it"
-    cfg = make_config(stage=2, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=64, input_cache_mode='memory', run_dir=folder, stage2_data_path=data)
+    cfg = make_config(stage=2, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=64,
+                      input_cache_mode='memory', run_dir=folder, stage2_data_path=data)
     weigh, run = Weigh(), RunFolder(folder)
     def once():
-        with pytest.raises(Stopped): stages.run_stage(cfg, STAGES['2'], backbone_of(cfg), make_accelerator('cpu'), run, [weigh], lambda text: None, StopWish())
+        with pytest.raises(Stopped):
+            stages.run_stage(cfg, STAGES['2'], backbone_of(cfg), make_accelerator('cpu'), run, [weigh],
+                             lambda text: None, StopWish())
     once(); once()                       # libraries load what they load, and pools grow to what they need
     before = resident(); once()
     return before, weigh.during, resident()
@@ -59,7 +61,10 @@ def test_a_stage_that_is_not_run_is_never_opened(shards, tmp_path, monkeypatch):
     real = sources.load_rows
     monkeypatch.setattr(sources, 'load_rows', lambda shard, *args: opened.append(shard.stage) or real(shard, *args))
     tiny = dict(gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=0., stage2_threshold=0., epoch=1)
-    for stage in (1, 2): learn_multi_stage(stage=stage, run_dir=tmp_path/str(stage), **tiny, **{**shards, 'stage3_data_path': 'nowhere'}); assert set(opened) == {stage}; opened.clear()
+    for stage in (1, 2):
+        learn_multi_stage(stage=stage, run_dir=tmp_path/str(stage), **tiny, **{**shards, 'stage3_data_path': 'nowhere'})
+        assert set(opened) == {stage}
+        opened.clear()
     learn_multi_stage(stage='all', run_dir=tmp_path/'all', **tiny, **shards)
     assert list(dict.fromkeys(opened)) == [1, 2, 3] and opened == sorted(opened)     # one after the other, none beforehand
 

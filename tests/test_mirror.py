@@ -25,7 +25,8 @@ def save(run, kept, size=2_000, result=False):
         if (stage/n).exists(): continue
         with atomic_file(stage/n) as f: f.write(data)
     with atomic_file(stage/'checkpoints.json', 'w') as f:
-        json.dump({'last': step(kept[-1]), 'best': step(kept[0]), 'files': {n: {'sha256': hashlib.sha256(d).hexdigest()} for n, d in names.items()}}, f)
+        json.dump({'last': step(kept[-1]), 'best': step(kept[0]),
+                   'files': {n: {'sha256': hashlib.sha256(d).hexdigest()} for n, d in names.items()}}, f)
     for p in stage.glob('*.safetensors'):
         if p.name not in names: p.unlink()
     with open(run/'history.jsonl', 'a') as f: f.write(json.dumps({'epoch': kept[-1], 'at': time.time_ns()}) + '\n')
@@ -49,7 +50,9 @@ def parts(folder): return [p for p in Path(folder).rglob('.*') if p.name != '.mi
 def quick(monkeypatch): monkeypatch.setattr(files.time, 'sleep', lambda s, real=time.sleep: real(min(s, 0.01)))
 
 @pytest.fixture(params=['memory', 'file'])
-def url(request, tmp_path): return f'memory://mirror-{time.time_ns()}/base/run' if request.param == 'memory' else f'file://{tmp_path}/far/base/run'
+def url(request, tmp_path):
+    return (f'memory://mirror-{time.time_ns()}/base/run' if request.param == 'memory'
+            else f'file://{tmp_path}/far/base/run')
 
 @pytest.fixture
 def run(tmp_path): save(tmp_path/'run', [1, 2]); return tmp_path/'run'
@@ -151,7 +154,8 @@ def test_a_dropped_checkpoint_goes_after_the_new_manifest(url, run, sends, monke
     save(run, [2, 3])
     (run/'logs/events.out.tfevents.1').unlink()
     assert mirror.close() and removed == [step(1)]
-    assert {'notes.txt', f'{STAGE}/keep.safetensors', 'logs/x', f'{STAGE}/{step(2)}', f'{STAGE}/{step(3)}', 'logs/events.out.tfevents.1'} <= set(contents(url))
+    assert ({'notes.txt', f'{STAGE}/keep.safetensors', 'logs/x', f'{STAGE}/{step(2)}', f'{STAGE}/{step(3)}',
+             'logs/events.out.tfevents.1'} <= set(contents(url)))
     assert (as_path(f'{url}-2')/'neighbour').exists()
 
 def test_nothing_goes_while_the_new_manifest_cannot(url, run, sends, quick):
@@ -224,7 +228,8 @@ def test_a_run_begun_anew_in_its_folder(url, run, sends, tmp_path):
     mirror = Mirror({run: url})
     mirror.sync(); wait(mirror)
     back = fetch_run(url, tmp_path/'back')
-    assert contents(back/'earlier-1') == old and not (back/STAGE/'checkpoints.json').exists() and not (back/'history.jsonl').exists() and not (back/'result.json').exists()
+    assert contents(back/'earlier-1') == old and not (back/STAGE/'checkpoints.json').exists()
+    assert not (back/'history.jsonl').exists() and not (back/'result.json').exists()
     at = [u.removeprefix(url + '/') for u in sends.urls]
     assert at.index(f'earlier-1/{STAGE}/checkpoints.json') < at.index(f'{STAGE}/checkpoints.json') < at.index('config.json')
     save(run, [1, 5], size=300)
@@ -290,7 +295,8 @@ def test_one_file_that_never_goes_holds_up_nothing_else(url, run, sends):
 
 def test_a_file_that_cannot_be_read(run, tmp_path, monkeypatch):
     real = room._sign
-    monkeypatch.setattr(room, '_sign', lambda p: real(p) if p.name != 'history.jsonl' else (_ for _ in ()).throw(PermissionError(13, 'Permission denied')))
+    refuse = lambda: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))
+    monkeypatch.setattr(room, '_sign', lambda p: real(p) if p.name != 'history.jsonl' else refuse())
     told = []
     assert not Mirror({run: tmp_path/'far'}, told.append).close()
     assert set(contents(run)) - set(contents(tmp_path/'far')) == {'history.jsonl'} and 'Permission denied' in told[0]
@@ -299,7 +305,9 @@ def test_a_file_that_cannot_be_read(run, tmp_path, monkeypatch):
 def test_a_server_that_is_down_all_along(run, monkeypatch, silent):
     pytest.importorskip('s3fs')
     with socket.create_server(('127.0.0.1', 0)) as hole:
-        monkeypatch.setitem(fsspec.config.conf, 's3', {'key': 'k', 'secret': 's', 'endpoint_url': f'http://127.0.0.1:{hole.getsockname()[1] if silent else free_port()}', 'config_kwargs': {'retries': {'max_attempts': 0}}})
+        monkeypatch.setitem(fsspec.config.conf, 's3',
+                            {'key': 'k', 'secret': 's', 'config_kwargs': {'retries': {'max_attempts': 0}},
+                             'endpoint_url': f'http://127.0.0.1:{hole.getsockname()[1] if silent else free_port()}'})
         told, took = [], []
         mirror = Mirror({run: 's3://here/down'}, told.append)
         for i in range(3, 30):
@@ -417,7 +425,8 @@ for i in range({begin}, {end}):
 
 def process(run, url, begin, end, slow=0.0, then='', warm=False):
     code = SCRIPT.format(tests=str(Path(__file__).parent), run=str(run), url=str(url), begin=begin, end=end, slow=slow, warm=warm) + then
-    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
 @pytest.mark.parametrize('place', ['disk', 's3'])
 def test_killed_while_it_sends(place, tmp_path, request, monkeypatch):
@@ -437,7 +446,9 @@ def test_killed_while_it_sends(place, tmp_path, request, monkeypatch):
     assert contents(fetch_run(far, tmp_path/'back')) == contents(run) and not list((run/STAGE).glob('.*.mirror.part'))
     assert set(contents(far)) == set(contents(run))               # nothing is left over from the kills
 
-@pytest.mark.parametrize('slow, then, words', [(0.0, 'print(mirror.close())', 'True'), (5.0, '', 'Python ended before'), (5.0, 'print(mirror.close(0.1))', 'after 0.1 s')])
+@pytest.mark.parametrize('slow, then, words',
+                         [(0.0, 'print(mirror.close())', 'True'), (5.0, '', 'Python ended before'),
+                          (5.0, 'print(mirror.close(0.1))', 'after 0.1 s')])
 def test_python_ends(tmp_path, slow, then, words):
     "It ends at once, without a traceback"
     begin = time.time()
@@ -448,27 +459,38 @@ def test_python_ends(tmp_path, slow, then, words):
 # --- options
 
 @pytest.mark.parametrize('options, problem', [
-    ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'c', 'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': 'c'}, 'output_s3=True: output_gcs=True is given too, and a run is mirrored to one place; one of the two was expected'),
-    ({'output_s3': True, 's3_base_path': 'c'}, 'output_s3=True: s3_bucket_name is missing; the name of a bucket was expected, such as s3_bucket_name="my-models"'),
-    ({'output_gcs': True, 'gcs_bucket_name': 'b'}, 'output_gcs=True: gcs_base_path is missing; a folder in the bucket was expected, such as gcs_base_path="shogi/runs"'),
-    ({'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': '/'}, 'output_gcs=True: gcs_base_path is missing; a folder in the bucket was expected, such as gcs_base_path="shogi/runs"'),
-    ({'output_gcs': True, 'gcs_bucket_name': 'gs://b', 'gcs_base_path': 'c'}, "gcs_bucket_name='gs://b': the bare name of a bucket was expected, such as \"my-models\"; the folder in it is gcs_base_path"),
-    ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'a/../c'}, "s3_base_path='a/../c': a folder in the bucket was expected, such as \"shogi/runs\""),
+    ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'c', 'output_gcs': True, 'gcs_bucket_name': 'b',
+      'gcs_base_path': 'c'},
+     'output_s3=True: output_gcs=True is given too, and a run is mirrored to one place; one of the two was expected'),
+    ({'output_s3': True, 's3_base_path': 'c'},
+     'output_s3=True: s3_bucket_name is missing; the name of a bucket was expected, such as s3_bucket_name="my-models"'),
+    ({'output_gcs': True, 'gcs_bucket_name': 'b'},
+     'output_gcs=True: gcs_base_path is missing; a folder in the bucket was expected, such as gcs_base_path="shogi/runs"'),
+    ({'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': '/'},
+     'output_gcs=True: gcs_base_path is missing; a folder in the bucket was expected, such as gcs_base_path="shogi/runs"'),
+    ({'output_gcs': True, 'gcs_bucket_name': 'gs://b', 'gcs_base_path': 'c'},
+     "gcs_bucket_name='gs://b': the bare name of a bucket was expected, such as \"my-models\"; the folder in it is gcs_base_path"),
+    ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'a/../c'},
+     "s3_base_path='a/../c': a folder in the bucket was expected, such as \"shogi/runs\""),
     ({'gcs_bucket_name': 'b'}, "gcs_bucket_name='b': nothing is mirrored without output_gcs=True; give that too, or leave this out"),
     ({'s3_base_path': 'b'}, "s3_base_path='b': nothing is mirrored without output_s3=True; give that too, or leave this out"),
-    ({}, None), ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'c'}, None), ({'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': '/c/d/'}, None)])
+    ({}, None), ({'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': 'c'}, None),
+    ({'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': '/c/d/'}, None)])
 def test_options(options, problem):
     pytest.importorskip('s3fs'); pytest.importorskip('gcsfs')
     assert list(mirror_problems(**options)) == ([problem] if problem else [])
 
 @pytest.mark.parametrize('module, name', [('s3fs', 's3'), ('gcsfs', 'gcs')])
 def test_an_extra_that_is_not_installed(module, name):
-    lacks = f"import sys; sys.modules['{module}'] = None; from maou_nb.train.mirror import mirror_problems; print(list(mirror_problems(output_{name}=True, {name}_bucket_name='b', {name}_base_path='c')))"
+    lacks = (f"import sys; sys.modules['{module}'] = None; from maou_nb.train.mirror import mirror_problems; "
+             f"print(list(mirror_problems(output_{name}=True, {name}_bucket_name='b', {name}_base_path='c')))")
     done = subprocess.run([sys.executable, '-c', lacks], capture_output=True, text=True)
-    assert f'output_{name}=True: there is no filesystem' in done.stdout and f'pip install "maou_nb[{name}]" brings it' in done.stdout and done.stdout.count('output_') == 1, done
+    assert f'output_{name}=True: there is no filesystem' in done.stdout, done
+    assert f'pip install "maou_nb[{name}]" brings it' in done.stdout and done.stdout.count('output_') == 1, done
 
 def test_urls():
-    options = {'output_gcs': False, 'gcs_bucket_name': None, 'gcs_base_path': None, 'output_s3': False, 's3_bucket_name': None, 's3_base_path': None}
+    options = {'output_gcs': False, 'gcs_bucket_name': None, 'gcs_base_path': None, 'output_s3': False,
+               's3_bucket_name': None, 's3_base_path': None}
     assert mirror_url(**options, run_name='r') is None
     assert mirror_url(**{**options, 'output_s3': True, 's3_bucket_name': 'b', 's3_base_path': '/a/c/'}, run_name='r') == 's3://b/a/c/r'
     assert mirror_url(**{**options, 'output_gcs': True, 'gcs_bucket_name': 'b', 'gcs_base_path': 'a'}, run_name='r') == 'gs://b/a/r'

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maou_nb.data.board import HAND_MAX
-from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, SquareAttention, SquareEmbedding, flops_per_position, make_backbone,
+from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, SquareAttention, SquareEmbedding,
+                                     flops_per_position, make_backbone,
                                      parameter_count, register_backbone, size_table, summary)
 from maou_nb.model.heads import HEADS, MoveHead, Net, make_heads
 from maou_nb.model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss
@@ -267,7 +268,8 @@ def test_squeeze_excitation():
 @pytest.mark.parametrize('squeeze_excitation', [False, True])
 def test_resnet_keeps_channels_last(squeeze_excitation):
     net, batch, seen = make_backbone('resnet', channels=16, blocks=3, squeeze_excitation=squeeze_excitation), make_batch(), []
-    for block in net.blocks: block.register_forward_hook(lambda m, x, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
+    for block in net.blocks:
+        block.register_forward_hook(lambda m, x, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
     x = net(batch['board'], batch['hands'])
     x.square().mean().backward()
     assert seen == [True]*3 and x.is_contiguous(memory_format=torch.channels_last)
@@ -291,7 +293,8 @@ def test_relative_attention_by_hand():
     attention, x = SquareAttention(8, 2, relative=True), torch.randn(2, 81, 8)
     torch.nn.init.normal_(attention.bias.table)
     q, k, v = (attention.qkv(x)[..., i*8:(i + 1)*8] for i in range(3))
-    heads = [((q[..., s] @ k[..., s].transpose(1, 2) / 2 + attention.bias()[h]).softmax(-1) @ v[..., s]) for h, s in enumerate((slice(0, 4), slice(4, 8)))]
+    heads = [((q[..., s] @ k[..., s].transpose(1, 2) / 2 + attention.bias()[h]).softmax(-1) @ v[..., s])
+             for h, s in enumerate((slice(0, 4), slice(4, 8)))]
     torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
 
 
@@ -308,7 +311,8 @@ def test_relative_vit_knows_distances():
     "With its table at 0 the order of the squares is nothing to it, and as soon as the table is learned it is"
     net, batch = make_backbone('vit', **{**ARCHITECTURES['vit'], 'dropout': 0.0}, position='relative').eval(), make_batch()
     order = torch.randperm(81, generator=torch.Generator().manual_seed(0))
-    shuffled = lambda: (net(batch['board'], batch['hands']).flatten(2)[:, :, order] - net(batch['board'][:, order], batch['hands']).flatten(2)).abs().max().item()
+    shuffled = lambda: (net(batch['board'], batch['hands']).flatten(2)[:, :, order]
+                        - net(batch['board'][:, order], batch['hands']).flatten(2)).abs().max().item()
     assert shuffled() < 1e-5
     for block in net.blocks: torch.nn.init.normal_(block.attention.bias.table)
     assert shuffled() > 1e-2
@@ -369,7 +373,9 @@ def test_counting_leaves_the_net_alone(name):
 @architectures
 def test_flops_do_not_depend_on_the_device(name):
     here = make_net(name)
-    with torch.device('meta'): there = Net(make_backbone(VARIANTS[name][0], 'tiny', **{**ARCHITECTURES[VARIANTS[name][0]], **VARIANTS[name][1]}), make_heads(16, HEADS))
+    with torch.device('meta'):
+        there = Net(make_backbone(VARIANTS[name][0], 'tiny',
+                                  **{**ARCHITECTURES[VARIANTS[name][0]], **VARIANTS[name][1]}), make_heads(16, HEADS))
     assert flops_per_position(here) == flops_per_position(there) > 0
     assert summary(here).rows == summary(there).rows
 
@@ -392,16 +398,19 @@ def test_what_a_backbone_of_ones_own_costs(registered):
             super().__init__(channels, SquareEmbedding(channels), [twice, twice, block()], nn.LayerNorm(channels))
             self.extra = nn.Linear(channels, channels)
         def forward_features(self, board, hands, groups=None):
-            return super().forward_features(board, hands, groups) + self.extra(torch.ones(1, self.channels, device=board.device))[:, :, None, None]
+            extra = self.extra(torch.ones(1, self.channels, device=board.device))
+            return super().forward_features(board, hands, groups) + extra[:, :, None, None]
     net = make_backbone('borrowed')
     layer = 2*81 * (16*3*16 + 16*16 + 2*16*32) + 2 * 2*81*81*16
     assert flops_per_position(net) == 2*28*16 + 3*layer + 2*16*16
     one = parameter_count(net.blocks[0])
     rows = {r['part']: (r['parameters'], r['MFLOPs per position'] * 1e6) for r in summary(net).rows}
-    assert rows['block 1'] == (one, pytest.approx(layer)) and rows['block 2'] == (0, pytest.approx(layer)) and rows['block 3'] == rows['block 1']
+    assert rows['block 1'] == (one, pytest.approx(layer))
+    assert rows['block 2'] == (0, pytest.approx(layer)) and rows['block 3'] == rows['block 1']
     assert rows['elsewhere'] == (17*16, pytest.approx(2*16*16)) and rows['all'][0] == parameter_count(net)
     sizes = size_table(['borrowed']).rows
-    assert sizes == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '', 'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}]
+    assert sizes == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '',
+                      'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}]
     step(Net(net, make_heads(16, HEADS)), make_batch())
 
 
@@ -432,7 +441,8 @@ def test_sizes_grow(name):
     (lambda: make_backbone('vit', embed_dim=100), 'embed_dim 100 cannot be split among num_heads 8: choose a multiple of it'),
     (lambda: make_heads(16, ['checkmate']), "head 'checkmate' is not known: choose from reachable, legal_moves, policy, value"),
     (lambda: make_heads(16, ['policy'], moves={}), "head 'moves' is not known: choose from reachable, legal_moves, policy, value"),
-    (lambda: make_heads(16, ['legal_moves'], legal_moves=dict(dropout=0.5)), 'dropout 0.5 needs hidden_dim: a single linear layer has no hidden units to drop'),
+    (lambda: make_heads(16, ['legal_moves'], legal_moves=dict(dropout=0.5)),
+     'dropout 0.5 needs hidden_dim: a single linear layer has no hidden units to drop'),
 ])
 def test_refused_in_one_sentence(call, message):
     with pytest.raises(ValueError) as e: call()

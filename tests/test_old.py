@@ -61,7 +61,8 @@ def test_stage_3_comes_back_equal(ours, tmp_path, kind):
     blocks = list(read_old(tmp_path/'x', rows=999))
     assert [len(b) for b in blocks] == [999]*(len(rows)//999) + [len(rows) % 999]
     back = pa.concat_tables(blocks)
-    for name in ('id', 'boardIdPositions', 'piecesInHand', 'legalMoves', 'moveLabels'): assert back[name].combine_chunks() == rows[name].combine_chunks(), name
+    for name in ('id', 'boardIdPositions', 'piecesInHand', 'legalMoves', 'moveLabels'):
+        assert back[name].combine_chunks() == rows[name].combine_chunks(), name
     close = dict(rtol=0, atol=2**-22) if kind == 'feather' else dict(rtol=2**-10, atol=2**-24)
     np.testing.assert_allclose(shares(back)[0], shares(rows)[0], **close)
     value = rows['wins'].to_numpy()/rows['count'].to_numpy()
@@ -76,10 +77,12 @@ def test_layout_on_disk(ours, tmp_path):
     write_old(row, tmp_path/'f', 3)
     with pa.memory_map(str(tmp_path/'f')) as f: table = ipc.open_file(f).read_all()
     types = {f.name: str(f.type) for f in table.schema}
-    assert types == {'id': 'uint64', 'boardIdPositions': 'list<item: list<item: uint8>>', 'piecesInHand': 'list<item: uint8>', 'moveLabel': 'list<item: float>',
+    assert types == {'id': 'uint64', 'boardIdPositions': 'list<item: list<item: uint8>>',
+                     'piecesInHand': 'list<item: uint8>', 'moveLabel': 'list<item: float>',
                      'moveWinRate': 'list<item: float>', 'bestMoveWinRate': 'float', 'resultValue': 'float'}
     told, was = table.to_pylist()[0], row.to_pylist()[0]
-    assert sum(told['boardIdPositions'], []) == was['boardIdPositions'] and len(told['moveLabel']) == 1496 and abs(sum(told['moveLabel']) - 1) < 1e-6
+    assert sum(told['boardIdPositions'], []) == was['boardIdPositions']
+    assert len(told['moveLabel']) == 1496 and abs(sum(told['moveLabel']) - 1) < 1e-6
     assert np.flatnonzero(told['moveLabel']).tolist() == was['moveLabels'] and told['bestMoveWinRate'] == max(told['moveWinRate'])
     for kind in NPY: write_old(row, tmp_path/kind, 3, kind)
     plain, newer, packed = (np.load(tmp_path/k, allow_pickle=False) for k in NPY)
@@ -102,7 +105,8 @@ def test_stage_1_ids(ours, tmp_path):
 def test_polars_lists_of_every_sort(few, tmp_path, cast):
     "As Polars writes them: large lists, arrays; win rates left out, rows in several batches"
     write_old(few, tmp_path/'a', 3)
-    table = pl.read_ipc(tmp_path/'a').drop('moveWinRate', 'bestMoveWinRate').with_columns(pl.col('moveLabel').cast(cast), pl.lit(None).alias('partitioningKey'))
+    table = pl.read_ipc(tmp_path/'a').drop('moveWinRate', 'bestMoveWinRate')
+    table = table.with_columns(pl.col('moveLabel').cast(cast), pl.lit(None).alias('partitioningKey'))
     table.write_ipc(tmp_path/'b', compression='lz4', compat_level=pl.CompatLevel.oldest())
     a, b = next(read_old(tmp_path/'a')), next(read_old(tmp_path/'b'))
     assert a.drop_columns('moveWins') == b.drop_columns('moveWins')
@@ -114,7 +118,8 @@ def test_polars_lists_of_every_sort(few, tmp_path, cast):
 def test_large_batches_are_unpacked_bit_by_bit(ours, tmp_path, monkeypatch, compression, cast):
     "One record batch as Polars writes it, other columns in between: the same rows without Arrow reading one whole column"
     write_old(ours[3].slice(0, 2500), tmp_path/'a', 3)
-    others = pl.col('id').is_null().alias('bits'), pl.lit(None).alias('none'), pl.col('id').cast(pl.String).alias('text'), pl.col('piecesInHand').alias('lists')
+    others = (pl.col('id').is_null().alias('bits'), pl.lit(None).alias('none'),
+              pl.col('id').cast(pl.String).alias('text'), pl.col('piecesInHand').alias('lists'))
     table = feather(tmp_path/'a').select(*others, pl.all()).with_columns(pl.col('moveLabel').cast(cast)).rechunk()
     table.write_ipc(tmp_path/'b', compression=compression, compat_level=pl.CompatLevel.oldest(), record_batch_size=10_000)
     expected = pa.concat_tables(read_old(tmp_path/'a'))
@@ -131,7 +136,8 @@ def test_large_batches_with_bad_lists_are_left_to_arrow(few, tmp_path, monkeypat
 def test_half_floats_and_nan_win_rates(few, tmp_path):
     write_old(few, tmp_path/'a', 3)
     with pa.memory_map(str(tmp_path/'a')) as f: table = ipc.open_file(f).read_all().combine_chunks()
-    half = lambda n: pa.ListArray.from_arrays(table[n].chunk(0).offsets, pa.array(table[n].chunk(0).flatten().to_numpy().astype(np.float16)))
+    half = lambda n: pa.ListArray.from_arrays(table[n].chunk(0).offsets,
+                                              pa.array(table[n].chunk(0).flatten().to_numpy().astype(np.float16)))
     nan = pa.ListArray.from_arrays(table['moveWinRate'].chunk(0).offsets, pa.array(np.full(len(few)*LABEL_COUNT, np.nan, np.float32)))
     table = table.set_column(3, 'moveLabel', half('moveLabel')).set_column(4, 'moveWinRate', nan)
     with ipc.new_file(str(tmp_path/'b'), table.schema) as w: w.write_table(table, max_chunksize=7)
@@ -147,7 +153,8 @@ def test_by_url(few, tmp_path, monkeypatch):
 
 def test_stand_where_shards_stand(ours, tmp_path):
     "Both sorts of files in a folder, found by content, read whole"
-    write_old(ours[3].slice(0, 30), tmp_path/'in'/'transformed_chunk0000.feather', 3); write_old(ours[3].slice(30, 20), tmp_path/'in'/'b.npy', 3, 'npy-plain')
+    write_old(ours[3].slice(0, 30), tmp_path/'in'/'transformed_chunk0000.feather', 3)
+    write_old(ours[3].slice(30, 20), tmp_path/'in'/'b.npy', 3, 'npy-plain')
     found = find_shards(tmp_path/'in', 3)
     assert [(s.path.name, s.stage, s.rows) for s in found] == [('b.npy', 3, 20), ('transformed_chunk0000.feather', 3, 30)]
     assert [read_shard(s)['id'].to_pylist() for s in found] == [ours[3]['id'].to_pylist()[30:50], ours[3]['id'].to_pylist()[:30]]
@@ -191,7 +198,8 @@ def feather(path): return pl.read_ipc(path)
 def spoilt(few, folder, kind, column, row, change):
     "A file of `few` whose `column` was changed in `row`"
     path = folder/'bad'
-    write_old(few, path, 3 if column != 'reachableSquares' and column != 'legalMovesLabel' else int(kind[-1]), 'feather' if kind.startswith('stage') else kind)
+    write_old(few, path, 3 if column != 'reachableSquares' and column != 'legalMovesLabel' else int(kind[-1]),
+              'feather' if kind.startswith('stage') else kind)
     if kind.startswith('stage'):
         table = feather(path)
         cells = table[column].to_list(); cells[row] = change(cells[row])
@@ -213,7 +221,8 @@ def put(at, value):
 WRONG = [
     ('stage3', 'moveLabel', lambda c: [x/2 for x in c], 'its moveLabel sums to 0.5, and shares sum to 1'),
     ('stage3', 'moveLabel', put([1495], float('nan')), 'its moveLabel has nan at label 1495, and a share is 0 or more'),
-    ('stage3', 'moveLabel', lambda c: [0.]*800 + [1.] + [0.]*695, 'its moveLabel gives a share to label 800, which is no legal move of its position'),
+    ('stage3', 'moveLabel', lambda c: [0.]*800 + [1.] + [0.]*695,
+     'its moveLabel gives a share to label 800, which is no legal move of its position'),
     ('stage3', 'moveLabel', lambda c: [-1., 2.] + [0.]*1494, 'its moveLabel has -1.0 at label 0'),
     ('stage3', 'moveLabel', lambda c: c[1:], 'its moveLabel is not 1496 numbers'),
     ('stage3', 'moveLabel', lambda c: None, 'its moveLabel is not 1496 numbers'),
@@ -284,7 +293,9 @@ def resave(path, rows):
     (lambda p, rows: resave(p, np.zeros(3, [('id', 'u8'), ('moveLabel', 'O')])), 'holds pickled Python objects'),
     (lambda p, rows: resave(p, rows.reshape(4, 10)), 'is an array of shape (4, 10)'),
     (lambda p, rows: resave(p, np.zeros(9)), "is none of the old tool's files"),
-    (lambda p, rows: resave(p, rows.astype([(n, d.base if n != 'moveLabel' else 'i4', d.shape) for n, (d, *_) in rows.dtype.fields.items()])), 'has a column moveLabel of'),
+    (lambda p, rows: resave(p, rows.astype([(n, d.base if n != 'moveLabel' else 'i4', d.shape)
+                                            for n, (d, *_) in rows.dtype.fields.items()])),
+     'has a column moveLabel of'),
     (lambda p, rows: resave(p, rows[['id', 'boardIdPositions']]), "is none of the old tool's files"),
     (lambda p, rows: p.write_bytes(p.read_bytes()[:-1]), 'it is cut off or damaged'),
     (lambda p, rows: p.write_bytes(p.read_bytes()*2), 'it is cut off or damaged'),
@@ -317,13 +328,15 @@ def test_a_wrong_column_is_one_sentence(few, tmp_path):
 def test_ours_and_hcpe_tables_are_not_theirs(shards):
     ours = find_shards(shards['stage1_data_path'], 1)[0]
     assert old_file(ours.path) is None
-    assert old_kind(pa.schema([('hcp', pa.binary(32)), ('eval', pa.int16()), ('bestMove16', pa.int16()), ('gameResult', pa.int8()), ('id', pa.string())])) is None
+    assert old_kind(pa.schema([('hcp', pa.binary(32)), ('eval', pa.int16()), ('bestMove16', pa.int16()),
+                               ('gameResult', pa.int8()), ('id', pa.string())])) is None
     assert all(old_kind(layout) == kind for kind, layout in OLD_LAYOUTS.items())
 
 def test_written_wrongly(few, tmp_path):
     with pytest.raises(ValueError, match="kind='npy-plain' of stage 1"): write_old(few, tmp_path/'x', 1, 'npy-plain')
     with pytest.raises(ValueError, match="kind='csv' of stage 3"): write_old(few, tmp_path/'x', 3, 'csv')
-    with pytest.raises(ShardError, match='legalMoves, .* is missing|moveLabels'): write_old(few.drop_columns(['moveLabels']), tmp_path/'x', 3)
+    with pytest.raises(ShardError, match='legalMoves, .* is missing|moveLabels'):
+        write_old(few.drop_columns(['moveLabels']), tmp_path/'x', 3)
     assert not list(tmp_path.iterdir())
 
 # ---- mutated files
@@ -334,7 +347,8 @@ def mutations(data, n, seed):
     for _ in range(n):
         out = bytearray(data)
         for _ in range(draw.choice([1, 1, 2, 8])):
-            places = draw.randrange(len(out)), draw.randrange(700), len(out) - 1 - draw.randrange(1500)      # anywhere, or where headers are
+            # anywhere, or where headers are
+            places = draw.randrange(len(out)), draw.randrange(700), len(out) - 1 - draw.randrange(1500)
             at = min(len(out) - 1, max(0, draw.choice(places)))
             how = draw.randrange(4)
             if how == 0: out[at] ^= 1 << draw.randrange(8)

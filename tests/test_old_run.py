@@ -1,4 +1,7 @@
-"A run that was written before stages were values, in tests/old_run/: it loads, is judged, drawn and gone on with, its averaged weights included"
+"""A run that was written before stages were values, in tests/old_run/
+
+It loads, is judged, drawn and gone on with, its averaged weights included.
+"""
 import json, shutil
 from pathlib import Path
 

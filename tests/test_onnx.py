@@ -17,7 +17,8 @@ from maou_nb.model.onnx import OnnxError, TOLERANCES, onnx_problem, random_posit
 from samples import ROOT, said
 
 KINDS = {'gated': ('resnet', dict(channels=16, blocks=2, squeeze_excitation=True)),
-         'mixer': ('mlp-mixer', dict(embed_dim=24, num_layers=2, dropout=0.1)), 'vit': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, dropout=0.1))}
+         'mixer': ('mlp-mixer', dict(embed_dim=24, num_layers=2, dropout=0.1)),
+         'vit': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, dropout=0.1))}
 
 def net_of(kind, heads=('policy', 'value')):
     "A net with weights far from where they began, its batch norms used to real positions"
@@ -39,7 +40,8 @@ def positions(shards):
 def answers(path, boards, hands):
     "What onnxruntime makes of the file at `path`"
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    return dict(zip([o.name for o in session.get_outputs()], session.run(None, {'board': boards.astype(np.int64), 'hand': hands.astype(np.int64)})))
+    return dict(zip([o.name for o in session.get_outputs()],
+                    session.run(None, {'board': boards.astype(np.int64), 'hand': hands.astype(np.int64)})))
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory, positions):
@@ -50,7 +52,9 @@ def exported(tmp_path_factory, positions):
             net = net_of(kind).train()
             before = {k: v.clone() for k, v in net.state_dict().items()}
             files = export_onnx(net, tmp_path_factory.mktemp(kind), positions=positions)
-            assert net.training and all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in net.state_dict().items())   # left as it was
+            # left as it was
+            assert net.training
+            assert all(v.dtype == before[k].dtype and torch.equal(v, before[k]) for k, v in net.state_dict().items())
             made[kind] = net.eval(), files
         return made[kind]
     return get
@@ -77,8 +81,9 @@ def test_half_precision_is_half(exported):
     model = onnx.load(str(files.paths['fp16']))
     large = {w.data_type for w in model.graph.initializer if np.prod(w.dims) > 50 and w.data_type != onnx.TensorProto.INT64}
     assert large == {onnx.TensorProto.FLOAT16}
-    assert [(i.name, i.type.tensor_type.elem_type, i.type.tensor_type.shape.dim[0].dim_param != '') for i in (*model.graph.input, *model.graph.output)] == \
-        [('board', 7, True), ('hand', 7, True), ('policy', 1, True), ('value', 1, True)]
+    types = {i.name: i.type.tensor_type for i in (*model.graph.input, *model.graph.output)}
+    assert [(name, t.elem_type, t.shape.dim[0].dim_param != '') for name, t in types.items()] == [
+        ('board', 7, True), ('hand', 7, True), ('policy', 1, True), ('value', 1, True)]
     assert files.paths['fp16'].stat().st_size < 0.75*files.paths['fp32'].stat().st_size
 
 def test_a_net_of_an_earlier_stage_and_not_a_word(tmp_path):
@@ -88,16 +93,20 @@ from maou_nb.model.onnx import write_onnx
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
 write_onnx(Net(make_backbone('vit', 'tiny', num_layers=1), make_heads(64, ('legal_moves',))), {str(tmp_path/'model.onnx')!r})"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'default::UserWarning'})
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONWARNINGS': 'default::UserWarning'})
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert {k: v.shape for k, v in answers(tmp_path/'model.onnx', *random_positions(3)).items()} == {'legal_moves': (3, 1496)}
 
 def test_a_file_says_what_it_is(shards, tmp_path):
-    run = learn_multi_stage(stage=3, model_architecture='mlp-mixer', model_size='tiny', mixer_num_layers=1, gpu='cpu', epoch=1, learning_ratio=0.005, stage3_batch_size=512, run_dir=tmp_path/'run', stage3_data_path=shards['stage3_data_path'])
+    run = learn_multi_stage(stage=3, model_architecture='mlp-mixer', model_size='tiny', mixer_num_layers=1,
+                            gpu='cpu', epoch=1, learning_ratio=0.005, stage3_batch_size=512,
+                            run_dir=tmp_path/'run', stage3_data_path=shards['stage3_data_path'])
     path = export_onnx(run.run_dir, tmp_path/'engine'/'mine.onnx', 'fp32').paths['fp32']
     assert path == tmp_path/'engine'/'mine_fp32.onnx'
     about = json.loads({m.key: m.value for m in onnx.load(str(path)).metadata_props}['maou_nb'])
-    assert (about['labels'], about['stage'], about['precision'], about['architecture'], about['epoch'], about['outputs']) == ('1496-GBR', 3, 'fp32', 'mlp-mixer', 1, ['policy', 'value'])
+    assert (about['labels'], about['stage'], about['precision'], about['architecture'], about['epoch'],
+            about['outputs']) == ('1496-GBR', 3, 'fp32', 'mlp-mixer', 1, ['policy', 'value'])
     assert {k.removeprefix('valid/'): v for k, v in about['figures'].items() if 'baseline' not in k} == run[3].metrics
     assert not any(str(word).encode() in path.read_bytes() for word in (tmp_path, 'backbones.py'))
     with torch.no_grad(): want = load_net(run.run_dir)(*map(torch.from_numpy, random_positions(5)))
@@ -113,7 +122,8 @@ def test_a_file_that_answers_otherwise_is_never_seen(exported, tmp_path, monkeyp
 def test_too_large_for_sixteen_bits(tmp_path):
     net = net_of('gated')
     with torch.no_grad(): net.heads['policy'].classes[0].weight.mul_(1e6)
-    with pytest.raises(OnnxError, match='too large for 16 bits, and the fp32 file would be right') as e: export_onnx(net, tmp_path, ('fp16',))
+    with pytest.raises(OnnxError, match='too large for 16 bits, and the fp32 file would be right') as e:
+        export_onnx(net, tmp_path, ('fp16',))
     said(e)
     assert not list(tmp_path.iterdir())
 

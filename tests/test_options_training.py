@@ -29,7 +29,8 @@ from maou_nb.train.runner import sources_of
 from maou_nb.stages.stage import STAGES
 from options import check, few, moved, params, row, run, shape, weights
 
-slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')   # weights stay where they begin
+# weights stay where they begin
+slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')
 
 def of_part(r, prefix, stage=None):
     "The tensors of a run's last checkpoint of `stage` whose names begin with `prefix`"
@@ -55,7 +56,9 @@ def logs(logits): return -torch.log1p(torch.exp(-logits)), -torch.log1p(torch.ex
 def watch_batches(go):
     "What `go` returns, and copies of the dense batches that it trained on"
     seen, real = [], Loop.train_batch
-    def spy(self, batch): seen.append({k: v.clone() for k in ('board', 'hands', 'policy') if (v := getattr(batch, k)) is not None}); return real(self, batch)
+    def spy(self, batch):
+        seen.append({k: v.clone() for k in ('board', 'hands', 'policy') if (v := getattr(batch, k)) is not None})
+        return real(self, batch)
     with patch.object(Loop, 'train_batch', spy): return go(), seen
 
 # --- data
@@ -65,7 +68,8 @@ def stage3_validation_data_path(run, few):
     r = run(stage3_validation_data_path=few/'six'/'stage3')
     assert run().stage.rows['train'] < counts['twelve'] and r.stage.rows == {'train': counts['twelve'], 'valid': counts['six']}
     assert (run().stage.judged_on, r.stage.judged_on) == ('held-out games', 'held-out rows')
-    with pytest.raises(OptionError, match='stage3_validation_data_path=.*stage 3 is not run'): run(stage=1, stage3_validation_data_path=few/'six'/'stage3')
+    with pytest.raises(OptionError, match='stage3_validation_data_path=.*stage 3 is not run'):
+        run(stage=1, stage3_validation_data_path=few/'six'/'stage3')
 @row
 def input_file_packed(run, few):
     tables = [read_shard(s) for s in find_shards(few/'six'/'stage3', 3)]
@@ -93,17 +97,20 @@ def input_cache_mode(run, few, capsys, monkeypatch):
     def spy(self): out = real(self); held[self.train.cache] = self.train._held; return out
     with patch.object(Loop, 'fit', spy): runs = {m: run.afresh(input_cache_mode=m) for m in ('file', 'memory', 'mmap', 'device')}
     for m, r in runs.items(): assert not moved(r, runs['file']) and r.stage.metrics == runs['file'].stage.metrics, m
-    assert held['file'] is None and type(held['device']).__name__ == 'DeviceRows' and len(held['memory']) == runs['file'].stage.rows['train']
+    assert held['file'] is None and type(held['device']).__name__ == 'DeviceRows'
+    assert len(held['memory']) == runs['file'].stage.rows['train']
     backed = lambda a: isinstance(a, np.memmap) or a is not None and backed(getattr(a, 'base', None))
     assert backed(held['mmap'].fixed) and not backed(held['memory'].fixed)
     assert 'unpacked once' in capsys.readouterr().out and list((few/'cache').rglob('*-rows.safetensors'))
-    with pytest.raises(OptionError, match="dataloader_workers=2 with input_cache_mode='device'"): run(input_cache_mode='device', dataloader_workers=2)
+    with pytest.raises(OptionError, match="dataloader_workers=2 with input_cache_mode='device'"):
+        run(input_cache_mode='device', dataloader_workers=2)
 @row
 def cache_transforms(run, few):
     def decoded(**options):
         calls, real = [], batches.Batch.decode
         def spy(self, into=None): calls.append(len(self)); return real(self, into)
-        with patch.object(batches.Batch, 'decode', spy): return run.afresh(no_streaming=True, input_cache_mode='memory', epoch=3, **options), sum(calls)
+        with patch.object(batches.Batch, 'decode', spy):
+            return run.afresh(no_streaming=True, input_cache_mode='memory', epoch=3, **options), sum(calls)
     (a, often), (b, once) = decoded(), decoded(cache_transforms=True)
     rows = sum(a.stage.rows.values())
     assert (often, once) == (3*rows, rows) and not moved(a, b)
@@ -128,7 +135,9 @@ def prefetch_factor(run, few):
                     loops.time.sleep(0.01)
                 loops.time.sleep(0.1); at_first.append(len(made))
             return real_train(self, batch)
-        with patch.object(batches, '_ahead', lambda stream, *more: real_ahead(counted(stream), *more)), patch.object(Loop, 'train_batch', train): r = run.afresh(prefetch_factor=n)
+        with (patch.object(batches, '_ahead', lambda stream, *more: real_ahead(counted(stream), *more)),
+              patch.object(Loop, 'train_batch', train)):
+            r = run.afresh(prefetch_factor=n)
         return r, at_first[0]
     (a, short), (b, far) = ahead(1), ahead(8)
     assert short <= 3 < 8 <= far <= 10 and not moved(a, b)
@@ -136,7 +145,10 @@ def prefetch_factor(run, few):
 def pin_memory(run, few):
     pinned, made, real = [], [], loops.batch_loader
     def spy(*args):
-        with patch.object(torch.cuda, 'is_available', lambda: True): made.append(real(*args)); return made[-1]      # as if there were a GPU, for this question only
+        # as if there were a GPU, for this question only
+        with patch.object(torch.cuda, 'is_available', lambda: True):
+            made.append(real(*args))
+            return made[-1]
     with patch.object(batches.Batch, 'pin_memory', lambda self: pinned.append(1) or self), patch.object(loops, 'batch_loader', spy):
         a = run.afresh(); assert not pinned and not any(m.pin for m in made)
         b = run.afresh(pin_memory=True)
@@ -183,7 +195,8 @@ def compiled(run, backend, **options):
 @row
 def compilation(run, few):
     (a, none), (b, some) = compiled(run, 'eager', stage12_compilation=True), compiled(run, 'eager', compilation=True)
-    assert none == 0 < some and torch.allclose(weights(a), weights(b), atol=1e-4) and abs(a.last['valid/loss'] - b.last['valid/loss']) < 1e-3
+    assert none == 0 < some and torch.allclose(weights(a), weights(b), atol=1e-4)
+    assert abs(a.last['valid/loss'] - b.last['valid/loss']) < 1e-3
 @row
 def stage12_compilation(run, few):
     for n in (1, 2):
@@ -192,7 +205,8 @@ def stage12_compilation(run, few):
 @pytest.mark.slow
 def test_compilation_for_real(run):
     r, graphs = compiled(run, 'inductor', compilation=True, epoch=2)
-    assert graphs and torch.allclose(weights(r), weights(run(epoch=2)), atol=1e-2) and abs(r.last['valid/loss'] - run(epoch=2).last['valid/loss']) < 0.02
+    assert graphs and torch.allclose(weights(r), weights(run(epoch=2)), atol=1e-2)
+    assert abs(r.last['valid/loss'] - run(epoch=2).last['valid/loss']) < 0.02
 
 def as_begun(r):
     "The backbone of a run before its first step"
@@ -204,12 +218,15 @@ def freeze_backbone(run, few):
         free, frozen = (run(model_architecture=architecture, freeze_backbone=f) for f in (False, True))
         begun = as_begun(free)
         assert same(of_part(frozen, 'net.backbone.'), begun), architecture                    # batch norm statistics as well
-        assert not any(torch.equal(v, begun[k]) for k, v in of_part(free, 'net.backbone.').items() if k.endswith(('weight', 'running_mean')))
+        assert not any(torch.equal(v, begun[k]) for k, v in of_part(free, 'net.backbone.').items()
+                       if k.endswith(('weight', 'running_mean')))
         heads = of_part(frozen, 'net.heads.'), of_part(run(**slow_steps(model_architecture=architecture)), 'net.heads.')
         assert not any(torch.equal(heads[0][k], heads[1][k]) for k in heads[0])
     every = run(stage='all', freeze_backbone=True)
-    assert same(of_part(every, 'net.backbone.', 2), of_part(every, 'net.backbone.', 3)) and not same(of_part(every, 'net.backbone.', 1), of_part(every, 'net.backbone.', 2))
-    with pytest.raises(OptionError, match='freeze_backbone=True with stage=1: .*resume_backbone_from is needed'): run(stage=1, freeze_backbone=True)
+    assert same(of_part(every, 'net.backbone.', 2), of_part(every, 'net.backbone.', 3))
+    assert not same(of_part(every, 'net.backbone.', 1), of_part(every, 'net.backbone.', 2))
+    with pytest.raises(OptionError, match='freeze_backbone=True with stage=1: .*resume_backbone_from is needed'):
+        run(stage=1, freeze_backbone=True)
 @row
 def trainable_layers(run, few):
     r = run(stage='all', resnet_blocks=3, trainable_layers=1)
@@ -223,7 +240,8 @@ def trainable_layers(run, few):
     assert moves(last(as_begun(both)), last(of_part(both, 'net.backbone.')))
     none = run(resnet_blocks=3, trainable_layers=0)
     assert same(of_part(none, 'net.backbone.'), as_begun(none))
-    with pytest.raises(OptionError, match='trainable_layers=3: this backbone has 3 layer groups.*at most 2'): run(stage='all', resnet_blocks=3, trainable_layers=3)
+    with pytest.raises(OptionError, match='trainable_layers=3: this backbone has 3 layer groups.*at most 2'):
+        run(stage='all', resnet_blocks=3, trainable_layers=3)
 
 # --- parts of a net from elsewhere
 def only(r, part_name, **more): return slow_steps(weight_decay=0., seed=5, run_name=f'from {part_name}', **more)
@@ -232,22 +250,29 @@ def resume_backbone_from(run, few):
     source = run(stage=2)
     taken, fresh = (run(**only(source, 'backbone', **o)) for o in ({'resume_backbone_from': str(source.result.checkpoint(2))}, {}))
     there = learnt(of_part(source, 'net.backbone.'))
-    assert same(learnt(of_part(taken, 'net.backbone.')), there, atol=1e-9) and not same(learnt(of_part(fresh, 'net.backbone.')), there, atol=1e-3)
+    assert same(learnt(of_part(taken, 'net.backbone.')), there, atol=1e-9)
+    assert not same(learnt(of_part(fresh, 'net.backbone.')), there, atol=1e-3)
     assert same(learnt(of_part(taken, 'net.heads.')), learnt(of_part(fresh, 'net.heads.')), atol=1e-9)     # and nothing else
     frozen = run(stage=1, freeze_backbone=True, resume_backbone_from=str(source.dir))
     assert same(of_part(frozen, 'net.backbone.'), of_part(source, 'net.backbone.'))                        # statistics too
     with pytest.raises(OptionError) as e: run(resnet_channels=12, resnet_blocks=2, resume_backbone_from=str(source.dir))
     sizes = [k for k, v in of_part(source, 'net.backbone.').items() if v.ndim]
-    assert 'resume_backbone_from=' in str(e.value) and all(f'{k} is ' in str(e.value) for k in sizes) and 'blocks.1.body.0.weight is missing' in str(e.value)
+    assert 'resume_backbone_from=' in str(e.value) and all(f'{k} is ' in str(e.value) for k in sizes)
+    assert 'blocks.1.body.0.weight is missing' in str(e.value)
     (few/'old.pt').write_bytes(b'anything')
-    with pytest.raises(OptionError, match="resume_backbone_from='.*old.pt': a pickled checkpoint of another tool, whose net is another"): run(resume_backbone_from=str(few/'old.pt'))
+    with pytest.raises(OptionError,
+                       match="resume_backbone_from='.*old.pt': a pickled checkpoint of another tool, whose "
+                             "net is another"):
+        run(resume_backbone_from=str(few/'old.pt'))
 
 def head_is_taken(run, stage, head, options):
     "That the head of one run is where another begins, and that what does not fit is listed"
     source, option, other = run(stage=stage, **options), f'resume_{head}_head_from', 2 if stage == 1 else 1
-    taken, fresh = (run(**only(source, head, stage=stage, **options, **o)) for o in ({option: str(source.result.checkpoint(stage, 'last'))}, {}))
+    taken, fresh = (run(**only(source, head, stage=stage, **options, **o))
+                    for o in ({option: str(source.result.checkpoint(stage, 'last'))}, {}))
     there = of_part(source, f'net.heads.{head}.')
-    assert there and same(of_part(taken, f'net.heads.{head}.'), there, atol=1e-9) and not same(of_part(fresh, f'net.heads.{head}.'), there, atol=1e-4)
+    assert there and same(of_part(taken, f'net.heads.{head}.'), there, atol=1e-9)
+    assert not same(of_part(fresh, f'net.heads.{head}.'), there, atol=1e-4)
     rest = lambda r: {k: v for k, v in learnt(of_part(r, 'net.')).items() if not k.startswith(f'heads.{head}.')}
     assert same(rest(taken), rest(fresh), atol=1e-9)
     with pytest.raises(OptionError) as e: run(stage=stage, resnet_channels=12, **options, **{option: str(source.dir)})
@@ -278,7 +303,8 @@ def stage2_pos_weight(run, few):
         outputs, batch = judged(r)
         (p, q), y = logs(outputs['legal_moves']), batch.legal.double()
         assert figure(r, 'loss') == pytest.approx(float(-(weight*y*p + (1 - y)*q).mean()), rel=1e-5), weight
-    with pytest.raises(OptionError, match='stage2_pos_weight=4 with stage2_gamma_neg=2'): run(stage=2, stage2_pos_weight=4., stage2_gamma_neg=2.)
+    with pytest.raises(OptionError, match='stage2_pos_weight=4 with stage2_gamma_neg=2'):
+        run(stage=2, stage2_pos_weight=4., stage2_gamma_neg=2.)
 @row
 def stage2_hidden_dim(run, few):
     a, b = run(stage=2), run(stage=2, stage2_hidden_dim=6)
@@ -306,7 +332,8 @@ def gce_parameter(run, few):
     for q in (0.4, 1.):
         r = run(policy_loss='gce', gce_parameter=q)
         outputs, batch = judged(r)
-        assert figure(r, 'policy_loss') == pytest.approx(float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean()), rel=1e-5), q
+        by_hand = float((batch.policy.double() * (1 - legal_p(outputs, batch)**q)/q).sum(1).mean())
+        assert figure(r, 'policy_loss') == pytest.approx(by_hand, rel=1e-5), q
     with pytest.raises(OptionError, match="gce_parameter=0.4 with policy_loss='kl'"): run(gce_parameter=0.4)
 @row
 def policy_target_mode(run, few):
@@ -314,8 +341,11 @@ def policy_target_mode(run, few):
     table, draw = read_shard(find_shards(few/'twelve'/'stage3', 3)[0]), np.random.default_rng(0)
     def more_moves(row):
         legal = np.flatnonzero(np.unpackbits(np.frombuffer(row['legalMoves'], np.uint8), bitorder='little'))
-        labels = np.sort(draw.permutation(legal)[:3]); counts = draw.integers(1, 6, len(labels)); wins = np.round(counts*draw.random(len(labels)))
-        return {**row, 'moveLabels': labels.tolist(), 'moveCounts': counts.tolist(), 'moveWins': wins.tolist(), 'count': int(counts.sum()), 'wins': float(wins.sum())}
+        labels = np.sort(draw.permutation(legal)[:3])
+        counts = draw.integers(1, 6, len(labels))
+        wins = np.round(counts*draw.random(len(labels)))
+        return {**row, 'moveLabels': labels.tolist(), 'moveCounts': counts.tolist(), 'moveWins': wins.tolist(),
+                'count': int(counts.sum()), 'wins': float(wins.sum())}
     rows = [more_moves(row) for row in table.to_pylist()]
     write_shard(few/'moves'/'moves.feather', pa.Table.from_pylist(rows, table.schema), 3, 'rows with several moves')
     shares = {'move-label': lambda n, w: n, 'win-rate': lambda n, w: (w + 0.5)/(n + 1), 'weighted': lambda n, w: n*(w + 0.5)/(n + 1)}
@@ -324,9 +354,13 @@ def policy_target_mode(run, few):
         r = run(policy_target_mode=mode, stage3_validation_data_path=few/'moves')
         outputs, batch = judged(r)
         target = torch.zeros(len(rows), 1496, dtype=torch.float64)
-        for i, t in enumerate(rows): target[i, t['moveLabels']] = torch.tensor([share(n, w) for n, w in zip(t['moveCounts'], t['moveWins'])], dtype=torch.float64)
+        for i, t in enumerate(rows):
+            shares = [share(n, w) for n, w in zip(t['moveCounts'], t['moveWins'])]
+            target[i, t['moveLabels']] = torch.tensor(shares, dtype=torch.float64)
         targets[mode] = target / target.sum(1, keepdim=True)
-        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6) and figure(r, 'policy_loss') == pytest.approx(kl(legal_p(outputs, batch), targets[mode]), rel=1e-5), mode
+        by_hand = kl(legal_p(outputs, batch), targets[mode])
+        assert torch.allclose(batch.policy.double(), targets[mode], atol=1e-6), mode
+        assert figure(r, 'policy_loss') == pytest.approx(by_hand, rel=1e-5), mode
     a, b, c = targets.values()
     assert all((x - y).abs().max() > 0.1 for x, y in ((a, b), (a, c), (b, c)))
 @row
@@ -337,7 +371,9 @@ def value_result_weight(run, few):
         known, value = ~batch.eval.isnan(), batch.value.double()
         target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/600)), value)
         p, q = logs(outputs['value'])
-        assert known.float().mean() > 0.5 and figure(r, 'value_loss') == pytest.approx(float(-(target*p + (1 - target)*q).mean()), rel=1e-5), weight
+        by_hand = float(-(target*p + (1 - target)*q).mean())
+        assert known.float().mean() > 0.5, weight
+        assert figure(r, 'value_loss') == pytest.approx(by_hand, rel=1e-5), weight
     assert moved(r, run())
 
 # --- training
@@ -352,15 +388,19 @@ def with_losses(run, **options):
     "A run in which validation gives losses that were made up"
     made_up = {'loss': iter([5, 3, 4, 4, 4, 4]), 'policy_loss': iter([1, 2, 3, 4, 5, 6]), 'value_loss': iter([6, 5, 4, 3, 2, 1])}
     real = Loop.evaluate
-    with patch.object(Loop, 'evaluate', lambda self, source: {**real(self, source), **{k: float(next(v)) for k, v in made_up.items()}}): return run.afresh(epoch=6, **options)
+    evaluate = lambda self, source: {**real(self, source), **{k: float(next(v)) for k, v in made_up.items()}}
+    with patch.object(Loop, 'evaluate', evaluate):
+        return run.afresh(epoch=6, **options)
 @row
 def early_stopping_patience(run, few):
     trained = {n: with_losses(run, early_stopping_patience=n) for n in (0, 1, 3)}
-    assert {n: r.stage.epochs_trained for n, r in trained.items()} == {0: 6, 1: 3, 3: 5} and all(r.stage.best_epoch == 2 for r in trained.values())
+    assert {n: r.stage.epochs_trained for n, r in trained.items()} == {0: 6, 1: 3, 3: 5}
+    assert all(r.stage.best_epoch == 2 for r in trained.values())
 @row
 def early_stopping_metric(run, few):
     runs = {m: with_losses(run, early_stopping_patience=2, early_stopping_metric=m) for m in ('total', 'policy', 'value')}
-    assert {m: (r.stage.epochs_trained, r.stage.best_epoch) for m, r in runs.items()} == {'total': (4, 2), 'policy': (3, 1), 'value': (6, 6)}
+    assert ({m: (r.stage.epochs_trained, r.stage.best_epoch) for m, r in runs.items()}
+            == {'total': (4, 2), 'policy': (3, 1), 'value': (6, 6)})
     for m, r in runs.items(): assert load_tensors(r.result.checkpoint(3, 'best'))[1]['epoch'] == r.stage.best_epoch, m
     r = runs['total']
     assert [load_tensors(r.result.checkpoint(3, which))[1]['epoch'] for which in ('best_policy', 'best_value')] == [1, 4]
@@ -383,7 +423,8 @@ def gradient_accumulation_steps(run, few):
     mixer = functools.partial(dict, model_architecture='mlp-mixer', optimizer='sgd')           # without batch norm two halves are the whole
     whole, halves = run(**mixer(stage3_batch_size=40)), run(**mixer(stage3_batch_size=20, gradient_accumulation_steps=2))
     assert halves.last['step'] == whole.last['step'] == math.ceil(whole.stage.rows['train'] / 40)
-    assert torch.allclose(weights(whole), weights(halves), atol=1e-5) and halves.last['train/loss'] == pytest.approx(whole.last['train/loss'], abs=1e-5)
+    assert torch.allclose(weights(whole), weights(halves), atol=1e-5)
+    assert halves.last['train/loss'] == pytest.approx(whole.last['train/loss'], abs=1e-5)
     assert not torch.allclose(weights(whole), weights(run(**mixer(stage3_batch_size=20))), atol=1e-5)
 @row
 def ema_decay(run, few):
@@ -391,7 +432,8 @@ def ema_decay(run, few):
     assert not of_part(a, 'ema.') and of_part(b, 'ema.').keys() == of_part(b, 'net.').keys() and not moved(a, b)
     assert a.last['train/loss'] == b.last['train/loss'] and figure(a, 'loss') != figure(b, 'loss')
     outputs, batch = judged(b)
-    assert figure(b, 'policy_loss') == pytest.approx(kl(legal_p(outputs, batch), batch.policy.double()), rel=1e-5)   # of the averaged weights, which load_net takes
+    # of the averaged weights, which load_net takes
+    assert figure(b, 'policy_loss') == pytest.approx(kl(legal_p(outputs, batch), batch.policy.double()), rel=1e-5)
     one = run(ema_decay=0.9, stage3_batch_size=100_000)                                      # a single step: (1 + 1)/(10 + 1) of the old
     begun, new, mean = (learnt(t) for t in (as_begun(one), of_part(one, 'net.backbone.'), of_part(one, 'ema.backbone.')))
     assert one.last['step'] == 1 and same(mean, {k: begun[k]*2/11 + new[k]*9/11 for k in new}, atol=1e-6)
@@ -405,8 +447,11 @@ class Spoilt(ResNet):
 @row
 def detect_anomaly(run, few, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})
-    with pytest.raises(Diverged, match='the loss is nan at step [0-9]+.*detect_anomaly=True names the operation'): run(stage=1, model_architecture='spoilt')
-    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged, match="stage 1 diverged in step 1: Function 'SqrtBackward0' returned nan"): run(stage=1, model_architecture='spoilt', detect_anomaly=True)
+    with pytest.raises(Diverged, match='the loss is nan at step [0-9]+.*detect_anomaly=True names the operation'):
+        run(stage=1, model_architecture='spoilt')
+    said = "stage 1 diverged in step 1: Function 'SqrtBackward0' returned nan"
+    with pytest.warns(UserWarning, match='SqrtBackward'), pytest.raises(Diverged, match=said):
+        run(stage=1, model_architecture='spoilt', detect_anomaly=True)
 
 asked = []
 class Asks(ResNet):
@@ -484,14 +529,19 @@ def tensorboard_histogram_frequency(run, few):
 def tensorboard_histogram_module(run, few):
     r = run(tensorboard_histogram_frequency=1, tensorboard_histogram_module=('heads.value.*', '*stem*piece*'))
     names = {k.split('/', 2)[2] for k in histograms(r)}
-    assert names == {k for k in learnt(of_part(r, 'net.')) if k.startswith('heads.value.') or 'stem' in k and 'piece' in k} and len(names) == 7
-    with pytest.raises(OptionError, match='tensorboard_histogram_module=.*without tensorboard_histogram_frequency'): run(tensorboard_histogram_module=('heads.*',))
+    assert names == {k for k in learnt(of_part(r, 'net.'))
+                     if k.startswith('heads.value.') or 'stem' in k and 'piece' in k}
+    assert len(names) == 7
+    with pytest.raises(OptionError, match='tensorboard_histogram_module=.*without tensorboard_histogram_frequency'):
+        run(tensorboard_histogram_module=('heads.*',))
 
 # --- mirrors, over real servers on loopback
 def files_below(root):
     "Name → bytes of the files below a folder or URL, hidden ones and what is only on disk left out"
     root = as_path(root)
-    if not is_remote(root): return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob('*') if p.is_file() and not any(s.startswith('.') for s in p.relative_to(root).parts)}
+    if not is_remote(root):
+        return {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob('*') if p.is_file()
+                and not any(s.startswith('.') for s in p.relative_to(root).parts)}
     fs, at = root.fs, root.path.strip('/')
     fs.invalidate_cache()
     return {p.strip('/').removeprefix(at + '/'): fs.cat_file(p) for p in fs.find(at)}
@@ -501,13 +551,16 @@ def mirrored_run(run, few, kind, place, flag=True, stage=1):
     flag_name, name, protocol = {'s3': ('output_s3', 's3', 's3'), 'gcs': ('output_gcs', 'gcs', 'gs')}[kind]
     bucket, base = place.split('/', 1)
     folder = few/f'{kind}-{bucket}-{base.replace("/", "-")}-{flag}'
-    r = run.afresh(stage=stage, run_dir=folder, **({flag_name: True, f'{name}_bucket_name': bucket, f'{name}_base_path': base} if flag else {}))
+    r = run.afresh(stage=stage, run_dir=folder,
+                   **({flag_name: True, f'{name}_bucket_name': bucket, f'{name}_base_path': base} if flag else {}))
     return r, files_below(folder), files_below(f'{protocol}://{place}/{folder.name}')
 
 def mirrors(run, few, kind):
     "The run is there, every stage, file for file; without the option nothing is"
     r, here, there = mirrored_run(run, few, kind, 'here/base', stage='all')
-    assert here == there and {f'checkpoints/stage{n}/checkpoints.json' for n in (1, 2, 3)} | {'config.json', 'result.json', 'history.jsonl'} <= set(there)
+    assert here == there
+    assert ({f'checkpoints/stage{n}/checkpoints.json' for n in (1, 2, 3)}
+            | {'config.json', 'result.json', 'history.jsonl'} <= set(there))
     assert any(k.startswith('logs/stage3/events') for k in there) and sum(k.endswith('.safetensors') for k in there) >= 3
     _, here, there = mirrored_run(run, few, kind, 'here/base', flag=False)
     assert here and not there
@@ -526,13 +579,15 @@ def must_be_given(run, kind, what):
     with pytest.raises(OptionError, match=f"{option}='x': nothing is mirrored without output_{kind}=True"): run(stage=1, **{option: 'x'})
 @row
 def watched_positions(run, few):
-    r, lines = run(epoch=2, watched_positions=('startpos',)), lambda r: [json.loads(l) for l in (r.dir/'watched.jsonl').read_text().splitlines()]
+    r = run(epoch=2, watched_positions=('startpos',))
+    lines = lambda r: [json.loads(l) for l in (r.dir/'watched.jsonl').read_text().splitlines()]
     assert [(l['stage'], l['epoch']) for l in lines(r)] == [(3, 0), (3, 1), (3, 2)] and lines(r)[0]['moves'] != lines(r)[2]['moves']
     log = EventAccumulator(str(r.dir/'logs'/'stage3')).Reload()
     assert log.Tags()['images'] == [f"stage3/{lines(r)[0]['sfen']}"]
     without = run(epoch=2)
     assert not (without.dir/'watched.jsonl').exists() and not moved(r, without)      # to be watched changes nothing
-    with pytest.raises(OptionError, match="watched_positions='startpos moves 7g7e': .* is not legal"): run(watched_positions=('startpos moves 7g7e',))
+    with pytest.raises(OptionError, match="watched_positions='startpos moves 7g7e': .* is not legal"):
+        run(watched_positions=('startpos moves 7g7e',))
     with pytest.raises(OptionError, match='cannot occur in a game'): run(watched_positions=('9/9/9/9/4N4/9/9/9/9 b - 1',))
 
 @row
@@ -546,7 +601,9 @@ def s3_base_path(run, few, s3): other_place(run, few, 's3', 's3', 'here/deep/er'
 @row
 def output_gcs(run, few, gcs):
     mirrors(run, few, 'gcs')
-    with pytest.raises(OptionError, match='output_s3=True: output_gcs=True is given too'): run(stage=1, output_s3=True, s3_bucket_name='here', s3_base_path='base', output_gcs=True, gcs_bucket_name='here', gcs_base_path='base')
+    with pytest.raises(OptionError, match='output_s3=True: output_gcs=True is given too'):
+        run(stage=1, output_s3=True, s3_bucket_name='here', s3_base_path='base', output_gcs=True,
+            gcs_bucket_name='here', gcs_base_path='base')
 @row
 def gcs_bucket_name(run, few, gcs):
     as_path('gs://another').fs.mkdir('another')
@@ -564,7 +621,9 @@ def plugins(run, few):
     assert PARTS in [p['name'] for p in about['plugins']]
     with pytest.raises(OptionError, match="plugins='nowhere.py': there is no such file"): run(stage=1, plugins='nowhere.py')
 @row
-def reachable_head(run, few): assert shape(run(stage=1, plugins=PARTS, reachable_head='wide-squares'), 'reachable.logit')[-1] == 3 != shape(run(stage=1), 'reachable.logit')[-1]
+def reachable_head(run, few):
+    assert (shape(run(stage=1, plugins=PARTS, reachable_head='wide-squares'), 'reachable.logit')[-1] == 3
+            != shape(run(stage=1), 'reachable.logit')[-1])
 @row
 def legal_moves_head(run, few): assert params(run(stage=2, plugins=PARTS, legal_moves_head='wide-moves')) != params(run(stage=2))
 @row
@@ -573,7 +632,10 @@ def policy_head(run, few): assert params(run(plugins=PARTS, policy_head='wide-mo
 def value_head(run, few):
     assert params(run(plugins=PARTS, value_head='narrow-value')) < params(run())
     with pytest.raises(OptionError, match="value_head='policy': it gives"): run(value_head='policy')
-def halves(a, b, part='loss'): assert a.history[0][f'train_eval/{part}' if f'train_eval/{part}' in a.last else f'valid/{part}'] < 0.75*b.history[0][f'train_eval/{part}' if f'train_eval/{part}' in b.last else f'valid/{part}']
+
+def halves(a, b, part='loss'):
+    first = lambda r: r.history[0][f'train_eval/{part}' if f'train_eval/{part}' in r.last else f'valid/{part}']
+    assert first(a) < 0.75*first(b)
 @row
 def reachable_loss(run, few): halves(run(stage=1, plugins=PARTS, reachable_loss='half-squares'), run(stage=1))
 @row

@@ -73,7 +73,8 @@ def test_labels_are_a_bijection():
 def test_boards_equal(walked):
     "The side-to-move view of every position, from cshogi's own pieces"
     games, cols = walked
-    kinds = dict(zip([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14], ['P', 'L', 'N', 'S', 'B', 'R', 'G', 'K', '+P', '+L', '+N', '+S', '+B', '+R']))
+    kinds = dict(zip([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14],
+                     ['P', 'L', 'N', 'S', 'B', 'R', 'G', 'K', '+P', '+L', '+N', '+S', '+B', '+R']))
     codes = np.zeros((2, 32), np.uint8)
     for piece, kind in kinds.items():
         own = KINDS.index(kind) + 1

@@ -1,5 +1,5 @@
 "A stage, a head, a loss, a backbone and a callback of one's own, from a file: no line of maou_nb/ knows of them"
-import hashlib, json, os, signal, subprocess, sys, time
+import hashlib, json, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 from maou_nb.train.checkpoints import load_tensors, part
 from maou_nb.train.loop import TIMINGS
-from samples import ONE_FILE, said
+from samples import ONE_FILE
 
 PLUGIN = str(Path(__file__).with_name('attacked.py'))
 TESTS = Path(__file__).parent
@@ -84,7 +84,9 @@ def test_it_trains_between_the_others(uninterrupted):
 def test_killed_it_goes_on_exactly(options, uninterrupted, tmp_path):
     "In the middle of its own stage"
     script = 'import json, sys\nfrom maou_nb import learn_multi_stage\nlearn_multi_stage(**json.loads(sys.argv[1]))'
-    start = lambda: subprocess.Popen([sys.executable, '-c', script, json.dumps({**options, 'run_dir': str(tmp_path/'run')})], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    start = lambda: subprocess.Popen([sys.executable, '-c', script,
+                                      json.dumps({**options, 'run_dir': str(tmp_path/'run')})],
+                                     stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     p = start()
     while not list((tmp_path/'run'/'checkpoints'/'stage_attacked').glob('*.safetensors')): assert p.poll() is None; time.sleep(0.005)
     p.send_signal(signal.SIGKILL); p.wait()
@@ -107,7 +109,8 @@ def test_the_command_line_and_the_panels_process_know_it(options, shards, tmp_pa
     from maou_nb.front.options import make_config
     from maou_nb.front.runs import start_run, state_of
     from maou_nb.train.folder import RunFolder
-    cfg = make_config(**{**options, 'stage': 'attacked', 'stage_attacked_max_epochs': 1, 'run_dir': str(tmp_path/'run'), 'policy_loss': 'kl'})
+    cfg = make_config(**{**options, 'stage': 'attacked', 'stage_attacked_max_epochs': 1,
+                         'run_dir': str(tmp_path/'run'), 'policy_loss': 'kl'})
     assert read_flags(as_words(cfg)).options['stage_attacked_pos_weight'] == '2.0' and '--plugins' in as_command(cfg)
     process, began = start_run(cfg), time.time()
     while process.is_running() and process.status() != 'zombie' and time.time() - began < 100: time.sleep(0.05)
@@ -120,19 +123,24 @@ def test_the_command_line_and_the_panels_process_know_it(options, shards, tmp_pa
 def test_the_panel_has_a_tab_for_it(options):
     from maou_nb import LearnPanel
     panel = LearnPanel(**{k: v for k, v in options.items() if k != 'resume_from'})
-    assert 'Stage attacked' in panel.tab.titles and panel.fields['stage_attacked_pos_weight'].value == '2.0' and not panel.problems, panel.problems
+    assert 'Stage attacked' in panel.tab.titles and not panel.problems, panel.problems
+    assert panel.fields['stage_attacked_pos_weight'].value == '2.0'
 
 def test_its_options_are_refused_like_any(options):
     with pytest.raises(OptionError) as e: learn_multi_stage(**{**options, 'stage_attacked_max_epochs': 0, 'stage_attacked_pos_weight': -1})
     assert 'stage_attacked_max_epochs=0' in str(e.value) and 'stage_attacked_pos_weight=-1' in str(e.value)
-    with pytest.raises(OptionError, match="stage_attacked_data_path: stage=attacked needs the shards of stage attacked"): learn_multi_stage(stage='attacked', plugins=PLUGIN)
-    with pytest.raises(OptionError, match="policy_loss='weighted': one of kl, gce, smooth was expected"): learn_multi_stage(**{**options, 'policy_loss': 'weighted'})
+    with pytest.raises(OptionError,
+                       match="stage_attacked_data_path: stage=attacked needs the shards of stage attacked"):
+        learn_multi_stage(stage='attacked', plugins=PLUGIN)
+    with pytest.raises(OptionError, match="policy_loss='weighted': one of kl, gce, smooth was expected"):
+        learn_multi_stage(**{**options, 'policy_loss': 'weighted'})
     with pytest.raises(OptionError, match="policy_head='two-layer': it gives"): learn_multi_stage(**{**options, 'policy_head': 'two-layer'})
 
 ALONE = '''
 import sys
 from maou_nb import evaluate, load_run, learn_multi_stage
-for f in (lambda: evaluate(sys.argv[1], stage='attacked'), lambda: learn_multi_stage(stage='attacked'), lambda: load_run(sys.argv[1]).predict('startpos', stage='attacked')):
+for f in (lambda: evaluate(sys.argv[1], stage='attacked'), lambda: learn_multi_stage(stage='attacked'),
+          lambda: load_run(sys.argv[1]).predict('startpos', stage='attacked')):
     try: f()
     except (ValueError, KeyError) as e: print(type(e).__name__, str(e).splitlines()[0])
 print(repr(load_run(sys.argv[1])).splitlines()[1])
@@ -168,17 +176,29 @@ def test_a_callback_of_ones_own_is_kept_and_missed(plugin, options, tmp_path, ca
     assert 'callback Counting had a state in this checkpoint, and is not given' in capsys.readouterr().out
 
 def test_a_backbone_and_a_head_of_ones_own(options, tmp_path):
-    result = learn_multi_stage(**{**{k: v for k, v in options.items() if not k.startswith('resnet')}, 'stage': '1', 'resume_from': None, 'model_architecture': 'myopic',
+    result = learn_multi_stage(**{**{k: v for k, v in options.items() if not k.startswith('resnet')},
+                                  'stage': '1', 'resume_from': None, 'model_architecture': 'myopic',
                                   'reachable_head': 'two-layer', 'policy_loss': 'kl', 'run_dir': tmp_path/'run'})
     keys = load_tensors(result.checkpoint(1))[0]
     assert 'net.heads.reachable.layers.2.bias' in keys and 'net.backbone.stem.piece.weight' in keys
 
 @pytest.mark.parametrize('what, code', [
-    ('stage', "from maou_nb import *\nfrom maou_nb.model.losses import bce_loss\n@register_stage('cell')\nclass Cell(Stage):\n    name, columns, parts = 'c', (Column('cell', 'reachableSquares', 'squares'),), (Part('cell', 81, 'reachable'),)\n    figures = {'accuracy': Figure('a')}\n    def loss(self, outputs, batch, cfg): return {'loss': bce_loss(outputs['cell'], batch.cell)}\n"),
-    ('head', "from maou_nb import register_head\nfrom maou_nb.model.heads import SquareHead\n@register_head('cell')\nclass Cell(SquareHead): pass\n")])
+    ('stage', "from maou_nb import *\n"
+              "from maou_nb.model.losses import bce_loss\n"
+              "@register_stage('cell')\n"
+              "class Cell(Stage):\n"
+              "    name, columns, parts = 'c', (Column('cell', 'reachableSquares', 'squares'),), "
+              "(Part('cell', 81, 'reachable'),)\n"
+              "    figures = {'accuracy': Figure('a')}\n"
+              "    def loss(self, outputs, batch, cfg): return {'loss': bce_loss(outputs['cell'], batch.cell)}\n"),
+    ('head', "from maou_nb import register_head\n"
+             "from maou_nb.model.heads import SquareHead\n"
+             "@register_head('cell')\n"
+             "class Cell(SquareHead): pass\n")])
 def test_what_a_cell_registers_is_refused_for_a_process(what, code, shards, tmp_path):
     "With the line that makes a file of the cell"
-    options = dict(stage='cell', stage_cell_data_path=shards['stage1_data_path']) if what == 'stage' else dict(stage='1', stage1_data_path=shards['stage1_data_path'], reachable_head='cell')
+    options = (dict(stage='cell', stage_cell_data_path=shards['stage1_data_path']) if what == 'stage'
+               else dict(stage='1', stage1_data_path=shards['stage1_data_path'], reachable_head='cell'))
     script = code + f'''
 from maou_nb.front.runs import start_run
 from maou_nb.train.options import config_class
@@ -189,7 +209,8 @@ except ValueError as e: print(e)
     assert f"{what} 'cell' was registered in a cell" in done.stdout and '%%writefile cell.py' in done.stdout, done.stdout + done.stderr
 
 def test_the_librarys_stages_stay(plugin):
-    from maou_nb.stages.stage import STAGES, Stage, register_stage
+    from maou_nb.stages.stage import STAGES, register_stage
     class Mine(STAGES['1'].__class__): "Mine"
     with pytest.raises(ValueError, match='comes with the library'): register_stage('1')(Mine)
-    with pytest.raises(ValueError, match='is registered by'): register_stage('attacked')(type('Other', (plugin.Attacked,), {'__module__': 'elsewhere'}))
+    with pytest.raises(ValueError, match='is registered by'):
+        register_stage('attacked')(type('Other', (plugin.Attacked,), {'__module__': 'elsewhere'}))

@@ -1,6 +1,7 @@
 """HCPE, PSV and HCPE3 that other programs wrote give the games that their CSA files give; what is damaged gives sentences
 
-cshogi writes HCPE and PSV here, HCPE3 is laid out by hand. Damaged files are read in a process of their own, because what is feared is that the rules library takes the process down.
+cshogi writes HCPE and PSV here, HCPE3 is laid out by hand. Damaged files are read in a process of their own,
+because what is feared is that the rules library takes the process down.
 """
 import gzip, io, random, struct, subprocess, sys
 from pathlib import Path
@@ -53,7 +54,8 @@ def games(): return csa_games()
 def packed(): return dict(zip(('hcpe', 'psv'), cshogi_records()))
 
 def assert_same(again, games):
-    assert [(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in again] == [(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in games]
+    assert ([(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in again]
+            == [(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in games])
     for g, h in zip(again, games): np.testing.assert_array_equal(g.evals, np.clip(np.nan_to_num(h.evals), -32767, 32767))
 
 @pytest.mark.parametrize('format', ['hcpe', 'psv'])
@@ -120,7 +122,9 @@ def test_hcpe3_by_hand(games):
         for k, n, v in zip(at.tolist(), g.visits.n.tolist(), visits):
             assert {Move(m).to_usi(): c for m, c in zip(g.visits.moves[k:k+n].tolist(), g.visits.counts[k:k+n].tolist())} == v
 
-@pytest.mark.parametrize('byte,result,end', [(0, .5, ''), (1, 1., ''), (2, 0., ''), (4, .5, '%SENNICHITE'), (5, 1., '%SENNICHITE'), (10, 0., '%KACHI'), (16, .5, '%MAX_MOVES'), (0x16, .5, '%MAX_MOVES')])
+@pytest.mark.parametrize('byte,result,end',
+                         [(0, .5, ''), (1, 1., ''), (2, 0., ''), (4, .5, '%SENNICHITE'), (5, 1., '%SENNICHITE'),
+                          (10, 0., '%KACHI'), (16, .5, '%MAX_MOVES'), (0x16, .5, '%MAX_MOVES')])
 def test_result_bytes(games, packed, byte, result, end):
     data, _ = hcpe3_by_hand(games[0], result=byte)
     records = packed['hcpe'][:3].copy(); records['gameResult'] = byte
@@ -130,14 +134,18 @@ def test_result_bytes(games, packed, byte, result, end):
 def test_bad_result_bytes(games, packed, byte):
     data, _ = hcpe3_by_hand(games[0], result=byte)
     records = packed['hcpe'][:1].copy(); records.view(np.uint8)[36] = byte
-    for got in read(data, 'hcpe3') + read(records.tobytes(), 'hcpe'): assert isinstance(got, RecordError) and f'its result {byte} is none' in str(got)
+    for got in read(data, 'hcpe3') + read(records.tobytes(), 'hcpe'):
+        assert isinstance(got, RecordError) and f'its result {byte} is none' in str(got)
 
 def test_a_bad_game_costs_itself_alone(games):
     "An illegal move, an illegal or repeated candidate, an impossible start: the next game is found"
     data, _ = hcpe3_by_hand(games[0])
     after, _ = hcpe3_by_hand(games[1])
     k = struct.unpack_from('<H', data, 40)[0]
-    for change, sentence in (((36, bytes(2)), 'its move 1, none, is illegal'), ((42, bytes(2)), 'at ply 1 its search visited none'), ((42, data[46:48]), 'names a move twice'), ((0, b'\xff'*32), 'its 32 bytes are no position')):
+    for change, sentence in (((36, bytes(2)), 'its move 1, none, is illegal'),
+                             ((42, bytes(2)), 'at ply 1 its search visited none'),
+                             ((42, data[46:48]), 'names a move twice'),
+                             ((0, b'\xff'*32), 'its 32 bytes are no position')):
         at, value = change
         bad, good = read(data[:at] + value + data[at + len(value):] + after, 'hcpe3', 'x.hcpe3')
         assert str(bad).startswith('x.hcpe3, game 1: ') and sentence in str(bad)
@@ -157,7 +165,9 @@ def test_hcpe3_round_trip(games, tmp_path):
 def test_writers_refuse(games, write, tmp_path):
     "Nobody's win is not a draw, and an illegal move is written by no one; what was there stays"
     g = games[0]; (tmp_path/'x').write_bytes(b'old')
-    for bad, sentence in ((Game(g.start, g.moves, g.evals, None), 'nobody knows its result'), (Game(g.start, g.moves[::-1], g.evals, 1.), 'is illegal'), (Game('4k4/4G4/9/9/9/9/9/9/4K4 b -', g.moves, g.evals, 1.), 'moves cannot be applied')):
+    for bad, sentence in ((Game(g.start, g.moves, g.evals, None), 'nobody knows its result'),
+                          (Game(g.start, g.moves[::-1], g.evals, 1.), 'is illegal'),
+                          (Game('4k4/4G4/9/9/9/9/9/9/4K4 b -', g.moves, g.evals, 1.), 'moves cannot be applied')):
         with pytest.raises(ValueError, match=sentence): write([g, bad], tmp_path/'x')
     with pytest.raises(RecordError, match='lost'): write([g, RecordError('lost')], tmp_path/'x')
     assert [p.name for p in tmp_path.iterdir()] == ['x'] and (tmp_path/'x').read_bytes() == b'old'
@@ -165,7 +175,9 @@ def test_writers_refuse(games, write, tmp_path):
 def test_truncated(packed):
     for format, size in (('hcpe', 38), ('psv', 40)):
         *pieces, error = read(packed[format][:50].tobytes()[:-1], format, f'x.{format}')
-        assert sum(map(len, pieces)) == 49 and str(error) == f'x.{format}, record 50: the file ends {size - 1} bytes into it and a record has {size}, after {49*size:,} bytes of whole ones; it was cut short, copy it again'
+        assert sum(map(len, pieces)) == 49
+        assert (str(error) == f'x.{format}, record 50: the file ends {size - 1} bytes into it and a record has '
+                              f'{size}, after {49*size:,} bytes of whole ones; it was cut short, copy it again')
 
 def test_long_chains_are_cut():
     "Kings that walk to and fro for ever make games of bounded length"
@@ -184,23 +196,29 @@ def test_what_does_not_follow_is_cut(packed, games, format):
     if format == 'hcpe': changed['gameResult'][20:n] = 3 - changed['gameResult'][20:n]
     else: changed['game_result'][20:n] *= -1
     again = read(changed.tobytes(), format)
-    assert [len(g) for g in again][:3] == [20, n - 20, len(games[1])] and [g.result for g in again][:2] == [games[0].result, 1 - games[0].result]
+    assert [len(g) for g in again][:3] == [20, n - 20, len(games[1])]
+    assert [g.result for g in again][:2] == [games[0].result, 1 - games[0].result]
     if format == 'psv': changed = records.copy(); changed['gamePly'][30:n] += 1; assert lengths(changed) == [30, n - 30, len(games[1])]
 
 # The older tool's tables
 
-SCHEMA = pa.schema({'hcp': pa.binary(), 'eval': pa.int16(), 'bestMove16': pa.int16(), 'gameResult': pa.int8(), 'id': pa.string(), 'partitioningKey': pa.date32(),
+SCHEMA = pa.schema({'hcp': pa.binary(), 'eval': pa.int16(), 'bestMove16': pa.int16(), 'gameResult': pa.int8(),
+                    'id': pa.string(), 'partitioningKey': pa.date32(),
                     'ratings': pa.list_(pa.uint16()), 'endgameStatus': pa.string(), 'moves': pa.int16()})
 
 def table(records, games, hcp=pa.binary()):
     "`records` of `games` in the older tool's layout"
     at = [(i, ply, g) for i, g in enumerate(games) for ply in range(len(g))]
-    rows = [{'hcp': r['hcp'].tobytes(), 'eval': r['eval'], 'bestMove16': r['bestMove16'], 'gameResult': r['gameResult'], 'id': f'self.hcpe_g{i}_{ply}', 'ratings': [1500 + i, 0], 'endgameStatus': g.end, 'moves': len(g)} for r, (i, ply, g) in zip(records, at)]
+    rows = [{'hcp': r['hcp'].tobytes(), 'eval': r['eval'], 'bestMove16': r['bestMove16'],
+             'gameResult': r['gameResult'], 'id': f'self.hcpe_g{i}_{ply}', 'ratings': [1500 + i, 0],
+             'endgameStatus': g.end, 'moves': len(g)}
+            for r, (i, ply, g) in zip(records, at)]
     return pa.Table.from_pylist(rows, SCHEMA).set_column(0, 'hcp', pa.array([r['hcp'] for r in rows], hcp))
 
 def feather(table, rows=1000, compression='lz4'):
     out = io.BytesIO()
-    with ipc.new_file(out, table.schema, options=ipc.IpcWriteOptions(compression=compression)) as w: w.write_table(table, max_chunksize=rows)
+    with ipc.new_file(out, table.schema, options=ipc.IpcWriteOptions(compression=compression)) as w:
+        w.write_table(table, max_chunksize=rows)
     return out.getvalue()
 
 @pytest.mark.parametrize('hcp', [pa.binary(), pa.large_binary(), pa.binary(32)], ids=str)
@@ -222,13 +240,19 @@ def test_hcpe_table_pieces_and_faults(packed, games):
     def change(column, row, value):
         rows = whole.to_pylist(); rows[row][column] = value
         return read(feather(pa.Table.from_pylist(rows, SCHEMA)), 'hcpe_table', 'x.feather')
-    for column, value, sentence in (('hcp', b'short', 'its position has 5 bytes and not 32'), ('hcp', None, 'its position has 0 bytes'), ('bestMove16', 0, 'it has no move'), ('bestMove16', -1, 'its move 0xffff is none'), ('gameResult', 3, 'its result 3 is none'), ('gameResult', None, 'its result None is none')):
+    for column, value, sentence in (('hcp', b'short', 'its position has 5 bytes and not 32'),
+                                    ('hcp', None, 'its position has 0 bytes'),
+                                    ('bestMove16', 0, 'it has no move'),
+                                    ('bestMove16', -1, 'its move 0xffff is none'),
+                                    ('gameResult', 3, 'its result 3 is none'),
+                                    ('gameResult', None, 'its result None is none')):
         before, error, after, last = change(column, 5, value)
         assert str(error).startswith(f'x.feather, row 6: {sentence}'), error
         assert (len(before), len(after), before.whole, last.whole, last.key) == (5, len(few[0]) - 6, False, True, few[1].key)
     assert [len(g) for g in change('id', 5, 'odd')] == [5, 1, len(few[0]) - 6, len(few[1])]
     assert np.isnan(change('eval', 5, None)[0].evals[5])
-    assert 'its column eval holds string; integers were expected' in str(read(feather(whole.set_column(1, 'eval', pa.array(['x']*n))), 'hcpe_table')[0])
+    wrong = read(feather(whole.set_column(1, 'eval', pa.array(['x']*n))), 'hcpe_table')[0]
+    assert 'its column eval holds string; integers were expected' in str(wrong)
 
 # Recognition
 
@@ -240,11 +264,13 @@ def test_formats_are_told_apart(packed, games, n):
         at = rng.randrange(len(packed['hcpe']) - n)
         contents = {f: packed[f][at:at + n].tobytes() for f in packed} | {'hcpe3': b''.join(hcpe3[at % 9:][:n])}
         for format, data in contents.items():
-            for name in ('', 'x.hcpe', 'x.hcpe3', 'x.psv', 'x.bin', 'x.csa'): assert packed_format(data[:1 << 16], name, len(data)) == format, (format, name)
+            for name in ('', 'x.hcpe', 'x.hcpe3', 'x.psv', 'x.bin', 'x.csa'):
+                assert packed_format(data[:1 << 16], name, len(data)) == format, (format, name)
 
 def test_what_is_none_of_them(packed):
     rng = random.Random(0)
-    others = [b'', b'\0'*5000, b'\xff'*5000, (GAMES/'selfplay-0.csa').read_bytes()[:1 << 16], 'startpos moves 7g7f\n'.encode()*99] + [rng.randbytes(rng.randrange(5000)) for _ in range(300)]
+    others = [b'', b'\0'*5000, b'\xff'*5000, (GAMES/'selfplay-0.csa').read_bytes()[:1 << 16],
+              'startpos moves 7g7f\n'.encode()*99] + [rng.randbytes(rng.randrange(5000)) for _ in range(300)]
     assert {packed_format(d) for d in others} == {packed_format(d, 'x.bin') for d in others} == {None}
     assert packed_format(others[-1], 'x.hcpe.gz') == 'hcpe'
     half = packed['psv'][:100].copy(); half['move'][:45] = 0
@@ -270,7 +296,8 @@ def read_spoiled(n, seed):
     rng, games = random.Random(seed), csa_games(1)
     records = dict(zip(('hcpe', 'psv'), cshogi_records(1)))
     hcpe3 = [hcpe3_by_hand(g)[0] for g in games]
-    tables = [feather(table(records['hcpe'][:len(games[0])], games[:1], t), rows=40, compression=c) for t, c in ((pa.binary(), 'lz4'), (pa.binary(32), None), (pa.large_binary(), None))]
+    tables = [feather(table(records['hcpe'][:len(games[0])], games[:1], t), rows=40, compression=c)
+              for t, c in ((pa.binary(), 'lz4'), (pa.binary(32), None), (pa.large_binary(), None))]
     plies = errors = 0
     for i in range(n):
         format = rng.choice(('hcpe', 'hcpe', 'hcpe', 'psv', 'psv', 'psv', 'hcpe3', 'hcpe3', 'hcpe_table'))

@@ -20,7 +20,9 @@ def until(holds, seconds=90):
 @pytest.fixture
 def options(shards, tmp_path):
     "A run of stage 1 that goes on until it is stopped; whatever is left of it is ended"
-    yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=64, gpu='cpu', run_dir=str(tmp_path/'run'))
+    yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8,
+               resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=64, gpu='cpu',
+               run_dir=str(tmp_path/'run'))
     if (left := RunFolder(tmp_path/'run').at_work()) and left.pid != os.getpid(): left.kill()
 
 def test_panel_code_and_command_are_one_run(options, tmp_path):
@@ -44,7 +46,10 @@ def test_a_field_for_every_option_and_none_besides():
         option = LearnConfig.model_fields[name]
         assert option.description in field.widget.tooltip and field.value == option.default
 
-@pytest.mark.parametrize('name, value', [('gradient_clip_norm', None), ('stage3_data_path', ['a', 'b,c']), ('tensorboard_histogram_module', ('x.*', '[01]')), ('resnet_squeeze_excitation', False), ('no_streaming', True), ('seed', 7), ('optimizer_eps', 1e-5)])
+@pytest.mark.parametrize('name, value',
+                         [('gradient_clip_norm', None), ('stage3_data_path', ['a', 'b,c']),
+                          ('tensorboard_histogram_module', ('x.*', '[01]')), ('resnet_squeeze_excitation', False),
+                          ('no_streaming', True), ('seed', 7), ('optimizer_eps', 1e-5)])
 def test_values_go_into_fields_and_come_back(name, value):
     field = LearnPanel().fields[name]
     field.value = value
@@ -85,5 +90,8 @@ def test_an_error_of_the_process_is_told(options, tmp_path):
 def test_two_in_one_folder_are_refused(options, tmp_path):
     start_run(make_config(**options))
     until(lambda: RunFolder(tmp_path/'run').at_work())
-    said = subprocess.run([sys.executable, '-m', 'maou_nb', *shlex.split(as_command(make_config(**options)))[1:]], capture_output=True, text=True)
-    assert said.returncode == 1 and f"process {RunFolder(tmp_path/'run').at_work().pid} is training in" in said.stderr and 'Traceback' not in said.stderr
+    said = subprocess.run([sys.executable, '-m', 'maou_nb', *shlex.split(as_command(make_config(**options)))[1:]],
+                          capture_output=True, text=True)
+    assert said.returncode == 1
+    assert f"process {RunFolder(tmp_path/'run').at_work().pid} is training in" in said.stderr
+    assert 'Traceback' not in said.stderr

@@ -34,7 +34,8 @@ def alone(tmp_path_factory):
 
 @pytest.mark.parametrize('workers', [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_bytes_with_any_number_of_processes(tmp_path, alone, workers):
-    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool: made = prepare_stage3(GAMES, tmp_path, executor=pool, **SMALL)
+    with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
+        made = prepare_stage3(GAMES, tmp_path, executor=pool, **SMALL)
     assert shas(tmp_path) == shas(alone.folder) and made.rows == alone.rows and len(shas(tmp_path)) == made.shards == 4
 
 def test_same_bytes_with_threads_and_large_tasks(tmp_path, alone, monkeypatch):
@@ -44,7 +45,8 @@ def test_same_bytes_with_threads_and_large_tasks(tmp_path, alone, monkeypatch):
 
 def test_same_bytes_on_a_dask_cluster(tmp_path, alone):
     distributed = pytest.importorskip('distributed')
-    with distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster, distributed.Client(cluster) as client:
+    with (distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+          distributed.Client(cluster) as client):
         prepare_stage3(GAMES, tmp_path, executor=client.get_executor(), **SMALL)
     assert shas(tmp_path) == shas(alone.folder)
 
@@ -136,7 +138,8 @@ if __name__ == '__main__': prepare_stage3(sys.argv[1], sys.argv[2], rows_per_sha
 def test_an_interrupt_ends_it_and_its_processes(tmp_path, alone, times):
     "Ctrl-C goes to the whole group of processes; an impatient reader presses it again"
     (tmp_path/'script.py').write_text(INTERRUPTED)
-    child = subprocess.Popen([sys.executable, tmp_path/'script.py', GAMES, tmp_path/'out'], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen([sys.executable, tmp_path/'script.py', GAMES, tmp_path/'out'],
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)
     began = time.time()
     while not list((tmp_path/'out'/'.preparing').glob('run-*.json')) and child.poll() is None and time.time() - began < 60: time.sleep(0.02)
     for _ in range(times): os.killpg(child.pid, signal.SIGINT); time.sleep(0.1)
@@ -163,13 +166,15 @@ def test_what_is_not_looked_at_is_said(tmp_path):
 def mixed(tmp_path_factory):
     "The sample games, 50 of them ended by the clock"
     folder = tmp_path_factory.mktemp('mixed')
-    for f in GAMES.glob('*.csa'): (folder/f.name).write_text(f.read_text().replace('%TORYO', '%TIME_UP') if f == ONE_FILE else f.read_text())
+    for f in GAMES.glob('*.csa'):
+        (folder/f.name).write_text(f.read_text().replace('%TORYO', '%TIME_UP') if f == ONE_FILE else f.read_text())
     return folder
 
 def positions_of(folder): return pl.concat([pl.from_arrow(read_shard(s)) for s in find_shards(folder, 3)])
 
 @pytest.mark.parametrize('filters, stays', [
-    (Filters(min_rating=1900), lambda g: min(g.ratings) >= 1900), (Filters(min_plies=80), lambda g: len(g) >= 80), (Filters(max_plies=80), lambda g: len(g) <= 80),
+    (Filters(min_rating=1900), lambda g: min(g.ratings) >= 1900), (Filters(min_plies=80), lambda g: len(g) >= 80),
+    (Filters(max_plies=80), lambda g: len(g) <= 80),
     (Filters(ends='%TORYO'), lambda g: g.end == '%TORYO')], ids=['rating', 'min plies', 'max plies', 'end'])
 def test_a_filter_on_games_acts_and_counts(tmp_path, mixed, filters, stays):
     games = list(read_games(mixed))
@@ -189,14 +194,17 @@ def test_filters_on_plies_act_and_count(tmp_path):
     late = [(g, i) for g in games for i in range(20, len(g))]
     side = lambda g, i: 1 if (g.start.split()[1] == 'b') == (i % 2 == 0) else -1
     near = [(g, i) for g, i in late if not abs(g.evals[i]*side(g, i)) > 300]
-    assert made.filters.removed[-2:] == [('before ply 21', 0, sum(map(len, games)) - len(late)), ('eval outside -300 … 300', 0, len(late) - len(near))]
+    assert made.filters.removed[-2:] == [('before ply 21', 0, sum(map(len, games)) - len(late)),
+                                         ('eval outside -300 … 300', 0, len(late) - len(near))]
     rows = positions_of(tmp_path)
-    assert made.positions == rows['count'].sum() == len(near) and rows['ply'].min() >= 20 and rows['evalMean'].drop_nulls().abs().max() <= 300
+    assert made.positions == rows['count'].sum() == len(near) and rows['ply'].min() >= 20
+    assert rows['evalMean'].drop_nulls().abs().max() <= 300
 
 def test_second_copies_go_whatever_they_are_called(tmp_path):
     (tmp_path/'in').mkdir()
     for name in 'ab': (tmp_path/'in'/f'{name}.csa').write_text(ONE_FILE.read_text().replace('SuishoPetite', name))
-    one, kept = prepare_stage3(tmp_path/'in', tmp_path/'out'), prepare_stage3(tmp_path/'in', tmp_path/'both', filters=Filters(duplicates=True))
+    one, kept = (prepare_stage3(tmp_path/'in', tmp_path/'out'),
+                 prepare_stage3(tmp_path/'in', tmp_path/'both', filters=Filters(duplicates=True)))
     assert one.games == 50 and kept.games == 100 and kept.positions == 2*one.positions
     assert positions_of(tmp_path/'both')['count'].sum() == 2*positions_of(tmp_path/'out')['count'].sum()
     assert ('second copy of a game', 50, one.positions) in one.filters.removed

@@ -1,4 +1,7 @@
-"Buckets for real: an S3 and a GCS server on loopback, written to and read from, with connections that break half-way; and the cache of what was fetched"
+"""Buckets for real: an S3 and a GCS server on loopback
+
+They are written to and read from, with connections that break half-way; and the cache of what was fetched.
+"""
 import os, subprocess, sys, threading, time
 from pathlib import Path
 
@@ -54,7 +57,8 @@ def test_preparing_over_a_line_that_breaks(bucket, tmp_path):
     prepare_stage3(f'{url}/games', f'{url}/stage3', rows_per_shard=2_000)
     prepare_stage3(ONE_FILE, tmp_path/'stage3', rows_per_shard=2_000)
     assert line.broken == 3 and shas(f'{url}/stage3') == shas(tmp_path/'stage3')
-    assert sum(len(read_shard(s)) for s in find_shards(f'{url}/stage3', 3)) == sum(len(read_shard(s)) for s in find_shards(tmp_path/'stage3', 3))
+    assert (sum(len(read_shard(s)) for s in find_shards(f'{url}/stage3', 3))
+            == sum(len(read_shard(s)) for s in find_shards(tmp_path/'stage3', 3)))
 
 def test_what_is_not_there(bucket):
     url, _ = bucket
@@ -64,7 +68,9 @@ def test_what_is_not_there(bucket):
 def test_nobody_answers(monkeypatch):
     pytest.importorskip('s3fs')
     monkeypatch.setattr(files, 'TRIES', 2)
-    monkeypatch.setitem(fsspec.config.conf, 's3', {'endpoint_url': f'http://127.0.0.1:{free_port()}', 'config_kwargs': {'retries': {'max_attempts': 0}}})
+    monkeypatch.setitem(fsspec.config.conf, 's3',
+                        {'endpoint_url': f'http://127.0.0.1:{free_port()}',
+                         'config_kwargs': {'retries': {'max_attempts': 0}}})
     with pytest.raises(ValueError) as e: find_shards('s3://nowhere/x', 3)
     assert 'listing s3://nowhere/x failed 2 times' in said(e)
 
@@ -154,4 +160,5 @@ def test_a_copy_that_another_process_takes_away(tmp_path, monkeypatch):
 def test_a_missing_filesystem_says_what_brings_it():
     lacks = "import sys; sys.modules['s3fs'] = None; from maou_nb.data.files import as_path; as_path('s3://bucket/x')"
     done = subprocess.run([sys.executable, '-c', lacks], capture_output=True, text=True)
-    assert 'FileError: s3://bucket/x: there is no filesystem for s3:// here; pip install "maou_nb[s3]" brings it' in done.stderr.splitlines()[-1]
+    assert ('FileError: s3://bucket/x: there is no filesystem for s3:// here; pip install "maou_nb[s3]" brings it'
+            in done.stderr.splitlines()[-1])

@@ -10,28 +10,40 @@ from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.loop import TIMINGS
 from samples import ONE_FILE
 
-RUN = 'import json, sys\nfrom maou_nb import learn_multi_stage\nif __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'
+RUN = '''import json, sys
+from maou_nb import learn_multi_stage
+if __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'''
 
 @pytest.fixture(scope='module')
 def shards(tmp_path_factory):
     "Data paths of all three stages, made of 20 games, in several shards"
     out = tmp_path_factory.mktemp('twenty')
     (out/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:20]))
-    prepare_stage1(out/'stage1'); prepare_stage2(out/'games.csa', out/'stage2', rows_per_shard=600); prepare_stage3(out/'games.csa', out/'stage3', rows_per_shard=600)
+    prepare_stage1(out/'stage1')
+    prepare_stage2(out/'games.csa', out/'stage2', rows_per_shard=600)
+    prepare_stage3(out/'games.csa', out/'stage3', rows_per_shard=600)
     return {f'stage{n}_data_path': str(out/f'stage{n}') for n in (1, 2, 3)}
 
 @pytest.fixture(scope='module')
 def options(shards):
-    "A run of all stages with everything that has a state: dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping"
-    return dict(stage='all', gpu='cpu', model_architecture='vit', model_size='tiny', vit_embed_dim=32, vit_num_layers=2, vit_num_heads=2, vit_dropout=0.1, stage1_threshold=0., stage2_threshold=0., stage2_test_ratio=0.2,
-                batch_size=64, gradient_accumulation_steps=2, mirror_augmentation=True, ema_decay=0.98, epoch=2, early_stopping_patience=5, learning_ratio=0.003, checkpoint_every=3, resume_from='latest', **shards)
+    """A run of all stages with everything that has a state
+
+    Dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping.
+    """
+    return dict(stage='all', gpu='cpu', model_architecture='vit', model_size='tiny', vit_embed_dim=32,
+                vit_num_layers=2, vit_num_heads=2, vit_dropout=0.1,
+                stage1_threshold=0., stage2_threshold=0., stage2_test_ratio=0.2,
+                batch_size=64, gradient_accumulation_steps=2, mirror_augmentation=True, ema_decay=0.98, epoch=2,
+                early_stopping_patience=5, learning_ratio=0.003, checkpoint_every=3, resume_from='latest', **shards)
 
 class Process:
     "A Python process of its own that trains, until it is ended by a signal or by itself"
     def __init__(self, folder, options):
         self.folder, script = folder, folder.parent/'run.py'; script.write_text(RUN)
         self.log = open(folder.parent/'log.txt', 'w+')
-        self.p = subprocess.Popen([sys.executable, str(script), json.dumps({**options, 'run_dir': str(folder)})], stdout=self.log, stderr=subprocess.STDOUT, env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+        self.p = subprocess.Popen([sys.executable, str(script), json.dumps({**options, 'run_dir': str(folder)})],
+                                  stdout=self.log, stderr=subprocess.STDOUT,
+                                  env={**os.environ, 'PYTHONUNBUFFERED': '1'})
 
     def said(self): return Path(self.log.name).read_text()
 
@@ -72,7 +84,9 @@ def outcome(folder):
     sums = []
     for n in (1, 2, 3):
         tensors = load_tensors(result.checkpoint(n, 'last'))[0]
-        sums.append(hashlib.sha256(b''.join(k.encode() + v.contiguous().numpy().tobytes() for k, v in sorted({**part(tensors, 'net.', False), **part(tensors, 'ema.', False), **part(tensors, 'optimizer.', False)}.items()))).hexdigest())
+        kept = {k: v for name in ('net.', 'ema.', 'optimizer.') for k, v in part(tensors, name, False).items()}
+        data = b''.join(k.encode() + v.contiguous().numpy().tobytes() for k, v in sorted(kept.items()))
+        sums.append(hashlib.sha256(data).hexdigest())
     return timeless, sums
 
 @pytest.fixture(scope='module')
@@ -82,7 +96,8 @@ def uninterrupted(options, tmp_path_factory):
     Process(folder, options).finish()
     return outcome(folder), saved_steps(folder), folder
 
-ELSEWHERE = [{}, dict(input_cache_mode='memory'), dict(input_cache_mode='mmap'), dict(dataloader_workers=1)]   # change nothing but where rows are held and who gathers them
+# change nothing but where rows are held and who gathers them
+ELSEWHERE = [{}, dict(input_cache_mode='memory'), dict(input_cache_mode='mmap'), dict(dataloader_workers=1)]
 
 def survive(folder, options, uninterrupted, kills, seed):
     "End a run `kills` times at random moments and in different ways, each time with rows held or gathered elsewhere, and let it finish"

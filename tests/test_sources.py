@@ -32,8 +32,12 @@ def with_visits(table, seed):
     labels = [np.sort(random.permutation(l)[:random.choice([1, 2, 4, 5, 40])]) for l in legal]
     counts = [random.integers(1, 800, len(l)) for l in labels]
     wins = [c * random.random() for c in counts]
-    new = {'moveLabels': labels, 'moveCounts': counts, 'moveWins': wins, 'count': [int(c.sum()) for c in counts], 'wins': [w.sum() for w in wins]}
-    for name, values in new.items(): table = table.set_column(table.schema.get_field_index(name), name, pa.array([v.tolist() if isinstance(v, np.ndarray) else v for v in values], table.schema.field(name).type))
+    new = {'moveLabels': labels, 'moveCounts': counts, 'moveWins': wins, 'count': [int(c.sum()) for c in counts],
+           'wins': [w.sum() for w in wins]}
+    for name, values in new.items():
+        plain = [v.tolist() if isinstance(v, np.ndarray) else v for v in values]
+        column = pa.array(plain, table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
     return table
 
 @pytest.fixture(scope='module')
@@ -42,7 +46,8 @@ def visits(shards, tmp_path_factory):
     folder = tmp_path_factory.mktemp('visits')
     found = find_shards(shards['stage3_data_path'], 3)
     table = with_visits(pa.concat_tables([read_shard(s) for s in found[:2]]).combine_chunks().slice(0, 1_200), 0)
-    entries = [write_shard(folder/f'{i}.feather', table.slice(150*i, 150 - 7*i).combine_chunks(), 3, 'a test', policy='visits') for i in range(8)]
+    entries = [write_shard(folder/f'{i}.feather', table.slice(150*i, 150 - 7*i).combine_chunks(), 3, 'a test',
+                           policy='visits') for i in range(8)]
     write_manifest(folder, entries, stage=3)
     return folder
 
@@ -52,9 +57,18 @@ def copies(tmp_path, monkeypatch):
     monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'copies'))
     return tmp_path/'copies'
 
-def in_windows(path, cache='file', **kw): return StreamingFileSource(path, 3, **{'window': 2, 'window_rows': 0, 'cache': cache, 'say': lambda s: None, **({'device': 'cpu'} if cache == 'device' else {}), **kw})
-def batches(source, plan, **kw): return list(batch_loader(BatchStream(source, plan, **{k: kw.pop(k) for k in ('start', 'rank', 'world') if k in kw}), **kw))
-def equal(a, b): return len(a) == len(b) and all(len(x.tensors()) == len(y.tensors()) and all(map(torch.equal, x.tensors(), y.tensors())) for x, y in zip(a, b))
+def in_windows(path, cache='file', **kw):
+    device = {'device': 'cpu'} if cache == 'device' else {}
+    options = {'window': 2, 'window_rows': 0, 'cache': cache, 'say': lambda s: None, **device, **kw}
+    return StreamingFileSource(path, 3, **options)
+
+def batches(source, plan, **kw):
+    place = {k: kw.pop(k) for k in ('start', 'rank', 'world') if k in kw}
+    return list(batch_loader(BatchStream(source, plan, **place), **kw))
+
+def equal(a, b):
+    same = lambda x, y: len(x) == len(y) and all(map(torch.equal, x, y))
+    return len(a) == len(b) and all(same(x.tensors(), y.tensors()) for x, y in zip(a, b))
 
 def test_rows_are_those_of_the_table(visits):
     shard = find_shards(visits, 3)[0]
@@ -83,13 +97,17 @@ def test_every_mode_gives_the_same_batches(visits, cache, folds):
 
 @pytest.mark.parametrize('cache', RESIDENT)
 def test_map_style_rows_by_number(visits, cache):
-    source, rows = FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None), rows_room.join_rows([load_rows(s) for s in find_shards(visits, 3)])
+    source = FileSource(visits, 3, cache=cache, device='cpu', say=lambda s: None)
+    rows = rows_room.join_rows([load_rows(s) for s in find_shards(visits, 3)])
     for idx in (0, -1, slice(100, 120), [5, 700, 5], np.arange(len(source)) % 97 == 0):
         a, b = source[idx], rows[idx]
         assert a.fixed.tobytes() == b.fixed.tobytes() and all(np.array_equal(x, y) for x, y in zip(a.moves(), b.moves()))
     with pytest.raises(IndexError): source[len(source)]
 
-@pytest.mark.parametrize('cache, workers', [('file', 1), ('memory', 2), ('mmap', 1), pytest.param('file', 4, marks=pytest.mark.slow), pytest.param('memory', 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('cache, workers',
+                         [('file', 1), ('memory', 2), ('mmap', 1),
+                          pytest.param('file', 4, marks=pytest.mark.slow),
+                          pytest.param('memory', 4, marks=pytest.mark.slow)])
 def test_order_is_the_same_with_workers(visits, cache, workers):
     "Also for rows that are mirrored, and from the middle"
     alone, source = in_windows(visits), in_windows(visits, cache)
@@ -150,7 +168,8 @@ def test_nothing_is_read_before_it_is_needed(visits, monkeypatch):
     monkeypatch.setattr(rows_room, 'read_shard', refuse)
     for source in made[1:]:
         assert source.row_counts == tuple(150 - 7*i for i in range(8)) and source.total_rows == sum(source.row_counts)
-        assert [p.name for p in source.file_paths] == [f'{i}.feather' for i in range(8)] and len(source.plan(64)) == -(-source.total_rows // 64)
+        assert [p.name for p in source.file_paths] == [f'{i}.feather' for i in range(8)]
+        assert len(source.plan(64)) == -(-source.total_rows // 64)
     with pytest.raises(AssertionError): made[1].take(made[1].plan(64), 0)
 
 def test_windows_of_small_files_are_large_enough():
@@ -206,7 +225,8 @@ def test_stages_1_and_2_decode_mirrored(shards, stage):
     name, table = ('reachable', SQUARE_MIRROR) if stage == 1 else ('legal', LABEL_MIRROR)
     plain, mirrored = Batch.from_rows(rows, stage).decode(), Batch.from_rows(rows, stage, np.ones(len(rows), bool)).decode()
     (board, hands), (target,) = mirrored.as_tuple()
-    assert torch.equal(target[:, table], getattr(plain, name)) and torch.equal(board[:, SQUARE_MIRROR], plain.board) and torch.equal(hands, plain.hands)
+    assert torch.equal(target[:, table], getattr(plain, name))
+    assert torch.equal(board[:, SQUARE_MIRROR], plain.board) and torch.equal(hands, plain.hands)
 
 def test_half_of_the_rows_are_mirrored_anew_each_epoch():
     one, two = (np.concatenate([p.mirrored(k) for k in range(len(p))]) for p in (Plan((100_000,), 999, 7, e, mirror=True) for e in (0, 1)))
@@ -215,7 +235,8 @@ def test_half_of_the_rows_are_mirrored_anew_each_epoch():
 def test_decoding_into_used_memory_leaves_nothing_behind(visits, shards):
     "Whatever was there: other rows, more rows, another stage"
     random, dense = np.random.default_rng(0), None
-    sets = [(FileSource(visits, 3), 3), (FileSource(shards['stage3_data_path'], 3), 3), (FileSource(shards['stage2_data_path'], 2), 2), (FileSource(shards['stage1_data_path'], 1), 1)]
+    sets = [(FileSource(visits, 3), 3), (FileSource(shards['stage3_data_path'], 3), 3),
+            (FileSource(shards['stage2_data_path'], 2), 2), (FileSource(shards['stage1_data_path'], 1), 1)]
     for _ in range(60):
         source, stage = sets[random.choice(4, p=[0.5, 0.3, 0.1, 0.1])]
         n = random.integers(1, 90)
@@ -230,7 +251,10 @@ def test_decoding_into_used_memory_leaves_nothing_behind(visits, shards):
 @pytest.mark.parametrize('cache, what', [('memory', 'memory'), ('device', 'memory of cpu'), ('mmap', 'disk in')])
 def test_what_cannot_fit_is_refused_with_the_figures(visits, cache, what):
     source = in_windows(visits, cache, limit=50_000)
-    with pytest.raises(MemoryError, match=rf"cache='{cache}' needs 0\.\d MB of {what}.* for 1,004 rows of stage 3, and 0\.1 MB are free: .*cache='file' would take") as e: source.take(source.plan(64), 0)
+    with pytest.raises(MemoryError,
+                       match=rf"cache='{cache}' needs 0\.\d MB of {what}.* for 1,004 rows of stage 3, and 0\.1 "
+                             rf"MB are free: .*cache='file' would take") as e:
+        source.take(source.plan(64), 0)
     said(e)
     assert source._held is None
 
@@ -243,9 +267,12 @@ def test_needs_are_told_from_the_counts(visits, monkeypatch):
 def test_rows_on_a_device_take_no_workers(visits):
     source = in_windows(visits, 'device')
     for kw in (dict(workers=1), dict(pin_memory=True)):
-        with pytest.raises(ValueError, match='takes no workers and no pinned memory') as e: batch_loader(BatchStream(source, source.plan(64)), **kw)
+        with pytest.raises(ValueError, match='takes no workers and no pinned memory') as e:
+            batch_loader(BatchStream(source, source.plan(64)), **kw)
         said(e)
-    for make, match in ((lambda: in_windows(visits, 'device', device=None), "such as device='cuda'"), (lambda: in_windows(visits, 'ram'), 'one of file'), (lambda: FileSource(visits, 3, cache='file'), 'StreamingFileSource')):
+    for make, match in ((lambda: in_windows(visits, 'device', device=None), "such as device='cuda'"),
+                        (lambda: in_windows(visits, 'ram'), 'one of file'),
+                        (lambda: FileSource(visits, 3, cache='file'), 'StreamingFileSource')):
         with pytest.raises(ValueError, match=match) as e: make()
         said(e)
 

@@ -15,8 +15,10 @@ SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=2),
 @pytest.fixture(scope='module', params=SIZES)
 def run(request, shards, tmp_path_factory):
     "A short run of all stages with one of the architectures"
-    return learn_multi_stage(stage='all', model_architecture=request.param, model_size='tiny', gpu='cpu', learning_ratio=0.005, epoch=3, stage2_max_epochs=3, stage1_max_epochs=6,
-                             stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64, stage3_batch_size=64, stage2_test_ratio=0.2, lr_scheduler='none',
+    return learn_multi_stage(stage='all', model_architecture=request.param, model_size='tiny', gpu='cpu',
+                             learning_ratio=0.005, epoch=3, stage2_max_epochs=3, stage1_max_epochs=6,
+                             stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64,
+                             stage3_batch_size=64, stage2_test_ratio=0.2, lr_scheduler='none',
                              run_dir=tmp_path_factory.mktemp(request.param)/'run', **SIZES[request.param], **shards)
 
 def test_loss_falls_in_every_stage(run, shards, tmp_path):

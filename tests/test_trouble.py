@@ -28,7 +28,9 @@ def run(shards, tmp_path, monkeypatch):
                 change = fault(Faulty.passes)
                 return change(x) if change else x
         monkeypatch.setitem(BACKBONES, 'faulty', Faulty); monkeypatch.setitem(SIZES, 'faulty', {})
-        return learn_multi_stage(**{**dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3, stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path']), **options})
+        usual = dict(stage=1, gpu='cpu', model_architecture='faulty', stage1_threshold=1., stage1_max_epochs=3,
+                     stage1_batch_size=100, run_dir=tmp_path/'run', stage1_data_path=shards['stage1_data_path'])
+        return learn_multi_stage(**{**usual, **options})
     return go
 
 def fails_at(step, error):
@@ -37,12 +39,15 @@ def fails_at(step, error):
         if n == step: raise error
     return fault
 
-@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'), RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes")])
+@pytest.mark.parametrize('error', [torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you "
+                                                "tried to allocate 9 bytes")])
 def test_out_of_memory(run, tmp_path, error):
     "The sentence says what would fit; a batch of half the size, two of them a step, is the same training"
     with pytest.raises(OutOfRoom) as e: run(fails_at(15, error))
     assert 'stage1_batch_size=50 with gradient_accumulation_steps=2' in said(e) and '100 rows a batch' in said(e)
-    assert Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')[1]['step'] == 12                       # the epoch before is there
+    # the epoch before is there
+    assert Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')[1]['step'] == 12
 
 def test_a_full_disk(run, tmp_path, monkeypatch):
     "What was saved before stays"
@@ -60,7 +65,8 @@ def test_a_loss_that_is_no_number_is_never_the_newest_checkpoint(run, tmp_path):
     with pytest.raises(Diverged) as e: run(lambda n: (lambda x: x*float('nan')) if n > 15 else None, checkpoint_every=1)
     assert 'stage 1 diverged: the loss is nan at step 16' in said(e) and 'a lower learning rate' in said(e)
     tensors, about = Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')
-    assert about['step'] == 15 and all(torch.isfinite(t).all() for k, t in tensors.items() if k.startswith('net.') and t.is_floating_point())
+    assert about['step'] == 15
+    assert all(torch.isfinite(t).all() for k, t in tensors.items() if k.startswith('net.') and t.is_floating_point())
 
 def test_any_other_error_passes_as_it_is(run, tmp_path):
     "Between two steps the state is whole, so it is saved; in the middle of one it is not, and the last checkpoint stands"
@@ -77,7 +83,9 @@ def test_any_other_error_passes_as_it_is(run, tmp_path):
 
 CELL = '''
 from maou_nb import learn_multi_stage
-r = learn_multi_stage(stage=1, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=16, stage1_data_path={data!r}, run_dir={run!r}, resume_from='latest')
+r = learn_multi_stage(stage=1, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                      stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=16,
+                      stage1_data_path={data!r}, run_dir={run!r}, resume_from='latest')
 print('came back:', bool(r.stopped), r.partial.epochs_trained)
 '''
 
@@ -104,9 +112,13 @@ def test_a_kernels_interrupt(shards, tmp_path):
     finally: client.stop_channels(); manager.shutdown_kernel(now=True)
 
 WITH_WORKERS = {
-    'loader': "from maou_nb.data.batches import batch_loader, BatchStream\nfrom maou_nb.data.sources import StreamingFileSource\n"
-              "def work():\n    s = StreamingFileSource(sys.argv[1], 1)\n    while True: [*batch_loader(BatchStream(s, s.plan(32)), workers=2)]\n",
-    'prepare': "from maou_nb.data.prepare import _Work\ndef work(): _Work(None).run(time.sleep, [600]*2, [1, 1], worth=0)\n"}
+    'loader': "from maou_nb.data.batches import batch_loader, BatchStream\n"
+              "from maou_nb.data.sources import StreamingFileSource\n"
+              "def work():\n"
+              "    s = StreamingFileSource(sys.argv[1], 1)\n"
+              "    while True: [*batch_loader(BatchStream(s, s.plan(32)), workers=2)]\n",
+    'prepare': "from maou_nb.data.prepare import _Work\n"
+               "def work(): _Work(None).run(time.sleep, [600]*2, [1, 1], worth=0)\n"}
 
 @pytest.mark.parametrize('wait', [0, 1.5])      # while they begin, and while they work
 @pytest.mark.parametrize('who', WITH_WORKERS)

@@ -1,4 +1,7 @@
-"The tutorials beside the quickstart run top to bottom and show what they promise: those that train on 25 of the sample games in `make test`, on 50 in `make test-all`"
+"""The tutorials beside the quickstart run top to bottom and show what they promise
+
+Those that train do so on 25 of the sample games in `make test`, on 50 in `make test-all`.
+"""
 import subprocess, sys
 
 import nbformat
@@ -14,7 +17,9 @@ def run_copy(folder, name, games=None):
         for c in nb.cells: c.source = c.source.replace("'../../samples/games/selfplay-0.csa'", repr(str(folder/'games.csa')))
     for c in nb.cells: c.source = c.source.replace("Path('../../samples", f"Path({str(ROOT)!r} + '/samples")
     nbformat.write(nb, folder/name)
-    done = subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute', '--output', 'done.ipynb', str(folder/name)], capture_output=True, text=True, cwd=folder)
+    done = subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute',
+                           '--output', 'done.ipynb', str(folder/name)],
+                          capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return [o for c in nbformat.read(folder/'done.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
 
@@ -40,7 +45,8 @@ def test_reading_the_curves(tmp_path, games):
 
 def test_resume_and_compare(tmp_path):
     shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')
-    assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown) and any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
+    assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown)
+    assert any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
     assert 'seed-1' in html(shown)
 
 def test_to_the_cloud(tmp_path):

@@ -1,5 +1,6 @@
-"""Build the docs site into _docs/: with Quarto where it is installed, else with smalldocs, from the same notebooks: `python tools/docs_build.py`
+"""Build the docs site into _docs/: `python tools/docs_build.py`
 
+With Quarto where it is installed, else with smalldocs, from the same notebooks.
 Then check it: no link within the site leads nowhere, and no exported name is without a docstring.
 """
 import importlib, inspect, json, os, re, shutil, subprocess, sys, time
@@ -36,11 +37,14 @@ def published(cache, base):
     for f in cache.rglob('*.ipynb'):                            # links that notebooks write themselves
         text = f.read_text(encoding='utf-8')
         if f.name == 'index.ipynb': text = text.replace('](nbs/', '](')     # the README's stand one folder higher
-        for old, new in names.items(): text = re.sub(rf'\]\((?:[\w./-]*/)?{re.escape(Path(old).name)}\)', lambda m: f']({os.path.relpath(cache/new, f.parent).removesuffix(".ipynb")}.html)', text)
+        for old, new in names.items():
+            text = re.sub(rf'\]\((?:[\w./-]*/)?{re.escape(Path(old).name)}\)',
+                          lambda m: f']({os.path.relpath(cache/new, f.parent).removesuffix(".ipynb")}.html)', text)
         f.write_text(text, encoding='utf-8')
     order_sidebar(cache/'sidebar.yml', names)
 
-ORDER = ('tutorials', 'guides', 'data', 'show', 'model', 'stages', 'train', 'judge', 'front')     # what a reader wants first, then the house as data flows through it
+# what a reader wants first, then the house as data flows through it
+ORDER = ('tutorials', 'guides', 'data', 'show', 'model', 'stages', 'train', 'judge', 'front')
 
 def order_sidebar(path, names):
     "Published names in the sidebar, its sections in `ORDER`"
@@ -58,7 +62,8 @@ def build():
     if shutil.which('quarto'): nbdev_docs.__wrapped__(); return cfg.doc_path
     refresh_quarto_yml()
     nbdev_sidebar.__wrapped__(path=cfg.nbs_path, file_re=r'\.(?:ipynb|qmd|html)$')
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT/'tools'), os.environ.get('PYTHONPATH')]))       # where the renderer of settings.ini is
+    # where the renderer of settings.ini is
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT/'tools'), os.environ.get('PYTHONPATH')]))
     cache = proc_nbs(cfg.nbs_path, force=True)
     published(cache, f'{cfg.doc_host}{cfg.doc_baseurl}/')
     subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render'], cwd=cache, check=True, stdout=subprocess.DEVNULL)
@@ -87,14 +92,18 @@ def broken_links(site):
         for link in page.links:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or link.startswith('data:'): continue
-            target = path if not parts.path else (site/unquote(parts.path).lstrip('/') if parts.path.startswith('/') else path.parent/unquote(parts.path)).resolve()
+            from_root = parts.path.startswith('/')
+            there = site/unquote(parts.path).lstrip('/') if from_root else path.parent/unquote(parts.path)
+            target = there.resolve() if parts.path else path
             if target.is_dir(): target = target/'index.html'
             anchor = unquote(parts.fragment)
-            if not target.exists() or anchor and target in pages and anchor not in pages[target].anchors: yield path.relative_to(site).as_posix(), link
+            if not target.exists() or anchor and target in pages and anchor not in pages[target].anchors:
+                yield path.relative_to(site).as_posix(), link
 
 def modules():
     "The modules that notebooks export"
-    return [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts)) for p in sorted((ROOT/'maou_nb').rglob('*.py')) if p.name[0] != '_']
+    return [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts))
+            for p in sorted((ROOT/'maou_nb').rglob('*.py')) if p.name[0] != '_']
 
 def undocumented(modules):
     "Exported functions and classes, and public methods of these, without a docstring"
@@ -105,7 +114,9 @@ def undocumented(modules):
             if not own_doc(thing): yield f'{module.__name__}.{name}'
             if inspect.isclass(thing):
                 for n, method in vars(thing).items():
-                    if not n.startswith('_') and (inspect.isfunction(method) or isinstance(method, (property, classmethod, staticmethod))) and not method.__doc__ and not overrides(thing, n): yield f'{module.__name__}.{name}.{n}'
+                    kinds = property, classmethod, staticmethod
+                    if n.startswith('_') or not (inspect.isfunction(method) or isinstance(method, kinds)): continue
+                    if not method.__doc__ and not overrides(thing, n): yield f'{module.__name__}.{name}.{n}'
 
 def own_doc(thing):
     "The docstring of `thing`, but not one that a dataclass or a base wrote"
@@ -123,7 +134,8 @@ def main():
     pages, broken, silent = len([*site.rglob('*.html')]), [*broken_links(site)], [*undocumented(modules())]
     for page, link in broken: print(f'{page}: the link {link} leads nowhere', file=sys.stderr)
     for name in silent: print(f'{name} is exported and has no docstring', file=sys.stderr)
-    print(f'docs: {pages} pages in {os.path.relpath(site)}/, {len(broken)} broken links, {len(silent)} undocumented exports, {time.time() - began:.0f} s')
+    print(f'docs: {pages} pages in {os.path.relpath(site)}/, {len(broken)} broken links, {len(silent)} '
+          f'undocumented exports, {time.time() - began:.0f} s')
     return 1 if broken or silent else 0
 
 if __name__ == '__main__': sys.exit(main())        # the guard is needed: `proc_nbs` spawns processes

@@ -1,4 +1,7 @@
-"""Pick the sample games: `python tools/pick_samples.py FOLDER [OUT]` takes 300 of the CSA files under FOLDER, spread evenly by name, 50 to a file"""
+"""Pick the sample games: `python tools/pick_samples.py FOLDER [OUT]`
+
+Takes 300 of the CSA files under FOLDER, spread evenly by name, 50 to a file.
+"""
 import sys
 from pathlib import Path
 

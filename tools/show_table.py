@@ -1,4 +1,7 @@
-"How the docs show a function: signature, what it does, and a table of its parameters with shapes and units; settings.ini names it as `renderer`"
+"""How the docs show a function
+
+Its signature, what it does, and a table of its parameters with shapes and units. settings.ini names it as `renderer`.
+"""
 import importlib, inspect
 
 from fastcore.docments import DocmentTbl
