@@ -37,7 +37,7 @@ from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Step
 from .checkpoints import CheckpointError, Checkpoints, load_part, put_part
 from .folder import RunFolder, from_folder
 from .loop import Callback, Loop, Settings, Stopped, StopWish
-from .options import allowed_changes
+from .options import LearnConfig, allowed_changes
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
