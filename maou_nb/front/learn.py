@@ -310,7 +310,7 @@ def _export(result, run, say):
     say(f'ONNX files: {", ".join(map(str, files.paths.values()))}')
 
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
-def _keep(result, run, accelerator, mirror):
+def _keep(cfg, result, run, accelerator, mirror):
     "Write what was reached so far"
     describe_run(cfg, run, accelerator, result.stages_completed)
     run.write(run.result_file, result.model_dump_json(indent=1))
@@ -323,7 +323,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
     done = finished_stages(cfg, run)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
-    keep = partial(_keep, result, run, accelerator, mirror)
+    keep = partial(_keep, cfg, result, run, accelerator, mirror)
     callbacks = [*_shown(cfg, run, mirror, pictures), *callbacks]
     for stage in stages_of(cfg)[len(result.stages_completed):]:
         try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, say, stop)

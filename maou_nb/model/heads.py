@@ -84,7 +84,8 @@ def register_head(
         return cls
     return register
 
-for _name, _cls in dict(reachable=SquareHead, legal_moves=MoveHead, policy=MoveHead, value=ValueHead).items(): register_head(_name)(_cls)
+for _name, _cls in dict(reachable=SquareHead, legal_moves=MoveHead, policy=MoveHead, value=ValueHead).items():
+    register_head(_name)(_cls)
 
 # %% ../../nbs/model/22_heads.ipynb #9fd4f48d
 def make_heads(
