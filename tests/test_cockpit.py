@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from lab import browser, command, field, lab, open_notebook, restart_kernel, run_cell, shot
-from maou_nb.train.folder import at_work
+from maou_nb.train.folder import RunFolder
 from samples import ONE_FILE, ROOT
 
 def quickstart(folder):
@@ -33,7 +33,7 @@ def ended_run(folder):
     "No process trains in `folder` afterwards, whatever happened"
     try: yield
     finally:
-        if (left := at_work(folder)): left.kill(); left.wait(10)
+        if (left := RunFolder(folder).at_work()): left.kill(); left.wait(10)
 
 def status(page, word, timeout=90):
     "Wait until the newest monitor says `word`"

@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'KINDS', 'ORIGIN', 'INLINE', 'COLUMNS', 'stage_key', 'stage_id', 'slug_of', 'Kind', 'Column', 'Columns',
-           'stage', 'slug', 'made_by', 'played', 'schema', 'record', 'tensors', 'buffers', 'mirrors',
            'register_columns', 'columns_of']
 
 # %% ../../nbs/data/03_columns.ipynb #46045366
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from importlib import import_module
 
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 
 from .labels import LABEL_COUNT
 
@@ -99,37 +99,39 @@ class Columns:
     # (positions) → {shard's column: values}, of each position
     answers: Callable|None = field(default=None, compare=False, repr=False)
 
+    def __post_init__(self):
+        if isinstance(self.targets, Column): object.__setattr__(self, 'targets', (self.targets,))
+        tensors = ['board', 'hands', *(t.name for t in self.targets)]
+        fields = ['id', 'boardIdPositions', 'piecesInHand', 'fold', 'game', 'ply']
+        fields += [f for t in self.targets for f, _ in KINDS[t.kind].fields(t.column)]
+        for what, names in (('tensors', tensors), ('columns', fields)):
+            if twice := [n for n in names if names.count(n) > 1]:
+                raise ValueError(f'stage {self.key!r}: two of its {what} would be called {twice[0]!r}; '
+                                 'another name would be right')
+
     def __reduce__(self): return Columns, (self.key, self.targets, self.origin, self.legal)
 
 # %% ../../nbs/data/03_columns.ipynb #e9789c72
-def _prop(f):
-    "Add a property to `Columns` that is worked out once"
-    value = cached_property(f)
-    setattr(Columns, f.__name__, value)
-    value.__set_name__(Columns, f.__name__)
-    return value
-
-# %% ../../nbs/data/03_columns.ipynb #6f70462d
-@_prop
-def stage(self) -> int|str:
+@patch(as_prop=True)
+def stage(self:Columns) -> int|str:
     "The key as JSON has it"
     return stage_id(self.key)
 
 # %% ../../nbs/data/03_columns.ipynb #5d74ac5f
-@_prop
-def slug(self) -> str:
+@patch(as_prop=True)
+def slug(self:Columns) -> str:
     "The key as the beginning of names"
     return slug_of(self.key)
 
 # %% ../../nbs/data/03_columns.ipynb #e33017e2
-@_prop
-def made_by(self) -> str:
+@patch(as_prop=True)
+def made_by(self:Columns) -> str:
     "What makes such rows, for sentences"
     return f'prepare_{self.slug}' if self.key.isdigit() else f'prepare_stage({self.key!r}, …)'
 
 # %% ../../nbs/data/03_columns.ipynb #6441ed9b
-@_prop
-def played(self) -> bool:
+@patch(as_prop=True)
+def played(self:Columns) -> bool:
     "Whether rows say which moves were played: such are added up over games, and need a result"
     return any(t.kind == 'moves' for t in self.targets)
 
@@ -140,11 +142,15 @@ _origin = [('fold', pa.uint8()), ('game', pa.uint64()), ('ply', pa.uint16())]
 ORIGIN = tuple(name for name, _ in _origin)    # another tool's tables do not know them
 
 # %% ../../nbs/data/03_columns.ipynb #667e1140
-@_prop
-def schema(self) -> pa.Schema:
-    "The columns of a shard"
+@lru_cache(None)
+def _schema(self):
     targets = [f for t in self.targets for f in KINDS[t.kind].fields(t.column)]
     return pa.schema(_position + targets + _origin*self.origin)
+
+@patch(as_prop=True)
+def schema(self:Columns) -> pa.Schema:
+    "The columns of a shard"
+    return _schema(self)
 
 # %% ../../nbs/data/03_columns.ipynb #eded9de2
 INLINE = 4   # moves that stand in the record itself
@@ -152,14 +158,18 @@ INLINE = 4   # moves that stand in the record itself
 _tail = [('tail', np.uint32, 1), ('labels', np.uint16, INLINE), ('counts', np.float32, INLINE)]
 
 # %% ../../nbs/data/03_columns.ipynb #a0c0ff8b
-@_prop
-def record(self) -> np.dtype:
-    "The packed record of a row"
+@lru_cache(None)
+def _record(self):
     kinds = [(t.name, *KINDS[t.kind].record) for t in self.targets if KINDS[t.kind].record]
     parts = [('board', np.uint8, 81), ('hands', np.uint8, 14)]
     parts += [p for p in kinds if p[1] is np.uint8] + [('n', np.uint16, 1)]*self.played
     parts += [p for p in kinds if p[1] is not np.uint8] + _tail*self.played
     return _packed(parts)
+
+@patch(as_prop=True)
+def record(self:Columns) -> np.dtype:
+    "The packed record of a row"
+    return _record(self)
 
 # %% ../../nbs/data/03_columns.ipynb #9b283660
 def _packed(parts):
@@ -175,23 +185,35 @@ def _packed(parts):
                      'offsets': offsets, 'itemsize': -(-at // largest)*largest})
 
 # %% ../../nbs/data/03_columns.ipynb #cfb70852
-@_prop
-def tensors(self) -> dict[str, tuple[int, str]]:
-    "Name of each target's tensor → its width (0: a number a row) and dtype"
+@lru_cache(None)
+def _tensors(self):
     made = {t.name: (KINDS[t.kind].width, KINDS[t.kind].dtype) for t in self.targets}
     return made | ({'played': (0, 'int64')} if self.played else {})
 
+@patch(as_prop=True)
+def tensors(self:Columns) -> dict[str, tuple[int, str]]:
+    "Name of each target's tensor → its width (0: a number a row) and dtype"
+    return _tensors(self)
+
 # %% ../../nbs/data/03_columns.ipynb #da810898
-@_prop
-def buffers(self) -> dict[str, tuple[int, str]]:
-    "Those of `tensors` that are made anew in every batch, and so are worth a buffer"
+@lru_cache(None)
+def _buffers(self):
     return {name: made for name, made in self.tensors.items() if made[0]}
 
+@patch(as_prop=True)
+def buffers(self:Columns) -> dict[str, tuple[int, str]]:
+    "Those of `tensors` that are made anew in every batch, and so are worth a buffer"
+    return _buffers(self)
+
 # %% ../../nbs/data/03_columns.ipynb #2ea49191
-@_prop
-def mirrors(self) -> dict[str, str]:
-    "Name of each tensor that is permuted when a row is mirrored → by which table"
+@lru_cache(None)
+def _mirrors(self):
     return {'board': 'squares'} | {t.name: KINDS[t.kind].mirror for t in self.targets if KINDS[t.kind].mirror}
+
+@patch(as_prop=True)
+def mirrors(self:Columns) -> dict[str, str]:
+    "Name of each tensor that is permuted when a row is mirrored → by which table"
+    return _mirrors(self)
 
 # %% ../../nbs/data/03_columns.ipynb #0bf2a64f
 COLUMNS: dict[str, Columns] = {}    # key → columns

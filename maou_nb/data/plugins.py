@@ -10,13 +10,16 @@ __all__ = ['PLUGINS', 'home_of', 'Registry', 'Plugin', 'PluginError', 'load_plug
 import hashlib
 import importlib.util
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 # %% ../../nbs/data/02_plugins.ipynb #9391d954
 def home_of(thing) -> str:
     "The module that `thing` was made in"
+    while isinstance(thing, partial): thing = thing.func
     return (thing if isinstance(thing, type) or callable(thing) else type(thing)).__module__
 
 # %% ../../nbs/data/02_plugins.ipynb #97876080
@@ -24,26 +27,42 @@ def _is_again(old, new):
     "Whether `new` is `old`, made by its cell in a notebook of the library"
     kind = lambda x: x if hasattr(x, '__qualname__') else type(x)
     same = lambda name: getattr(kind(old), name, None) == getattr(kind(new), name, None)
-    return home_of(new) == '__main__' and same('__qualname__') and same('__doc__')
+    return same('__qualname__') and same('__doc__')
+
+# %% ../../nbs/data/02_plugins.ipynb #b27d6fae
+def _of_library(home): return home.startswith('maou_nb.')
 
 # %% ../../nbs/data/02_plugins.ipynb #7e2875eb
 class Registry(dict):
     "Things by name, each registered by one module"
+    every = []     # registry there is
+
     def __init__(self,
         what:str,         # What they are, for sentences
     ):
         super().__init__()
         self.what, self.homes = what, {}
+        self.every.append(self)
 
     def add(self, name:str, thing):
         "Register `thing`, any class, function or value; a `ValueError` if the name is another module's"
         home, old = home_of(thing), self.homes.get(name) if name in self else None
-        if old not in (None, home) and not home.startswith('maou_nb.'):
-            if _is_again(self[name], thing): return thing       # a chapter of the library whose cells are run
-            whose = 'comes with the library' if old.startswith('maou_nb.') else f'is registered by {old}'
-            raise ValueError(f'{self.what} {name!r} {whose}: another name would be right')
+        if old is not None and self[name] is not thing and (home != old or _of_library(home)):
+            again = _is_again(self[name], thing)
+            if again and _of_library(old) and home == '__main__': return thing    # a chapter's cells are run
+            if not again or not _of_library(home): self._refuse(name, old)
         self[name], self.homes[name] = thing, home
         return thing
+
+    def _refuse(self, name, home):
+        whose = 'comes with the library' if _of_library(home) else f'is registered by {home}'
+        raise ValueError(f'{self.what} {name!r} {whose}: another name would be right')
+
+    def forget(self, home:str):
+        "Take out all that the module `home` registered"
+        for name in [n for n, h in self.homes.items() if h == home]:
+            self.pop(name, None)
+            del self.homes[name]
 
 # %% ../../nbs/data/02_plugins.ipynb #856e8a7d
 @dataclass(frozen=True)
@@ -83,6 +102,20 @@ def _find_file(name):
     return path, f'maou_nb_plugin_{path.stem}_{place}'
 
 # %% ../../nbs/data/02_plugins.ipynb #eebb9e0a
+@contextmanager
+def _afresh(module):
+    "What `module` registers replaces what it had registered; all as before if that fails"
+    kept = [(r, dict(r), dict(r.homes)) for r in Registry.every]
+    for r in Registry.every: r.forget(module)
+    try: yield
+    except BaseException:
+        for r, things, homes in kept:
+            r.clear()
+            r.update(things)
+            r.homes = homes
+        raise
+
+# %% ../../nbs/data/02_plugins.ipynb #48d30562
 def _import(path, module):
     "Import the file at `path` as `module`"
     if not module.startswith('maou_nb_plugin_'):
@@ -91,12 +124,13 @@ def _import(path, module):
     spec = importlib.util.spec_from_file_location(module, path)
     made = importlib.util.module_from_spec(spec)
     before = sys.modules.get(module)
-    sys.modules[module] = made            # so that what it makes can be sent to other processes
-    try: spec.loader.exec_module(made)
-    except BaseException:
-        if before is None: del sys.modules[module]
-        else: sys.modules[module] = before
-        raise
+    with _afresh(module):
+        sys.modules[module] = made        # so that what it makes can be sent to other processes
+        try: spec.loader.exec_module(made)
+        except BaseException:
+            if before is None: del sys.modules[module]
+            else: sys.modules[module] = before
+            raise
 
 # %% ../../nbs/data/02_plugins.ipynb #fd77bc8c
 PLUGINS: dict[str, Plugin] = {}     # module → plugin, in the order of import
@@ -153,6 +187,6 @@ def missing_plugins(
         if (file := Path(name).name) in now:
             said.append(f'plugin {name} has changed since: it was {sha[:12]}, and is {now[file]}')
         else:
-            said.append(f'plugin {name} ({sha[:12]}) was used: give plugins=[{name!r}], '
+            said.append(f'plugin {name} ({sha[:12]}) was used: give plugins=[{name!r}], or call load_plugins({name!r}) first, '
                         'as nothing is imported because a file says so')
     return said

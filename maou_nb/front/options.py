@@ -192,36 +192,41 @@ def model_problems(cfg) -> Iterator[str]:
         yield f'{named or f"model_size={cfg.model_size!r}"}: {e}'
 
 # %% ../../nbs/front/60_options.ipynb #571d8308
-def _wrong_head(name, part):
+def _wrong_head(name, part, cfg):
     "Why a head cannot answer for a part; nothing if it can"
     wanted = (2, part.width) if part.width else (2,)
+    keywords = part.keywords(cfg) if part.keywords else {}
     try:
-        with torch.random.fork_rng(): made = tuple(HEADS[name](8)(torch.zeros(2, 8, 9, 9)).shape)
+        with torch.random.fork_rng():
+            made = tuple(HEADS[name](8, **keywords)(torch.zeros(2, 8, 9, 9)).shape)
     except Exception as e:
         return (f'it fails on a trial batch ({type(e).__name__}: {e}); '
                 f'a head for {part.name} was expected')
     if made != wanted: return f'it gives {made} for two positions, where {wanted} was expected'
 
 # %% ../../nbs/front/60_options.ipynb #c20c6b4b
-def _head_problem(name, part):
+def _head_problem(name, part, cfg):
     "What is wrong with head `name` for `part`"
     if name not in HEADS: return f'one of {", ".join(HEADS)} was expected; register_head adds one'
-    return None if name == part.head else _wrong_head(name, part)
+    return _wrong_head(name, part, cfg)
 
 # %% ../../nbs/front/60_options.ipynb #0a841400
-def _loss_problem(name, part):
+def _loss_problem(name, part, cfg):
     "What is wrong with loss `name` for `part`; none is named where a part has its own"
     there = [n for n, of in LOSS_PARTS.items() if of == part.name]
+    if name in LOSS_PARTS and not there: return f'it is the loss of {LOSS_PARTS[name]}, not of {part.name}'
     if name and name not in there:
         return f'one of {", ".join(there)} was expected; register_loss adds one'
 
 # %% ../../nbs/front/60_options.ipynb #e9ba65c9
 def part_problems(cfg) -> Iterator[str]:
     "Heads and losses that are not there, or are another part's"
+    run = stages_of(cfg)
     for s, p in ((s, p) for s in STAGES.values() for p in s.parts):
         for what, problem in (('head', _head_problem), ('loss', _loss_problem)):
             name = s.choice(cfg, p, what)
-            if why := problem(name, p): yield f'{part_option(p, what)}={name!r}: {why}'
+            if s not in run and name == getattr(p, what): continue     # nothing uses it
+            if why := problem(name, p, cfg): yield f'{part_option(p, what)}={name!r}: {why}'
 
 # %% ../../nbs/front/60_options.ipynb #69d3d6e2
 def layer_problems(cfg) -> Iterator[str]:

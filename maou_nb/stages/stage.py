@@ -28,10 +28,7 @@ from ..model.metrics import SumMetric, ratio
 from ..show.boards import board_svg, show_position, turned
 from ..show.tables import Html, html_table, tag
 
-# %% ../../nbs/stages/31_stage.ipynb #b774ffbc
-def _none(cfg) -> dict: return {}
-
-# %% ../../nbs/stages/31_stage.ipynb #563b1283
+# %% ../../nbs/stages/31_stage.ipynb #1c4c989a
 @dataclass(frozen=True)
 class Part:
     "A question that a stage asks"
@@ -39,7 +36,7 @@ class Part:
     width: int                   # Logits a row; 0: one
     head: str                    # Name in `HEADS`, if the option does not say another
     loss: str = ''               # Name in `LOSSES`, likewise; '': the stage's own `loss` is used
-    keywords: Callable = _none   # Of a config: keywords of the head
+    keywords: Callable|None = None   # Of a config: keywords of the head; None: it takes none
     ratio: str = ''              # Option that weighs the loss; '': 1
 
 # %% ../../nbs/stages/31_stage.ipynb #d12178a4
@@ -221,7 +218,7 @@ def loss(self:Stage,
 def heads(self:Stage, cfg, channels:int) -> dict[str, torch.nn.Module]:
     "New heads for `channels` of a backbone, by part"
     named = {p: HEADS[self.choice(cfg, p, 'head')] for p in self.parts}
-    return {p.name: head(channels, **p.keywords(cfg)) for p, head in named.items()}
+    return {p.name: head(channels, **(p.keywords(cfg) if p.keywords else {})) for p, head in named.items()}
 
 # %% ../../nbs/stages/31_stage.ipynb #a49131cc
 class FlagMetrics(SumMetric):
@@ -237,7 +234,7 @@ class FlagMetrics(SumMetric):
         target = getattr(batch, self.part).bool()
         right = (outputs[self.part] > 0) == target
         self.add(rows=len(target), cells=target.numel(), positives=target.sum())
-        self.add(right=right.sum(), whole=right.all(1).sum())
+        self.add(right=right.sum(), whole=right.reshape(len(right), -1).all(1).sum())
 
     def compute(self) -> dict[str, torch.Tensor]:
         "accuracy, exact, baseline_accuracy"
@@ -281,7 +278,7 @@ def row_errors(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]:
     "float (B,) of each figure that rows can be sorted by"
     part = self.parts[0].name
     wrong = (outputs[part] > 0) != (getattr(batch, part) > 0)
-    return {'wrong': wrong.flatten(1).sum(1).float()}
+    return {'wrong': wrong.reshape(len(wrong), -1).sum(1).float()}
 
 # %% ../../nbs/stages/31_stage.ipynb #e829c05b
 @patch
@@ -376,6 +373,23 @@ def _check_stage(stage):
         refuse(f'watch={stage.watch!r} is none of its figures {", ".join(stage.figures)}')
     wrong = [r for r in stage.names if r not in ROLES]
     if wrong: refuse(f'names[{wrong[0]!r}]: one of {", ".join(ROLES)} was expected')
+    parts = [p.name for p in stage.parts]
+    if len(set(parts)) < len(parts): refuse(f'two of its parts have one name: {", ".join(parts)}')
+    _check_options(stage, refuse)
+
+# %% ../../nbs/stages/31_stage.ipynb #c017d012
+def _option_names(stage):
+    "The options that a stage brings, but those that begin with its slug"
+    parts = {part_option(p, what) for p in stage.parts for what in ('head', 'loss', 'resume')}
+    return parts | set(stage.options.model_fields) - set(Section.model_fields)
+
+# %% ../../nbs/stages/31_stage.ipynb #c7dd20ca
+def _check_options(stage, refuse):
+    "Call `refuse` if another stage has an option of the same name"
+    for other in (s for s in STAGES.values() if s.key != stage.key):
+        if twice := sorted(_option_names(stage) & _option_names(other)):
+            refuse(f'stage {other.key!r} has an option {twice[0]}, too; another name would be right, '
+                   f'and STAGES.pop({other.key!r}) forgets that stage')
 
 # %% ../../nbs/stages/31_stage.ipynb #f3d739c5
 def register_stage(

@@ -8,6 +8,7 @@ __all__ = ['TIMINGS', 'DeviceOptions', 'best_device', 'make_accelerator', 'Setti
 
 # %% ../../nbs/train/43_loop.ipynb #ee6d5e7d
 import errno
+import json
 import math
 import signal
 import threading
@@ -510,6 +511,15 @@ def _prefix_of(cb:Callback) -> str:
     return getattr(cb, 'prefix', f'callback.{state_name(cb)}.')
 
 # %% ../../nbs/train/43_loop.ipynb #7016c832
+def _check_facts(name, facts):
+    "A `TypeError` that names the callback and the key, if JSON cannot hold one of its facts"
+    for key, value in facts.items():
+        try: json.dumps(value)
+        except (TypeError, ValueError):
+            raise TypeError(f'callback {name}: state()[{key!r}] is {type(value).__name__}, which a checkpoint '
+                            'cannot hold; a tensor, or plain numbers and texts, were expected') from None
+
+# %% ../../nbs/train/43_loop.ipynb #3ad3847a
 @patch
 def _callback_states(self:Loop) -> tuple[dict, dict]:
     "Tensors and facts of the callbacks that have a state"
@@ -521,6 +531,7 @@ def _callback_states(self:Loop) -> tuple[dict, dict]:
         tensors |= {f'{prefix}{k}': v for k, v in own.items()}
         if not prefix.startswith('callback.'): continue
         facts[name] = {k: v for k, v in kept.items() if k not in own}
+        _check_facts(name, facts[name])
     return tensors, facts
 
 # %% ../../nbs/train/43_loop.ipynb #4a46dde7
