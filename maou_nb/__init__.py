@@ -23,6 +23,7 @@ _rooms = {
     'model.losses': ('register_loss',),
     'stages.stage': ('register_stage', 'Stage', 'Part', 'Figure'),
     'data.columns': ('Column', 'Columns'),
+    'data.plugins': ('load_plugins',),
     'train.loop': ('Callback',),
     'stages.rows': ('prepare_stage1', 'prepare_stage2', 'prepare_stage3', 'prepare_stage')}
 _front = {name: room for room, names in _rooms.items() for name in names}
