@@ -19,18 +19,15 @@ def shards(tmp_path_factory):
 @contextlib.contextmanager
 def kept_registries():
     "What is registered meanwhile is forgotten afterwards: a plugin of one test is not another's"
-    from maou_nb.data import columns, plugins
-    from maou_nb.model import backbones, heads, losses
-    from maou_nb.stages import stage
+    from maou_nb.data import plugins
     import maou_nb.train.options      # with it everything of the library is registered
-    there = [columns.COLUMNS, plugins.PLUGINS, backbones.BACKBONES, backbones.SIZES, backbones.SECTIONS,
-             heads.HEADS, losses.LOSSES, losses.LOSS_PARTS, stage.STAGES]
-    before = [dict(registry) for registry in there]
+    kept = [pair for registry in plugins.Registry.every for pair in registry.kept()]
+    kept.append((plugins.PLUGINS, dict(plugins.PLUGINS)))
     try: yield
     finally:
-        for registry, kept in zip(there, before):
+        for registry, before in kept:
             registry.clear()
-            registry.update(kept)
+            registry.update(before)
 
 @pytest.fixture(scope='module', autouse=True)
 def registries():

@@ -38,7 +38,7 @@ def test_every_export_is_in_the_api(site):
 def test_shapes_and_pictures_are_there(site):
     text = (site/'show'/'boards.html').read_text()
     assert '(81,): a value for each square' in text and text.count('role="img"') >= 4 and 'aria-label="lnsgkgsnl' in text
-    assert 'alt="stage 1 after' in (site/'show'/'plots.html').read_text()
+    assert 'alt="stage 3 after' in (site/'show'/'plots.html').read_text()
 
 def test_in_a_browser(site):
     "Front page, a module's page with boards, the API, and a search"

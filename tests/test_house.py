@@ -88,7 +88,7 @@ print(json.dumps([len(RULES), [try_config(o)[1] for o in {ASKED!r}]]))'''
     assert alone.returncode == 0, alone.stderr
     assert json.loads(alone.stdout) == json.loads(everything.stdout)
     rules, answers = json.loads(alone.stdout)
-    assert rules == 16 and all(answers)
+    assert rules == 17 and all(answers)
 
 LOADED = '''
 import sys
@@ -124,7 +124,7 @@ def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
                           f"assert len(next(iter(stream))) == 64 and columns.answers is None")
     assert heavy == ['torch']
     assert rooms == ['data.batches', 'data.board', 'data.columns', 'data.files', 'data.labels', 'data.machine',
-                     'data.old', 'data.order', 'data.rows', 'data.shards', 'data.sources']
+                     'data.old', 'data.order', 'data.plugins', 'data.rows', 'data.shards', 'data.sources']
 
 def test_a_picture_of_a_board_needs_little():
     rooms, heavy = loaded('from maou_nb import show_position\nshow_position("startpos")')

@@ -1,5 +1,5 @@
 "A stage, a head, a loss, a backbone and a callback of one's own, from a file: no line of maou_nb/ knows of them"
-import hashlib, json, signal, subprocess, sys, time
+import dataclasses, hashlib, json, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -138,9 +138,9 @@ def test_its_options_are_refused_like_any(options):
 
 ALONE = '''
 import sys
-from maou_nb import evaluate, load_run, learn_multi_stage
+from maou_nb import compare, evaluate, load_run, learn_multi_stage
 for f in (lambda: evaluate(sys.argv[1], stage='attacked'), lambda: learn_multi_stage(stage='attacked'),
-          lambda: load_run(sys.argv[1]).predict('startpos', stage='attacked')):
+          lambda: load_run(sys.argv[1]).predict('startpos', stage='attacked'), lambda: compare(sys.argv[1], sys.argv[1])):
     try: f()
     except (ValueError, KeyError) as e: print(type(e).__name__, str(e).splitlines()[0])
 print(repr(load_run(sys.argv[1])).splitlines()[1])
@@ -152,7 +152,8 @@ def test_nothing_is_imported_because_a_file_says_so(uninterrupted, tmp_path):
     done = subprocess.run([sys.executable, '-c', ALONE, uninterrupted.run_dir], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum('attacked.py' in l and 'plugins=' in l for l in lines) == 2, lines
+    assert sum('attacked.py' in l and 'plugins=' in l for l in lines) == 3 and 'copy it again' not in done.stdout, lines
+    assert re.search('UserWarning: plugin .*attacked.py .* was used: give plugins=', done.stderr), done.stderr
     assert any("stage='attacked': one of 1, 2, 3" in l for l in lines) and lines[-1].startswith('stage attacked (attacked squares): f1')
     config = Path(uninterrupted.run_dir, 'config.json')
     cli = subprocess.run([sys.executable, '-m', 'maou_nb', 'learn-model', '--config', str(config)], capture_output=True, text=True)
@@ -162,6 +163,15 @@ def test_a_plugin_that_changed_is_told_of(uninterrupted, tmp_path):
     from maou_nb.data.plugins import missing_plugins
     kept = load_tensors(uninterrupted.checkpoint('attacked'))[1]['plugins']
     assert missing_plugins(kept) == [] and 'has changed since' in missing_plugins([{**kept[-1], 'sha256': '0'*64}])[0]
+
+@pytest.mark.parametrize('door', [lambda run: load_run(run.run_dir), lambda run: evaluate(run, stage='attacked', batch_size=4096),
+                                  lambda run: run.predict('startpos', stage='attacked'),
+                                  lambda run: show_results(run, stage='attacked', n=1)], ids=['load_run', 'evaluate', 'predict', 'show_results'])
+def test_every_door_warns_of_a_plugin_that_changed(uninterrupted, monkeypatch, door):
+    from maou_nb.data import plugins
+    changed = {m: dataclasses.replace(p, sha256='0'*64) for m, p in plugins.PLUGINS.items()}
+    monkeypatch.setattr(plugins, 'PLUGINS', changed)
+    with pytest.warns(UserWarning, match='attacked.py has changed since: it was [0-9a-f]{12}, and is 000000000000'): door(uninterrupted)
 
 def test_a_callback_of_ones_own_is_kept_and_missed(plugin, options, tmp_path, capsys):
     small = {**options, 'stage': '1', 'stage1_max_epochs': 1, 'resume_from': None, 'policy_loss': 'kl'}

@@ -292,7 +292,12 @@ def test_a_source_in_use_is_sent_without_its_rows(visits):
     assert len(pickle.dumps(source)) < 20_000 and len(pickle.dumps(plan)) < 1_000
     assert pickle.loads(pickle.dumps(source)).take(plan, 3).fixed.tobytes() == source.take(plan, 3).fixed.tobytes()
 
-def ahead(): return [t for t in threading.enumerate() if t.name == 'batches-ahead']
+EARLIER = []      # threads that a test of another file left
+
+@pytest.fixture(autouse=True)
+def earlier(): EARLIER[:] = [t for t in threading.enumerate() if t.name == 'batches-ahead']
+
+def ahead(): return [t for t in threading.enumerate() if t.name == 'batches-ahead' and t not in EARLIER]
 
 def test_the_thread_ends_with_its_loop(visits):
     source = in_windows(visits)

@@ -203,3 +203,9 @@ def test_lists_are_short_but_for_named_notebooks(tmp_path, capsys):
     assert 'and 25 more' in capsys.readouterr().out
     style.main([str(root/'nbs/00_room.ipynb'), '--root', str(root)])
     assert capsys.readouterr().out.count('no example or test follows') == 40
+
+def test_ruff_finds_nothing():
+    "With the rules of pyproject.toml; lines that nbdev writes, such as a chapter's promise, are among them"
+    done = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--output-format', 'concise'], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

@@ -114,7 +114,8 @@ def rows(self:DenseBatch, idx:slice) -> DenseBatch:
 @patch
 def as_tuple(self:DenseBatch) -> tuple:
     "This batch as `((board, hands), targets)`"
-    names = ('policy', 'value', 'legal') if self.columns.played else tuple(self.targets)
+    three = 'policy', 'value', 'legal'
+    names = three if self.targets.keys() >= {*three} else tuple(self.targets)
     return (self.board, self.hands), tuple(self.targets[n] for n in names)
 
 # %% ../../nbs/data/20_batches.ipynb #af8d58f2

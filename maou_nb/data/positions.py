@@ -17,7 +17,7 @@ import pyarrow as pa
 from rsshogi.core import Board, Move, PositionState
 
 from .board import position_ids, side_to_move_view
-from .columns import ORIGIN, Columns, columns_of
+from .columns import KINDS, ORIGIN, Columns, columns_of
 from .games import Game
 from .labels import LABEL_COUNT, move_labels
 from .records import read_games
@@ -272,6 +272,34 @@ def _played_columns(rows, schema):
             'count': rows['count'].astype(np.uint32), 'wins': rows['wins'].astype(np.float32),
             'evalMean': pa.array(mean.astype(np.float32), mask=~known)}
 
+# %% ../../nbs/data/14_positions.ipynb #e2085155
+def _fitting(values, kind, n):
+    "`values` of `n` rows as a column of `kind` has them; a `ValueError` says what does not fit"
+    values, (dtype, width) = np.asarray(values), KINDS[kind].record
+    if kind == 'labels' and values.dtype == bool and values.shape == (n, LABEL_COUNT):
+        return np.packbits(values, axis=1, bitorder='little')
+    shape, is_bytes = (n, width) if width > 1 else (n,), dtype is np.uint8
+    if values.shape != shape or values.dtype.kind not in ('bui' if is_bytes else 'buif'):
+        whole = 'whole numbers' if is_bytes else 'numbers'
+        raise ValueError(f'are {values.dtype} of shape {values.shape}, where {whole} of shape {shape} were expected')
+    most = 1 if kind == 'squares' else 255
+    if is_bytes and n and not 0 <= values.min() <= values.max() <= most:
+        raise ValueError(f'go from {values.min()} to {values.max()}, where 0 to {most} was expected')
+    return values
+
+# %% ../../nbs/data/14_positions.ipynb #cd714ccc
+def _own_answers(columns, rows, n):
+    "What the columns' own function answers, by column of the shard"
+    said = f'the answers of stage {columns.stage!r}'
+    try: made = dict(columns.answers(rows))
+    except Exception as e:
+        raise ValueError(f'{said} fail on positions with {", ".join(rows)}: {type(e).__name__}: {e}') from e
+    for t in columns.targets:
+        if t.column not in made or t.kind == 'moves': continue
+        try: made[t.column] = _fitting(made[t.column], t.kind, n)
+        except ValueError as e: raise ValueError(f'{said} in {t.column} {e}') from None
+    return made
+
 # %% ../../nbs/data/14_positions.ipynb #775fba78
 def _check_answers(made, columns, n):
     "Refuse targets that the columns do not fit"
@@ -293,8 +321,9 @@ def tally_table(
             **{k: rows[k] for k in ORIGIN}}
     if 'legal' in rows: made['legalMoves'] = rows['legal']
     if columns.played: made |= _played_columns(rows, columns.schema)
-    if columns.answers is not None: made |= columns.answers(rows)
-    _check_answers(made, columns, len(rows['id']))
+    n = len(rows['id'])
+    if columns.answers is not None: made |= _own_answers(columns, rows, n)
+    _check_answers(made, columns, n)
     return pa.table({f.name: as_column(made[f.name], f.type) for f in columns.schema}, schema=columns.schema)
 
 # %% ../../nbs/data/14_positions.ipynb #67d9de64

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
-from .columns import Columns, columns_of
+from .columns import COLUMNS, Columns, columns_of
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
                                 local_file, make_writable)
 from .games import Game
@@ -547,7 +547,7 @@ def prepare(
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
     make_writable(folder)                      # before an hour of reading
-    plugin = '' if columns.answers is None else elsewhere(columns.answers)
+    plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
     try:

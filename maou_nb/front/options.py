@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'stage_problems', 'data_problems', 'loader_problems',
-           'memory_problems', 'model_problems', 'part_problems', 'layer_problems', 'device_problems', 'loss_problems',
-           'training_problems', 'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems',
-           'place_problems', 'option_of', 'try_config', 'make_config']
+           'memory_problems', 'model_problems', 'part_problems', 'trial_problems', 'layer_problems', 'device_problems',
+           'loss_problems', 'training_problems', 'compiler_problems', 'onnx_problems', 'resume_problems',
+           'fit_problems', 'place_problems', 'option_of', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -15,7 +15,10 @@ from collections.abc import Iterator
 
 import torch
 from pydantic import ValidationError
+from torchmetrics import Metric
 
+from ..data.batches import DenseBatch
+from ..data.columns import slug_of
 from ..data.files import FileError, as_path
 from ..data.options import OptionError
 from ..data.plugins import PluginError, load_plugins
@@ -25,9 +28,9 @@ from ..data.splits import packed_problem, split_problem
 from ..judge.watch import watched_problems
 from ..model.backbones import BACKBONES, SECTIONS, Backbone, backbone_of, sizes_of
 from ..model.heads import HEADS
-from ..model.losses import LOSS_PARTS
+from ..model.losses import LOSS_PARTS, LOSSES
 from ..model.onnx import onnx_problem
-from ..stages.stage import STAGES, keys_of, part_option, stages_of
+from ..stages.stage import STAGES, Stage, keys_of, part_option, stages_of
 from ..train.checkpoints import PICKLES, CheckpointError
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
@@ -200,7 +203,7 @@ def _wrong_head(name, part, cfg):
         with torch.random.fork_rng():
             made = tuple(HEADS[name](8, **keywords)(torch.zeros(2, 8, 9, 9)).shape)
     except Exception as e:
-        return (f'it fails on a trial batch ({type(e).__name__}: {e}); '
+        return (f'it fails on a trial batch ({_one_line(e)}); '
                 f'a head for {part.name} was expected')
     if made != wanted: return f'it gives {made} for two positions, where {wanted} was expected'
 
@@ -227,6 +230,84 @@ def part_problems(cfg) -> Iterator[str]:
             name = s.choice(cfg, p, what)
             if s not in run and name == getattr(p, what): continue     # nothing uses it
             if why := problem(name, p, cfg): yield f'{part_option(p, what)}={name!r}: {why}'
+
+# %% ../../nbs/front/60_options.ipynb #31ac3608
+def _two_rows(columns):
+    "A made-up dense batch: empty boards, and targets as their kinds have them"
+    targets = {}
+    for name, (width, dtype) in columns.tensors.items():
+        value = 0 if dtype == 'int64' else 1 if dtype != 'float32' else 1/(width or 2)
+        targets[name] = torch.full((2, width) if width else (2,), value, dtype=getattr(torch, dtype))
+    board, hands = (torch.zeros(2, n, dtype=torch.uint8) for n in (81, 14))
+    return DenseBatch(columns, board, hands, targets)
+
+# %% ../../nbs/front/60_options.ipynb #ba0a5463
+def _one_line(error): return f'{type(error).__name__}: {" ".join(str(error).split())}'
+
+# %% ../../nbs/front/60_options.ipynb #4f7993e7
+def _wrong_scalars(made, what):
+    "What is wrong with named scalars; nothing if all are"
+    if not isinstance(made, dict): return f'{what} gives {type(made).__name__}, where a dict of scalars was expected'
+    for name, value in made.items():
+        try: shape = tuple(torch.as_tensor(value).shape)
+        except (TypeError, ValueError, RuntimeError): shape = type(value).__name__
+        if shape: return f'{what} gives {name!r} of shape {shape}, where a scalar was expected'
+
+# %% ../../nbs/front/60_options.ipynb #4e01c8f7
+def _wrong_loss(loss, outputs, batch, cfg):
+    "What is wrong with a loss `(outputs, batch, cfg) → dict`; nothing if it can be learnt from"
+    try: made = loss(outputs, batch, cfg)
+    except Exception as e: return f'its loss fails on a trial batch ({_one_line(e)})'
+    if wrong := _wrong_scalars(made, 'its loss'): return wrong
+    least = made.get('loss')
+    if least is None: return f"its loss gives {', '.join(made) or 'nothing'}, where 'loss' was expected"
+    if not (isinstance(least, torch.Tensor) and least.requires_grad):
+        return "its 'loss' does not depend on the answers: nothing would be learnt"
+
+# %% ../../nbs/front/60_options.ipynb #29be3c99
+def _losses_tried(stage, outputs, batch, cfg):
+    "A sentence on each loss of `stage` that cannot be learnt from"
+    losses = {f'stage={stage.id!r}': lambda *given: stage.loss(*given)}
+    if type(stage).loss is Stage.loss:
+        named = {part_option(p, 'loss'): stage.choice(cfg, p, 'loss') for p in stage.parts}
+        losses = {f'{option}={n!r}': LOSSES[n] for option, n in named.items()}
+    for option, loss in losses.items():
+        if why := _wrong_loss(loss, outputs, batch, cfg): yield f'{option}: {why}'
+
+# %% ../../nbs/front/60_options.ipynb #92ce7406
+def _wrong_metrics(stage, outputs, batch, cfg):
+    "What is wrong with a stage's metrics; nothing if they give what it is judged by"
+    metrics = stage.metrics()
+    if not isinstance(metrics, Metric):
+        return f'its metrics() gives {type(metrics).__name__}, where a torchmetrics Metric, such as a SumMetric, was expected'
+    if lists := [n for n, v in metrics.metric_state.items() if not isinstance(v, torch.Tensor)]:
+        return f'its metrics keep a list in {lists[0]!r}, which a checkpoint cannot hold; sums were expected'
+    metrics.update({k: v.detach() for k, v in outputs.items()}, batch)
+    made = metrics.compute()
+    if wrong := _wrong_scalars(made, 'its metrics'): return wrong
+    asked = {'figures': stage.figures, 'best_by': stage.best_by(cfg).values()}
+    for where, names in asked.items():
+        for name in names:
+            if name not in made and 'loss' not in name:
+                return f'{where} names {name!r}, and its metrics compute {", ".join(made)}'
+
+# %% ../../nbs/front/60_options.ipynb #92a0e268
+def _tried(stage, cfg):
+    "What is wrong with `stage`, as two made-up rows show"
+    batch = _two_rows(stage.columns)
+    with torch.random.fork_rng(), torch.enable_grad():
+        heads = stage.heads(cfg, 8)
+        outputs = {name: head(torch.zeros(2, 8, 9, 9)) for name, head in heads.items()}
+        yield from _losses_tried(stage, outputs, batch, cfg)
+        try: why = _wrong_metrics(stage, outputs, batch, cfg)
+        except Exception as e: why = f'its metrics fail on a trial batch ({_one_line(e)})'
+        if why: yield f'stage={stage.id!r}: {why}'
+
+# %% ../../nbs/front/60_options.ipynb #95b928d2
+def trial_problems(cfg) -> Iterator[str]:
+    "Losses and metrics of stages that a step would show to be wrong"
+    if any(part_problems(cfg)): return
+    for s in stages_of(cfg): yield from _tried(s, cfg)
 
 # %% ../../nbs/front/60_options.ipynb #69d3d6e2
 def layer_problems(cfg) -> Iterator[str]:
@@ -401,11 +482,16 @@ def option_of(problem:str) -> str:
 
 # %% ../../nbs/front/60_options.ipynb #171a9787
 RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
-         device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
+         trial_problems, device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
          resume_problems, memory_problems, fit_problems, watched_problems, place_problems,
          onnx_problems)
 
 # %% ../../nbs/front/60_options.ipynb #d035c792
+def _slugs_unknown(cfg):
+    "How the options of stages that nobody registered begin"
+    return tuple(f'{slug_of(k)}_' for k in keys_of(cfg.stage) if k not in STAGES)
+
+# %% ../../nbs/front/60_options.ipynb #7f1d6a30
 def try_config(
     options:dict,
 ) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
@@ -414,6 +500,7 @@ def try_config(
     try: load_plugins(options.get('plugins') or ())
     except (PluginError, TypeError) as e: unknown.append(str(e))
     cfg, problems, bad = valid_part(options)
+    problems = [p for p in problems if not option_of(p).startswith(_slugs_unknown(cfg))]
     found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
     return cfg, unknown + problems + found
 

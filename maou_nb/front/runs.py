@@ -7,7 +7,6 @@ __all__ = ['config_of', 'state_of', 'known_here_only', 'start_run', 'train_here'
            'stages_in', 'Comparison', 'first_row', 'main_figure', 'comparison_figure', 'compare', 'tensorboard']
 
 # %% ../../nbs/front/64_runs.ipynb #aa97294b
-import json
 import os
 import shlex
 import signal
@@ -26,9 +25,9 @@ from matplotlib.figure import Figure
 from ..data.files import FileError
 from .cli import as_command, as_words
 from ..judge.watch import film_strip
-from .learn import LearnResult, load_run, train_run
+from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
-from ..data.plugins import elsewhere, needs_file
+from ..data.plugins import elsewhere, missing_plugins, needs_file
 from .options import make_config
 from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
@@ -43,8 +42,10 @@ def config_of(
     run:RunFolder,
 ) -> LearnConfig:  # A `FileError` if it is no run's folder, or its options are not known here
     "The options of a run"
-    try: return saved_config(run.read_config(), str(run.config_file), run.read_about().get('plugins', ()))
+    kept = run.read_about().get('plugins')
+    try: return saved_config(run.read_config(), str(run.config_file), kept)
     except OptionError as e:
+        if missing_plugins(kept): raise FileError(str(e)) from None
         raise FileError(f'{run.config_file} holds no options of this version: copy it again ({e})') from None
 
 # %% ../../nbs/front/64_runs.ipynb #49cf1c41
@@ -71,7 +72,7 @@ def state_of(
     if run.was_killed():
         gone = 'its process is gone without a word: was it killed?'
         return 'failed', f'{gone} All up to its last checkpoint is there'
-    try: result = load_run(run.path)
+    try: result = read_result(run)
     except FileError: result = None
     if result and result.stopped: return 'stopped', result.stopped
     last = run.log(1)
@@ -86,8 +87,8 @@ def known_here_only(
     cfg:LearnConfig,
 ) -> str:              # Empty: nothing stands in the way
     "What a process of its own would not know of `cfg`, and what to do about it"
-    for what, name, thing in used_by(cfg):
-        needed = elsewhere(thing)
+    for what, name, home in used_by(cfg):
+        needed = elsewhere(home)
         if needed is None: return f'plugins: {needs_file(what, name)}'
         if needed and needed not in cfg.plugins:
             return (f'plugins: {what} {name!r} was registered by {needed}, and a process of its own '

@@ -18,7 +18,7 @@ from ..data.board import playable
 from ..data.files import local_file
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
-from ..data.plugins import missing_plugins
+from ..data.plugins import missing_plugins, warn_of_plugins
 from ..model.backbones import backbone_of
 from ..model.heads import Net
 from ..show.boards import Position, read_position
@@ -67,26 +67,19 @@ def _weights(tensors, which, path):
                           'a checkpoint written by learn_multi_stage was expected')
 
 # %% ../../nbs/judge/51_ask.ipynb #b7c49fc1
-def _used(about):
-    "The plugins that a checkpoint names, as far as it does so in the form that is written"
-    named = about.get('plugins') if isinstance(about.get('plugins'), list) else ()
-    whole = lambda p: isinstance(p, dict) and all(isinstance(p.get(k), str) for k in ('name', 'sha256'))
-    return [p for p in named if whole(p)]
-
-# %% ../../nbs/judge/51_ask.ipynb #095c6b6e
 def _not_known(about, why):
     "The sentence for a part that is not registered here"
     own = 'what is your own must be registered before its checkpoint is loaded'
-    return '; '.join([why, *(missing_plugins(_used(about)) or [own])])
+    return '; '.join([why, *(missing_plugins(about.get('plugins')) or [own])])
 
-# %% ../../nbs/judge/51_ask.ipynb #55ea9178
+# %% ../../nbs/judge/51_ask.ipynb #095c6b6e
 def _net_said(about, path):
     "A fresh network as a checkpoint describes it"
     stage = STAGES.get(str(about['stage']))
     why = f'{path} is of stage {about["stage"]!r}, which is not known here'
     if stage is None: raise CheckpointError(_not_known(about, why))
     try:
-        cfg = saved_config(about['config'], str(path), _used(about))
+        cfg = saved_config(about['config'], str(path), about.get('plugins'))
         return net_of(cfg, stage, backbone_of(cfg))
     except OptionError as e: why = f'{e}; version {about.get("version")} wrote it'
     except KeyError as e: why = _not_known(about, f'{path}: head {e} is not known here')
@@ -114,6 +107,7 @@ def load_net(
     _check_weights(weights, net.state_dict(), path)
     net.load_state_dict(weights)
     net.about = {**about, 'path': str(path)}
+    warn_of_plugins(about.get('plugins'))
     return net.eval()
 
 # %% ../../nbs/judge/51_ask.ipynb #ad888ed5

@@ -138,8 +138,8 @@ def train(self:Backbone,
 
 # %% ../../nbs/model/21_backbones.ipynb #67431164
 BACKBONES = Registry('backbone')  # name → class
-SIZES = {}      # name → size → keywords of that class
-SECTIONS = {}   # name → the section of its options, where it has one
+SIZES = BACKBONES.beside()      # name → size → keywords of that class
+SECTIONS = BACKBONES.beside()   # name → the section of its options, where it has one
 
 # %% ../../nbs/model/21_backbones.ipynb #49ed4f1b
 def register_backbone(

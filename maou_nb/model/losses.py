@@ -114,7 +114,7 @@ def value_target(
 
 # %% ../../nbs/model/23_losses.ipynb #cd99804c
 LOSSES = Registry('loss')
-LOSS_PARTS = {}     # name → the part whose answers it takes
+LOSS_PARTS = LOSSES.beside()     # name → the part whose answers it takes
 
 def register_loss(
     name:str,    # What options such as `policy_loss` call it

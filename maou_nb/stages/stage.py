@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from pydantic import BeforeValidator, create_model
+from torchmetrics import Metric
 from xxhash import xxh3_64_intdigest
 
-from ..data.columns import Columns, register_columns, slug_of, stage_id, stage_key
+from ..data.columns import COLUMNS, Columns, register_columns, slug_of, stage_id, stage_key
 from ..data.options import DataPath, Globs, Name, OnePath, Section, lower, option
 from ..data.plugins import Registry
 from ..model.heads import HEADS
@@ -243,8 +244,8 @@ class FlagMetrics(SumMetric):
 
 # %% ../../nbs/stages/31_stage.ipynb #45f13beb
 @patch
-def metrics(self:Stage) -> torch.nn.Module:
-    "Fresh metrics: `update(outputs, batch)`, `compute()` → figures, with `baseline_…` of a guess"
+def metrics(self:Stage) -> Metric:
+    "Fresh metrics of torchmetrics: `update(outputs, batch)`, `compute()` → each of `figures`, and `baseline_…` of a guess"
     return FlagMetrics(self.parts[0].name)
 
 # %% ../../nbs/stages/31_stage.ipynb #e63800e7
@@ -349,7 +350,7 @@ def _checked_key(key, cls):
         raise ValueError(f'stage {key!r}: a name in small letters was expected')
     return made
 
-# %% ../../nbs/stages/31_stage.ipynb #76725c8f
+# %% ../../nbs/stages/31_stage.ipynb #c4afeb2d
 def _check_part(stage, part, refuse):
     "Call `refuse` if a part names a head or a loss that nobody registered"
     def known(what, name, registry):
@@ -360,7 +361,18 @@ def _check_part(stage, part, refuse):
     elif type(stage).loss is Stage.loss:
         refuse(f'{part.name!r} has no loss: name one, or write `loss`')
 
-# %% ../../nbs/stages/31_stage.ipynb #0aa3ed90
+# %% ../../nbs/stages/31_stage.ipynb #76725c8f
+_BY_NAME = 'metrics', 'picture', 'row_errors', 'mistakes'
+
+def _check_target(stage, refuse):
+    "Call `refuse` if the first part's name is no column's, where a method of `Stage` takes it for one"
+    first, there = stage.parts[0].name, stage.columns.tensors
+    usual = [m for m in _BY_NAME if getattr(type(stage), m) is getattr(Stage, m)]
+    if usual and first not in there:
+        refuse(f'no column is called {first!r}, as its first part is: name that after one of '
+               f'{", ".join(there)}, or write {", ".join(usual)}')
+
+# %% ../../nbs/stages/31_stage.ipynb #898f8217
 def _check_stage(stage):
     "Refuse a stage that lacks something, or disagrees with itself"
     def refuse(why): raise ValueError(f'stage {stage.key!r}: {why}')
@@ -375,7 +387,10 @@ def _check_stage(stage):
     if wrong: refuse(f'names[{wrong[0]!r}]: one of {", ".join(ROLES)} was expected')
     parts = [p.name for p in stage.parts]
     if len(set(parts)) < len(parts): refuse(f'two of its parts have one name: {", ".join(parts)}')
+    if not isinstance(stage.threshold, (int, float, type(None))):
+        refuse(f'threshold={stage.threshold!r}: a number, or None, was expected')
     _check_options(stage, refuse)
+    _check_target(stage, refuse)
 
 # %% ../../nbs/stages/31_stage.ipynb #c017d012
 def _option_names(stage):
@@ -397,13 +412,17 @@ def register_stage(
 ):
     "Make an instance of the decorated subclass of `Stage` known as `key`"
     def register(cls):
+        if not (isinstance(cls, type) and issubclass(cls, Stage)):
+            raise ValueError(f'stage {key!r}: a subclass of Stage was expected, and this is {cls!r}')
         stage = cls()
         stage.key = _checked_key(key, cls)
         if not isinstance(stage.columns, Columns):
             stage.columns = Columns(stage.key, tuple(stage.columns))
         _check_stage(stage)
-        added = STAGES.add(stage.key, stage) is stage
-        if added and STAGES[stage.key] is stage: register_columns(stage.columns)
+        STAGES.add(stage.key, stage)
+        if STAGES[stage.key] is stage:
+            if stage.key not in _own: COLUMNS.pop(stage.key, None)
+            register_columns(stage.columns)
         return cls
     return register
 

@@ -184,8 +184,9 @@ def read_config(self:RunFolder) -> dict:
 @patch
 def read_about(self:RunFolder) -> dict:
     "What run.json says: versions, device, data, plugins; nothing where there is none"
-    try: return json.loads(self.about_file.read_text(encoding='utf-8'))
+    try: about = json.loads(self.about_file.read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
+    return about if isinstance(about, dict) else {}
 
 # %% ../../nbs/train/42_folder.ipynb #d2783005
 def _by_stage(rows) -> dict:
@@ -278,9 +279,9 @@ def claimed(self:RunFolder):
 @patch
 def make_writable(self:RunFolder):
     "Make its folders; an `OptionError` names the one that cannot be written to"
-    for option, at in (('run_dir', self.path), ('log_dir', self.logs), ('model_dir', self.models)):
+    for name, at in (('run_dir', self.path), ('log_dir', self.logs), ('model_dir', self.models)):
         try: make_writable(at)
-        except OSError as e: raise OptionError(f'{option}: {e}') from None
+        except OSError as e: raise OptionError(f'{name}: {e}') from None
 
 # %% ../../nbs/train/42_folder.ipynb #35db1d16
 @patch

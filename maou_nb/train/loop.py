@@ -264,7 +264,7 @@ class Means:
 
     def update(self, losses:dict, outputs:dict, batch):
         "Add a batch"
-        for k, v in losses.items(): self.sums[k] = self.sums.get(k, 0) + v.detach()*len(batch)
+        for k, v in losses.items(): self.sums[k] = self.sums.get(k, 0) + v*len(batch)
         self.rows += len(batch)
         self.metrics.update({k: v.detach() for k, v in outputs.items()}, batch)
 
@@ -278,7 +278,8 @@ class Means:
 def compute(self:Means, accelerator:Accelerator) -> dict[str, float]:
     "The means over the rows of all processes"
     rows = torch.as_tensor(float(self.rows), device=accelerator.device)
-    sums = torch.stack([rows, *(s.float() for s in self.sums.values())])
+    each = (torch.as_tensor(s, device=rows.device).float() for s in self.sums.values())
+    sums = torch.stack([rows, *each])
     totals = accelerator.reduce(sums, 'sum')
     means = dict(zip(self.sums, (totals[1:] / totals[0]).tolist()))
     norm = {'grad_norm': float(self.norms) / self.steps} if self.steps else {}
@@ -290,7 +291,7 @@ def tensors(self:Means) -> dict:
     "All sums under names"
     norms = {'norms': self.norms} if self.steps else {}
     sums = {f'sum.{k}': v for k, v in self.sums.items()}
-    metrics = {f'metric.{k}': getattr(self.metrics, k) for k in self.metrics.sums}
+    metrics = {f'metric.{k}': v for k, v in self.metrics.metric_state.items()}
     return {'rows': torch.tensor([self.rows, self.steps]), **norms, **sums, **metrics}
 
 # %% ../../nbs/train/43_loop.ipynb #b677b0b0
@@ -356,8 +357,8 @@ def train_batch(self:Loop, batch:DenseBatch):
         with self.accelerator.autocast(): outputs = self.net(batch.board, batch.hands)
         losses = self.stage.loss(outputs, batch, self.cfg)
         self.accelerator.backward(losses['loss'] if share == 1 else losses['loss']*share)
-    self.means.update(losses, outputs, batch)
-    self.losses = {k: v.detach() for k, v in losses.items()}
+    self.losses = {k: torch.as_tensor(v, device=self.device).detach() for k, v in losses.items()}
+    self.means.update(self.losses, outputs, batch)
     self.batch += 1
     if last: self.take_step()
 
@@ -470,36 +471,6 @@ def finished(self:Loop) -> bool:
     "Whether nothing is left to train"
     return self.epoch >= self.settings.epochs or any(cb.done(self) for cb in self.callbacks)
 
-# %% ../../nbs/train/43_loop.ipynb #c78b6b25
-@patch
-def fit(self:Loop) -> list[dict]:
-    "Train until the stage is finished; returns the history"
-    try:
-        self.call('before_fit')
-        with torch.autograd.set_detect_anomaly(self.cfg.detect_anomaly):
-            while not self.finished:
-                self.one_epoch()
-                self.call('after_epoch')
-                if not self.finished: self.check_stop()
-    except BaseException as e:
-        self.error = self.in_words(e)
-        if self.error is e: raise
-        raise self.error from e
-    finally: self.call('after_fit')
-    return self.history
-
-# %% ../../nbs/train/43_loop.ipynb #2ccc6526
-@patch
-def check_loss(self:Loop) -> float:
-    "The loss of the last batch; a `Diverged` if it is no number"
-    loss = float(self.losses['loss'])
-    if math.isfinite(loss): return loss
-    self.whole = False
-    rate = self.scheduler.get_last_lr()[0]
-    raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} '
-                   f'(learning rate {rate:.2g}); a lower learning rate, or gradient_clip_norm, '
-                   'would be right, and detect_anomaly=True names the operation')
-
 # %% ../../nbs/train/43_loop.ipynb #30e4b6c2
 def state_name(cb:Callback) -> str:
     "Under which name a checkpoint keeps the state of a callback"
@@ -533,6 +504,37 @@ def _callback_states(self:Loop) -> tuple[dict, dict]:
         facts[name] = {k: v for k, v in kept.items() if k not in own}
         _check_facts(name, facts[name])
     return tensors, facts
+
+# %% ../../nbs/train/43_loop.ipynb #9c771512
+@patch
+def fit(self:Loop) -> list[dict]:
+    "Train until the stage is finished; returns the history"
+    try:
+        self.call('before_fit')
+        self._callback_states()
+        with torch.autograd.set_detect_anomaly(self.cfg.detect_anomaly):
+            while not self.finished:
+                self.one_epoch()
+                self.call('after_epoch')
+                if not self.finished: self.check_stop()
+    except BaseException as e:
+        self.error = self.in_words(e)
+        if self.error is e: raise
+        raise self.error from e
+    finally: self.call('after_fit')
+    return self.history
+
+# %% ../../nbs/train/43_loop.ipynb #2ccc6526
+@patch
+def check_loss(self:Loop) -> float:
+    "The loss of the last batch; a `Diverged` if it is no number"
+    loss = float(self.losses['loss'])
+    if math.isfinite(loss): return loss
+    self.whole = False
+    rate = self.scheduler.get_last_lr()[0]
+    raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} '
+                   f'(learning rate {rate:.2g}); a lower learning rate, or gradient_clip_norm, '
+                   'would be right, and detect_anomaly=True names the operation')
 
 # %% ../../nbs/train/43_loop.ipynb #4a46dde7
 @patch

@@ -84,9 +84,9 @@ def _place_problems(flag, on, bucket, base, name):
         yield from filter(None, found)
         if lacks := _lacks({'s3': 's3', 'gcs': 'gs'}[name]): yield f'{flag}=True: {lacks}'
         return
-    for option, value in ((f'{name}_bucket_name', bucket), (f'{name}_base_path', base)):
+    for said, value in ((f'{name}_bucket_name', bucket), (f'{name}_base_path', base)):
         if value is not None:
-            yield (f'{option}={value!r}: nothing is mirrored without {flag}=True; '
+            yield (f'{said}={value!r}: nothing is mirrored without {flag}=True; '
                    'give that too, or leave this out')
 
 # %% ../../nbs/train/46_mirror.ipynb #33568061

@@ -12,7 +12,6 @@ __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -24,14 +23,14 @@ from .. import __version__
 from ..data.batches import dense_bytes
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
-from ..data.plugins import PLUGINS, home_of
+from ..data.plugins import PLUGINS
 from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import clamp_workers, packed_problem, split_problem, split_sources
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
-from ..stages.stage import STAGES, Stage, keys_of, part_option, stages_of
+from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import CheckpointError, Checkpoints, load_part, put_part
@@ -338,16 +337,15 @@ def _parts_used(cfg):
 
 # %% ../../nbs/train/48_runner.ipynb #8b90f286
 def used_by(cfg:LearnConfig) -> list[tuple]:
-    "(what, name, thing) of everything registered that `cfg` uses"
-    registries, name = {'head': HEADS, 'loss': LOSSES}, cfg.model_architecture
-    stages = [('stage', s.key, s) for s in stages_of(cfg)]
-    parts = [(what, n, registries[what][n]) for what, n in _parts_used(cfg)]
-    return [('backbone', name, BACKBONES[name]), *stages, *parts]
+    "(what, name, module that registered it) of everything that `cfg` uses"
+    registries = {'backbone': BACKBONES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
+    used = [('backbone', cfg.model_architecture), *(('stage', s.key) for s in stages_of(cfg))]
+    return [(what, n, registries[what].homes[n]) for what, n in used + _parts_used(cfg)]
 
 # %% ../../nbs/train/48_runner.ipynb #b3df8971
 def plugins_of(cfg) -> list[dict]:
     "Name and SHA-256 of the plugins that `cfg` names, or uses"
-    homes = {home_of(thing) for *_, thing in used_by(cfg)}
+    homes = {home for *_, home in used_by(cfg)}
     return [p.about() for p in PLUGINS.values() if p.name in cfg.plugins or p.module in homes]
 
 # %% ../../nbs/train/48_runner.ipynb #4e15bb5b
