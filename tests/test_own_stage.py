@@ -166,7 +166,8 @@ def test_a_plugin_that_changed_is_told_of(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize('door', [lambda run: load_run(run.run_dir), lambda run: evaluate(run, stage='attacked', batch_size=4096),
                                   lambda run: run.predict('startpos', stage='attacked'),
-                                  lambda run: show_results(run, stage='attacked', n=1)], ids=['load_run', 'evaluate', 'predict', 'show_results'])
+                                  lambda run: show_results(run, stage='attacked', n=1)],
+                         ids=['load_run', 'evaluate', 'predict', 'show_results'])
 def test_every_door_warns_of_a_plugin_that_changed(uninterrupted, monkeypatch, door):
     from maou_nb.data import plugins
     changed = {m: dataclasses.replace(p, sha256='0'*64) for m, p in plugins.PLUGINS.items()}
