@@ -152,8 +152,8 @@ def test_nothing_is_imported_because_a_file_says_so(uninterrupted, tmp_path):
     done = subprocess.run([sys.executable, '-c', ALONE, uninterrupted.run_dir], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert sum('attacked.py' in l and 'plugins=' in l for l in lines) == 3 and 'copy it again' not in done.stdout, lines
-    assert re.search('UserWarning: plugin .*attacked.py .* was used: give plugins=', done.stderr), done.stderr
+    assert sum('attacked.py' in l and 'load_plugins(' in l for l in lines) == 3 and 'copy it again' not in done.stdout, lines
+    assert re.search('UserWarning: plugin .*attacked.py .* was used: load_plugins', done.stderr), done.stderr
     assert any("stage='attacked': one of 1, 2, 3" in l for l in lines) and lines[-1].startswith('stage attacked (attacked squares): f1')
     config = Path(uninterrupted.run_dir, 'config.json')
     cli = subprocess.run([sys.executable, '-m', 'maou_nb', 'learn-model', '--config', str(config)], capture_output=True, text=True)

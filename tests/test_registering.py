@@ -2,20 +2,23 @@
 import dataclasses, re, subprocess, sys
 
 import numpy as np
+import pyarrow as pa
 import pytest, torch
 from torch import nn
 
-from maou_nb import Callback, Column, Figure, Part, Stage, learn_multi_stage, prepare_stage, register_stage
+from maou_nb import Callback, Column, Figure, Part, Section, Stage, option, learn_multi_stage, prepare_stage, register_stage
 from maou_nb.data.batches import DenseBatch
 from maou_nb.data.columns import COLUMNS, TAKEN, Columns
+from maou_nb.data.options import OptionError
 from maou_nb.data.plugins import PluginError, load_plugins
 from maou_nb.data.positions import tally_table
 from maou_nb.front.options import try_config
+from maou_nb.judge.ask import read_position
 from maou_nb.model.heads import HEADS, SquareHead, register_head
 from maou_nb.model.losses import LOSS_PARTS, LOSSES, register_loss
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.options import LearnConfig
-from maou_nb.train.runner import plugins_of
+from maou_nb.train.runner import StageThresholdNotMet, plugins_of
 from samples import ONE_FILE, said
 
 
@@ -25,6 +28,8 @@ def stage(part='q', column=('q', 'x', 'squares'), width=81, head='reachable', na
     return type('Mine', (Stage,), dict(name='mine', columns=columns, figures={'accuracy': Figure('a')},
                                        parts=(Part(part, width, head, named),)) | more)
 
+
+JUDGED = dict(metrics=lambda self: 1, row_errors=lambda self, outputs, batch: {})     # numbers have no usual ones
 
 @pytest.fixture
 def mine():
@@ -56,6 +61,26 @@ def test_the_librarys_names_stay():
     (dict(column=('q', 'fold', 'squares')), 'another name would be right'),
     (dict(part='r'), "no column is called 'r', as its first part is: name that after one of q, or write"),
     (dict(threshold='hi'), "threshold='hi': a number, or None, was expected"),
+    (dict(threshold=float('nan')), 'threshold=nan: a number, or None, was expected'),
+    (dict(treshold=0.9), "nothing asks for 'treshold'; did you mean 'threshold'"),
+    (dict(threshold=0.9, names={'threshold': ''}), 'threshold=0.9 would never act'),
+    (dict(names={'data': ''}), r"names\['data'\] is empty"),
+    (dict(names={'nonsense': 'x'}), r"names\['nonsense'\]: one of"),
+    (dict(column=('q', 'x', 'number'), width=0), "'q' is a number, and what judges by itself asks for flags: write metrics and row_errors"),
+    (dict(column=('q', 'x', 'levels')), 'write metrics and row_errors'),
+    (dict(parts=(Part('q', 81, 'reachable', 'gap'), Part('r', 81, 'reachable', 'gap'))), 'it has 2 parts, and what judges'),
+    (dict(parts=Part('q', 81, 'reachable', 'gap')), r'a tuple such as \(Part\(…\),\) was expected'),
+    (dict(parts=('q',)), 'a tuple such as'),
+    (dict(parts=(Part('q', 81, 'reachable', 'gap', ratio='nonesuch'),)), "ratio='nonesuch' of 'q' is none of its options"),
+    (dict(figures=['accuracy']), 'a dict such as'), (dict(figures={'accuracy': 'a'}), 'a dict such as'),
+    (dict(columns='q'), "columns='q': Columns, or several Column, were expected"),
+    (dict(columns=()), '`columns` is missing'),
+    (dict(part='keys', column=('keys', 'x', 'squares')), "no part can be called 'keys'"),
+    (dict(part='backbone', column=('backbone', 'x', 'squares')), "no part can be called 'backbone'"),
+    (dict(options=Section()), 'a subclass of Section was expected'),
+    (dict(options=type('O', (Section,), {'__annotations__': {'depth': int}, 'depth': 3})), 'depth was not made by option'),
+    (dict(options=type('O', (Section,), {'__annotations__': {'epoch': int}, 'epoch': option(3, 'Epochs', 'Mine', 'free')})),
+     "stage '3' has an option epoch, too; another name would be right$"),
     (dict(head='nobody'), "head 'nobody' of 'q' is not known: choose from")], ids=str)
 def test_what_does_not_fit_is_refused_at_once(made, why):
     "And the stage is not added"
@@ -68,6 +93,17 @@ def test_what_does_not_fit_is_refused_at_once(made, why):
 def test_what_is_no_class_of_a_stage(thing):
     with pytest.raises(ValueError, match='a subclass of Stage was expected') as e: register_stage('mine')(thing)
     said(e)
+
+
+def test_names_are_wanted():
+    "A decorator without its parentheses gets the class for a name"
+    for register in (register_stage, register_head, lambda thing: register_loss(thing, of='q')):
+        with pytest.raises(TypeError, match='wants a (name|key)') as e: register(stage())
+        said(e)
+    for wrong in ('', None, 5):
+        for register in (register_head, lambda name: register_loss(name, of='q')):
+            with pytest.raises(TypeError, match='wants a name') as e: register(wrong)
+            said(e)
 
 
 @pytest.mark.parametrize('key', ['a'*300, 'all', 'Ä', '../up', '7', '', True, None])
@@ -174,7 +210,7 @@ def test_metrics_are_tried(mine, facts, why):
 def test_a_default_head_is_tried_with_its_keywords(mine):
     mine(parts=(Part('q', 81, 'reachable', 'gap', keywords=lambda cfg: {'depth': 3}),))
     [problem] = of(asked(), 'q_head')
-    assert problem.startswith("q_head='reachable': it fails on a trial batch (TypeError") and 'depth' in problem
+    assert problem == "q_head='reachable': this head takes no depth=3, which an option gives"
 
 
 def test_a_broken_stage_is_not_another_runs_business(mine):
@@ -200,21 +236,41 @@ def test_an_unknown_stages_options_are_not_listed_beside_it():
     ('number', lambda n: ['a']*n, 'where numbers of shape'),
     ('number', lambda n: 3., r'of shape \(\)'),
     ('number', lambda n: np.zeros(n + 1), r'were expected'),
+    ('number', lambda n: np.full(n, np.inf), 'hold inf, where numbers, or NaN for unknown, were expected'),
     ('number', lambda n: 1/0, 'fail on positions with id, .*boards.*: ZeroDivisionError: division by zero')])
 def test_answers_that_do_not_fit_are_named(mine, tmp_path, kind, answer, why):
     "Stage and column, before a shard is written"
-    mine(column=('q', 'x', kind), answers=lambda rows: {'x': answer(len(rows['id']))})
+    mine(column=('q', 'x', kind), answers=lambda rows: {'x': answer(len(rows['id']))}, **JUDGED)
     with pytest.raises(ValueError, match="the answers of stage 'mine' .*" + why) as e:
         prepare_stage('mine', ONE_FILE, tmp_path/'rows')
     said(e)
     assert not list((tmp_path/'rows').glob('*.feather'))
 
 
+def test_answers_leave_the_librarys_columns_alone(mine, tmp_path):
+    mine(answers=lambda rows: {'x': rows['boards'] > 0, 'boardIdPositions': rows['boards']*0})
+    with pytest.raises(ValueError, match="the answers of stage 'mine' have boardIdPositions, which is none of its columns x") as e:
+        prepare_stage('mine', ONE_FILE, tmp_path/'rows')
+    said(e)
+
+
+@pytest.mark.parametrize('rules, why', [(lambda: 1/0, 'fail: ZeroDivisionError'), (lambda: [1], 'give list, where a table was expected'),
+                                        (lambda: pa.table({'a': [1]}), 'give the columns a, where id, ')])
+def test_rules_that_do_not_fit(mine, tmp_path, rules, why):
+    mine(columns=Columns('mine', (Column('q', 'x', 'squares'),), rules=rules))
+    with pytest.raises(ValueError, match="the rules of stage 'mine' " + why) as e: prepare_stage('mine', folder=tmp_path/'rows')
+    said(e)
+    for more in ({'paths': 'x.csa'}, {'nonsense': 1}):
+        with pytest.raises(ValueError, match=f'{[*more][0]} would do nothing, as the rules give its rows'):
+            prepare_stage('mine', folder=tmp_path/'rows', **more)
+
+
 @pytest.mark.parametrize('kind, values', [
     ('squares', np.eye(81)[:3].astype(bool)), ('levels', np.arange(243).reshape(3, 81)),
     ('labels', np.arange(3*1496).reshape(3, 1496) % 3 == 0), ('number', np.array([1, np.nan, 3])), ('rate', np.arange(3))])
 def test_answers_come_back_as_they_were(mine, kind, values):
-    columns = mine(column=('q', 'x', kind), answers=lambda rows: {'x': values, 'count': np.ones(3, np.uint32)}).columns
+    more = {'count': np.ones(3, np.uint32)} if kind == 'rate' else {}
+    columns = mine(column=('q', 'x', kind), answers=lambda rows: {'x': values, **more}, **JUDGED).columns
     rows = {'id': np.arange(3, dtype=np.uint64), 'boards': np.zeros((3, 81), np.uint8), 'hands': np.zeros((3, 14), np.uint8),
             'fold': np.zeros(3, np.uint8), 'game': np.zeros(3, np.uint64), 'ply': np.zeros(3, np.uint16)}
     made = tally_table(rows, columns)['x'].to_pylist()
@@ -226,19 +282,18 @@ def test_answers_come_back_as_they_were(mine, kind, values):
 # ---- drawn
 
 @pytest.mark.parametrize('kind', ['number', 'rate'])
-def test_a_number_a_row_is_judged_and_drawn(mine, kind):
+def test_a_number_a_row_is_drawn(mine, kind):
     "By what a stage has without writing it"
-    made = mine(column=('q', 'x', kind), width=0, head='value')
+    made = mine(column=('q', 'x', kind), width=0, head='value', **JUDGED)
     batch = DenseBatch(made.columns, torch.zeros(2, 81, dtype=torch.uint8), torch.zeros(2, 14, dtype=torch.uint8),
                        {'q': torch.tensor([0.25, 1.])})
     outputs = {'q': torch.tensor([-1., 1.])}
-    metrics = made.metrics()
-    metrics.update(outputs, batch)
-    assert {'accuracy', 'exact', 'baseline_accuracy'} <= metrics.compute().keys()
-    heat, caption = made.picture(batch, 1)
-    assert heat.shape == (81,) and caption
+    heat, caption = made.picture(batch, 0)
+    assert heat.shape == (81,) and caption == '0.25'
     picture, below = made.mistakes(batch.rows(slice(0, 1)), {'q': outputs['q'][:1]})
-    assert picture.startswith('<svg') and made.row_errors(outputs, batch)['wrong'].shape == (2,)
+    assert picture.startswith('<svg') and below == '0.25, and the network says -1'
+    answer = made.answer(*read_position('startpos'), {'q': outputs['q'][:1]}, 3)
+    assert answer.sentence() == 'mine: -1' and answer.picture.startswith('<svg') and answer.best is None
 
 
 # ---- callbacks
@@ -251,11 +306,59 @@ class Keeps(Callback):
     def state(self): return {'kept': self.kept}
 
 
-@pytest.mark.parametrize('kept', [[torch.zeros(1)], {1, 2}, object()], ids=str)
+@pytest.mark.parametrize('kept', [[torch.zeros(1)], {1, 2}, object(), (1, 2), {1: 2}, torch.eye(2).to_sparse()], ids=str)
 def test_a_state_that_cannot_be_kept_is_said_before_a_step(shards, tmp_path, kept):
     callback = Keeps(kept)
-    with pytest.raises(TypeError, match=r"callback Keeps: state\(\)\['kept'\] is") as e:
+    with pytest.raises(TypeError, match=r"callback Keeps: state\(\)\['kept'\] (is|would come back as) ") as e:
         learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', gpu='cpu',
                           run_dir=tmp_path/'run', callbacks=[callback])
     said(e)
     assert callback.steps == 0
+
+
+class Counts(Callback):
+    "Counts steps and epochs, both in what a checkpoint keeps"
+    def __init__(self): self.n = 0
+    def after_step(self, loop): self.n += 1
+    def after_epoch(self, loop): self.n += 1000
+    def state(self): return {'n': self.n}
+    def load(self, state): self.n = state['n']
+
+
+class Ends(Callback):
+    "Ends the run after so many steps"
+    def __init__(self, steps): self.steps = steps
+    def after_step(self, loop):
+        self.steps -= 1
+        if not self.steps: raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize('ends', [3, 7, 18, 20, 40])
+def test_a_state_is_that_of_the_step_that_was_saved(shards, tmp_path, ends):
+    "Wherever the run ended: also between the end of an epoch and the next"
+    options = dict(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                   gpu='cpu', stage1_max_epochs=3, stage1_threshold=0.999, stage1_batch_size=64, run_dir=tmp_path/'run',
+                   resume_from='latest', checkpoint_every=3)
+    first = Counts()
+    learn_multi_stage(**options, callbacks=[first, Ends(ends)])
+    second = Counts()
+    with pytest.raises(StageThresholdNotMet): learn_multi_stage(**options, callbacks=[second])
+    assert second.n == 3*18 + 3000
+
+
+@pytest.mark.parametrize('given, why', [
+    ([None], 'callbacks: None is no Callback'), ([Counts], 'is no Callback'),
+    ([type('Odd', (Callback,), {'after_steps': lambda self, loop: None})()], "nothing asks for 'after_steps'; did you mean 'after_step'"),
+    ([type('Odd', (Callback,), {'before_epoch': lambda self, loop: None})()], 'Odd.before_epoch is never called: one of before_fit')],
+    ids=str)
+def test_what_is_no_callback_or_never_called(shards, given, why):
+    with pytest.raises(OptionError, match=why) as e:
+        learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], callbacks=given)
+    said(e)
+
+
+def test_two_callbacks_of_one_name(shards, tmp_path):
+    with pytest.raises(TypeError, match='callback Counts: two with a state are called so; give one a `name`') as e:
+        learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', gpu='cpu',
+                          run_dir=tmp_path/'run', callbacks=[Counts(), Counts()])
+    said(e)

@@ -237,12 +237,12 @@ def _cells(labels, begins, mirror):
 
 # %% ../../nbs/data/20_batches.ipynb #2b0bf974
 @patch
-def _put_policy(self:Batch, room):
+def _put_moves(self:Batch, name, room):
     """Each row's moves scattered to their labels in `room`, as shares that sum to 1
 
     What stood there is cleared. Slots that are not used add 0.
     """
-    policy, mirror = room['policy'].view(-1), self.mirror
+    policy, mirror = room[name].view(-1), self.mirror
     for cells in room['touched']: policy.index_fill_(0, cells, 0.)
     begins = torch.arange(0, len(self)*LABEL_COUNT, LABEL_COUNT, device=policy.device)
     labels, counts = (_field(self.record, self.columns, n) for n in ('labels', 'counts'))
@@ -267,7 +267,7 @@ def _decoded(self:Batch, target, room):
     stored = lambda: _field(self.record, self.columns, target.name)
     if target.name not in room: return stored()[:, 0]
     out, table = room[target.name][:len(self)], KINDS[target.kind].mirror
-    if target.kind == 'moves': self._put_policy(room)
+    if target.kind == 'moves': self._put_moves(target.name, room)
     elif target.kind == 'labels':
         unpack_bits(stored(), out)
         if self.mirror is not None: out.copy_(_mirrored(out, table, self.mirror))

@@ -282,6 +282,7 @@ def _fitting(values, kind, n):
     if values.shape != shape or values.dtype.kind not in ('bui' if is_bytes else 'buif'):
         whole = 'whole numbers' if is_bytes else 'numbers'
         raise ValueError(f'are {values.dtype} of shape {values.shape}, where {whole} of shape {shape} were expected')
+    if not is_bytes and np.isinf(values).any(): raise ValueError('hold inf, where numbers, or NaN for unknown, were expected')
     most = 1 if kind == 'squares' else 255
     if is_bytes and n and not 0 <= values.min() <= values.max() <= most:
         raise ValueError(f'go from {values.min()} to {values.max()}, where 0 to {most} was expected')
@@ -294,6 +295,9 @@ def _own_answers(columns, rows, n):
     try: made = dict(columns.answers(rows))
     except Exception as e:
         raise ValueError(f'{said} fail on positions with {", ".join(rows)}: {type(e).__name__}: {e}') from e
+    fields = {f for t in columns.targets for f, _ in KINDS[t.kind].fields(t.column)}
+    if other := sorted(made.keys() - fields):
+        raise ValueError(f'{said} have {", ".join(other)}, which is none of its columns {", ".join(sorted(fields))}')
     for t in columns.targets:
         if t.column not in made or t.kind == 'moves': continue
         try: made[t.column] = _fitting(made[t.column], t.kind, n)

@@ -450,13 +450,25 @@ class Prepared:
     def _repr_html_(self): return f'<p>{self!r}</p>' + (self.filters._repr_html_() if self.games else '')
 
 # %% ../../nbs/data/15_prepare.ipynb #caf068bd
+def _rules_table(columns):
+    "The rows that the rules give; a `ValueError` if they are not as the columns say"
+    said = f'the rules of stage {columns.stage!r}'
+    try: table = columns.rules()
+    except Exception as e: raise ValueError(f'{said} fail: {type(e).__name__}: {e}') from e
+    if not isinstance(table, pa.Table): raise ValueError(f'{said} give {type(table).__name__}, where a table was expected')
+    if table.schema.names != columns.schema.names or not len(table):
+        what = 'no rows' if not len(table) else f'the columns {", ".join(table.schema.names)}'
+        raise ValueError(f'{said} give {what}, where {", ".join(columns.schema.names)} were expected')
+    return table
+
+# %% ../../nbs/data/15_prepare.ipynb #96d013c4
 def prepare_rules(
     stage:int|str|Columns,   # A stage's key, or its columns, whose rows the rules alone give
     folder:str|Path,         # Where the shard goes; local or a URL
 ) -> Prepared:
     "Write the rows of a stage that needs no games"
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
-    table = columns.rules()
+    table = _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
     entry = write_shard(path, table, columns, 'the rules', stamped=True)
     write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')

@@ -301,7 +301,8 @@ def _in_memory(self:StreamingFileSource):
 def _copy_key(self:StreamingFileSource):
     "The name of the unpacked copy"
     shards = map(_identity, self.shards)
-    what = json.dumps([self.columns.record.descr, self.policy, self.on_bad, *shards])
+    targets = [(t.name, t.column, t.kind) for t in self.columns.targets]
+    what = json.dumps([self.columns.record.descr, targets, self.policy, self.on_bad, *shards])
     name = f'{self.columns.slug}-{sum(s.rows for s in self.shards)}-rows.safetensors'
     return f'{xxh3_128_hexdigest(what.encode())}/{name}'
 

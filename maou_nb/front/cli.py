@@ -26,8 +26,9 @@ from fastcore.basics import patch
 from .. import __version__
 from ..data.files import FileError, as_path
 from ..data.options import OptionError
-from ..data.plugins import PluginError, load_plugins
+from ..data.plugins import PluginError, load_plugins, missing_plugins
 from .options import OTHER_NAMES, make_config
+from ..train.folder import RunFolder
 from ..train.options import (
     LearnConfig, choices_of, config_class, default_text, help_of,
     is_bool, is_list, is_optional, kinds_of, tabs)
@@ -105,6 +106,7 @@ class Asked:
     config: str|None = None                       # That file
     problems: list = field(default_factory=list)  # What is wrong with the flags, a sentence each
     wrong: set = field(default_factory=set)       # Options to which these sentences belong
+    notes: list = field(default_factory=list)     # What is to be said before anything else
 
     @property
     def options(self):
@@ -198,6 +200,8 @@ def _read_word(asked, words, before):
         if value is None: _take(words, _is_value)                 # it was meant for this flag
         near = _meant(flag)
         hint = f'; did you mean {near}?' if near else ''
+        if flag.startswith('--stage-') and not (near or '').startswith('--stage-'):
+            near, hint = None, '; --plugins names the file that registers a stage of yours'
         asked.refuse(flags().get(near), f'{flag}: there is no such flag{hint}')
     return flag
 
@@ -226,12 +230,14 @@ def named_plugins(argv:list[str]) -> list[str]:
     "What `--plugins` names in `argv`"
     pairs = zip(argv, [*argv[1:], ''])
     return [w.partition('=')[2] or after for w, after in pairs
-            if w == '--plugins' or w.startswith('--plugins=')]
+            if w.startswith('--plugins=') or w == '--plugins' and not after.startswith('-')]
 
 # %% ../../nbs/front/63_cli.ipynb #ecbe39c3
 def _saved_plugins(asked, named):
     "Say which plugins a saved config needs and nobody named"
     kept = asked.saved.pop('plugins', None) or []
+    used = RunFolder(as_path(asked.config).parent).read_about().get('plugins')
+    asked.notes += [said for said in missing_plugins(used) if 'has changed' in said]
     there = {Path(n).name for n in named}
     missing = ' '.join(f'--plugins {shlex.quote(p)}' for p in kept if Path(p).name not in there)
     if missing:
@@ -258,9 +264,10 @@ def read_flags(
     asked.config = asked.given.pop('config', [None])[-1]
     asked.given |= {n: _settled(n, v) for n, v in asked.given.items() if isinstance(v, list)}
     if asked.config is not None:
-        try: asked.saved = _read_config(asked.config)
+        try:
+            asked.saved = _read_config(asked.config)
+            _saved_plugins(asked, named)
         except FileError as e: asked.refuse('config', str(e))
-        _saved_plugins(asked, named)
     return asked
 
 # %% ../../nbs/front/63_cli.ipynb #93dcd01d
@@ -389,6 +396,7 @@ def learn_model(
     from maou_nb.train.loop import Diverged, OutOfRoom
     from maou_nb.train.runner import StageThresholdNotMet
     asked = read_flags(argv)
+    for note in asked.notes: print(note, file=sys.stderr)
     if asked.problems: return _tell(all_problems(asked))
     try:
         with _only_stderr(): result, code = learn_multi_stage(**asked.options), 0

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 from .. import __version__
 from ..data.files import FileError, as_path, is_remote
 from ..data.options import OptionError
-from ..data.plugins import missing_plugins, warn_of_plugins
+from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
 from .options import make_config
 from ..judge.ask import as_net
@@ -38,7 +38,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
-from ..train.options import LearnConfig, allowed_changes, takes_options
+from ..train.options import LearnConfig, allowed_changes, saved_options, takes_options
 from ..train.runner import (
     StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
 from ..train.trials import RateTrial
@@ -198,6 +198,7 @@ def _take_up(cfg, run, say):
         say(f'{run.path} holds no checkpoint yet: the run starts afresh')
         return
     run.bring(source, stages_of(cfg))
+    for remark in missing_plugins(RunFolder(as_path(source)).read_about().get('plugins')): say(remark)
     say(f'goes on from {source}, in {run.path}')
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
@@ -216,7 +217,7 @@ def open_run(
     if not goes_on and (old := run.set_aside()):
         say(f'an earlier run was in {run.path}: it is kept in {old}')
     run.make_writable()
-    run.write(run.config_file, cfg.model_dump_json(indent=1))
+    run.write(run.config_file, json.dumps(saved_options(cfg), indent=1))
 
 # %% ../../nbs/front/62_learn.ipynb #ac49c301
 def _machine(accelerator):
@@ -333,9 +334,9 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     done = finished_stages(cfg, run)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
-    callbacks = [*_shown(cfg, run, mirror, pictures), *callbacks]
+    viewers = _shown(cfg, run, mirror, pictures)
     for stage in stages_of(cfg)[len(result.stages_completed):]:
-        try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, say, stop)
+        try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, viewers, say, stop)
         except Stopped as e:
             goes_on = 'everything is saved, and resume_from="latest" goes on from there'
             result.stopped, result.partial = f'{e}: {goes_on}', e.partial
@@ -349,13 +350,21 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     return result
 
 # %% ../../nbs/front/62_learn.ipynb #c1118585
+_moments = [n for n in vars(Callback) if n.startswith(('before_', 'after_'))]
+
 def _check_callbacks(callbacks):
     "Refuse what is no callback"
-    given = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]
-    wrong = next((c for c in given if not isinstance(c, Callback)), None)
-    if wrong is None: return given
-    raise OptionError(f'callbacks: {wrong!r} is no Callback; '
-                      'instances of subclasses of maou_nb.Callback were expected')
+    given = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]*(callbacks is not None)
+    for cb in given:
+        if not isinstance(cb, Callback):
+            raise OptionError(f'callbacks: {cb!r} is no Callback; '
+                              'instances of subclasses of maou_nb.Callback were expected')
+        try: check_spelling(type(cb), Callback, f'callbacks: {type(cb).__name__}')
+        except ValueError as e: raise OptionError(str(e)) from None
+        moments = [n for n in dir(cb) if n.startswith(('before_', 'after_')) and not hasattr(Callback, n)]
+        if moments: raise OptionError(f'callbacks: {type(cb).__name__}.{moments[0]} is never called: '
+                                      f'one of {", ".join(_moments)} was expected')
+    return given
 
 # %% ../../nbs/front/62_learn.ipynb #4668718c
 def train_run(

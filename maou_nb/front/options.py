@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'stage_problems', 'data_problems', 'loader_problems',
-           'memory_problems', 'model_problems', 'part_problems', 'trial_problems', 'layer_problems', 'device_problems',
-           'loss_problems', 'training_problems', 'compiler_problems', 'onnx_problems', 'resume_problems',
-           'fit_problems', 'place_problems', 'option_of', 'try_config', 'make_config']
+           'memory_problems', 'model_problems', 'part_problems', 'keyword_problems', 'trial_problems', 'layer_problems',
+           'device_problems', 'loss_problems', 'training_problems', 'compiler_problems', 'onnx_problems',
+           'resume_problems', 'fit_problems', 'place_problems', 'option_of', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -15,13 +15,14 @@ from collections.abc import Iterator
 
 import torch
 from pydantic import ValidationError
+from rsshogi.core import Board
 from torchmetrics import Metric
 
 from ..data.batches import DenseBatch
 from ..data.columns import slug_of
 from ..data.files import FileError, as_path
 from ..data.options import OptionError
-from ..data.plugins import PluginError, load_plugins
+from ..data.plugins import PluginError, load_plugins, missing_plugins
 from ..data.shards import find_shards
 from ..data.sources import FileSource
 from ..data.splits import packed_problem, split_problem
@@ -30,8 +31,10 @@ from ..model.backbones import BACKBONES, SECTIONS, Backbone, backbone_of, sizes_
 from ..model.heads import HEADS
 from ..model.losses import LOSS_PARTS, LOSSES
 from ..model.onnx import onnx_problem
-from ..stages.stage import STAGES, Stage, keys_of, part_option, stages_of
+from ..show.boards import Position
+from ..stages.stage import STAGES, Stage, head_keywords, keys_of, part_option, stages_of
 from ..train.checkpoints import PICKLES, CheckpointError
+from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
 from ..train.options import LearnConfig, config_class
@@ -74,8 +77,13 @@ def stage_problems(cfg) -> Iterator[str]:
     "Stages that nobody registered"
     for key in keys_of(cfg.stage):
         if key not in STAGES:
+            near = difflib.get_close_matches(key, STAGES, 1, 0.75)
             yield (f'stage={key!r}: one of {", ".join(STAGES)}, all, or several of them, was expected; '
-                   'plugins names the file that registers another')
+                   + (f'did you mean {near[0]}?' if near else 'plugins names the file that registers another'))
+    for s in stages_of(cfg):
+        for role, name in s.names.items():
+            if name and name.format(s.slug) not in type(cfg).model_fields:
+                yield f'stage={s.id!r}: names[{role!r}] is {name!r}, and there is no such option'
 
 # %% ../../nbs/front/60_options.ipynb #e921841b
 def _choice_text(choice): return ','.join(choice) if isinstance(choice, tuple) else choice
@@ -91,8 +99,9 @@ def _shard_problems(cfg, stage, name, path):
         if problem := packed_problem(shards, bool(stage.of(cfg, 'packed'))):
             yield f'{name}: {problem}'
         ratio = stage.held_out(cfg)
-        if ratio and (problem := split_problem(shards, ratio)):
-            yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
+        try: problem = split_problem(shards, ratio) if ratio else None
+        except ValueError as e: problem = e
+        if problem: yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
 
 # %% ../../nbs/front/60_options.ipynb #6ce6f3ec
 def data_problems(cfg) -> Iterator[str]:
@@ -194,14 +203,20 @@ def model_problems(cfg) -> Iterator[str]:
         named = ', '.join(f'{n}={v!r}' for n, v in sizes_of(cfg, name).items())
         yield f'{named or f"model_size={cfg.model_size!r}"}: {e}'
 
+# %% ../../nbs/front/60_options.ipynb #2f92ffc7
+def _channels(cfg):
+    "How many channels heads get; 8 where the backbone cannot be made, which another rule says"
+    try: return _made(cfg).channels
+    except (ValueError, TypeError, KeyError): return 8
+
 # %% ../../nbs/front/60_options.ipynb #571d8308
 def _wrong_head(name, part, cfg):
     "Why a head cannot answer for a part; nothing if it can"
-    wanted = (2, part.width) if part.width else (2,)
-    keywords = part.keywords(cfg) if part.keywords else {}
+    wanted, channels = (2, part.width) if part.width else (2,), _channels(cfg)
     try:
         with torch.random.fork_rng():
-            made = tuple(HEADS[name](8, **keywords)(torch.zeros(2, 8, 9, 9)).shape)
+            head = HEADS[name](channels, **head_keywords(HEADS[name], part, cfg))
+            made = tuple(head(torch.zeros(2, channels, 9, 9)).shape)
     except Exception as e:
         return (f'it fails on a trial batch ({_one_line(e)}); '
                 f'a head for {part.name} was expected')
@@ -231,14 +246,29 @@ def part_problems(cfg) -> Iterator[str]:
             if s not in run and name == getattr(p, what): continue     # nothing uses it
             if why := problem(name, p, cfg): yield f'{part_option(p, what)}={name!r}: {why}'
 
+# %% ../../nbs/front/60_options.ipynb #d395ba06
+def keyword_problems(cfg) -> Iterator[str]:
+    "Options of a part's usual head that the chosen head does not take"
+    usual = type(cfg)()
+    for s, p in ((s, p) for s in stages_of(cfg) for p in s.parts if p.keywords):
+        name = s.choice(cfg, p, 'head')
+        if name not in HEADS: continue
+        taken = head_keywords(HEADS[name], p, cfg)
+        for k, v in p.keywords(cfg).items():
+            if k not in taken and (name == p.head or v != p.keywords(usual).get(k)):
+                yield f'{part_option(p, "head")}={name!r}: this head takes no {k}={v!r}, which an option gives'
+
 # %% ../../nbs/front/60_options.ipynb #31ac3608
 def _two_rows(columns):
-    "A made-up dense batch: empty boards, and targets as their kinds have them"
+    "A made-up dense batch: usual starts, and targets as their kinds have them"
     targets = {}
     for name, (width, dtype) in columns.tensors.items():
         value = 0 if dtype == 'int64' else 1 if dtype != 'float32' else 1/(width or 2)
         targets[name] = torch.full((2, width) if width else (2,), value, dtype=getattr(torch, dtype))
-    board, hands = (torch.zeros(2, n, dtype=torch.uint8) for n in (81, 14))
+    for t in columns.targets:
+        if t.kind == 'number': targets[t.name][0] = torch.nan      # not known in the first row
+    start = Position.from_sfen(Board().to_sfen())
+    board, hands = (torch.from_numpy(a.copy()).expand(2, -1).clone() for a in (start.board, start.hands))
     return DenseBatch(columns, board, hands, targets)
 
 # %% ../../nbs/front/60_options.ipynb #ba0a5463
@@ -263,6 +293,7 @@ def _wrong_loss(loss, outputs, batch, cfg):
     if least is None: return f"its loss gives {', '.join(made) or 'nothing'}, where 'loss' was expected"
     if not (isinstance(least, torch.Tensor) and least.requires_grad):
         return "its 'loss' does not depend on the answers: nothing would be learnt"
+    if least.isnan(): return "its 'loss' is NaN where a number is not known (NaN): leave such rows out"
 
 # %% ../../nbs/front/60_options.ipynb #29be3c99
 def _losses_tried(stage, outputs, batch, cfg):
@@ -275,8 +306,19 @@ def _losses_tried(stage, outputs, batch, cfg):
         if why := _wrong_loss(loss, outputs, batch, cfg): yield f'{option}: {why}'
 
 # %% ../../nbs/front/60_options.ipynb #92ce7406
+def _lost(stage, metrics, made):
+    "What a checkpoint would lose of `metrics` in the middle of an epoch; nothing if all is in their states"
+    again = stage.metrics()
+    for name, value in metrics.metric_state.items(): setattr(again, name, value)
+    again._update_count = 1
+    back = again.compute()
+    lost = [n for n in made if not torch.allclose(torch.as_tensor(back[n]), torch.as_tensor(made[n]), equal_nan=True)]
+    if lost: return f'its metrics keep what makes {lost[0]!r} elsewhere than in states of their own (add_state)'
+
+# %% ../../nbs/front/60_options.ipynb #746eaba8
 def _wrong_metrics(stage, outputs, batch, cfg):
     "What is wrong with a stage's metrics; nothing if they give what it is judged by"
+    losses = stage.loss(outputs, batch, cfg)
     metrics = stage.metrics()
     if not isinstance(metrics, Metric):
         return f'its metrics() gives {type(metrics).__name__}, where a torchmetrics Metric, such as a SumMetric, was expected'
@@ -285,19 +327,23 @@ def _wrong_metrics(stage, outputs, batch, cfg):
     metrics.update({k: v.detach() for k, v in outputs.items()}, batch)
     made = metrics.compute()
     if wrong := _wrong_scalars(made, 'its metrics'): return wrong
+    if wrong := _lost(stage, metrics, made): return wrong
+    if twice := sorted(losses.keys() & {*made, 'grad_norm'}): return f'its loss names {twice[0]!r}, which is taken'
+    if 'best' not in stage.best_by(cfg): return "best_by lacks 'best'"
     asked = {'figures': stage.figures, 'best_by': stage.best_by(cfg).values()}
     for where, names in asked.items():
         for name in names:
-            if name not in made and 'loss' not in name:
-                return f'{where} names {name!r}, and its metrics compute {", ".join(made)}'
+            if name not in {*made, *losses}:
+                return f'{where} names {name!r}, and its metrics compute {", ".join(made)}: write `metrics` that does'
 
 # %% ../../nbs/front/60_options.ipynb #92a0e268
 def _tried(stage, cfg):
     "What is wrong with `stage`, as two made-up rows show"
     batch = _two_rows(stage.columns)
     with torch.random.fork_rng(), torch.enable_grad():
-        heads = stage.heads(cfg, 8)
-        outputs = {name: head(torch.zeros(2, 8, 9, 9)) for name, head in heads.items()}
+        channels = _channels(cfg)
+        heads = stage.heads(cfg, channels)
+        outputs = {name: head(torch.zeros(2, channels, 9, 9)) for name, head in heads.items()}
         yield from _losses_tried(stage, outputs, batch, cfg)
         try: why = _wrong_metrics(stage, outputs, batch, cfg)
         except Exception as e: why = f'its metrics fail on a trial batch ({_one_line(e)})'
@@ -482,7 +528,7 @@ def option_of(problem:str) -> str:
 
 # %% ../../nbs/front/60_options.ipynb #171a9787
 RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
-         trial_problems, device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
+         keyword_problems, trial_problems, device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
          resume_problems, memory_problems, fit_problems, watched_problems, place_problems,
          onnx_problems)
 
@@ -492,6 +538,14 @@ def _slugs_unknown(cfg):
     return tuple(f'{slug_of(k)}_' for k in keys_of(cfg.stage) if k not in STAGES)
 
 # %% ../../nbs/front/60_options.ipynb #7f1d6a30
+def _needed(cfg) -> list[str]:
+    "What to say of the plugins of the run that `cfg` goes on with"
+    if not cfg.resume_from: return []
+    try: run = folder_of(cfg) if cfg.resume_from == 'latest' else RunFolder(as_path(cfg.resume_from))
+    except FileError: return []
+    return missing_plugins(run.read_about().get('plugins'))
+
+# %% ../../nbs/front/60_options.ipynb #0b50c067
 def try_config(
     options:dict,
 ) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
@@ -502,7 +556,8 @@ def try_config(
     cfg, problems, bad = valid_part(options)
     problems = [p for p in problems if not option_of(p).startswith(_slugs_unknown(cfg))]
     found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
-    return cfg, unknown + problems + found
+    found = unknown + problems + found
+    return cfg, found + [f'plugins: {remark}' for remark in _needed(cfg)*bool(found)]
 
 # %% ../../nbs/front/60_options.ipynb #7189f60c
 def make_config(**options) -> LearnConfig:

@@ -19,6 +19,7 @@ from .runs import Monitor, show_widgets, start_run, train_here
 from ..data.options import OptionError
 from .options import option_of, try_config, valid_part
 from ..show.tables import html_table, join_html, tag
+from ..stages.stage import section_of, stages_of
 from ..train.options import (
     about, choices_of, config_class, default_text, help_of,
     is_bool, is_list, is_optional, tabs, why_idle)
@@ -139,7 +140,9 @@ class LearnPanel:
         load_plugins(options.get('plugins') or ())
         config = config_class()
         unknown = {n: v for n, v in options.items() if n not in config.model_fields}
-        if unknown: raise OptionError('\n'.join(valid_part(unknown)[1]))
+        if unknown:
+            about_them = {*unknown, 'stage', 'plugins'}
+            raise OptionError('\n'.join(p for p in try_config(options)[1] if option_of(p) in about_them))
         self.fields = {n: Field(n, o) for n, o in config.model_fields.items()}
         self.monitor, self.problems, self.cfg, self._quiet = Monitor(), [], None, True
         self._make_box()
@@ -248,6 +251,9 @@ def check(self:LearnPanel) -> 'LearnPanel':
     loose, *_ = valid_part(given)
     idle = {n: why_idle(loose, n) for n in self.fields}
     self.cfg, self.problems = try_config({n: v for n, v in given.items() if not idle[n]})
+    if brought := {n for s in stages_of(self.cfg) for n in section_of(s).model_fields} - self.fields.keys():
+        self.problems.append(f'plugins: LearnPanel(plugins={list(self.cfg.plugins)!r}) has fields for the options that '
+                             f'they bring, such as {min(brought)}; this one was made before')
     other = [p for p in self.problems if option_of(p) not in self.fields]
     self.said.value = _said_html(self.problems, self._mark(idle), other)
     self.start_button.disabled = self.preflight_button.disabled = bool(self.problems)

@@ -27,7 +27,7 @@ from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
-from ..data.plugins import elsewhere, missing_plugins, needs_file
+from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
 from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
@@ -90,7 +90,7 @@ def known_here_only(
     for what, name, home in used_by(cfg):
         needed = elsewhere(home)
         if needed is None: return f'plugins: {needs_file(what, name)}'
-        if needed and needed not in cfg.plugins:
+        if needed and not modules_of([needed]) <= modules_of(cfg.plugins):
             return (f'plugins: {what} {name!r} was registered by {needed}, and a process of its own '
                     f'does not know it; plugins=[{needed!r}] would be right')
     return ''

@@ -87,13 +87,15 @@ def _net_said(about, path):
     raise CheckpointError(why)
 
 # %% ../../nbs/judge/51_ask.ipynb #5159a2a0
-def _check_weights(weights, own, path):
+def _check_weights(weights, own, path, about):
     "Refuse weights of another network than the one that is described"
     differ = {k for k in set(weights) & set(own) if weights[k].shape != own[k].shape}
     wrong = sorted(set(weights) ^ set(own) | differ)
     if not wrong: return
+    usual = 'a checkpoint as learn_multi_stage wrote it was expected'
+    why = '; '.join(missing_plugins(about.get('plugins')) or [usual])
     raise CheckpointError(f'{path} does not hold the network that it describes: {len(wrong)} of its tensors '
-                          f'differ, the first is {wrong[0]}; a checkpoint as learn_multi_stage wrote it was expected')
+                          f'differ, the first is {wrong[0]}; {why}')
 
 # %% ../../nbs/judge/51_ask.ipynb #c9671a95
 def load_net(
@@ -104,7 +106,7 @@ def load_net(
     tensors, about, path = _read(path)
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)
-    _check_weights(weights, net.state_dict(), path)
+    _check_weights(weights, net.state_dict(), path, about)
     net.load_state_dict(weights)
     net.about = {**about, 'path': str(path)}
     warn_of_plugins(about.get('plugins'))

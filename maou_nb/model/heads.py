@@ -79,6 +79,7 @@ def register_head(
     name:str,   # What options such as `policy_head` call it
 ):
     "Make the decorated class, or function of `channels`, known as `name`"
+    if not (isinstance(name, str) and name.strip()): raise TypeError("register_head wants a name: @register_head('mine')")
     def register(cls):
         HEADS.add(name.lower(), cls)
         return cls

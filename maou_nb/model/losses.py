@@ -10,7 +10,7 @@ __all__ = ['LOSSES', 'LOSS_PARTS', 'bce_loss', 'asymmetric_loss', 'legal_log_sof
 import torch
 import torch.nn.functional as F
 
-from ..data.plugins import Registry
+from ..data.plugins import Registry, home
 
 # %% ../../nbs/model/23_losses.ipynb #5581408c
 def _full(logits):
@@ -118,10 +118,14 @@ LOSS_PARTS = LOSSES.beside()     # name → the part whose answers it takes
 
 def register_loss(
     name:str,    # What options such as `policy_loss` call it
-    of:str,      # The part whose answers it takes: reachable, legal_moves, policy, value, or one of yours
+    of:str='',   # The part whose answers it takes: reachable, legal_moves, policy, value, or one of yours
 ):
     "Make the decorated function `(outputs, batch, cfg) → dict` known as `name`"
+    if not (isinstance(name, str) and name.strip() and isinstance(of, str) and of):
+        raise TypeError("register_loss wants a name, and the part it is of: @register_loss('mine', of='policy')")
     def register(f):
+        if LOSS_PARTS.get(name.lower(), of) != of and home() == LOSSES.homes.get(name.lower()):
+            raise ValueError(f'loss {name!r} is one of {LOSS_PARTS[name.lower()]}: another name for that of {of} would be right')
         LOSSES.add(name.lower(), f)
         LOSS_PARTS[name.lower()] = of
         return f

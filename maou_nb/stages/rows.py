@@ -29,7 +29,11 @@ def prepare_stage(
     "Write the rows of any stage that is registered"
     columns = columns_of(stage)
     if folder is None: raise ValueError(f'prepare_stage({stage!r}, …): folder, where the shards go, was expected')
-    if columns.rules is not None: return prepare_rules(columns, folder)
+    if columns.rules is not None:
+        if paths is not None or options:
+            named = ', '.join(['paths']*(paths is not None) + [*options])
+            raise ValueError(f'prepare_stage({stage!r}, …): {named} would do nothing, as the rules give its rows; leave it out')
+        return prepare_rules(columns, folder)
     if paths is None: raise ValueError(f'prepare_stage({stage!r}, …): game records were expected')
     return prepare(columns, paths, folder, **options)
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['ROLES', 'RIGHT', 'MISSED', 'INVENTED', 'SQUARE_NAMES', 'STAGES', 'Part', 'part_option', 'Figure', 'Prediction',
-           'Stage', 'FlagMetrics', 'ranked', 'register_stage', 'usual_options', 'part_options', 'section_of',
-           'drawing_of', 'keys_of', 'as_choice', 'ChoiceOptions', 'stages_of', 'stage_of', 'stage_of_heads']
+           'Stage', 'head_keywords', 'FlagMetrics', 'ranked', 'register_stage', 'usual_options', 'part_options',
+           'section_of', 'drawing_of', 'keys_of', 'as_choice', 'ChoiceOptions', 'stages_of', 'stage_of',
+           'stage_of_heads']
 
 # %% ../../nbs/stages/31_stage.ipynb #28b278dd
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from inspect import signature
 from typing import Annotated
 
 import numpy as np
@@ -20,9 +22,9 @@ from pydantic import BeforeValidator, create_model
 from torchmetrics import Metric
 from xxhash import xxh3_64_intdigest
 
-from ..data.columns import COLUMNS, Columns, register_columns, slug_of, stage_id, stage_key
-from ..data.options import DataPath, Globs, Name, OnePath, Section, lower, option
-from ..data.plugins import Registry
+from ..data.columns import COLUMNS, Column, Columns, register_columns, slug_of, stage_id, stage_key
+from ..data.options import About, DataPath, Globs, Name, OnePath, Section, lower, option
+from ..data.plugins import Registry, check_spelling
 from ..model.heads import HEADS
 from ..model.losses import LOSSES
 from ..model.metrics import SumMetric, ratio
@@ -56,6 +58,7 @@ class Figure:
     label: str           # In plots
     guess: str = ''      # How one guesses, where there is a baseline
     drawn: bool = True   # In plots of a run
+    lower: bool = False  # Lower is better: an error
 
 # %% ../../nbs/stages/31_stage.ipynb #44368b95
 @dataclass
@@ -164,6 +167,13 @@ def main(self:Stage) -> str:
     "The figure that is watched"
     return self.watch or next(iter(self.figures))
 
+# %% ../../nbs/stages/31_stage.ipynb #cad5ff44
+@patch
+def lower(self:Stage, figure:str) -> bool:
+    "Whether less of `figure` is better, as of losses"
+    known = self.figures.get(figure)
+    return 'loss' in figure or bool(known and known.lower)
+
 # %% ../../nbs/stages/31_stage.ipynb #642f1d16
 @patch
 def option(self:Stage,
@@ -209,17 +219,24 @@ def loss(self:Stage,
 ) -> dict:          # Scalars; `loss` is minimised
     "What is minimised, and its parts"
     each = {p.name: LOSSES[self.choice(cfg, p, 'loss')](outputs, batch, cfg) for p in self.parts}
-    if len(each) == 1: return next(iter(each.values()))
+    if len(each) == 1 and not self.parts[0].ratio: return next(iter(each.values()))
     ratios = [getattr(cfg, p.ratio, 1.) if p.ratio else 1. for p in self.parts]
     named = {f'{part}_{k}': v for part, losses in each.items() for k, v in losses.items()}
     return {'loss': sum(r*e['loss'] for r, e in zip(ratios, each.values())), **named}
 
 # %% ../../nbs/stages/31_stage.ipynb #a10616b2
+def head_keywords(head, part:Part, cfg) -> dict:
+    "The keywords of `part` that `head` takes"
+    given, taken = part.keywords(cfg) if part.keywords else {}, signature(head).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in taken): return given
+    return {k: v for k, v in given.items() if k in {p.name for p in taken}}
+
+# %% ../../nbs/stages/31_stage.ipynb #4a1cef21
 @patch
 def heads(self:Stage, cfg, channels:int) -> dict[str, torch.nn.Module]:
     "New heads for `channels` of a backbone, by part"
     named = {p: HEADS[self.choice(cfg, p, 'head')] for p in self.parts}
-    return {p.name: head(channels, **(p.keywords(cfg) if p.keywords else {})) for p, head in named.items()}
+    return {p.name: head(channels, **head_keywords(head, p, cfg)) for p, head in named.items()}
 
 # %% ../../nbs/stages/31_stage.ipynb #a49131cc
 class FlagMetrics(SumMetric):
@@ -270,6 +287,7 @@ def check_rows(self:Stage, cfg, rows):
 def picture(self:Stage, batch, i:int) -> tuple[np.ndarray, str]:
     "(heat float (81,), caption) of row `i` of a dense batch, with its target on it"
     target = getattr(batch, self.parts[0].name)[i].float().cpu().numpy()
+    if not target.shape: return np.zeros(81), f'{float(target):.3g}'
     heat = target if target.shape == (81,) else np.zeros(81)
     return heat / max(heat.max(), 1), f'{int((target > 0).sum())} of {target.size}'
 
@@ -290,6 +308,25 @@ def row_figures(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]|None
 RIGHT, MISSED, INVENTED = '#2e7d32', '#c77700', '#c62828'
 
 # %% ../../nbs/stages/31_stage.ipynb #5456df2c
+@patch(as_prop=True)
+def tells_flags(self:Stage) -> bool:
+    "Whether its first part answers yes or no; else numbers"
+    return self.columns.tensors.get(self.parts[0].name, (0, 'bool'))[1] == 'bool'
+
+# %% ../../nbs/stages/31_stage.ipynb #bcc6f926
+@patch
+def numbers(self:Stage, row, said:dict|None, letters:str='japanese') -> tuple[str, str]:
+    "One row whose target is a number, or one a square, with what a network says: as `mistakes`"
+    part, board, hands = self.parts[0].name, row.board[0].numpy(), row.hands[0].numpy()
+    true = getattr(row, part)[0].float().cpu().numpy()
+    shown = true if said is None else said[part][0].float().cpu().numpy()
+    if true.shape != (81,):
+        answer = '' if said is None else f', and the network says {float(shown):.3g}'
+        return board_svg(board, hands, letters=letters), f'{float(true):.3g}{answer}'
+    heat = shown.clip(0) / max(true.max(), shown.max(), 1)
+    return board_svg(board, hands, heat, f'sum {true.sum():.3g}', letters=letters), ''
+
+# %% ../../nbs/stages/31_stage.ipynb #301a6881
 @patch
 def mistakes(self:Stage,
     row,                      # A dense batch of one row
@@ -299,6 +336,7 @@ def mistakes(self:Stage,
     "One row, with what a network says about it"
     part = self.parts[0].name
     board, hands = row.board[0].numpy(), row.hands[0].numpy()
+    if not self.tells_flags: return self.numbers(row, said, letters)
     true = getattr(row, part)[0].cpu().numpy() > 0
     if true.shape != (81,):
         return board_svg(board, hands, letters=letters), f'{true.sum()} of {true.size}'
@@ -328,7 +366,13 @@ def answer(self:Stage,
     top:int,         # How many are shown
 ) -> Prediction:
     "What a network says about one position"
-    p = logits[self.parts[0].name].flatten().sigmoid().numpy()
+    raw = logits[self.parts[0].name].flatten()
+    if not self.tells_flags:
+        said = f'{float(raw):.3g}' if raw.numel() == 1 else f'{float(raw.sum()):.3g} in all'
+        heat = raw.numpy() if raw.numel() == 81 else None
+        svg = show_position(state, heat, last_move=last).svgs[0]
+        return Prediction(state.to_sfen(), self.id, {}, top=top, picture=svg, heat=heat, says=f'{self.name}: {said}')
+    p = raw.sigmoid().numpy()
     sfen, claimed = state.to_sfen(), (p > 0.5).sum()
     if p.shape != (81,):
         listed = ranked([str(i) for i in range(len(p))], p)
@@ -360,19 +404,38 @@ def _check_part(stage, part, refuse):
     if part.loss: known('loss', part.loss, LOSSES)
     elif type(stage).loss is Stage.loss:
         refuse(f'{part.name!r} has no loss: name one, or write `loss`')
+    if part.ratio and part.ratio not in stage.options.model_fields:
+        refuse(f'ratio={part.ratio!r} of {part.name!r} is none of its options')
 
 # %% ../../nbs/stages/31_stage.ipynb #76725c8f
-_BY_NAME = 'metrics', 'picture', 'row_errors', 'mistakes'
+_JUDGING = 'metrics', 'row_errors'
+_BY_NAME = *_JUDGING, 'picture', 'mistakes'
+
+def _usual(stage, names): return [m for m in names if getattr(type(stage), m) is getattr(Stage, m)]
 
 def _check_target(stage, refuse):
-    "Call `refuse` if the first part's name is no column's, where a method of `Stage` takes it for one"
+    "Call `refuse` if a method that is left to `Stage` cannot serve the stage"
     first, there = stage.parts[0].name, stage.columns.tensors
-    usual = [m for m in _BY_NAME if getattr(type(stage), m) is getattr(Stage, m)]
+    usual, judging = _usual(stage, _BY_NAME), ' and '.join(_usual(stage, _JUDGING))
     if usual and first not in there:
-        refuse(f'no column is called {first!r}, as its first part is: name that after one of '
-               f'{", ".join(there)}, or write {", ".join(usual)}')
+        return refuse(f'no column is called {first!r}, as its first part is: name that after one of '
+                      f'{", ".join(there)}, or write {", ".join(usual)}')
+    if not judging: return
+    if there[first][1] != 'bool': refuse(f'{first!r} is a number, and what judges by itself asks for flags: write {judging}')
+    if len(stage.parts) > 1: refuse(f'it has {len(stage.parts)} parts, and what judges by itself sees the first: write {judging}')
 
 # %% ../../nbs/stages/31_stage.ipynb #898f8217
+def _check_kinds(stage, refuse):
+    "Call `refuse` if its parts or figures are not what they are declared to be"
+    if not (isinstance(stage.parts, tuple) and all(isinstance(p, Part) for p in stage.parts)):
+        refuse(f'parts={stage.parts!r}: a tuple such as (Part(…),) was expected')
+    if not (isinstance(stage.figures, dict) and all(isinstance(f, Figure) for f in stage.figures.values())):
+        refuse(f'figures={stage.figures!r}: a dict such as {{"accuracy": Figure("accuracy")}} was expected')
+    for name in (p.name for p in stage.parts):
+        if not str(name).isidentifier() or name == 'backbone' or hasattr(torch.nn.ModuleDict, name):
+            refuse(f'no part can be called {name!r}: another name, of letters, digits and _, would be right')
+
+# %% ../../nbs/stages/31_stage.ipynb #15ee2b0f
 def _check_stage(stage):
     "Refuse a stage that lacks something, or disagrees with itself"
     def refuse(why): raise ValueError(f'stage {stage.key!r}: {why}')
@@ -380,6 +443,11 @@ def _check_stage(stage):
         refuse(f'its columns are of stage {stage.columns.key!r}; one key was expected')
     for what in ('name', 'parts', 'figures'):
         if not getattr(stage, what): refuse(f'`{what}` is missing')
+    _check_kinds(stage, refuse)
+    if not stage.columns.targets: refuse('`columns` is missing: what its rows hold')
+    check_spelling(type(stage), Stage, f'stage {stage.key!r}')
+    if not (isinstance(stage.options, type) and issubclass(stage.options, Section)):
+        refuse(f'options={stage.options!r}: a subclass of Section was expected, the class itself')
     for p in stage.parts: _check_part(stage, p, refuse)
     if stage.main not in stage.figures:
         refuse(f'watch={stage.watch!r} is none of its figures {", ".join(stage.figures)}')
@@ -387,37 +455,48 @@ def _check_stage(stage):
     if wrong: refuse(f'names[{wrong[0]!r}]: one of {", ".join(ROLES)} was expected')
     parts = [p.name for p in stage.parts]
     if len(set(parts)) < len(parts): refuse(f'two of its parts have one name: {", ".join(parts)}')
-    if not isinstance(stage.threshold, (int, float, type(None))):
+    if not isinstance(stage.threshold, (int, float, type(None))) or stage.threshold != stage.threshold:
         refuse(f'threshold={stage.threshold!r}: a number, or None, was expected')
     _check_options(stage, refuse)
     _check_target(stage, refuse)
 
 # %% ../../nbs/stages/31_stage.ipynb #c017d012
 def _option_names(stage):
-    "The options that a stage brings, but those that begin with its slug"
-    parts = {part_option(p, what) for p in stage.parts for what in ('head', 'loss', 'resume')}
-    return parts | set(stage.options.model_fields) - set(Section.model_fields)
+    "The options that a stage brings"
+    if stage.key in _own: return set(stage.options.model_fields)
+    return {*usual_options(stage), *part_options(stage), *stage.options.model_fields}
 
 # %% ../../nbs/stages/31_stage.ipynb #c7dd20ca
 def _check_options(stage, refuse):
-    "Call `refuse` if another stage has an option of the same name"
+    "Call `refuse` if its own options are not declared, or another stage has one of the same name"
+    for name, made in stage.options.model_fields.items():
+        if not isinstance(made.json_schema_extra, About): refuse(f'{name} was not made by option(default, help, tab, …)')
+    for role in ('data', 'epochs'):
+        if not stage.option(role): refuse(f'names[{role!r}] is empty: every stage has such an option')
+    if stage.threshold is not None and not stage.option('threshold'):
+        refuse(f'threshold={stage.threshold} would never act, as names has no option for it')
     for other in (s for s in STAGES.values() if s.key != stage.key):
         if twice := sorted(_option_names(stage) & _option_names(other)):
-            refuse(f'stage {other.key!r} has an option {twice[0]}, too; another name would be right, '
-                   f'and STAGES.pop({other.key!r}) forgets that stage')
+            forget = '' if other.key in _own else f', and STAGES.pop({other.key!r}) forgets that stage'
+            refuse(f'stage {other.key!r} has an option {twice[0]}, too; another name would be right{forget}')
 
 # %% ../../nbs/stages/31_stage.ipynb #f3d739c5
 def register_stage(
     key:int|str,    # A name in small letters; its options begin with it: stage_{key}_max_epochs
 ):
     "Make an instance of the decorated subclass of `Stage` known as `key`"
+    if isinstance(key, type) and issubclass(key, Stage):
+        raise TypeError("register_stage wants a key: @register_stage('mine')")
     def register(cls):
         if not (isinstance(cls, type) and issubclass(cls, Stage)):
             raise ValueError(f'stage {key!r}: a subclass of Stage was expected, and this is {cls!r}')
         stage = cls()
         stage.key = _checked_key(key, cls)
         if not isinstance(stage.columns, Columns):
-            stage.columns = Columns(stage.key, tuple(stage.columns))
+            given = stage.columns if isinstance(stage.columns, (list, tuple)) else (stage.columns,)
+            if not all(isinstance(c, Column) for c in given):
+                raise ValueError(f'stage {key!r}: columns={stage.columns!r}: Columns, or several Column, were expected')
+            stage.columns = Columns(stage.key, tuple(given))
         _check_stage(stage)
         STAGES.add(stage.key, stage)
         if STAGES[stage.key] is stage:
@@ -469,6 +548,9 @@ def section_of(stage:Stage) -> type[Section]:
     own = stage.options.model_fields
     usual = {**usual_options(stage), **part_options(stage)}
     more = {n: made for n, made in usual.items() if n not in own}
+    for each in own.values():           # of a stage's own section: it acts on that stage alone
+        if not each.json_schema_extra.stages:
+            each.json_schema_extra = replace(each.json_schema_extra, stages=(stage.key,))
     return create_model(f'{stage.key.title()}Options', __base__=stage.options, **more)
 
 # %% ../../nbs/stages/31_stage.ipynb #190a857a
@@ -524,7 +606,7 @@ def stage_of(
     key = stage_key(stage)
     if key in STAGES: return STAGES[key]
     raise ValueError(f'stage {stage!r} is not known: choose from {", ".join(STAGES)}; '
-                     'register_stage adds one, in a cell or in a file that plugins names')
+                     'register_stage adds one, in a cell or in a file for load_plugins, or the option plugins')
 
 # %% ../../nbs/stages/31_stage.ipynb #86dbab54
 def stage_of_heads(heads) -> Stage|None:

@@ -91,8 +91,9 @@ def after_step(self:Averaging, loop):
 # %% ../../nbs/train/44_callbacks.ipynb #eb6629ce
 def threshold_met(loop:Loop) -> bool:
     "Whether the figure that is watched has reached the threshold; always true without a threshold"
-    wanted = loop.settings.threshold
-    return wanted is None or bool(loop.history) and loop.figure(loop.stage.main) >= wanted
+    wanted, main = loop.settings.threshold, loop.stage.main
+    if wanted is None or not loop.history: return wanted is None
+    return loop.figure(main) <= wanted if loop.stage.lower(main) else loop.figure(main) >= wanted
 
 # %% ../../nbs/train/44_callbacks.ipynb #bd41b4e8
 class Threshold(Callback):

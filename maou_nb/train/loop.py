@@ -424,8 +424,8 @@ def figure(self:Loop, name:str) -> float:
 @patch
 def _best(self:Loop, figure:str) -> int:
     "The place in the history of the epoch with the best `figure`"
-    sign = 1 if 'loss' in figure else -1
-    scores = [sign*h[f'{self.judged_on}/{figure}'] for h in self.history]
+    sign = 1 if self.stage.lower(figure) else -1
+    scores = [sign*h.get(f'{self.judged_on}/{figure}', math.nan) for h in self.history]
     return min(range(len(scores)), key=lambda i: (math.isnan(scores[i]), scores[i]))
 
 # %% ../../nbs/train/43_loop.ipynb #56d19069
@@ -474,7 +474,7 @@ def finished(self:Loop) -> bool:
 # %% ../../nbs/train/43_loop.ipynb #30e4b6c2
 def state_name(cb:Callback) -> str:
     "Under which name a checkpoint keeps the state of a callback"
-    return getattr(cb, 'name', type(cb).__name__)
+    return str(getattr(cb, 'name', type(cb).__name__))
 
 # %% ../../nbs/train/43_loop.ipynb #4301bdb8
 def _prefix_of(cb:Callback) -> str:
@@ -482,13 +482,21 @@ def _prefix_of(cb:Callback) -> str:
     return getattr(cb, 'prefix', f'callback.{state_name(cb)}.')
 
 # %% ../../nbs/train/43_loop.ipynb #7016c832
-def _check_facts(name, facts):
-    "A `TypeError` that names the callback and the key, if JSON cannot hold one of its facts"
-    for key, value in facts.items():
-        try: json.dumps(value)
-        except (TypeError, ValueError):
-            raise TypeError(f'callback {name}: state()[{key!r}] is {type(value).__name__}, which a checkpoint '
-                            'cannot hold; a tensor, or plain numbers and texts, were expected') from None
+def _check_state(name, state):
+    "A `TypeError` that names the callback and the key, if a checkpoint cannot hold its state as it is"
+    def refuse(key, why):
+        raise TypeError(f'callback {name}: state()[{key!r}] {why}; a tensor, or plain numbers, '
+                        'texts, lists and dicts of them, were expected')
+    if not isinstance(state, dict):
+        raise TypeError(f'callback {name}: state() is {type(state).__name__}, where a dict was expected')
+    for key, value in state.items():
+        if not isinstance(key, str): refuse(key, 'has a key that is no text')
+        if isinstance(value, torch.Tensor):
+            if value.layout is not torch.strided: refuse(key, 'is sparse, which a checkpoint cannot hold')
+            continue
+        try: back = json.loads(json.dumps(value))
+        except (TypeError, ValueError): refuse(key, f'is {type(value).__name__}, which a checkpoint cannot hold')
+        if back != value: refuse(key, f'would come back as {back!r}')
 
 # %% ../../nbs/train/43_loop.ipynb #3ad3847a
 @patch
@@ -496,13 +504,15 @@ def _callback_states(self:Loop) -> tuple[dict, dict]:
     "Tensors and facts of the callbacks that have a state"
     tensors, facts = {}, {}
     for cb in self.callbacks:
-        if not (kept := cb.state()): continue
+        if (kept := cb.state()) is None or kept == {}: continue
         prefix, name = _prefix_of(cb), state_name(cb)
+        _check_state(name, kept)
+        if name in facts: raise TypeError(f'callback {name}: two with a state are called so; give one a `name`')
         own = {k: v for k, v in kept.items() if isinstance(v, torch.Tensor)}
         tensors |= {f'{prefix}{k}': v for k, v in own.items()}
-        if not prefix.startswith('callback.'): continue
-        facts[name] = {k: v for k, v in kept.items() if k not in own}
-        _check_facts(name, facts[name])
+        if prefix.startswith('callback.'):
+            tensors |= {f'{prefix}{k}': v.detach().clone() for k, v in own.items()}     # two may share memory
+            facts[name] = {k: v for k, v in kept.items() if k not in own}
     return tensors, facts
 
 # %% ../../nbs/train/43_loop.ipynb #9c771512
@@ -532,9 +542,11 @@ def check_loss(self:Loop) -> float:
     if math.isfinite(loss): return loss
     self.whole = False
     rate = self.scheduler.get_last_lr()[0]
+    unknown = [t.name for t in self.stage.columns.targets if t.kind == 'number']
+    hint = f'; where {", ".join(unknown)} is not known it is NaN, which a loss must leave out'*bool(unknown)
     raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} '
                    f'(learning rate {rate:.2g}); a lower learning rate, or gradient_clip_norm, '
-                   'would be right, and detect_anomaly=True names the operation')
+                   f'would be right, and detect_anomaly=True names the operation{hint}')
 
 # %% ../../nbs/train/43_loop.ipynb #4a46dde7
 @patch

@@ -23,7 +23,7 @@ from .. import __version__
 from ..data.batches import dense_bytes
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
-from ..data.plugins import PLUGINS
+from ..data.plugins import PLUGINS, modules_of, plugin_at
 from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import clamp_workers, packed_problem, split_problem, split_sources
@@ -33,10 +33,10 @@ from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
-from .checkpoints import CheckpointError, Checkpoints, load_part, put_part
+from .checkpoints import CheckpointError, Checkpoints, load_part, part, put_part
 from .folder import RunFolder, from_folder
 from .loop import Callback, Loop, Settings, Stopped, StopWish
-from .options import LearnConfig, allowed_changes
+from .options import LearnConfig, allowed_changes, saved_options
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
@@ -289,13 +289,15 @@ class StageThresholdNotMet(RuntimeError):
     "A stage ended below its threshold; `result` carries what was reached, and everything is saved"
     def __init__(self, stage:StageResult, result=None):
         self.stage, self.result = stage, result
-        slug, guess = STAGES[str(stage.stage)].slug, stage.baselines.get(stage.metric, 0)
+        own, guess = STAGES[str(stage.stage)], stage.baselines.get(stage.metric, 0)
+        epochs_by, batch_by, rate_by = map(own.option, ('epochs', 'batch_size', 'learning_rate'))
+        side = 'above' if own.lower(stage.metric) else 'below'
         epochs = f'{stage.epochs_trained} epoch{"s"*(stage.epochs_trained > 1)}'
         super().__init__(
             f'stage {stage.stage} reached {stage.metric} {stage.achieved_accuracy:.4f} in {epochs}, '
-            f'below its threshold of {stage.threshold:g}, where guessing scores {guess:.4f}; '
-            f'more steps ({slug}_max_epochs, a smaller {slug}_batch_size) '
-            f'or a lower {slug}_learning_rate would be right: 0.002 or less for mlp-mixer and vit')
+            f'{side} its threshold of {stage.threshold:g}, where guessing scores {guess:.4f}; '
+            f'more steps ({epochs_by}, a smaller {batch_by or "batch_size"}) '
+            f'or a lower {rate_by or "learning_ratio"} would be right: 0.002 or less for mlp-mixer and vit')
 
 # %% ../../nbs/train/48_runner.ipynb #f34779ae
 def _judged(loop) -> tuple[dict, dict]:
@@ -345,14 +347,15 @@ def used_by(cfg:LearnConfig) -> list[tuple]:
 # %% ../../nbs/train/48_runner.ipynb #b3df8971
 def plugins_of(cfg) -> list[dict]:
     "Name and SHA-256 of the plugins that `cfg` names, or uses"
-    homes = {home for *_, home in used_by(cfg)}
-    return [p.about() for p in PLUGINS.values() if p.name in cfg.plugins or p.module in homes]
+    named = modules_of(cfg.plugins)
+    used = [p for p in PLUGINS.values() if p.module in named] + [plugin_at(home) for *_, home in used_by(cfg)]
+    return [p.about() for p in dict.fromkeys(filter(None, used))]
 
 # %% ../../nbs/train/48_runner.ipynb #4e15bb5b
 def about_checkpoint(loop:Loop) -> dict:
     "What a checkpoint says of its run: which net it holds, and on which rows it was trained"
     plugins = plugins_of(loop.cfg)
-    about = {'config': loop.cfg.model_dump(mode='json'), 'labels': LABEL_SCHEME,
+    about = {'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
@@ -384,10 +387,21 @@ def _check_same(loop, about:dict):
                       'leave it out')
 
 # %% ../../nbs/train/48_runner.ipynb #80717dbc
+def _check_net(loop, tensors):
+    "Refuse a checkpoint of another network than the parts now make"
+    now, then = loop.accelerator.unwrap_model(loop.net).state_dict(), part(tensors, 'net.')
+    shapes = lambda net: {k: tuple(v.shape) for k, v in net.items()}
+    wrong = sorted({k for k, _ in shapes(now).items() ^ shapes(then).items()})
+    if not wrong: return
+    raise OptionError(f'resume_from: stage {loop.stage.id} has another network than its checkpoint: '
+                      f'{len(wrong)} tensors differ, the first is {wrong[0]}; has a plugin changed since?')
+
+# %% ../../nbs/train/48_runner.ipynb #4eca2796
 def go_on(loop:Loop, tensors:dict, about:dict, say:Callable):
     "Put `loop` where a checkpoint was taken, if it is of the same run"
     free = allowed_changes(about['config'], loop.cfg)
     _check_same(loop, about)
+    _check_net(loop, tensors)
     for change in free: say(f'  changed since the run began: {change}')
     for name in loop.load_state(tensors, about):
         say(f'  callback {name} had a state in this checkpoint, and is not given: it is left out')
@@ -410,13 +424,14 @@ def run_stage(
     backbone:Backbone,           # Trained in place
     accelerator:Accelerator,
     run:RunFolder,
-    callbacks:tuple=(),          # Beside those of every run
+    callbacks:tuple=(),          # Of the user: a checkpoint has what they did in its step
+    viewers:tuple=(),            # Beside those of every run, after what is saved
     say:Callable=print,          # Told what the run decides, a sentence at a time
     stop:StopWish|None=None,     # Asked between steps whether to end
 ) -> StageResult:                # A `Stopped` carries as `partial` what was reached, if anything
     "Train a stage, from its newest checkpoint if it has one"
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
-    callbacks = [*run_callbacks(cfg, stage, run), *callbacks]
+    callbacks = [*callbacks, *run_callbacks(cfg, stage, run), *viewers]
     loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
     rows = {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
@@ -432,5 +447,8 @@ def run_stage(
         e.partial = result()
         raise
     finally: close_sources(loop)
+    if done is None:
+        raise OptionError(f'callbacks: one of them is done before stage {stage.id} has trained an epoch; '
+                          'its `done` must be False when a stage begins')
     say(done.sentence())
     return done
