@@ -1,23 +1,31 @@
 """What registering, and the options of a run, refuse: an epoch, or the next run, must not be the first to say it."""
-import dataclasses, re, subprocess, sys
+import dataclasses, hashlib, json, re, subprocess, sys
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest, torch
 from torch import nn
+from torchmetrics import Metric
+from torchmetrics.classification import BinaryAccuracy
 
 from maou_nb import Callback, Column, Figure, Part, Section, Stage, option, learn_multi_stage, prepare_stage, register_stage
 from maou_nb.data.batches import DenseBatch
 from maou_nb.data.columns import COLUMNS, TAKEN, Columns
 from maou_nb.data.options import OptionError
-from maou_nb.data.plugins import PluginError, load_plugins
+from maou_nb.data.plugins import PLUGINS, PluginError, load_plugins, missing_plugins
 from maou_nb.data.positions import tally_table
 from maou_nb.front.options import try_config
-from maou_nb.judge.ask import read_position
+from maou_nb.data.sources import StreamingFileSource
+from maou_nb.front.runs import compare, known_here_only
+from maou_nb.judge.ask import load_net, read_position
 from maou_nb.model.heads import HEADS, SquareHead, register_head
 from maou_nb.model.losses import LOSS_PARTS, LOSSES, register_loss
 from maou_nb.stages.stage import STAGES
-from maou_nb.train.options import LearnConfig
+from maou_nb.train.callbacks import threshold_met
+from maou_nb.train.checkpoints import CheckpointError
+from maou_nb.train.loop import Loop
+from maou_nb.train.options import LearnConfig, config_class
 from maou_nb.train.runner import StageThresholdNotMet, plugins_of
 from samples import ONE_FILE, said
 
@@ -330,7 +338,7 @@ class Ends(Callback):
     def __init__(self, steps): self.steps = steps
     def after_step(self, loop):
         self.steps -= 1
-        if not self.steps: raise KeyboardInterrupt
+        if not self.steps: raise RuntimeError('ended')
 
 
 @pytest.mark.parametrize('ends', [3, 7, 18, 20, 40])
@@ -340,7 +348,7 @@ def test_a_state_is_that_of_the_step_that_was_saved(shards, tmp_path, ends):
                    gpu='cpu', stage1_max_epochs=3, stage1_threshold=0.999, stage1_batch_size=64, run_dir=tmp_path/'run',
                    resume_from='latest', checkpoint_every=3)
     first = Counts()
-    learn_multi_stage(**options, callbacks=[first, Ends(ends)])
+    with pytest.raises(RuntimeError, match='ended'): learn_multi_stage(**options, callbacks=[first, Ends(ends)])
     second = Counts()
     with pytest.raises(StageThresholdNotMet): learn_multi_stage(**options, callbacks=[second])
     assert second.n == 3*18 + 3000
@@ -362,3 +370,209 @@ def test_two_callbacks_of_one_name(shards, tmp_path):
         learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', gpu='cpu',
                           run_dir=tmp_path/'run', callbacks=[Counts(), Counts()])
     said(e)
+
+
+# ---- plugins of several files, moved and edited
+
+HEAD_FILE = ("from maou_nb import register_head\nfrom maou_nb.model.heads import SquareHead\n@register_head({name!r})\n"
+             "class H(SquareHead):\n    depth = {depth}\n")
+
+@pytest.fixture
+def importable(tmp_path, monkeypatch):
+    "A folder from which modules can be imported; they are forgotten afterwards"
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before: del sys.modules[name]
+
+
+def test_a_module_that_was_edited_is_read_again(importable):
+    "And its sum is that of the code that runs"
+    file = importable/'modp_edited.py'
+    sums = []
+    for depth in (1, 22):
+        file.write_text(HEAD_FILE.format(name='modp', depth=depth))
+        [plugin] = load_plugins('modp_edited')
+        sums.append(plugin.sha256)
+        assert HEADS['modp'].depth == depth
+    assert sums[0] != sums[1] == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_module_that_fails_leaves_nothing(importable):
+    (importable/'modp_fails.py').write_text(HEAD_FILE.format(name='modfail', depth=1) + '1/0\n')
+    with pytest.raises(PluginError, match="plugins='modp_fails': importing it failed with ZeroDivisionError: .* in line 6$") as e:
+        load_plugins('modp_fails')
+    said(e)
+    assert 'modfail' not in HEADS and 'modp_fails' not in sys.modules
+
+
+@pytest.mark.parametrize('kind', ['package', 'file'])
+def test_a_plugin_of_several_files_is_one(importable, kind):
+    "What it imports registers for it: found, summed, and known to another process by its name"
+    if kind == 'package':
+        name, part = 'pack_of_parts', importable/'pack_of_parts'/'heads.py'
+        part.parent.mkdir()
+        (part.parent/'__init__.py').write_text('from . import heads\n')
+    else:
+        name, part = str(importable/'front.py'), importable/'helper_of_front.py'
+        (importable/'front.py').write_text('import helper_of_front\n')
+    head = f'part-of-{kind}'
+    part.write_text(HEAD_FILE.format(name=head, depth=1))
+    [plugin] = load_plugins(name)
+    cfg = config_class()(stage='1', reachable_head=head, plugins=[name])
+    assert plugins_of(cfg) == [plugin.about()] and known_here_only(cfg) == ''
+    assert known_here_only(cfg.model_copy(update={'plugins': ()})).endswith(f'plugins=[{name!r}] would be right')
+    part.write_text(HEAD_FILE.format(name=head, depth=2))
+    [again] = load_plugins(name)
+    assert again.sha256 != plugin.sha256 and HEADS[head].depth == 2
+    assert 'has changed since' in missing_plugins([plugin.about()])[0]
+
+
+def test_what_a_module_registered_is_kept_without_being_named(importable):
+    "As by `import mylib`, before training"
+    (importable/'mylib_of_heads.py').write_text(HEAD_FILE.format(name='lib', depth=1))
+    __import__('mylib_of_heads')
+    [about] = plugins_of(LearnConfig(stage='1', reachable_head='lib'))
+    assert about == {'name': 'mylib_of_heads', 'sha256': hashlib.sha256((importable/'mylib_of_heads.py').read_bytes()).hexdigest()}
+    assert missing_plugins([about]) == []
+
+
+def test_a_file_that_was_moved_or_copied_is_the_same(tmp_path):
+    "Another with the same name is not"
+    first, second, third = (tmp_path/n for n in ('mv1.py', 'mv2.py', 'mv3.py'))
+    first.write_text(HEAD_FILE.format(name='moved', depth=1))
+    load_plugins(str(first))
+    second.write_bytes(first.read_bytes())
+    load_plugins(str(second))
+    third.write_text(HEAD_FILE.format(name='moved', depth=3))
+    with pytest.raises(PluginError, match="head 'moved' is registered by .*mv2.py: another name would be right"): load_plugins(str(third))
+    second.unlink()
+    load_plugins(str(third))
+    assert HEADS['moved'].depth == 3
+
+
+CELL = HEAD_FILE.format(name='cell-head', depth=1)
+BECOMES_A_FILE = f'''
+code = {CELL!r}
+exec(compile(code, 'cell', 'exec'))
+from pathlib import Path
+from maou_nb import load_plugins
+from maou_nb.front.runs import known_here_only
+from maou_nb.train.callbacks import threshold_met
+from maou_nb.train.checkpoints import CheckpointError
+from maou_nb.train.loop import Loop
+from maou_nb.train.options import LearnConfig, config_class
+cfg = LearnConfig(stage='1', reachable_head='cell-head', plugins=['cell_head.py'])
+Path('cell_head.py').write_text(code.replace('depth = 1', 'depth = 5'))
+load_plugins('cell_head.py')
+from maou_nb.model.heads import HEADS
+print(HEADS['cell-head'].depth, repr(known_here_only(cfg)))
+'''
+
+def test_a_cell_becomes_a_file(tmp_path):
+    "As `needs_file` advises, in the same kernel"
+    done = subprocess.run([sys.executable, '-c', BECOMES_A_FILE], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "5 ''\n", done.stderr
+
+
+@pytest.mark.parametrize('name, why', [
+    ('sys', 'no module of a file has this name here'), ('nothing.at.all', 'no module of a file has this name'),
+    (5, 'Python files, or names of modules, were expected'), ([None], 'Python files, or names of modules'),
+    ('exits.py', 'importing it failed with SystemExit: 3, in line 2'), ('notes.txt', 'no module of a file has this name'),
+    ('./notes.txt', 'it does not end in .py'),
+    ('bad_parent.child', 'importing it failed with ZeroDivisionError')], ids=str)
+def test_names_that_are_no_plugin(importable, monkeypatch, name, why):
+    monkeypatch.chdir(importable)
+    (importable/'exits.py').write_text('import sys\nsys.exit(3)\n')
+    (importable/'notes.txt').write_text('notes')
+    (importable/'bad_parent').mkdir()
+    (importable/'bad_parent'/'__init__.py').write_text('1/0\n')
+    with pytest.raises(PluginError, match=why) as e: load_plugins(name)
+    said(e)
+
+
+# ---- a run is read by whoever has what it used
+
+def test_a_stage_that_was_not_run_is_not_asked_for(mine, shards, tmp_path):
+    "Its options are not kept"
+    mine()
+    run = tmp_path/'run'
+    learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                      gpu='cpu', stage1_threshold=0., stage1_max_epochs=1, run_dir=run)
+    STAGES.pop('mine')
+    COLUMNS.pop('mine')
+    assert 'q_head' not in json.loads((run/'config.json').read_text())
+    assert load_net(run).about['stage'] == 1 and len(compare(run, run).runs) == 1
+
+
+def test_a_resume_says_which_plugin_it_needs(shards, tmp_path):
+    file, run = tmp_path/'needed.py', tmp_path/'run'
+    file.write_text(HEAD_FILE.format(name='needed', depth=1))
+    options = dict(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                   gpu='cpu', stage1_threshold=0., stage1_max_epochs=1, run_dir=str(run), reachable_head='needed')
+    learn_multi_stage(**options, plugins=str(file))
+    HEADS.pop('needed')
+    PLUGINS.clear()
+    for resume in ('latest', str(run)):
+        problems = try_config({**options, 'resume_from': resume, 'run_dir': str(run) if resume == 'latest' else str(tmp_path/'other')})[1]
+        assert any(p.startswith('plugins: plugin ') and 'needed.py' in p and 'was used' in p for p in problems), problems
+
+
+def test_a_changed_network_is_refused_in_a_sentence(shards, tmp_path):
+    file, run = tmp_path/'wide.py', tmp_path/'run'
+    code = ("from torch import nn\nfrom maou_nb import register_head\n@register_head('wide-one')\nclass W(nn.Module):\n"
+            "    def __init__(self, channels):\n        super().__init__()\n"
+            "        self.layers = nn.Sequential(nn.Conv2d(channels, WIDTH, 1), nn.Conv2d(WIDTH, 1, 1))\n"
+            "    def forward(self, x): return self.layers(x).flatten(1)\n")
+    file.write_text(code.replace('WIDTH', '4'))
+    options = dict(stage=1, stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                   gpu='cpu', stage1_threshold=0., stage1_max_epochs=1, run_dir=str(run), reachable_head='wide-one', plugins=str(file))
+    learn_multi_stage(**options)
+    file.write_text(code.replace('WIDTH', '6'))
+    more = {**options, 'resume_from': 'latest', 'stage1_max_epochs': 2, 'stage1_threshold': 1.}
+    why = 'resume_from: stage 1 has another network than its checkpoint: .* has a plugin changed since'
+    with pytest.raises(OptionError, match=why) as e:
+        learn_multi_stage(**more)
+    said(e)
+    with pytest.raises(CheckpointError, match='does not hold the network that it describes.*wide.py has changed since') as e:
+        load_net(run)
+    said(e)
+
+
+# ---- lower is better
+
+def test_a_figure_may_be_better_when_lower(mine):
+    "Best epoch and threshold alike"
+    made = mine(figures={'error': Figure('error', lower=True)}, **JUDGED)
+    loop = SimpleNamespace(stage=made, judged_on='valid', settings=SimpleNamespace(threshold=0.4),
+                           history=[{'valid/error': e} for e in (0.5, 0.3, 0.6)], figure=lambda name: 0.6)
+    assert Loop._best(loop, 'error') == 1 and not threshold_met(loop)
+    loop.figure = lambda name: 0.3
+    assert threshold_met(loop)
+
+
+def test_metrics_that_keep_sums_elsewhere_are_refused(mine):
+    "A checkpoint in the middle of an epoch would lose them"
+    class Wraps(Metric):
+        def __init__(self):
+            super().__init__()
+            self.inner = BinaryAccuracy()
+        def update(self, outputs, batch): self.inner.update(outputs['q'].sigmoid(), batch.q.int())
+        def compute(self): return {'accuracy': self.inner.compute()}
+    mine(metrics=lambda self: Wraps())
+    [problem] = of(asked(), "keep what makes 'accuracy' elsewhere than in states of their own")
+    assert problem.startswith("stage='mine'")
+
+
+def test_a_copy_of_rows_is_of_these_columns(tmp_path, monkeypatch, mine):
+    "Not of others of the same names and sizes"
+    monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'cache'))
+    keys = set()
+    for column, kind in (('x', 'squares'), ('y', 'squares'), ('x', 'levels')):
+        both = ('x', 'y') if column == 'x' else ('y', 'x')
+        columns = Columns('mine', (Column('q', both[0], kind), Column('r', both[1], kind)),
+                          answers=lambda rows: {'x': rows['boards'] > 0, 'y': rows['boards'] == 0})
+        mine(columns=columns, **JUDGED)
+        prepare_stage('mine', ONE_FILE, tmp_path/'rows')
+        keys.add(StreamingFileSource(tmp_path/'rows', 'mine')._copy_key())
+    assert len(keys) == 3

@@ -180,7 +180,7 @@ def _afresh(modules):
         raise
 
 # %% ../../nbs/data/02_plugins.ipynb #8935901e
-def _homes(): return {h for registry in Registry.every for h in registry.homes.values()}
+def _homes(): return {h for registry in Registry.every for name, h in registry.homes.items() if name in registry}
 
 def _import(path, module, homes=()):
     "Import the file at `path` as `module`; the modules that registered something. `homes` did so before"
@@ -224,7 +224,7 @@ def _load(name):
 # %% ../../nbs/data/02_plugins.ipynb #6470deaf
 def _where(error, path):
     "The line of the file at `path` that `error` came from"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == path.resolve()]
     return f', in line {lines[-1]}' if lines else ''
 
 # %% ../../nbs/data/02_plugins.ipynb #70ec0c30

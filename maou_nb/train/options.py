@@ -130,7 +130,7 @@ def changes(
         names = ', '.join(f'{x["loc"][0]}={x["input"]!r}' for x in e.errors())
         raise OptionError(f'resume_from: the run was begun with {names}, which is not allowed any more: '
                           'has its plugin changed since?') from None
-    now = cfg.model_dump(mode='json')
+    now = saved_options(cfg)      # what a stage that is not run has may change
     differ = {n: f'{n}: {was[n]} → {now[n]}' for n in now if now[n] != was[n]}
     of_kind = lambda kind: [s for n, s in differ.items() if about(fields[n]).resume == kind]
     return of_kind('fixed'), of_kind('free')
