@@ -55,6 +55,21 @@ def test_private_names_stay_at_home(room):
              and not (isinstance(n.value, ast.Name) and n.value.id == 'self')]
     assert not pokes, f'another object\'s __dict__, lines {pokes}'
 
+FILES = {'config.json', 'run.json', 'result.json', 'history.jsonl', 'steps.jsonl', 'watched.jsonl', 'checkpoints.json', 'checkpoints'}
+
+def test_the_names_of_a_runs_files_stand_in_one_place():
+    "Checkpoints and the folder around them name them; only sentences do so elsewhere"
+    for room, path in ROOMS.items():
+        if room in ('train.checkpoints', 'train.folder'): continue
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        words = {id(n.values[i]) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for i in range(len(n.values))}
+        defaults = {id(d) for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) for d in n.args.defaults}
+        named = [(n.lineno, n.value) for n in ast.walk(tree)
+                 if isinstance(n, ast.Constant) and n.value in FILES and id(n) not in words | defaults]
+        paths = [(n.lineno, n.value) for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                 and any(f'/{f}' in n.value or n.value.startswith(f'{f}/') for f in FILES) and ' ' not in n.value.strip()]
+        assert not named and not paths, f'{room}: {named + paths}'
+
 def test_an_option_says_all_of_itself():
     "Group, stages, what a resume may do, and when it is idle: in the field, and in one section"
     load_plugins(str(Path(__file__).with_name('attacked.py')))

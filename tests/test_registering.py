@@ -114,6 +114,18 @@ def test_names_are_wanted():
             said(e)
 
 
+def test_one_name_is_of_one_part():
+    "An edited cell may change its part; another function may not take the name for another"
+    def first(outputs, batch, cfg): pass
+    def second(outputs, batch, cfg): pass
+    register_loss('partial', of='q')(first)
+    register_loss('partial', of='r')(first)
+    with pytest.raises(ValueError, match="loss 'partial' is one of r: another name for that of q would be right") as e:
+        register_loss('partial', of='q')(second)
+    said(e)
+    assert LOSSES['partial'] is first and LOSS_PARTS['partial'] == 'r'
+
+
 @pytest.mark.parametrize('key', ['a'*300, 'all', 'Ä', '../up', '7', '', True, None])
 def test_what_is_no_key(key):
     with pytest.raises(ValueError, match='stage .* was expected') as e: register_stage(key)(stage())

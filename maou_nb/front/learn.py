@@ -34,7 +34,7 @@ from ..show.plots import in_notebook, picture, stage_figure
 from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
-from ..train.checkpoints import CheckpointError
+from ..train.checkpoints import MODELS, CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
@@ -147,7 +147,7 @@ def mirror_folders(
         cfg.output_gcs, cfg.gcs_bucket_name, cfg.gcs_base_path,
         cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path, run.path.name)
     copies = {run.path: url} if url else {}
-    for at, option, name in ((run.models, cfg.model_dir, 'checkpoints'), (run.logs, cfg.log_dir, 'logs')):
+    for at, option, name in ((run.models, cfg.model_dir, MODELS), (run.logs, cfg.log_dir, 'logs')):
         if _remote(option): copies[at] = option
         elif url and not at.is_relative_to(run.path): copies[at] = f'{url}/{name}'
     return copies
@@ -182,8 +182,7 @@ def _mirrored(cfg, run, say):
 # %% ../../nbs/front/62_learn.ipynb #f260bafc
 def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
-    kept = (f'checkpoints/{s.slug}/checkpoints.json' for s in STAGES.values())
-    if not any((as_path(url)/name).exists() for name in ('config.json', *kept)): return False
+    if not RunFolder(url).begun(STAGES.values()) and not RunFolder(url).config_file.exists(): return False
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True

@@ -10,7 +10,7 @@ __all__ = ['LOSSES', 'LOSS_PARTS', 'bce_loss', 'asymmetric_loss', 'legal_log_sof
 import torch
 import torch.nn.functional as F
 
-from ..data.plugins import Registry, home
+from ..data.plugins import Registry
 
 # %% ../../nbs/model/23_losses.ipynb #5581408c
 def _full(logits):
@@ -124,7 +124,8 @@ def register_loss(
     if not (isinstance(name, str) and name.strip() and isinstance(of, str) and of):
         raise TypeError("register_loss wants a name, and the part it is of: @register_loss('mine', of='policy')")
     def register(f):
-        if LOSS_PARTS.get(name.lower(), of) != of and home() == LOSSES.homes.get(name.lower()):
+        there = LOSSES.get(name.lower())
+        if there is not None and LOSS_PARTS[name.lower()] != of and there.__qualname__ != f.__qualname__:
             raise ValueError(f'loss {name!r} is one of {LOSS_PARTS[name.lower()]}: another name for that of {of} would be right')
         LOSSES.add(name.lower(), f)
         LOSS_PARTS[name.lower()] = of

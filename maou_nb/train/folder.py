@@ -21,7 +21,7 @@ from fastcore.basics import patch
 
 from ..data.files import FileError, as_path, atomic_file, is_remote, local_file, make_writable
 from ..data.options import OnePath, OptionError, Section, option
-from .checkpoints import MANIFEST, Checkpoints, find_checkpoint, load_tensors
+from .checkpoints import ABOUT, CONFIG, MANIFEST, MODELS, RESULT, Checkpoints, find_checkpoint, load_tensors
 
 # %% ../../nbs/train/42_folder.ipynb #b352744e
 class FolderOptions(Section):
@@ -108,11 +108,11 @@ class RunFolder:
         logs:str|Path|None=None,     # Its logs; none: inside
     ):
         self.path = as_path(path)
-        self.models = as_path(models or self.path/'checkpoints')
+        self.models = as_path(models or self.path/MODELS)
         self.logs = as_path(logs or self.path/'logs')
-        self.config_file = self.path/'config.json'
-        self.about_file = self.path/'run.json'
-        self.result_file = self.path/'result.json'
+        self.config_file = self.path/CONFIG
+        self.about_file = self.path/ABOUT
+        self.result_file = self.path/RESULT
         self.history_file, self.steps_file, self.watched_file = (self.path/n for n in LINES)
         self.log_file = self.path/'run.log'
         self.process_file = self.path/'.process.json'
@@ -149,7 +149,7 @@ def _resumed_folder(cfg):
     "The run folder that `resume_from` names, if the run is to go on in it"
     if cfg.resume_from in (None, 'latest') or cfg.run_dir or cfg.run_name: return None
     path = as_path(cfg.resume_from)
-    return path if not is_remote(path) and (path/'config.json').exists() else None
+    return path if not is_remote(path) and (path/CONFIG).exists() else None
 
 # %% ../../nbs/train/42_folder.ipynb #9e9a94f1
 def new_name(architecture:str) -> str:

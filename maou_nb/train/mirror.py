@@ -27,7 +27,8 @@ from xxhash import xxh3_64_hexdigest
 from ..data.files import FileError, as_path, atomic_file, download, file_sha256, find_files
 from ..data.files import is_remote, upload
 from ..data.options import Section, option
-from .checkpoints import MANIFEST
+from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
+from .folder import LINES
 
 # %% ../../nbs/train/46_mirror.ipynb #a380c9ab
 def mirror_url(
@@ -121,7 +122,7 @@ def mirror_problems(
     yield from _place_problems('output_gcs', output_gcs, gcs_bucket_name, gcs_base_path, 'gcs')
 
 # %% ../../nbs/train/46_mirror.ipynb #3294dd29
-HEADS = ('config.json', 'run.json', 'result.json')      # sent last
+HEADS = (CONFIG, ABOUT, RESULT)      # sent last
 SMALL = 1 << 20       # bytes; of larger files size and time are compared, and not the contents
 
 # %% ../../nbs/train/46_mirror.ipynb #c76a61ec
@@ -336,9 +337,9 @@ def _take_up(self:Mirror, url:str, manifest:str, files:dict):
 @patch
 def _find_stale(self:Mirror, there:dict[str, dict]):
     "Note what speaks of an earlier run in this folder"
-    if not (self.home/'config.json').exists(): return
+    if not (self.home/CONFIG).exists(): return
     here = set(self._local().values())
-    speak = (*HEADS, MANIFEST, 'history.jsonl')
+    speak = (*HEADS, MANIFEST, LINES[0])
     found = {f'{url}/{n}' for url, files in there.items() for n in files if basename(n) in speak}
     self.stale = found - here
 
@@ -359,7 +360,7 @@ def _local(self:Mirror) -> dict[Path, str]:
 def _look(self:Mirror):
     "See what the URLs hold before anything is sent"
     there = {url: _files_at(url) for url in self.folders.values()}
-    tell = ('config.json', MANIFEST)
+    tell = (CONFIG, MANIFEST)
     runs = {url for url, files in there.items() for n in files if basename(n) in tell}
     if foreign := sorted(runs - _mirrored(self.home)):
         self.refused = (f'{foreign[0]} holds a run that does not come from {self.home}: '
@@ -573,7 +574,7 @@ def _refuse_other(url, folder, far):
     "Refuse to replace a run in `folder` that is not an earlier state of the one at `url`"
     for n, p in far.items():
         here = folder/n
-        if basename(n) not in (MANIFEST, 'history.jsonl') or not here.exists(): continue
+        if basename(n) not in (MANIFEST, LINES[0]) or not here.exists(): continue
         if _same(here, p, None) or here.read_bytes() == _read(p): continue
         if url in _mirrored(folder) and _written(here) <= _written(p) + 1: continue
         raise FileError(f'{here} is of another run, or newer than what {url} holds: '
@@ -587,7 +588,7 @@ def _run_at(url:str) -> dict[str, Path|UPath]:
     if bad := [n for n in far if '..' in n.split('/')]:
         raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: '
                         'a mirrored run was expected')
-    if 'config.json' not in far and not any(basename(n) == MANIFEST for n in far):
+    if CONFIG not in far and not any(basename(n) == MANIFEST for n in far):
         raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it '
                         'was expected, as output_s3 or output_gcs writes it')
     return far
