@@ -30,6 +30,11 @@ from maou_nb.train.runner import StageThresholdNotMet, plugins_of
 from samples import ONE_FILE, said
 
 
+def plain(value):
+    "A test's name for `value`, the same in every process"
+    return re.sub(r' at 0x[0-9a-f]+', '', str(value))[:60]
+
+
 def stage(part='q', column=('q', 'x', 'squares'), width=81, head='reachable', named='gap', answers=None, **more):
     "A class of a small stage"
     columns = Columns('mine', (Column(*column),), answers=answers)
@@ -89,7 +94,7 @@ def test_the_librarys_names_stay():
     (dict(options=type('O', (Section,), {'__annotations__': {'depth': int}, 'depth': 3})), 'depth was not made by option'),
     (dict(options=type('O', (Section,), {'__annotations__': {'epoch': int}, 'epoch': option(3, 'Epochs', 'Mine', 'free')})),
      "stage '3' has an option epoch, too; another name would be right$"),
-    (dict(head='nobody'), "head 'nobody' of 'q' is not known: choose from")], ids=str)
+    (dict(head='nobody'), "head 'nobody' of 'q' is not known: choose from")], ids=plain)
 def test_what_does_not_fit_is_refused_at_once(made, why):
     "And the stage is not added"
     with pytest.raises(ValueError, match=why) as e: register_stage('mine')(stage(**made))
@@ -97,7 +102,7 @@ def test_what_does_not_fit_is_refused_at_once(made, why):
     assert 'mine' not in STAGES
 
 
-@pytest.mark.parametrize('thing', [int, Stage(), stage()(), len], ids=str)
+@pytest.mark.parametrize('thing', [int, Stage(), stage()(), len], ids=plain)
 def test_what_is_no_class_of_a_stage(thing):
     with pytest.raises(ValueError, match='a subclass of Stage was expected') as e: register_stage('mine')(thing)
     said(e)
@@ -326,7 +331,7 @@ class Keeps(Callback):
     def state(self): return {'kept': self.kept}
 
 
-@pytest.mark.parametrize('kept', [[torch.zeros(1)], {1, 2}, object(), (1, 2), {1: 2}, torch.eye(2).to_sparse()], ids=str)
+@pytest.mark.parametrize('kept', [[torch.zeros(1)], {1, 2}, object(), (1, 2), {1: 2}, torch.eye(2).to_sparse()], ids=plain)
 def test_a_state_that_cannot_be_kept_is_said_before_a_step(shards, tmp_path, kept):
     callback = Keeps(kept)
     with pytest.raises(TypeError, match=r"callback Keeps: state\(\)\['kept'\] (is|would come back as) ") as e:
@@ -370,7 +375,7 @@ def test_a_state_is_that_of_the_step_that_was_saved(shards, tmp_path, ends):
     ([None], 'callbacks: None is no Callback'), ([Counts], 'is no Callback'),
     ([type('Odd', (Callback,), {'after_steps': lambda self, loop: None})()], "nothing asks for 'after_steps'; did you mean 'after_step'"),
     ([type('Odd', (Callback,), {'before_epoch': lambda self, loop: None})()], 'Odd.before_epoch is never called: one of before_fit')],
-    ids=str)
+    ids=plain)
 def test_what_is_no_callback_or_never_called(shards, given, why):
     with pytest.raises(OptionError, match=why) as e:
         learn_multi_stage(stage=1, stage1_data_path=shards['stage1_data_path'], callbacks=given)
@@ -492,7 +497,7 @@ def test_a_cell_becomes_a_file(tmp_path):
     (5, 'Python files, or names of modules, were expected'), ([None], 'Python files, or names of modules'),
     ('exits.py', 'importing it failed with SystemExit: 3, in line 2'), ('notes.txt', 'no module of a file has this name'),
     ('./notes.txt', 'it does not end in .py'),
-    ('bad_parent.child', 'importing it failed with ZeroDivisionError')], ids=str)
+    ('bad_parent.child', 'importing it failed with ZeroDivisionError')], ids=plain)
 def test_names_that_are_no_plugin(importable, monkeypatch, name, why):
     monkeypatch.chdir(importable)
     (importable/'exits.py').write_text('import sys\nsys.exit(3)\n')
