@@ -364,7 +364,8 @@ def layer_problems(cfg) -> Iterator[str]:
     except ValueError: return                    # `model_problems` says it
     if cfg.trainable_layers < total: return
     yield (f'trainable_layers={cfg.trainable_layers}: this backbone has {total} layer groups, '
-           f'and stages 1 and 2 teach those that are left; at most {total - 1} would be right')
+           f'and those before the last stage ({", ".join(str(s.id) for s in early)}) teach what is left; '
+           f'at most {total - 1} would be right')
 
 # %% ../../nbs/front/60_options.ipynb #de396b08
 def _devices(kind):

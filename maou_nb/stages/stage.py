@@ -387,7 +387,7 @@ STAGES: dict[str, Stage] = Registry('stage')
 _own = ('1', '2', '3')      # of the library; nobody else's
 
 # %% ../../nbs/stages/31_stage.ipynb #585838b8
-def _checked_key(key, cls):
+def _checked_key(key):
     "The key, if it is not one of the library's"
     made = stage_key(key)
     if made.isdigit() and made not in _own:
@@ -491,7 +491,7 @@ def register_stage(
         if not (isinstance(cls, type) and issubclass(cls, Stage)):
             raise ValueError(f'stage {key!r}: a subclass of Stage was expected, and this is {cls!r}')
         stage = cls()
-        stage.key = _checked_key(key, cls)
+        stage.key = _checked_key(key)
         if not isinstance(stage.columns, Columns):
             given = stage.columns if isinstance(stage.columns, (list, tuple)) else (stage.columns,)
             if not all(isinstance(c, Column) for c in given):

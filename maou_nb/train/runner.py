@@ -169,7 +169,7 @@ def _alone(cfg, stage, resumed):
 def _layers(cfg, stage):
     "What to say of layers that do not all train"
     if cfg.trainable_layers is None: return
-    which = 'only its last groups train' if stage.final else 'its last groups are left to stage 3'
+    which = 'only its last groups train' if stage.final else 'its last groups are left to a final stage'
     despite = ', whatever freeze_backbone says'*cfg.freeze_backbone
     yield f'  trainable_layers={cfg.trainable_layers}: {which}{despite}'
 
