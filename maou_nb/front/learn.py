@@ -34,7 +34,7 @@ from ..show.plots import in_notebook, picture, stage_figure
 from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
-from ..train.checkpoints import MODELS, CheckpointError
+from ..train.checkpoints import CONFIG, MANIFEST, MODELS, CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
@@ -182,7 +182,8 @@ def _mirrored(cfg, run, say):
 # %% ../../nbs/front/62_learn.ipynb #f260bafc
 def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
-    if not RunFolder(url).begun(STAGES.values()) and not RunFolder(url).config_file.exists(): return False
+    kept = (f'{MODELS}/{s.slug}/{MANIFEST}' for s in STAGES.values())
+    if not any((as_path(url)/name).exists() for name in (CONFIG, *kept)): return False
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True
@@ -335,7 +336,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
     viewers = _shown(cfg, run, mirror, pictures)
     for stage in stages_of(cfg)[len(result.stages_completed):]:
-        try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, viewers, say, stop)
+        try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, say, stop, viewers)
         except Stopped as e:
             goes_on = 'everything is saved, and resume_from="latest" goes on from there'
             result.stopped, result.partial = f'{e}: {goes_on}', e.partial

@@ -207,7 +207,7 @@ def model_problems(cfg) -> Iterator[str]:
 def _channels(cfg):
     "How many channels heads get; 8 where the backbone cannot be made, which another rule says"
     try: return _made(cfg).channels
-    except (ValueError, TypeError, KeyError): return 8
+    except (ValueError, TypeError, KeyError, AttributeError): return 8
 
 # %% ../../nbs/front/60_options.ipynb #571d8308
 def _wrong_head(name, part, cfg):

@@ -342,7 +342,8 @@ def used_by(cfg:LearnConfig) -> list[tuple]:
     "(what, name, module that registered it) of everything that `cfg` uses"
     registries = {'backbone': BACKBONES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
     used = [('backbone', cfg.model_architecture), *(('stage', s.key) for s in stages_of(cfg))]
-    return [(what, n, registries[what].homes[n]) for what, n in used + _parts_used(cfg)]
+    home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
+    return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
 
 # %% ../../nbs/train/48_runner.ipynb #b3df8971
 def plugins_of(cfg) -> list[dict]:
@@ -425,9 +426,9 @@ def run_stage(
     accelerator:Accelerator,
     run:RunFolder,
     callbacks:tuple=(),          # Of the user: a checkpoint has what they did in its step
-    viewers:tuple=(),            # Beside those of every run, after what is saved
     say:Callable=print,          # Told what the run decides, a sentence at a time
     stop:StopWish|None=None,     # Asked between steps whether to end
+    viewers:tuple=(),            # Callbacks beside those of every run, after what is saved
 ) -> StageResult:                # A `Stopped` carries as `partial` what was reached, if anything
     "Train a stage, from its newest checkpoint if it has one"
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
