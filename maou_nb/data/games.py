@@ -317,11 +317,14 @@ def _result(record):
 # %% ../../nbs/data/08_games.ipynb #5ce54ee4
 _kif_variation = re.compile(r'^変化[：:]', re.M)
 _kif_only_for_viewers = re.compile(r'^(?:&|手数[＝=：:]).*$', re.M)      # bookmarks and counts, which rsshogi refuses
+_FILES = '  ９ ８ ７ ６ ５ ４ ３ ２ １'                          # as rsshogi wants them over a board
+_kif_files = re.compile(r'^[ 　]*9[ 　]+8[ 　]+7[ 0-9　]*$', re.M)     # in half width, which rsshogi does not take for a board
 _kif_move = re.compile(r'^[ 　]*([0-9]+)[ 　]+([^\x00-\x7f]\S*)', re.M)
 
 def _kif_main(text):
     "The main line of a game, and the matches of its numbered lines"
     main = _kif_only_for_viewers.sub('', _kif_variation.split(text)[0])
+    main = _kif_files.sub(_FILES, main)
     return main, list(_kif_move.finditer(main))
 
 # %% ../../nbs/data/08_games.ipynb #9b4b48ee
@@ -337,8 +340,8 @@ def _check_kif_lines(text, file, first_line):
 # %% ../../nbs/data/08_games.ipynb #ffeefecf
 _handicap = re.compile(r'^手合割[：:][ 　]*(\S*?)[ 　]*$', re.M)
 _drawn_start = re.compile(r'^\|', re.M)
-_without = ('平手', '香落ち', '右香落ち', '角落ち', '飛車落ち', '飛香落ち', '二枚落ち', '三枚落ち', '四枚落ち', '五枚落ち',
-            '左五枚落ち', '六枚落ち', '八枚落ち', '十枚落ち', '')                          # rsshogi knows these
+_without = ('平手', '香落ち', '右香落ち', '角落ち', '飛車落ち', '飛香落ち', '二枚落ち', '三枚落ち', '四枚落ち',
+            '五枚落ち', '左五枚落ち', '六枚落ち', '八枚落ち', '十枚落ち', '')     # rsshogi knows these
 _back_rank = {'右五枚落ち': '  銀金玉金銀桂 ', '左七枚落ち': '  銀金玉金   ', '右七枚落ち': '   金玉金銀  '}
 
 def _board_without(back:str) -> str:
@@ -346,7 +349,8 @@ def _board_without(back:str) -> str:
     rows = [back, ' '*9, '歩'*9, *[' '*9]*3, '歩'*9, ' 角     飛 ', '香桂銀金玉金銀桂香']
     row = lambda pieces, side: ''.join(' ・' if p == ' ' else side + p for p in pieces)
     board = [f'|{row(r, "v" if n < 3 else " ")}|{"一二三四五六七八九"[n]}' for n, r in enumerate(rows)]
-    return '\n'.join(['手合割：その他', '+-+', *board, '+-+', '後手番'])
+    frame = '+---------------------------+'
+    return '\n'.join(['手合割：その他', '後手の持駒：なし', _FILES, frame, *board, frame, '先手の持駒：なし', '後手番'])
 
 def _with_start(main, file, first_line):
     "`main` with a start that rsshogi knows; a `RecordError` for a handicap that nobody does"
@@ -509,7 +513,8 @@ def _csa_begins(line, piece):
 
 # %% ../../nbs/data/08_games.ipynb #f1a83eee
 _kif_headers = tuple(s.encode(e) for e in ('utf-8', 'cp932') for s in (
-    '手合割', '開始日時', '棋戦', '戦型', '表題', '場所', '先手：', '後手：', '上手：', '下手：', '後手の持駒', '上手の持駒', '# KIF', '#KIF', '# ----'))
+    '手合割', '開始日時', '棋戦', '戦型', '表題', '場所', '先手：', '後手：', '上手：', '下手：',
+    '後手の持駒', '上手の持駒', '# KIF', '#KIF', '# ----'))
 
 def _kif_begins(line, piece):
     "A header after moves begins another game"

@@ -36,9 +36,10 @@ _signs = [{f: re.compile(f'^(?:{sign})', re.M) for f, sign in signs.items()} for
 # %% ../../nbs/data/10_records.ipynb #e2a8354e
 def _as_text(first):
     "The beginning of a file as text, as far as it is any"
-    try: return first[3*first.startswith(b'\xef\xbb\xbf'):].decode('utf-8')
+    first = first.removeprefix(b'\xef\xbb\xbf')
+    try: return first.decode('utf-8')
     except UnicodeDecodeError as e:
-        if e.end >= len(first) - 3: return first[:e.start].decode('utf-8')      # cut within a character
+        if e.start >= len(first) - 3: return first[:e.start].decode('utf-8')      # cut within a character
     return first.decode('cp932', 'replace')
 
 # %% ../../nbs/data/10_records.ipynb #907cc07e
