@@ -140,10 +140,12 @@ def _check_lines(text, file, line_of):
 # %% ../../nbs/data/08_games.ipynb #5237257a
 MATE = 30_000.       # What a mate counts for, in centipawns: dlshogi's files have it so
 
+_number = re.compile(r'[-+]?\d+')
 _csa_eval = re.compile(r'(?:評価値[=＝]?)?\s*(?:([-+]?)\s*mate\s*(-?)|([-+]?\d+))')
 
 def _eval(comment):
     "Centipawns from Black's side that the comment on a move gives, or None"
+    if plain := _number.match(comment): return float(plain[0])
     found = _csa_eval.match(comment)
     if found is None: return None
     if found[3]: return float(found[3])
@@ -164,18 +166,23 @@ _csa_entry = re.compile(rf"^(?:({_move})|'(?:\*\*[ \t]*(.*)|((?:v=|\d).*))|(%[-+
 class _Entries:
     "The moves of a CSA game, with what was said of each, and its ending"
     def __init__(self, text):
-        self.moves, self.evals, self.searches, self.end, self.after = [], [], {}, '', None
-        for entry in _csa_entry.finditer(text): self._add(entry, *entry.groups())
+        self.text, moves, evals, self.searches = text, [], [], {}
+        self.moves, self.evals, self.end, self.after = moves, evals, '', False
+        for move, comment, search, end in _csa_entry.findall(text):
+            if self.end and (move or end): self.after = True
+            elif move:
+                moves.append(move)
+                evals.append(None)
+            elif end: self.end = end
+            elif moves and search: self._search(search)
+            elif moves and evals[-1] is None: evals[-1] = _eval(comment)
 
-    def _add(self, entry, move, comment, search, end):
-        if move or end:
-            if self.end: self.after = self.after or entry
-            elif move: self.moves.append(entry); self.evals.append(None)
-            else: self.end = end
-        elif not self.moves: pass
-        elif search:
-            if found := _searched(search): self.searches[len(self.moves) - 1] = found
-        elif self.evals[-1] is None: self.evals[-1] = _eval(comment)
+    def _search(self, comment):
+        if found := _searched(comment): self.searches[len(self.moves) - 1] = found
+
+    def place(self, n:int) -> re.Match:
+        "The `n`-th of its moves and endings, which is looked for when it is at fault"
+        return [m for m in _csa_entry.finditer(self.text) if m[1] or m[4]][n]
 
 # %% ../../nbs/data/08_games.ipynb #90cc0d34
 _mover_loses = '%TORYO', '%TSUMI', '%TIME_UP', '%ILLEGAL_MOVE'
@@ -213,14 +220,14 @@ _fouls = '', '%ILLEGAL_MOVE', '%+ILLEGAL_ACTION', '%-ILLEGAL_ACTION'
 def _csa_record(text, entries, where):
     "rsshogi's record of a game, and the sign of who ended it by a foul; '' if nobody did"
     moves = entries.moves
-    head = '\n'.join(_csa_place.findall(text[:moves[0].start()] if moves else text)) + '\n'
-    record = lambda n: Record.from_csa_str(head + ''.join(f'{m[1]}\n' for m in moves[:n]))
+    head = '\n'.join(_csa_place.findall(text[:text.index(f'\n{moves[0]}') + 1] if moves and not text.startswith(moves[0]) else '' if moves else text)) + '\n'
+    record = lambda n: Record.from_csa_str(head + ''.join(f'{m}\n' for m in moves[:n]))
     _check_start(record(0).init_position_sfen, where)
     try: return record(len(moves)), ''
     except ValueError as e:
         found = _bad_move.search(str(e))
         if not found or int(found[1]) != len(moves) - 1 or entries.end not in _fouls: raise
-    return record(len(moves) - 1), moves[-1][1][0]
+    return record(len(moves) - 1), moves[-1][0]
 
 # %% ../../nbs/data/08_games.ipynb #20a6fac3
 _csa_kinds = dict(zip('FU KY KE GI KI KA HI OU TO NY NK NG UM RY'.split(), KINDS))
@@ -259,7 +266,7 @@ def _csa_error(error, entries, file, line_of, first_line):
     if at >= len(entries.moves):
         said = ' '.join(str(error).split())
         return RecordError(f'{file}, game starting on line {first_line}: {said}; mend or remove this game')
-    move = entries.moves[at]
+    move = entries.place(at)
     return RecordError(f'{file}, line {line_of(move.start())}: move {at + 1} of the game, {move[1]}, '
                        'is illegal in its position; mend or remove this game')
 
@@ -284,7 +291,8 @@ def parse_csa(
     _check_lines(lines, file, line_of)
     entries = _Entries(lines)
     if entries.after:
-        raise RecordError(f'{file}, line {line_of(entries.after.start())}: {entries.after[0]} stands after the ending '
+        after = entries.place(len(entries.moves) + 1)
+        raise RecordError(f'{file}, line {line_of(after.start())}: {after[0]} stands after the ending '
                           f'{entries.end}; a new game, which begins with PI, a board or N+, was expected')
     if not entries.moves and not entries.end and not _summed_up(lines):
         raise RecordError(f'{file}, line {first_line}: no CSA game starts here: moves such as +7776FU, '

@@ -47,8 +47,9 @@ def text_format(
     first:bytes,  # The beginning of a file
 ) -> str|None:    # csa, kif, usi, ki2, jkf, or None
     "The text format that `first` is in: by its moves, and where there are none by its headers"
-    text = _as_text(first)
-    for signs in _signs:
+    moves, heads = _signs
+    for signs, size in ((moves, 4096), (moves, None), (heads, None)):      # moves mostly stand near the beginning
+        text = _as_text(first[:size])
         found = {f: sum(1 for _ in sign.finditer(text)) for f, sign in signs.items()}
         best = max(found, key=found.get)
         if found[best]: return best
