@@ -513,11 +513,13 @@ def _decode(data, where):
 
 # %% ../../nbs/data/08_games.ipynb #60e0edb5
 _csa_played = re.compile(rb'%|[+-]\d{4}')
+_firsts = frozenset(b'/VNP')
 
 def _csa_begins(line, piece):
     "Whether `line` begins a game after those of `piece`; None: it parts two games"
-    if line[:1] == b'/' and not line[1:].strip(): return None
-    return line[:1] in b'VNP' and line[:2] != b'\n' and any(map(_csa_played.match, piece))
+    if line[0] not in _firsts: return False
+    if line[:1] == b'/': return False if line[1:].strip() else None
+    return any(map(_csa_played.match, piece))
 
 # %% ../../nbs/data/08_games.ipynb #f1a83eee
 _kif_headers = tuple(s.encode(e) for e in ('utf-8', 'cp932') for s in (
