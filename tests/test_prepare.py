@@ -167,7 +167,9 @@ def mixed(tmp_path_factory):
     "The sample games, 50 of them ended by the clock"
     folder = tmp_path_factory.mktemp('mixed')
     for f in GAMES.glob('*.csa'):
-        (folder/f.name).write_text(f.read_text().replace('%TORYO', '%TIME_UP') if f == ONE_FILE else f.read_text())
+        text = f.read_text()
+        if f == ONE_FILE: text = text.replace('%TORYO', '%TIME_UP').replace("'summary:toryo", "'summary:time up")
+        (folder/f.name).write_text(text)
     return folder
 
 def positions_of(folder): return pl.concat([pl.from_arrow(read_shard(s)) for s in find_shards(folder, 3)])

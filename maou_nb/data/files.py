@@ -7,10 +7,13 @@ __all__ = ['TRIES', 'FileError', 'as_path', 'is_remote', 'listed', 'find_files',
            'atomic_file', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
+import bz2
 import gzip
 import hashlib
 import io
+import lzma
 import os
+import tarfile
 import tempfile
 import time
 import zipfile
@@ -125,7 +128,7 @@ def find_files(
 
 # %% ../../nbs/data/05_files.ipynb #1d386f8e
 _breaks = (OSError, EOFError, RuntimeError, NotImplementedError,    # what unpacking damaged bytes can raise
-           zlib.error, zipfile.BadZipFile, pa.ArrowInvalid)
+           zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowInvalid)
 
 class _Guarded(io.RawIOBase):
     "A stream whose failures are sentences that name the file"
@@ -142,14 +145,29 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 # %% ../../nbs/data/05_files.ipynb #727c76fb
+_packers = {
+    b'\x1f\x8b': lambda stream: gzip.GzipFile(fileobj=stream),
+    b'BZh': bz2.BZ2File,
+    b'\xfd7zXZ\0': lzma.LZMAFile,
+    b'\x28\xb5\x2f\xfd': lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, 'r'), 'zstd')}
+
+# %% ../../nbs/data/05_files.ipynb #80138a97
+def _is_tar(first):
+    "Whether the first 512 bytes of a file are a block of a tar"
+    try: return bool(tarfile.TarInfo.frombuf(first, 'utf-8', 'surrogateescape').name)
+    except tarfile.HeaderError: return False
+
+# %% ../../nbs/data/05_files.ipynb #ef0994bd
 def _unpacked(stream, name):
     "`stream` itself, or what is packed in it, as (name, stream) pairs"
     stream = io.BufferedReader(_Guarded(stream, name), 1 << 18)
-    first = stream.peek(4)[:4]
-    if first[:2] == b'\x1f\x8b': yield from _unpacked(gzip.GzipFile(fileobj=stream), name)
-    elif first == b'\x28\xb5\x2f\xfd':
-        yield from _unpacked(pa.CompressedInputStream(pa.PythonFile(stream, 'r'), 'zstd'), name)
-    elif first == b'PK\x03\x04': yield from _unzipped(stream, name)
+    first = stream.peek(512)[:512]
+    for sign, opened in _packers.items():
+        if first.startswith(sign):
+            yield from _unpacked(opened(stream), name)
+            return
+    if first.startswith(b'PK\x03\x04'): yield from _unzipped(stream, name)
+    elif _is_tar(first): yield from _untarred(stream, name)
     else: yield name, stream
 
 # %% ../../nbs/data/05_files.ipynb #1e0256d9
@@ -168,8 +186,27 @@ def _unzipped(stream, name):
         yield from _unpacked(member, inside)
 
 # %% ../../nbs/data/05_files.ipynb #7e3ab794
+class _Member(tarfile.TarInfo):
+    "A file of a tar whose end is marked"
+    @classmethod
+    def fromtarfile(cls, tar):
+        "The next one"
+        try: return super().fromtarfile(tar)
+        except tarfile.EmptyHeaderError: raise tarfile.ReadError('its end is missing') from None
+
+# %% ../../nbs/data/05_files.ipynb #af613652
+def _untarred(stream, name):
+    "The files in a tar, in its order"
+    try:
+        with tarfile.open(fileobj=stream, mode='r|', tarinfo=_Member) as archive:
+            for info in archive:
+                if info.isfile(): yield from _unpacked(archive.extractfile(info), f'{name}/{info.name}')
+    except tarfile.TarError as e:
+        raise FileError(f'{name} is damaged ({e}): pack or copy it again') from None
+
+# %% ../../nbs/data/05_files.ipynb #c7644f10
 def open_files(
-    path:str|Path|UPath,                     # One file; gzip, zstd and zip are opened, also inside one another
+    path:str|Path|UPath,                     # One file; gzip, bzip2, xz, zstd, zip and tar are opened, also inside one another
 ) -> Iterator[tuple[str, io.BufferedReader]]:
     "What `path` holds: (name, stream) for the file, or for each file packed in it"
     path = as_path(path)

@@ -24,20 +24,35 @@ from .games import TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .packed import PACKED_FORMATS, packed_format, read_hcpe_table, read_packed
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
-_kif_signs = tuple(s.encode(e) for s in ('手合割', '手数-', '先手：', '開始日時', '# KIF', '# ---- Kifu')
-                   for e in ('utf-8', 'cp932'))
-_signs = {
-    'csa': re.compile(rb"(?m)^(V[23](\.|$)|PI|P1|N[+-]|'CSA|[+-]\d{4}[A-Z]{2})"),
-    'usi': re.compile(rb'(?m)^(position |startpos|sfen |'
-                      rb'([1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] )')}
+_sfen = r'(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] '
+_moves = {     # what nothing else has
+    'csa': r'[+-]\d{4}[A-Z]{2}', 'kif': r'[ 　]*[0-9]+[ 　]+[１-９同投中千持反切入詰不]',
+    'usi': r'(?:position |sfen |startpos|' + _sfen + r')', 'ki2': r'[▲△☗☖▼▽]'}
+_heads = {     # what files begin with
+    'csa': r"V[23](?:\.|[ \t\r]*$)|PI|P1|N[+-]|%[A-Z]|'CSA|[+-][ \t\r]*$",
+    'kif': r'手合割|手数-|先手[：:]|後手[：:]|上手[：:]|下手[：:]|開始日時|# ?KIF|# ---- Kifu', 'jkf': r'\s*\{'}
+_signs = [{f: re.compile(f'^(?:{sign})', re.M) for f, sign in signs.items()} for signs in (_moves, _heads)]
 
 # %% ../../nbs/data/10_records.ipynb #e2a8354e
+def _as_text(first):
+    "The beginning of a file as text, as far as it is any"
+    first = first.removeprefix(b'\xef\xbb\xbf')
+    try: return first.decode('utf-8')
+    except UnicodeDecodeError as e:
+        if e.start >= len(first) - 3: return first[:e.start].decode('utf-8')      # cut within a character
+    return first.decode('cp932', 'replace')
+
+# %% ../../nbs/data/10_records.ipynb #907cc07e
 def text_format(
     first:bytes,  # The beginning of a file
-) -> str|None:    # csa, kif, usi, or None
-    "The text format that `first` is in"
-    if any(s in first for s in _kif_signs): return 'kif'
-    return next((f for f in ('csa', 'usi') if _signs[f].search(first)), None)
+) -> str|None:    # csa, kif, usi, ki2, jkf, or None
+    "The text format that `first` is in: by its moves, and where there are none by its headers"
+    moves, heads = _signs
+    for signs, size in ((moves, 4096), (moves, None), (heads, None)):      # moves mostly stand near the beginning
+        text = _as_text(first[:size])
+        found = {f: sum(1 for _ in sign.finditer(text)) for f, sign in signs.items()}
+        best = max(found, key=found.get)
+        if found[best]: return best
 
 # %% ../../nbs/data/10_records.ipynb #b9867c40
 RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'usi': ('.usi', '.sfen'),
@@ -45,6 +60,9 @@ RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'usi': ('.usi', '
                    'hcpe_table': ('.feather',)}
 
 # %% ../../nbs/data/10_records.ipynb #f7f1e76d
+_not_read = {'ki2': 'KI2', 'jkf': 'JKF (JSON)'}
+
+# %% ../../nbs/data/10_records.ipynb #d0d124c2
 def record_format(
     first:bytes,          # The beginning of the file
     name:str,             # Its name
@@ -53,17 +71,20 @@ def record_format(
     "The format of a record file, from its contents, and from its name where these leave it open"
     if first[:6] == b'ARROW1': return 'hcpe_table'
     found = text_format(first) or packed_format(first, name, size)
+    if found in _not_read:
+        raise RecordError(f'{name} is in {_not_read[found]}, which is not read: CSA or KIF was expected')
     if found: return found
-    bare = re.sub(r'\.(gz|zst)$', '', name.lower())
+    bare = re.sub(r'\.(gz|bz2|xz|zst)$', '', name.lower())
     named = next((f for f, suffixes in RECORD_SUFFIXES.items() if bare.endswith(suffixes)), None)
     if named: return named
     raise RecordError(f'{name} is in no format known here: '
                       'CSA, KIF, USI, HCPE, HCPE3, PSV or an HCPE table was expected')
 
 # %% ../../nbs/data/10_records.ipynb #74f79abc
-_packings = ('', '.gz', '.zst', '.zip')
+_packings = ('', '.gz', '.bz2', '.xz', '.zst', '.zip')
+_archives = '.zip', '.tar', '.tgz', '.tbz', '.txz', *(f'.tar{p}' for p in _packings[1:])
 _endings = [s for suffixes in RECORD_SUFFIXES.values() for s in suffixes]
-_of_records = *(s + p for s in _endings for p in _packings), '.zip'
+_of_records = *(s + p for s in _endings for p in _packings), *_archives
 
 # %% ../../nbs/data/10_records.ipynb #9a20bf20
 def record_files(
