@@ -20,7 +20,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .files import as_path, find_files, listed, open_files
-from .games import TEXT_FORMATS, Game, RecordError, Visits, read_text
+from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .packed import PACKED_FORMATS, packed_format, read_hcpe_table, read_packed
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
@@ -37,9 +37,10 @@ _signs = [{f: re.compile(f'^(?:{sign})', re.M) for f, sign in signs.items()} for
 def _as_text(first):
     "The beginning of a file as text, as far as it is any"
     first = first.removeprefix(b'\xef\xbb\xbf')
-    try: return first.decode('utf-8')
-    except UnicodeDecodeError as e:
-        if e.start >= len(first) - 3: return first[:e.start].decode('utf-8')      # cut within a character
+    for encoding in ENCODINGS:
+        try: return first.decode(encoding)
+        except UnicodeDecodeError as e:
+            if e.start >= len(first) - 3: return first[:e.start].decode(encoding)      # cut within a character
     return first.decode('cp932', 'replace')
 
 # %% ../../nbs/data/10_records.ipynb #907cc07e
