@@ -370,16 +370,21 @@ def _check_kif_lines(text, file, first_line):
                           'a header, a numbered move, a board, a comment or how it ended was expected')
 
 # %% ../../nbs/data/08_games.ipynb #a8783fdf
-def _check_numbers(main, lines, file, first_line):
-    "Refuse moves whose numbers do not go up by one"
-    for before, line in zip(lines, lines[1:]):
-        if int(line[1]) == int(before[1]) + 1: continue
-        raise RecordError(f'{file}, line {_line_of(main, line.start(1), first_line)}: move {line[1]} follows move '
-                          f'{before[1]}; moves numbered one after the other were expected')
+_kif_ply = re.compile(r'^手数[＝=：:][ 　]*([0-9]+)', re.M)
+
+def _check_numbers(text, main, lines, file, first_line):
+    "Refuse moves that are not numbered 1, 2, …, or on from the ply of a board"
+    numbers = [int(line[1]) for line in lines]
+    of_board = {int(n) + 1 for n in _kif_ply.findall(text)}
+    begin = numbers[0] if numbers and numbers[0] in of_board else 1
+    at = next((i for i, n in enumerate(numbers) if n != begin + i), None)
+    if at is None: return
+    where = f'{file}, line {_line_of(main, lines[at].start(1), first_line)}'
+    raise RecordError(f'{where}: move {numbers[at]} stands where move {begin + at} was expected; is one missing?')
 
 # %% ../../nbs/data/08_games.ipynb #ffeefecf
-_handicap = re.compile(r'^手合割[：:][ 　]*(\S*?)[ 　]*$', re.M)
 _drawn_start = re.compile(r'^\|', re.M)
+_handicap = re.compile(r'^手合割[：:][ 　]*(\S*?)[ 　]*$', re.M)
 _without = ('平手', '香落ち', '右香落ち', '角落ち', '飛車落ち', '飛香落ち', '二枚落ち', '三枚落ち', '四枚落ち',
             '五枚落ち', '左五枚落ち', '六枚落ち', '八枚落ち', '十枚落ち', '')     # rsshogi knows these
 _back_rank = {'右五枚落ち': '  銀金玉金銀桂 ', '左七枚落ち': '  銀金玉金   ', '右七枚落ち': '   金玉金銀  '}
@@ -477,7 +482,7 @@ def parse_kif(
     if not lines:
         raise RecordError(f'{file}, line {first_line}: no KIF game starts here: '
                           'numbered moves such as 1 ７六歩(77) were expected')
-    _check_numbers(main, lines, file, first_line)
+    _check_numbers(text, main, lines, file, first_line)
     record, foul = _kif_record(main, lines, file, first_line)
     ended = record.main_terminal is not None
     if foul is None and len(lines) - ended > len(record.moves):
@@ -540,20 +545,21 @@ def parse_usi(
 ENCODINGS = 'utf-8', 'euc_jp', 'cp932'      # what is text in one is hardly ever in those before it
 
 def _decode(data, where):
-    "The text of `data`, which is UTF-8, cp932 (Shift_JIS) or EUC-JP"
+    "The text of `data`, which is UTF-8, cp932 (Shift_JIS) or EUC-JP, with line ends of one kind"
     for encoding in ENCODINGS:
-        try: return data.decode(encoding).removeprefix('\ufeff')
+        try: return data.decode(encoding).removeprefix('\ufeff').replace('\r\n', '\n')
         except UnicodeDecodeError: pass
     raise RecordError(f'{where} is neither UTF-8 nor Shift_JIS nor EUC-JP text: is it a game record?')
 
 # %% ../../nbs/data/08_games.ipynb #60e0edb5
-_csa_head = re.compile(rb'^(?:/.*|[VNP].*(?:\n[VNP].*)*)', re.M)       # headers that follow one another are one
+_csa_head = re.compile(rb'^(?:/.*|%b(?:\n%b)*)' % ((rb'(?:V[0-9]|N[+-]|P[I1-9+-]).*',)*2), re.M)       # headers that follow one another are one
 _csa_played = re.compile(rb'^(?:%|[+-]\d{4})', re.M)
+_csa_version = re.compile(rb'^V\d', re.M)
 
 def _csa_begins(line, piece):
     "Whether the header `line` begins a game after the text `piece`; None: it parts two games"
     if line[:1] == b'/': return False if line[1:].strip() else None
-    return bool(_csa_played.search(piece))
+    return bool(_csa_played.search(piece) or line[:1] == b'V' and _csa_version.search(piece))
 
 # %% ../../nbs/data/08_games.ipynb #f1a83eee
 _kif_heads = ('手合割', '開始日時', '棋戦', '戦型', '表題', '場所', '先手：', '後手：', '上手：', '下手：',
@@ -563,9 +569,14 @@ _over_board = rb'[ \xe3\x80\x81\x40\xa1]+'.join(b'(?:%b)' % _of_either(digits) f
 _kif_head = re.compile(rb'^(?:%b|\+---|[^0-9\x80-\xff]*%b).*' % (_of_either(_kif_heads), _over_board), re.M)
 _kif_played = re.compile(rb'^(?:%b)*[0-9]+(?:%b)+[\x80-\xff]' % ((b' |' + _of_either(['　']),)*2), re.M)
 
+_kif_firsts = '# KIF', '#KIF', '開始日時', '手合割'       # a game has each of them once
+_kif_first = re.compile(rb'^(?:%b)' % _of_either(_kif_firsts), re.M)
+
 def _kif_begins(line, piece):
-    "A header after moves begins another game"
-    return bool(_kif_played.search(piece))
+    "A header after moves begins another game, and so does one that a game has once"
+    if _kif_played.search(piece): return True
+    first = _kif_first.match(line)
+    return bool(first and re.search(b'^' + re.escape(first[0]), piece, re.M))
 
 # %% ../../nbs/data/08_games.ipynb #4492179f
 _usi_line = re.compile(rb'^.*', re.M)
