@@ -142,7 +142,8 @@ def _agrees(board, move, to, last, where):
     "Refuse what contradicts the position: the side, the piece that is captured, and whether the last move went there, too"
     color, capture, same = (_get(move, *a, where) for a in (('color', *_SIDE), ('capture', *_KIND), ('same', *_TRUTH)))
     if color not in (None, board.turn.value): raise RecordError(f'{where}: color is {color}, who is not to move: is a move missing?')
-    if capture and CSA_KINDS[capture] != _stands(board, to): raise RecordError(f'{where}: capture is {capture}, which does not stand there')
+    base = lambda kind: kind.lstrip('+')     # what is in hand afterwards: some programs write that
+    if capture and base(CSA_KINDS[capture]) != base(_stands(board, to)): raise RecordError(f'{where}: capture is {capture}, which does not stand there')
     if same and to != last: raise RecordError(f'{where}: same is true, and the last move went elsewhere')
 
 def _meant(board, move, last, where):

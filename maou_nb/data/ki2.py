@@ -118,7 +118,7 @@ def ki2_ending(
 # %% ../../nbs/data/09_ki2.ipynb #94504172
 _end_words = '投了|中断|封じ手|千日手|持将棋|引き?分け?|詰み?|不詰|(?:時間)?切れ(?:負け)?|反則(?:勝ち|負け)|入玉(?:勝ち|宣言)|不戦[勝敗]'
 _line = re.compile(rf"""[ 　]*(?P<end>まで.*|{_marks}?[ 　]*(?:{_end_words})) | \*(?P<comment>.*) | (?P<note>[#&].*|手数[-＝=：:].*)
-    | [ 　]*(?P<variation>変化[：:].*) | (?P<head>[^\s：:*|+]{{1,20}}[：:].*|[先後上下]手番|[ 　]*[9９][ 　]+[8８][ 0-9０-９　]*|\+-+\+|\|.*)
+    | [ 　]*(?P<variation>変化[：:].*) | (?P<head>\w[^\s：:*|+]{{0,19}}[：:].*|[先後上下]手番|[ 　]*[9９][ 　]+[8８][ 0-9０-９　]*|\+-+\+|\|.*)
     | (?P<blank>)""", re.X)
 
 def _moves_of(line, where):
@@ -250,7 +250,7 @@ _count = re.compile(r'まで[、,]?[ 　]*([0-9０-９]+)手')
 def _check_count(line, head, file):
     "Refuse an ending that counts other moves than there are; before a start that was drawn there may be some"
     said, n = _count.search(line.end), len(line.moves)
-    if not said or any(l.startswith('|') for l in head) or int(said[1]) in (n, n - ('反則' in line.end)): return
+    if not said or int(said[1]) == n or re.search('反則|持将棋', line.end) or any(l.startswith('|') for l in head): return
     raise RecordError(f'{file}, line {line.end_number}: the ending counts {int(said[1])} moves, and the game has {n}: '
                       'as many were expected; mend or remove this game')
 
@@ -280,7 +280,7 @@ _blanks = rb'(?:[ \t]|%b)*' % in_any_encoding(['　'])
 _mark = rb'%b(?:%b)' % (_blanks, in_any_encoding(''.join(MARKS)))
 _ending = rb'(?:%b)' % in_any_encoding(
     ['まで', '投了', '中断', '封じ手', '千日手', '持将棋', '引き分け', '引分', '詰', '不詰', '切れ負け', '時間切れ', '反則', '入玉', '不戦'])
-_header = rb'(?!%b|[\s*&|+#])[^\n]{1,40}?(?::|%b)' % (in_any_encoding(['変化', '手数', 'まで']), in_any_encoding(['：']))
+_header = rb'(?!%b|[\s*&|+#{\["])[^\n]{1,40}?(?::|%b)' % (in_any_encoding(['変化', '手数', 'まで']), in_any_encoding(['：']))
 _drawn = rb'\||\+-|%b(?:9|%b)%b(?:8|%b)' % (_blanks, in_any_encoding(['９']), _blanks, in_any_encoding(['８']))
 _said = rb'(?:(?:[*#&][^\n]*|%b\r?)\n)*' % _blanks
 _head = re.compile(rb'^(?:%b|%b|%b|# ?KI|# ?----).*' % (_mark, _header, _drawn), re.M)
