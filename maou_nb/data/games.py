@@ -102,7 +102,8 @@ def check_start(
 ) -> str:
     "A start position, with its hands in the usual order"
     try: board = Board(sfen)
-    except ValueError: raise RecordError(f'{where}: there is no position {sfen}; mend its board, or remove this game') from None
+    except ValueError:
+        raise RecordError(f'{where}: there is no position {sfen}; mend its board, or remove this game') from None
     if playable(board): return board.to_sfen()
     raise RecordError(f'{where}: it starts from {sfen}, which lacks a king, leaves one to be taken '
                       'or is otherwise impossible; remove this game')
@@ -381,31 +382,33 @@ def handicap_start(
 ) -> str:
     "SFEN of the start of a handicap game; White moves first but in an even one"
     if word not in _handicaps:
-        raise RecordError(f'{where}: handicap not known: {word}; one of {", ".join(_handicaps)}, or a board, was expected')
+        raise RecordError(f'{where}: handicap not known: {word}; '
+                          f'one of {", ".join(_handicaps)}, or a board, was expected')
     return f'{_handicaps[word]}/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL {"b" if word == "平手" else "w"} - 1'
 
 # %% ../../nbs/data/08_games.ipynb #dc81cdfb
 PIECE_WORDS = {w: kind for words, kind in zip('歩 香 桂 銀 金 角 飛 玉王 と 杏 圭 全 馬 龍竜'.split(), KINDS) for w in words}
 _square = re.compile(rf'([ 　^+vV])([・．. 　{"".join(PIECE_WORDS)}])')
-_rank = re.compile(r'^\|((?:%s){9})(?:\|.*)?$' % re.sub(r'[()]', '', _square.pattern))
+_rank = re.compile(r'^\|((?:%s){9})(?:\|.*)?\s*$' % re.sub(r'[()]', '', _square.pattern))
 
 def _rank_of(line, where):
     "A rank of a drawn board in SFEN"
     if not (found := _rank.match(line)):
-        raise RecordError(f'{where}: {line[:24]!r} is no rank of a board: nine squares such as " 歩", "v歩" or " ・" were expected')
+        raise RecordError(f'{where}: {line[:24]!r} is no rank of a board: '
+                          'nine squares such as " 歩", "v歩" or " ・" were expected')
     piece = lambda side, word: (k.lower() if side in 'vV' else k) if (k := PIECE_WORDS.get(word)) else '1'
     row = ''.join(piece(*square) for square in _square.findall(found[1]))
     return re.sub('1+', lambda empty: str(len(empty[0])), row)
 
 # %% ../../nbs/data/08_games.ipynb #9c904ebb
-_held = re.compile(r'([歩香桂銀金角飛])(十?[一二三四五六七八九]?|[0-9０-９]+)(?![一二三四五六七八九十0-9０-９])[ 　、]*')
+_held = re.compile(r'([歩香桂銀金角飛])(十?[一二三四五六七八九]?|[0-9０-９]{1,2})(?![一二三四五六七八九十0-9０-９])[ 　、]*')
 
 def _hand_of(words, where):
     "(kind, how many) of the pieces that are held"
     words = re.sub(r'なし|[ 　\r\t]+$|^[ 　]+', '', words)
     if odd := _held.sub('', words):
         raise RecordError(f'{where}: {odd[:12]!r} is no piece in hand: such as 歩二 was expected')
-    number = lambda n: int(n) if n.isdigit() else 10*('十' in n) + '〇一二三四五六七八九'.index((n.lstrip('十') or '〇'))
+    number = lambda n: int(n) if n.isdigit() else 10*('十' in n) + '〇一二三四五六七八九'.index(n.lstrip('十') or '〇')
     return [(PIECE_WORDS[piece], number(n) if n else 1) for piece, n in _held.findall(words)]
 
 # %% ../../nbs/data/08_games.ipynb #485b64c8
@@ -417,7 +420,8 @@ _to_move = re.compile(r'^([先後上下])手番', re.M)
 def _drawn_start(head, handicap, place):
     "SFEN of the board that is drawn in `head`; White moves first in a handicap game, or where it is said"
     rows = list(_ranks.finditer(head))
-    if len(rows) != 9: raise RecordError(f'{place(rows[-1])}: the board ends with rank {len(rows)}: nine ranks were expected')
+    if len(rows) != 9:
+        raise RecordError(f'{place(rows[-1])}: the board ends with rank {len(rows)}: nine ranks were expected')
     board = '/'.join(_rank_of(row[0], place(row)) for row in rows)
     turn = _to_move.search(head)
     white = turn[1] in '後上' if turn else handicap in _handicaps and handicap != '平手'
@@ -425,6 +429,9 @@ def _drawn_start(head, handicap, place):
                     for kind, n in _hand_of(hand[2], place(hand)) if n)
     return f'{board} {"w" if white else "b"} {hands or "-"} 1'
 
+
+
+# %% ../../nbs/data/08_games.ipynb #4836b29e
 def kif_start(
     head:str,          # What stands before the moves
     file:str,          # For messages

@@ -15,7 +15,7 @@ from rsshogi.core import Board, Square
 
 from .board import HAND_KINDS
 from .games import (
-    CSA_KINDS, MATE, Game, RecordError, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
+    CSA_KINDS, Game, RecordError, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
 from .ki2 import moves_meant
 
 # %% ../../nbs/data/09_jkf.ipynb #3e1693ef
@@ -27,146 +27,178 @@ def _shown(value):
 def _only(
     holder,
     keys:str,      # Those that JKF has
-    where:str,
+    where:str,     # For a `RecordError`
 ) -> dict:
     "`holder`, an object with no other `keys`"
     if not isinstance(holder, dict): raise RecordError(f'{where} is {_shown(holder)}: an object was expected')
-    if odd := [k for k in holder if k not in keys.split()]:
-        raise RecordError(f'{where}: {odd[0][:20]!r} is no key of JKF: one of {", ".join(keys.split())} was expected')
-    return holder
-
-def _get(
-    holder:dict,
-    key:str,
-    right,         # Whether a value is right
-    expected:str,
-    where:str,
-):
-    "The value of a key, which is `right` if it is there; else None"
-    value = holder.get(key)
-    if value is None or right(value): return value
-    raise RecordError(f'{where}: {key} is {_shown(value)}: {expected} was expected')
+    known = keys.split()
+    if not (odd := [k for k in holder if k not in known]): return holder
+    raise RecordError(f'{where}: {odd[0][:20]!r} is no key of JKF: one of {", ".join(known)} was expected')
 
 # %% ../../nbs/data/09_jkf.ipynb #ebd669a9
-def _is(*values): return lambda x: type(x) is not bool and x in values if not isinstance(x, (dict, list)) else False
+class _Value:
+    "A kind of value: whether one is `right`, and what was `expected` if it is not"
+    def __init__(self, right, expected): self.right, self.expected = right, expected
 
-def _a(*types): return lambda x: type(x) in types
+    def of(self, holder:dict, key:str, where:str):
+        "The value of a key; None if it is not there"
+        value = holder.get(key)
+        if value is None or self.right(value): return value
+        raise RecordError(f'{where}: {key} is {_shown(value)}: {self.expected} was expected')
 
-_SIDE = _is(0, 1), '0 (Black) or 1 (White)'
-_KIND = _is(*CSA_KINDS), 'a piece such as FU'
-_TRUTH = _a(bool), 'true or false'
+# %% ../../nbs/data/09_jkf.ipynb #065d5410
+def _among(values, expected):
+    "One of some numbers or words"
+    return _Value(lambda v: isinstance(v, (str, int, float)) and type(v) is not bool and v in values, expected)
 
+def _a(kind:type, expected): return _Value(lambda v: type(v) is kind, expected)
+
+_side = _among((0, 1), '0 (Black) or 1 (White)')
+_piece = _among(tuple(CSA_KINDS), 'a piece such as FU')
+_file = _among(range(1, 10), '1 to 9')
+_truth = _a(bool, 'true or false')
+_place = _a(dict, 'an object such as {"x": 7, "y": 6}')
+_object, _list = _a(dict, 'an object'), _a(list, 'a list')
+
+# %% ../../nbs/data/09_jkf.ipynb #acce2872
 def _square(holder, key, where):
     "rsshogi's number of the square that a key names; None without it"
-    if (place := _get(holder, key, _a(dict), 'an object such as {"x": 7, "y": 6}', where)) is None: return None
-    _only(place, 'x y', f'{where}.{key}')
-    x, y = (_get(place, k, _is(*range(1, 10)), '1 to 9', f'{where}.{key}') for k in 'xy')
-    if x is None or y is None: raise RecordError(f'{where}: {key} lacks x or y: 1 to 9 was expected')
+    if (place := _place.of(holder, key, where)) is None: return None
+    where = f'{where}.{key}'
+    x, y = (_file.of(_only(place, 'x y', where), axis, where) for axis in 'xy')
+    if x is None or y is None: raise RecordError(f'{where} lacks x or y: 1 to 9 was expected')
     return (int(x) - 1)*9 + int(y) - 1
 
 # %% ../../nbs/data/09_jkf.ipynb #77e03579
-PRESETS = {'HIRATE': '平手', 'KY': '香落ち', 'KY_R': '右香落ち', 'KA': '角落ち', 'HI': '飛車落ち', 'HIKY': '飛香落ち', '2': '二枚落ち',
-           '3': '三枚落ち', '4': '四枚落ち', '5': '五枚落ち', '5_L': '左五枚落ち', '6': '六枚落ち', '7_L': '左七枚落ち',
-           '7_R': '右七枚落ち', '8': '八枚落ち', '10': '十枚落ち'}
+PRESETS = {
+    'HIRATE': '平手', 'KY': '香落ち', 'KY_R': '右香落ち', 'KA': '角落ち', 'HI': '飛車落ち', 'HIKY': '飛香落ち',
+    '2': '二枚落ち', '3': '三枚落ち', '4': '四枚落ち', '5': '五枚落ち', '5_L': '左五枚落ち', '6': '六枚落ち',
+    '7_L': '左七枚落ち', '7_R': '右七枚落ち', '8': '八枚落ち', '10': '十枚落ち'}
+_preset = _among((*PRESETS, 'OTHER'), f'one of {", ".join(PRESETS)}, OTHER')
 
+# %% ../../nbs/data/09_jkf.ipynb #86a62b10
 def _letter(square, where):
     "A square of a board in SFEN, 1 where it is empty"
-    kind, color = (_get(_only(square, 'color kind', where), *a, where) for a in (('kind', *_KIND), ('color', *_SIDE)))
+    _only(square, 'color kind', where)
+    kind, color = _piece.of(square, 'kind', where), _side.of(square, 'color', where)
     if (kind is None) != (color is None): raise RecordError(f'{where} has a kind or a color alone: both, or {{}}, were expected')
-    return '1' if kind is None else CSA_KINDS[kind].lower() if color else CSA_KINDS[kind]
-
-def _board(board, where):
-    "The board in SFEN"
-    nine = lambda x: isinstance(x, list) and len(x) == 9
-    if not nine(board) or not all(map(nine, board)): raise RecordError(f'{where}: nine lists of nine squares were expected')
-    ranks = (''.join(_letter(board[x][y], f'{where}[{x}][{y}]') for x in range(8, -1, -1)) for y in range(9))
-    return re.sub('1+', lambda empty: str(len(empty[0])), '/'.join(ranks))
+    if kind is None: return '1'
+    return CSA_KINDS[kind].lower() if color else CSA_KINDS[kind]
 
 # %% ../../nbs/data/09_jkf.ipynb #6ffecac7
+def _board(board, where):
+    "A board in SFEN"
+    nine = lambda x: isinstance(x, list) and len(x) == 9
+    if not nine(board) or not all(map(nine, board)):
+        raise RecordError(f'{where}: nine lists of nine squares were expected')
+    rank = lambda y: ''.join(_letter(board[x][y], f'{where}[{x}][{y}]') for x in range(8, -1, -1))
+    return re.sub('1+', lambda empty: str(len(empty[0])), '/'.join(map(rank, range(9))))
+
+# %% ../../nbs/data/09_jkf.ipynb #1eb6043d
 def _hand(hand, side, where):
-    "A hand in SFEN, the letters of Black's large"
-    held = _only(hand, ' '.join(CSA_KINDS), where)
+    "A hand in SFEN"
     for csa, kind in CSA_KINDS.items():
-        n = _get(held, csa, _is(*range(19 if kind in HAND_KINDS else 1)), 'a number of pieces that can be held', where)
+        most = 18 if kind in HAND_KINDS else 0
+        n = _among(range(most + 1), f'0 to {most}').of(_only(hand, ' '.join(CSA_KINDS), where), csa, where)
         if n: yield f'{int(n)}{kind.lower() if side else kind}'
 
+# %% ../../nbs/data/09_jkf.ipynb #0299f797
 def _drawn(data, where):
     "SFEN of a start that is not a handicap's"
-    _only(data, 'color board hands', where)
-    turn = _get(data, 'color', *_SIDE, where)
-    hands = _get(data, 'hands', lambda h: isinstance(h, list) and len(h) == 2, 'a list of two hands', where) or [{}, {}]
+    turn = _side.of(_only(data, 'color board hands', where), 'color', where)
     if turn is None: raise RecordError(f'{where} lacks a color: that of the side to move was expected')
-    held = ''.join(w for side, hand in enumerate(hands) for w in _hand(hand, side, f'{where}.hands[{side}]'))
+    hands = _list.of(data, 'hands', where) or [{}, {}]
+    if len(hands) != 2: raise RecordError(f'{where}: hands are {len(hands)}: 2 were expected')
+    held = ''.join(w for side in (0, 1) for w in _hand(hands[side], side, f'{where}.hands[{side}]'))
     return f'{_board(data.get("board"), f"{where}.board")} {"bw"[int(turn)]} {held or "-"} 1'
+
+# %% ../../nbs/data/09_jkf.ipynb #40548a6b
+def _even(header, where):
+    "The usual start, which a header may not deny"
+    word = header.get('手合割') or '平手'
+    if isinstance(word, str) and word.strip() in ('平手', ''): return handicap_start('平手', where)
+    raise RecordError(f'{where}: its header says 手合割 {_shown(word)}, and it has no initial: '
+                      'a preset or a board was expected')
 
 def jkf_start(
     jkf:dict,
     where:str,     # For a `RecordError`
 ) -> str:
     "SFEN of the position that a game starts from"
-    header = _get(jkf, 'header', _a(dict), 'an object', where) or {}
-    initial = _get(jkf, 'initial', _a(dict), 'an object with a preset', where)
+    header, initial = _object.of(jkf, 'header', where) or {}, _object.of(jkf, 'initial', where)
     if initial is None: return _even(header, where)
-    _only(initial, 'preset data', f'{where}, initial')
-    preset = _get(initial, 'preset', _is(*PRESETS, 'OTHER'), f'one of {", ".join(PRESETS)}, OTHER', f'{where}, initial')
-    data = _get(initial, 'data', _a(dict), 'an object with a board', f'{where}, initial')
-    drawn = check_start(_drawn(data, f'{where}, initial.data'), where) if data else None
+    where = f'{where}, initial'
+    preset = _preset.of(_only(initial, 'preset data', where), 'preset', where)
+    data = _object.of(initial, 'data', where)
+    drawn = check_start(_drawn(data, f'{where}.data'), where) if data else None
     named = handicap_start(PRESETS[preset], where) if preset in PRESETS else drawn
-    if named is None or drawn not in (None, named):
-        raise RecordError(f'{where}, initial: preset {preset} and data do not agree: a preset alone, or OTHER with data, was expected')
-    return named
-
-def _even(header, where):
-    "The usual start; a header that names another is not believed"
-    word = header.get('手合割') or '平手'
-    if word == '平手': return handicap_start(word, where)
-    raise RecordError(f'{where}: its header says 手合割 {_shown(word)}, and it has no initial: a preset or a board was expected')
+    if named and drawn in (None, named): return named
+    raise RecordError(f'{where}: preset {preset} and data do not agree: a preset alone, or OTHER with data, was expected')
 
 # %% ../../nbs/data/09_jkf.ipynb #cf3a3885
-_RELATIVE = dict(zip('LCRUMD', '左直右上寄引'))
+_relative_words = dict(zip('LCRUMD', '左直右上寄引'))
 _relative_form = re.compile('[LCR]|[UMD]|[LCR][UD]|[LR]M|H')
+_relative = _Value(lambda r: isinstance(r, str) and _relative_form.fullmatch(r), 'such as L, RU or H')
 
 def _candidates(board, move, to, kind, where):
     "The legal moves that `move` may mean"
-    origin, promote = _square(move, 'from', where), bool(_get(move, 'promote', *_TRUTH, where))
-    relative = _get(move, 'relative', lambda r: isinstance(r, str) and _relative_form.fullmatch(r), 'such as L, RU or H', where)
-    if origin is not None and relative != 'H': return moves_meant(board, to, kind, promote=promote, origin=origin)
-    if origin is not None: raise RecordError(f'{where}: relative H, a drop, has a from: one of them was expected')
-    if relative in (None, 'H') and (drops := moves_meant(board, to, kind, promote=promote, drop=True)): return drops
-    return moves_meant(board, to, kind, ''.join(_RELATIVE[r] for r in relative or ''), promote) if relative != 'H' else []
+    origin, relative = _square(move, 'from', where), _relative.of(move, 'relative', where)
+    promote = bool(_truth.of(move, 'promote', where))
+    if relative == 'H' and origin is not None: raise RecordError(f'{where}: relative H, a drop, has a from: one of them was expected')
+    if origin is not None: return moves_meant(board, to, kind, promote=promote, origin=origin)
+    drops = moves_meant(board, to, kind, promote=promote, drop=True) if relative in (None, 'H') else []
+    if drops or relative == 'H': return drops
+    return moves_meant(board, to, kind, ''.join(_relative_words[r] for r in relative or ''), promote)
 
 # %% ../../nbs/data/09_jkf.ipynb #1d124995
-def _stands(board, square): return str(board.piece_on(Square.from_index(square))).upper()
+def _stands(board, square):
+    "The kind of piece on a square, in SFEN; '' if there is none"
+    return str(board.piece_on(Square.from_index(square))).upper()
 
-def _agrees(board, move, to, last, where):
-    "Refuse what contradicts the position: the side, the piece that is captured, and whether the last move went there, too"
-    color, capture, same = (_get(move, *a, where) for a in (('color', *_SIDE), ('capture', *_KIND), ('same', *_TRUTH)))
-    if color not in (None, board.turn.value): raise RecordError(f'{where}: color is {color}, who is not to move: is a move missing?')
-    base = lambda kind: kind.lstrip('+')     # what is in hand afterwards: some programs write that
-    if capture and base(CSA_KINDS[capture]) != base(_stands(board, to)): raise RecordError(f'{where}: capture is {capture}, which does not stand there')
+# %% ../../nbs/data/09_jkf.ipynb #c51e3249
+def _check_agrees(board, move, to, last, where):
+    "Refuse a side, a captured piece or a `same` that contradicts the position"
+    color, same = _side.of(move, 'color', where), _truth.of(move, 'same', where)
+    if color not in (None, board.turn.value):
+        raise RecordError(f'{where}: color is {int(color)}, who is not to move: is a move missing?')
     if same and to != last: raise RecordError(f'{where}: same is true, and the last move went elsewhere')
+    # some programs write what stood there, some what is in hand afterwards
+    capture, there = _piece.of(move, 'capture', where), _stands(board, to).lstrip('+')
+    if capture and CSA_KINDS[capture].lstrip('+') != there:
+        raise RecordError(f'{where}: capture is {capture}, which does not stand there')
+
+# %% ../../nbs/data/09_jkf.ipynb #8459c0d9
+def _kind(board, move, origin, where):
+    "The kind of piece that moves, which must stand where it comes from"
+    piece, there = _piece.of(move, 'piece', where), '' if origin is None else _stands(board, origin)
+    if piece is None and not there: raise RecordError(f'{where} lacks a piece: one such as FU was expected')
+    if origin is None or piece is None or CSA_KINDS[piece] == there: return CSA_KINDS[piece] if piece else there
+    raise RecordError(f'{where}: piece is {piece}, which does not stand where it comes from')
 
 def _meant(board, move, last, where):
     "The legal moves that a move of a file may mean, one if all is well"
     _only(move, 'color from to piece same promote capture relative', where)
-    to, origin, piece = _square(move, 'to', where), _square(move, 'from', where), _get(move, 'piece', *_KIND, where)
+    to = _square(move, 'to', where)
     if to is None and move.get('same'): to = last
     if to is None: raise RecordError(f'{where} lacks to: the square that it goes to was expected')
-    _agrees(board, move, to, last, where)
-    kind = CSA_KINDS[piece] if piece else _stands(board, origin) if origin is not None else None
-    if kind is None: raise RecordError(f'{where} is a drop and lacks a piece: one such as FU was expected')
-    if origin is not None and kind != _stands(board, origin):
-        raise RecordError(f'{where}: piece is {piece}, which does not stand where it comes from')
-    return _candidates(board, move, to, kind, where)
+    _check_agrees(board, move, to, last, where)
+    return _candidates(board, move, to, _kind(board, move, _square(move, 'from', where), where), where)
 
-# %% ../../nbs/data/09_jkf.ipynb #f3b38b98
+# %% ../../nbs/data/09_jkf.ipynb #66452ef7
 _word = re.compile('[-+]?[A-Z][A-Z_0-9]*')
-_csa_comment = re.compile(r'\*{1,2}[ \t]*(?=[-+]?\d+(?:[ \t]|$)|[-+]?[ \t]*mate)')
+_special = _Value(lambda w: isinstance(w, str) and _word.fullmatch(w), "one of CSA's words such as TORYO")
 
-def _ending(special, black):
-    "The ending in CSA's words; `black`: whether Black is to move"
+def _ending(
+    special:str|None,
+    black:bool,        # Whether Black is to move
+) -> str:
+    "The ending in CSA's words"
     if special == 'ILLEGAL_ACTION': return '%-ILLEGAL_ACTION' if black else '%+ILLEGAL_ACTION'
     return f'%{special}' if special else ''
+
+# %% ../../nbs/data/09_jkf.ipynb #f3b38b98
+_texts = _Value(lambda c: isinstance(c, list) and all(isinstance(t, str) for t in c), 'a list of texts')
+_csa_comment = re.compile(r'\*{1,2}[ \t]*(?=[-+]?\d+(?:[ \t]|$)|[-+]?[ \t]*mate)')
 
 def _as_kif(comment):
     "A comment, of which an eval of CSA is in KIF's words"
@@ -177,53 +209,49 @@ def _as_kif(comment):
 def _entry(entry, where):
     "(move, ending, comments) of an entry of `moves`"
     _only(entry, 'comments move time special forks', where)
-    texts = lambda c: isinstance(c, list) and all(isinstance(t, str) for t in c)
-    _get(entry, 'time', _a(dict), 'an object', where)
-    _get(entry, 'forks', lambda f: isinstance(f, list), 'a list of variations', where)
-    move, comments = _get(entry, 'move', _a(dict), 'an object', where), _get(entry, 'comments', texts, 'a list of texts', where)
-    special = _get(entry, 'special', lambda w: isinstance(w, str) and _word.fullmatch(w), "one of CSA's words such as TORYO", where)
-    return move, special, [_as_kif(line) for text in comments or () for line in text.split('\n')]
+    _object.of(entry, 'time', where)
+    _list.of(entry, 'forks', where)
+    said = [_as_kif(line) for text in _texts.of(entry, 'comments', where) or () for line in text.split('\n')]
+    return _object.of(entry, 'move', where), _special.of(entry, 'special', where), said
 
 # %% ../../nbs/data/09_jkf.ipynb #0d45b16e
 def _entries(jkf, where):
-    "(where, move, ending, comments) of each entry of a game; it has a move or an ending, and nothing is played after that"
-    entries = _get(jkf, 'moves', lambda m: isinstance(m, list), 'a list', where)
-    ended = False
-    for i, found in enumerate(entries or ()):
+    "(where, move, ending, comments) of each entry of a game; the first may be empty, and after an ending nothing is played"
+    ended = None
+    for i, found in enumerate(_list.of(jkf, 'moves', where) or ()):
         at = f'{where}, moves[{i}]'
         move, special, said = _entry(found, at)
-        if ended and (move or special): raise RecordError(f'{at} stands after the ending of the game: comments alone were expected')
-        if i and not ended and not move and not special: raise RecordError(f'{at} has neither a move nor an ending: one was expected')
+        if ended and (move is not None or special):
+            raise RecordError(f'{at} stands after the ending of the game: comments alone were expected')
+        if i and not ended and move is None and not special:
+            raise RecordError(f'{at} has neither a move nor an ending: one was expected')
         ended = ended or special
         yield at, move, special, said
 
-# %% ../../nbs/data/09_jkf.ipynb #3cc33b2d
+# %% ../../nbs/data/09_jkf.ipynb #fba6a641
 def _words(move):
     "A move in CSA, for a message"
     square = lambda key: '{x}{y}'.format(**move[key]) if move.get(key) else '00'
     return f'{square("from")}{square("to")}{move.get("piece") or ""}'
 
+# %% ../../nbs/data/09_jkf.ipynb #3cc33b2d
 def _play(
-    entries:list,
-    board:Board,    # Where the moves are played
-) -> tuple:
-    "The moves, the ending, what was said of the moves in order, and whether a foul ended them"
-    moves, said, last = [], [], None
-    left = sum(move is not None for _, move, _, _ in entries)
-    end = next((special for *_, special, _ in entries if special), None)
-    for where, move, _, comments in entries:
-        if move is not None:
-            left, meant = left - 1, _meant(board, move, last, f'{where}.move')
-            if len(meant) != 1:
-                if not meant and not left and 'ILLEGAL' in (end or ''): return moves, end, said, True
-                why = f'may be any of {", ".join(m.to_usi() for m in meant)}' if meant else 'is illegal in its position'
-                raise RecordError(f'{where}.move: {_words(move)} {why}; mend or remove this game')
-            board.apply_move(meant[0])
-            moves.append(meant[0])
-            last = int(meant[0]) & 127
-            said.append(('move', ''))
-        said += [('', c) for c in comments]
-    return moves, end, said, False
+    moves:list,      # (where, move) of each, in order
+    board:Board,     # Where they are played
+    fouled:bool,     # Whether the game is said to have ended with a foul
+) -> list:
+    "rsshogi's moves; without the last if it is a foul"
+    played, last = [], None
+    for where, move in moves:
+        meant = _meant(board, move, last, f'{where}.move')
+        if not meant and fouled and where == moves[-1][0]: return played
+        if len(meant) != 1:
+            why = f'may be any of {", ".join(m.to_usi() for m in meant)}' if meant else 'is illegal in its position'
+            raise RecordError(f'{where}.move: {_words(move)} {why}; mend or remove this game')
+        board.apply_move(meant[0])
+        played += meant
+        last = int(meant[0]) & 127
+    return played
 
 # %% ../../nbs/data/09_jkf.ipynb #49ecc4dd
 def parse_jkf(
@@ -233,43 +261,47 @@ def parse_jkf(
 ) -> Game:           # A `RecordError` naming the place if something is wrong
     "The main line of a game; no result without an ending, with CHUDAN, or with a word that CSA does not have"
     where = f'{file}, game {index + 1}'
-    _only(jkf, 'header initial moves', where)
-    entries = list(_entries(jkf, where))
-    if not any(move or special for _, move, special, _ in entries):
-        raise RecordError(f'{where} has no moves and no ending: is it JKF?')
-    start = jkf_start(jkf, where)
-    board = Board(start)
-    moves, end, said, foul = _play(entries, board)
+    entries = list(_entries(_only(jkf, 'header initial moves', where), where))
+    moves = [(at, move) for at, move, _, _ in entries if move is not None]
+    special = next((special for _, _, special, _ in entries if special), None)
+    if not moves and not special: raise RecordError(f'{where} has no moves and no ending: is it JKF?')
+    board = Board(start := jkf_start(jkf, where))
+    played = _play(moves, board, 'ILLEGAL' in (special or ''))
     black = board.turn.value == 0
-    end = _ending(end, black)
+    end = _ending(special, black)
     result = csa_result(end, black)
-    if foul: end, result = '%ILLEGAL_MOVE', float(not black)      # who made it has lost
-    return game_of(start, moves, kif_evals(said, len(moves)), result, end=end, file=file, index=index)
+    if len(played) < len(moves): end, result = '%ILLEGAL_MOVE', float(not black)      # who made the foul has lost
+    said = [pair for _, move, _, texts in entries for pair in [('move', '')]*(move is not None) + [('', t) for t in texts]]
+    return game_of(start, played, kif_evals(said, len(played)), result, end=end, file=file, index=index)
 
 # %% ../../nbs/data/09_jkf.ipynb #c2769f32
 def _once(pairs):
     "An object, of which each key stands once"
     found = dict(pairs)
     if len(found) == len(pairs): return found
-    raise ValueError(f'key {next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))!r} stands twice')
+    keys = [key for key, _ in pairs]
+    raise ValueError(f'key {next(key for key in keys if keys.count(key) > 1)[:20]!r} stands twice')
 
 _json = json.JSONDecoder(object_pairs_hook=_once)
+
+# %% ../../nbs/data/09_jkf.ipynb #27e076c0
 _next_game = re.compile(r'\n(?=\{\s*"(?:header|initial|moves)")')
 _between = re.compile(r'[\s,]*')
 
 def _values(text, file):
-    "The JSON values of a file; a `RecordError` for what is none, after which the next line that begins a game is looked for"
+    "The JSON values of a file, lists in their parts; a `RecordError` for what is none"
     at = _between.match(text).end()
     while at < len(text):
         try: value, end = _json.raw_decode(text, at)
         except (ValueError, RecursionError) as e:
-            place, why = getattr(e, 'pos', at), getattr(e, 'msg', e)
-            yield RecordError(f'{file}, line {1 + text.count(chr(10), 0, place)}: no JSON that can be read ({why}): a game in JKF was expected')
+            line, why = 1 + text.count('\n', 0, getattr(e, 'pos', at)), getattr(e, 'msg', e)
+            yield RecordError(f'{file}, line {line}: no JSON that can be read ({why}): a game in JKF was expected')
             following = _next_game.search(text, at)
             value, end = [], following.end() if following else len(text)
         yield from value if isinstance(value, list) else [value]
         at = _between.match(text, end).end()
 
+# %% ../../nbs/data/09_jkf.ipynb #11f2fd26
 def read_jkf(
     stream:io.BufferedReader,
     file:str,                     # For messages and `Game.file`

@@ -19,8 +19,10 @@ MARKS = '▲▼☗', '△▽☖'     # of Black and of White
 KI2_PIECES = {**PIECE_WORDS, '成香': '+L', '成桂': '+N', '成銀': '+S'}
 
 KI2_MOVE = re.compile(rf"""(?P<mark>[{"".join(MARKS)}])[ 　]*
-    (?P<to>[1-9１-９][一二三四五六七八九1-9１-９])?[ 　]*(?P<same>同)?[ 　]*(?P<piece>{"|".join(sorted(KI2_PIECES, reverse=True))})
-    (?P<words>[左直右上行入寄引]{{0,2}})(?P<end>打|成|不成|生)?(?:[(（](?P<origin>[1-9]{{2}})[)）])?[ 　\t\r]*""", re.X)
+    (?P<to>[1-9１-９][一二三四五六七八九1-9１-９])?[ 　]*(?P<same>同)?[ 　]*
+    (?P<piece>{"|".join(sorted(KI2_PIECES, reverse=True))})
+    (?P<words>[左直右上行入寄引]{{0,2}})(?P<end>打|成|不成|生)?
+    (?:[(（](?P<origin>[1-9]{{2}})[)）])?[ 　\t\r]*""", re.X)
 
 # %% ../../nbs/data/09_ki2.ipynb #e1ff913b
 def _square(two):
@@ -49,6 +51,7 @@ def _fits(words, kind, across, along):
         if not right: return False
     return True
 
+# %% ../../nbs/data/09_ki2.ipynb #0ef3c47a
 def told_apart(
     squares,       # Of the pieces that could be meant
     words:str,     # 右, 左上, …
@@ -78,6 +81,7 @@ def moves_to(
         if str(piece).upper() == kind: found.setdefault(None if drop else n >> 7 & 127, []).append(move)
     return found
 
+# %% ../../nbs/data/09_ki2.ipynb #76027e05
 def moves_meant(
     board:Board,
     to:int,                 # rsshogi's number of the square it goes to
@@ -92,14 +96,15 @@ def moves_meant(
     squares = [s for s in found if s is not None]
     if drop or not squares and origin is None and not words: squares = [None]
     elif origin is not None: squares = [origin]
-    squares = told_apart(squares, words, kind, to, board.turn.value == 0) if words and not drop else squares
+    if words and not drop: squares = told_apart(squares, words, kind, to, board.turn.value == 0)
     return [m for s in squares for m in found.get(s, ()) if int(m) >> 15 == promote]
 
 # %% ../../nbs/data/09_ki2.ipynb #09679277
 _mark_of_black, _marks = f'[{MARKS[0]}]', f'[{"".join(MARKS)}]'
-_ends = {'連続王手': '%OUTE_SENNICHITE', '千日手': '%SENNICHITE', '持将棋': '%JISHOGI', '引き?分け?': '%HIKIWAKE',
-         '最大手数|手数制限': '%MAX_MOVES', '中断|封じ手': '%CHUDAN', '不詰': '%FUZUMI', '詰': '%TSUMI', '切れ': '%TIME_UP',
-         '反則': '%ILLEGAL_MOVE', '入玉|宣言': '%KACHI', '不戦': '%FUSEN', '投了': '%TORYO'}
+_ends = {      # the first that is found
+    '連続王手': '%OUTE_SENNICHITE', '千日手': '%SENNICHITE', '持将棋': '%JISHOGI', '引き?分け?': '%HIKIWAKE',
+    '最大手数|手数制限': '%MAX_MOVES', '中断|封じ手': '%CHUDAN', '不詰': '%FUZUMI', '詰': '%TSUMI', '切れ': '%TIME_UP',
+    '反則': '%ILLEGAL_MOVE', '入玉|宣言': '%KACHI', '不戦': '%FUSEN', '投了': '%TORYO'}
 _named = re.compile(r'([先後上下])手番?の?[^先後上下]*?(?:(勝)|負|敗|投了|切れ|反則(?!勝))')
 
 def ki2_ending(
@@ -116,9 +121,11 @@ def ki2_ending(
     return end or ('%TORYO' if won != black else ''), float(won)
 
 # %% ../../nbs/data/09_ki2.ipynb #94504172
-_end_words = '投了|中断|封じ手|千日手|持将棋|引き?分け?|詰み?|不詰|(?:時間)?切れ(?:負け)?|反則(?:勝ち|負け)|入玉(?:勝ち|宣言)|不戦[勝敗]'
-_line = re.compile(rf"""[ 　]*(?P<end>まで.*|{_marks}?[ 　]*(?:{_end_words})) | \*(?P<comment>.*) | (?P<note>[#&].*|手数[-＝=：:].*)
-    | [ 　]*(?P<variation>変化[：:].*) | (?P<head>\w[^\s：:*|+]{{0,19}}[：:].*|[先後上下]手番|[ 　]*[9９][ 　]+[8８][ 0-9０-９　]*|\+-+\+|\|.*)
+_end_words = ('投了|中断|封じ手|千日手|持将棋|引き?分け?|詰み?|不詰|(?:時間)?切れ(?:負け)?|反則(?:勝ち|負け)'
+              '|入玉(?:勝ち|宣言)|不戦[勝敗]')
+_line = re.compile(rf"""[ 　]*(?P<end>まで.*|{_marks}?[ 　]*(?:{_end_words})) | \*(?P<comment>.*)
+    | (?P<note>[#&].*|手数[-＝=：:].*) | [ 　]*(?P<variation>変化[：:].*)
+    | (?P<head>\w[^\s：:*|+]{{0,19}}[：:].* | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)
     | (?P<blank>)""", re.X)
 
 def _moves_of(line, where):
@@ -177,13 +184,14 @@ class _Read:
             elif not self.lines[-1].may_take(kind, what): raise self._late(number, kind)
             if not begun and kind in ('move', 'end'): self.head = self.head[:number - first_line]
             self.lines[-1].take(number, kind, what)
-            if kind in ('move', 'comment') and len(self.lines) == 1: self.said.append((kind, '') if kind == 'move' else ('', what))
+            if len(self.lines) == 1 and kind == 'move': self.said.append((kind, ''))
+            if len(self.lines) == 1 and kind == 'comment': self.said.append(('', what))
 
     @property
     def main(self): return self.lines[0]
 
     def _variation(self, number, what):
-        at = re.search('[0-9０-９]+', what)
+        at = re.search('[0-9０-９]{1,9}', what)
         return _Line(int(at[0]) if at else 0, number)
 
     def _late(self, number, kind):
@@ -197,9 +205,11 @@ def _meant(board, move, last):
     "The legal moves that the match `move` may mean, 同 being the square `last`"
     to = _square(move['to']) if move['to'] else last
     if to is None or move['same'] and to != last or not (move['to'] or move['same']): return []
-    return moves_meant(board, to, KI2_PIECES[move['piece']], move['words'], move['end'] == '成', move['end'] == '打',
-                       _square(move['origin']) if move['origin'] else None)
+    origin = _square(move['origin']) if move['origin'] else None
+    return moves_meant(board, to, KI2_PIECES[move['piece']], move['words'], promote=move['end'] == '成',
+                       drop=move['end'] == '打', origin=origin)
 
+# %% ../../nbs/data/09_ki2.ipynb #b2ed30bb
 _ILLEGAL = 'is illegal in its position or no move'
 
 def _why_not(board, move, meant):
@@ -223,7 +233,8 @@ def _play(
         why = _why_not(board, move, meant)
         if why:
             if why == _ILLEGAL and i == len(line.moves) - 1 and '反則' in line.end: return played, True
-            raise RecordError(f'{file}, line {number}: move {line.at + i} of the game, {move[0].strip()}, {why}; mend or remove this game')
+            raise RecordError(f'{file}, line {number}: move {line.at + i} of the game, {move[0].strip()}, {why}; '
+                              'mend or remove this game')
         board.apply_move(meant[0])
         played.append(meant[0])
         last = int(meant[0]) & 127
@@ -235,7 +246,7 @@ def _check_variations(
     start:str,      # SFEN
     path:list,      # The moves of the main line
 ):
-    "Refuse variations that cannot be played; each leaves the line before it at the move that it names"
+    "Refuse what cannot be played; a variation leaves the line before it at the move that it names"
     for line in read.lines[1:]:
         if not 1 <= line.at <= len(path) + 1:
             raise RecordError(f'{read.file}, line {line.number}: a variation of move {line.at}, where there are {len(path)}: '
@@ -245,7 +256,7 @@ def _check_variations(
         path = path + _play(board, line, read.file, int(path[-1]) & 127 if path else None)[0]
 
 # %% ../../nbs/data/09_ki2.ipynb #5dbd30e1
-_count = re.compile(r'まで[、,]?[ 　]*([0-9０-９]+)手')
+_count = re.compile(r'まで[、,]?[ 　]*([0-9０-９]{1,9})手')
 
 def _check_count(line, head, file):
     "Refuse an ending that counts other moves than there are; before a start that was drawn there may be some"
@@ -278,9 +289,10 @@ def parse_ki2(
 # %% ../../nbs/data/09_ki2.ipynb #e5ca34d8
 _blanks = rb'(?:[ \t]|%b)*' % in_any_encoding(['　'])
 _mark = rb'%b(?:%b)' % (_blanks, in_any_encoding(''.join(MARKS)))
-_ending = rb'(?:%b)' % in_any_encoding(
-    ['まで', '投了', '中断', '封じ手', '千日手', '持将棋', '引き分け', '引分', '詰', '不詰', '切れ負け', '時間切れ', '反則', '入玉', '不戦'])
-_header = rb'(?!%b|[\s*&|+#{\["])[^\n]{1,40}?(?::|%b)' % (in_any_encoding(['変化', '手数', 'まで']), in_any_encoding(['：']))
+_ending = rb'(?:%b)' % in_any_encoding([
+    'まで', '投了', '中断', '封じ手', '千日手', '持将棋', '引き分け', '引分', '詰', '不詰', '切れ', '時間切れ', '反則', '入玉', '不戦'])
+_no_header = rb'%b|[\s*&|+#{\["]' % in_any_encoding(['変化', '手数', 'まで'])
+_header = rb'(?!%b)[^\n]{1,40}?(?::|%b)' % (_no_header, in_any_encoding(['：']))
 _drawn = rb'\||\+-|%b(?:9|%b)%b(?:8|%b)' % (_blanks, in_any_encoding(['９']), _blanks, in_any_encoding(['８']))
 _said = rb'(?:(?:[*#&][^\n]*|%b\r?)\n)*' % _blanks
 _head = re.compile(rb'^(?:%b|%b|%b|# ?KI|# ?----).*' % (_mark, _header, _drawn), re.M)

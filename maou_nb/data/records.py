@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
-from .packed import PACKED_FORMATS, packed_format, read_packed
+from .packed import packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
