@@ -16,7 +16,7 @@ from rsshogi.core import Board, Square
 from .board import HAND_KINDS
 from .games import (
     CSA_KINDS, Game, RecordError, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
-from .ki2 import moves_meant
+from .moves import moves_meant
 
 # %% ../../nbs/data/09_jkf.ipynb #3e1693ef
 def _shown(value):

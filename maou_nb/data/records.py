@@ -22,6 +22,7 @@ from fastcore.basics import patch
 from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
+from .ki2 import read_ki2
 from .packed import packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
 
@@ -116,13 +117,15 @@ def passed_over(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/10_records.ipynb #c0547884
+_by_itself = {'ki2': read_ki2, 'jkf': read_jkf}
+
 def _read_stream(name, stream, path, tables=TableColumns()):
     "The games of one opened file"
     first = stream.peek(1 << 16)
     if not first.strip(b'\xef\xbb\xbf \t\r\n'): return
     format = record_format(first, name, path.stat().st_size if str(path) == name else None)
-    if format in TEXT_FORMATS: yield from read_text(stream, format, name)
-    elif format == 'jkf': yield from read_jkf(stream, name)
+    if format in _by_itself: yield from _by_itself[format](stream, name)
+    elif format in TEXT_FORMATS: yield from read_text(stream, format, name)
     elif format in TABLE_FORMATS: yield from read_position_table(stream, format, name, tables)
     else: yield from read_packed(stream, format, name)
 
