@@ -228,14 +228,24 @@ _ending = rb'(?:%b)' % in_any_encoding([
 _no_header = rb'%b|[\s*&|+#{\["]' % in_any_encoding(['変化', '手数', 'まで'])
 _header = rb'(?!%b)[^\n]{1,40}?(?::|%b)' % (_no_header, in_any_encoding(['：']))
 _drawn = rb'\||\+-|%b(?:9|%b)%b(?:8|%b)' % (_blanks, in_any_encoding(['９']), _blanks, in_any_encoding(['８']))
-_said = rb'(?:(?:[*#&][^\n]*|%b\r?)\n)*' % _blanks
 _head = re.compile(rb'^(?:%b|%b|%b|# ?KI|# ?----).*' % (_mark, _header, _drawn), re.M)
 _has_moves = re.compile(rb'^(?:%b|%b%b)' % (_mark, _blanks, _ending), re.M)
-_has_ended = re.compile(rb'^(?:%b[^\n]*|%b)%b[^\n]*\n%b\Z' % (_mark, _blanks, _ending, _said), re.M)
+_ends_game = re.compile(rb'(?:%b.*?|%b)%b' % (_mark, _blanks, _ending))
+_of_moves, _says_nothing = re.compile(_mark), re.compile(rb'[*#&].*|%b\s*' % _blanks)
+
+def _last_line(piece):
+    "The last line of `piece` that is neither blank nor a comment"
+    end = len(piece)
+    while end > 0:
+        begin = piece.rfind(b'\n', 0, end - 1) + 1
+        if not _says_nothing.fullmatch(line := piece[begin:end].rstrip()): return line
+        end = begin
+    return b''
 
 def _begins(line, piece):
     "Whether a header, a board or moves begin a game after the text `piece`"
-    return bool((_has_ended if re.match(_mark, line) else _has_moves).search(piece))
+    if not _of_moves.match(line): return bool(_has_moves.search(piece))
+    return bool(_ends_game.match(_last_line(piece)))
 
 # %% ../../nbs/data/09_ki2.ipynb #85976b62
 TEXT_FORMATS['ki2'] = parse_ki2, _head, _begins
