@@ -135,21 +135,23 @@ def _line_of(text, at, first_line):
 
 # %% ../../nbs/data/08_games.ipynb #d590c7d2
 _move = r'[+-]\d{4}[A-Z]{2}'
-_csa_statement = rf"(?:{_move}|'.*|T[\d.]*|%[-+A-Z_0-9]+|V\d.*|N[+-].*|\$.*|PI.*|P[1-9+-].*|[+-])?+[ \t\r]*+"
-_csa_lines = re.compile(rf'(?:{_csa_statement}\n)*+(?:{_csa_statement}\Z)?')
+_csa_head_line = r"(?:'.*|V\d.*|N[+-].*|\$.*|PI.*|P[1-9+-].*|[+-])?+[ \t\r]*+"
+_csa_played_line = rf"(?:{_move}|'.*|T[\d.]*|%[-+A-Z_0-9]+|\$.*)?+[ \t\r]*+"
+_csa_lines = re.compile(rf'(?:{_csa_head_line}\n)*+(?:{_csa_played_line}\n)*+')
 
 def _first_odd(text):
     "Where the first line begins that is none of CSA; None: there is no such line"
-    end = _csa_lines.match(text).end()
+    end = _csa_lines.match(f'{text}\n').end()
     return end if end < len(text) else None
 
 def _check_lines(text, file, line_of):
     "Refuse a line that is none of CSA; `line_of` tells its number"
     if (at := _first_odd(text)) is None: return
-    odd = text[at:].partition('\n')[0]
-    move = odd[0] in '+-'
-    what, more = ('move: one', '') if move else ('line of CSA: a header, a move', ', a comment or an ending')
-    raise RecordError(f'{file}, line {line_of(at)}: {odd.strip()[:20]!r} is no {what} such as +7776FU{more} was expected')
+    odd = text[at:].partition('\n')[0].strip()[:20]
+    if re.fullmatch(_csa_head_line, odd): said = 'stands after moves; a new game, which begins with PI, a board or N+,'
+    elif odd[0] in '+-': said = 'is no move: one such as +7776FU'
+    else: said = 'is no line of CSA: a header, a move such as +7776FU, a comment or an ending'
+    raise RecordError(f'{file}, line {line_of(at)}: {odd!r} {said} was expected')
 
 # %% ../../nbs/data/08_games.ipynb #5237257a
 MATE = 30_000.       # What a mate counts for, in centipawns: dlshogi's files have it so
@@ -178,7 +180,8 @@ def _searched(comment):
 
 # %% ../../nbs/data/08_games.ipynb #67e2581a
 _csa_move_line = re.compile(f'^{_move}', re.M)
-_csa_place = re.compile(r'^(?:P.*|[+-][ \t\r]*$)', re.M)
+_csa_place = re.compile(r'^(?:P.*|[+-][ \t\r]*$)', re.M)       # of the start
+_csa_row = re.compile(r'^P([1-9])', re.M)
 _csa_entry = re.compile(rf"""^(?:({_move})(?:[ \t\r]*\n(?:T[\d.]*[ \t\r]*\n)?+'\*\*[ \t]*([-+]?\d+))?+
     | '(?:\*\*[ \t]*(.*) | ((?:v=|\d).*)) | (%[-+A-Z_0-9]+))""", re.M | re.X)     # an eval mostly follows its move
 
@@ -188,7 +191,8 @@ class _Entries:
         self.text, moves, evals, self.searches = text, [], [], {}
         self.moves, self.evals, self.end, self.after = moves, evals, '', False
         first = _csa_move_line.search(text)
-        place = _csa_place.findall(text, 0, first.start() if first else len(text))
+        self.begin = first.start() if first else len(text)      # of the moves
+        place = _csa_place.findall(text, 0, self.begin)
         self.head = '\n'.join([*place, ''])      # the start, as rsshogi wants it
         for move, eval, comment, search, end in _csa_entry.findall(text):
             if self.end and (move or end): self.after = True
@@ -248,6 +252,9 @@ def _csa_record(entries, where):
     moves = entries.moves
     record = lambda n: Record.from_csa_str(entries.head + '\n'.join(moves[:n]))
     check_start(_csa_start(entries.head), where)
+    rows = _csa_row.findall(entries.head)
+    if rows and rows != list('123456789'):
+        raise RecordError(f'{where}: its board has the rows {" ".join(rows)}; each of P1 … P9, in order, was expected')
     try: return record(len(moves)), ''
     except ValueError as e:
         found = _bad_move.search(str(e))
@@ -367,6 +374,14 @@ def _check_kif_lines(text, file, first_line):
     if odd := _kif_odd.search(text):
         raise RecordError(f'{file}, line {_line_of(text, odd.start(), first_line)}: {odd[0].strip()[:20]!r} is no line of KIF: '
                           'a header, a numbered move, a board, a comment or how it ended was expected')
+
+# %% ../../nbs/data/08_games.ipynb #eaad9e11
+def _check_numbers(main, lines, file, first_line):
+    "Refuse moves whose numbers do not go up by one"
+    for before, line in zip(lines, lines[1:]):
+        if int(line[1]) == int(before[1]) + 1: continue
+        raise RecordError(f'{file}, line {_line_of(main, line.start(1), first_line)}: move {line[1]} follows move '
+                          f'{before[1]}; moves numbered one after the other were expected')
 
 # %% ../../nbs/data/08_games.ipynb #ffeefecf
 _handicaps = {      # White's first two ranks
@@ -523,6 +538,7 @@ def parse_kif(
     if not lines:
         raise RecordError(f'{file}, line {first_line}: no KIF game starts here: '
                           'numbered moves such as 1 ７六歩(77) were expected')
+    _check_numbers(main, lines, file, first_line)
     record, foul = _kif_record(main, lines, file, first_line)
     ended = record.main_terminal is not None
     if foul is None and len(lines) - ended > len(record.moves):
@@ -613,7 +629,8 @@ def _csa_begins(line, piece):
 # %% ../../nbs/data/08_games.ipynb #f1a83eee
 _kif_heads = ('手合割', '開始日時', '棋戦', '戦型', '表題', '場所', '先手：', '後手：', '上手：', '下手：',
               '後手の持駒', '上手の持駒', '# KIF', '#KIF', '# ----')
-_kif_head = re.compile(rb'^(?:' + in_any_encoding(_kif_heads) + rb').*', re.M)
+_over_board = rb'[ \xe3\x80\x81\x40\xa1]+'.join(b'(?:%b)' % in_any_encoding(digits) for digits in ('9９', '8８', '7７'))
+_kif_head = re.compile(rb'^(?:%b|\+---|[^0-9\x80-\xff]*%b).*' % (in_any_encoding(_kif_heads), _over_board), re.M)
 _kif_played = re.compile(rb'^(?:%b)*[0-9]+(?:%b)+[\x80-\xff]' % ((b' |' + in_any_encoding(['　']),)*2), re.M)
 
 def _kif_begins(line, piece):
