@@ -166,6 +166,14 @@ def test_moves_after_an_ending_are_another_game():
         text = layout(ki2_moves(cshogi.STARTING_SFEN, moves, rng), rng) + rng.choice(['まで10手で中断', '投了']) + '\n'
         assert [len(g) for g in read_ki2((text + '\n*a\n'*rng.randint(0, 1) + text).encode())] == [10, 10]
 
+@pytest.mark.parametrize('encodings', [('utf-8-sig',), ('utf-8-sig', 'cp932', 'euc_jp')])
+def test_files_put_end_to_end(encodings):
+    rng = random.Random(17)
+    for _ in range(30):
+        texts, expected = zip(*(a_game(rng) for _ in range(4)))
+        plain = [re.sub('[☗▼]', '▲', re.sub('[☖▽]', '△', text)) for text in texts]
+        assert [told(g) for g in read_ki2(b''.join(t.encode(rng.choice(encodings)) for t in plain))] == list(expected)
+
 def test_what_other_programs_write_of_the_sample_games():
     for one in ONE_FILE.read_text().split('/\n'):
         game, record = parse_csa(one), Record.from_csa_str(one)

@@ -221,7 +221,7 @@ def parse_ki2(
     return game_of(start, moves, kif_evals(read.said, len(moves)), result, end=end, file=file, index=index)
 
 # %% ../../nbs/data/09_ki2.ipynb #e5ca34d8
-_blanks = rb'(?:[ \t]|%b)*' % in_any_encoding(['　'])
+_blanks = rb'(?:[ \t]|%b)*' % in_any_encoding(['　', '\ufeff'])     # a file that was put behind another may have a mark
 _mark = rb'%b(?:%b)' % (_blanks, in_any_encoding(''.join(MARKS)))
 _ending = rb'(?:%b)' % in_any_encoding([
     'まで', '投了', '中断', '封じ手', '千日手', '持将棋', '引き分け', '引分', '詰', '不詰', '切れ', '時間切れ', '反則', '入玉', '不戦'])
