@@ -21,17 +21,20 @@ from fastcore.basics import patch
 
 from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
+from .jkf import read_jkf
+from .ki2 import read_ki2
+from .packed import packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
-from .packed import PACKED_FORMATS, packed_format, read_packed
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
 _sfen = r'(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] '
 _moves = {     # what nothing else has
     'csa': r'[+-]\d{4}[A-Z]{2}', 'kif': r'[ 　]*[0-9]+[ 　]+[１-９同投中千持反切入詰不]',
-    'usi': r'(?:position |sfen |startpos|' + _sfen + r')', 'ki2': r'[▲△☗☖▼▽]'}
+    'usi': r'(?:position |sfen |startpos|' + _sfen + r')', 'ki2': r'[ 　]*[▲△☗☖▼▽][ 　]*[1-9１-９同]',
+    'jkf': r'\A\s*(?:\[\s*)?\{[\s\S]*?"moves"\s*:\s*\['}
 _heads = {     # what files begin with
     'csa': r"V[23](?:\.|[ \t\r]*$)|PI|P1|N[+-]|%[A-Z]|'CSA|[+-][ \t\r]*$",
-    'kif': r'手合割|手数-|先手[：:]|後手[：:]|上手[：:]|下手[：:]|開始日時|# ?KIF|# ---- Kifu', 'jkf': r'\s*\{'}
+    'kif': r'手合割|手数-|先手[：:]|後手[：:]|上手[：:]|下手[：:]|開始日時|# ?KIF|# ---- Kifu'}
 _signs = [{f: re.compile(f'^(?:{sign})', re.M) for f, sign in signs.items()} for signs in (_moves, _heads)]
 
 # %% ../../nbs/data/10_records.ipynb #e2a8354e
@@ -57,16 +60,14 @@ def text_format(
         if found[best]: return best
 
 # %% ../../nbs/data/10_records.ipynb #b9867c40
-RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'usi': ('.usi', '.sfen'),
+RECORD_SUFFIXES = {'csa': ('.csa',), 'kif': ('.kif', '.kifu'), 'ki2': ('.ki2', '.ki2u'), 'jkf': ('.jkf',),
+                   'usi': ('.usi', '.sfen'),
                    'hcpe': ('.hcpe',), 'hcpe3': ('.hcpe3',), 'psv': ('.psv', '.bin'),
                    'hcpe_table': ('.feather',)}
 
 TABLE_SUFFIXES = {'jsonl': ('.jsonl', '.ndjson'), 'csv': ('.csv', '.tsv'), 'parquet': ('.parquet',)}
 
 # %% ../../nbs/data/10_records.ipynb #f7f1e76d
-_not_read = {'ki2': 'KI2', 'jkf': 'JKF (JSON)'}
-
-# %% ../../nbs/data/10_records.ipynb #d0d124c2
 def record_format(
     first:bytes,          # The beginning of the file
     name:str,             # Its name
@@ -76,15 +77,13 @@ def record_format(
     found = table_format(first)
     if not found and first.startswith((ARROW_FILE, ARROW_STREAM)): return 'hcpe_table'
     found = found or text_format(first) or packed_format(first, name, size)
-    if found in _not_read:
-        raise RecordError(f'{name} is in {_not_read[found]}, which is not read: CSA or KIF was expected')
     if found: return found
     bare = re.sub(r'\.(gz|bz2|xz|zst)$', '', name.lower())
     by_name = (RECORD_SUFFIXES | TABLE_SUFFIXES).items()
     named = next((f for f, suffixes in by_name if bare.endswith(suffixes)), None)
     if named: return named
     raise RecordError(f'{name} is in no format known here: '
-                      'CSA, KIF, USI, HCPE, HCPE3, PSV, an HCPE table or a table with SFENs was expected')
+                      'CSA, KIF, KI2, JKF, USI, HCPE, HCPE3, PSV, an HCPE table or a table with SFENs was expected')
 
 # %% ../../nbs/data/10_records.ipynb #74f79abc
 _packings = ('', '.gz', '.bz2', '.xz', '.zst', '.zip')
@@ -118,12 +117,15 @@ def passed_over(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/10_records.ipynb #c0547884
+_by_itself = {'ki2': read_ki2, 'jkf': read_jkf}
+
 def _read_stream(name, stream, path, tables=TableColumns()):
     "The games of one opened file"
     first = stream.peek(1 << 16)
     if not first.strip(b'\xef\xbb\xbf \t\r\n'): return
     format = record_format(first, name, path.stat().st_size if str(path) == name else None)
-    if format in TEXT_FORMATS: yield from read_text(stream, format, name)
+    if format in _by_itself: yield from _by_itself[format](stream, name)
+    elif format in TEXT_FORMATS: yield from read_text(stream, format, name)
     elif format in TABLE_FORMATS: yield from read_position_table(stream, format, name, tables)
     else: yield from read_packed(stream, format, name)
 
