@@ -173,10 +173,11 @@ ABOUT_GAMES = GAMES.names[:10]   # all but the game itself
 def games_table(
     games:list[Game],
 ) -> pa.Table:     # In the columns of `GAMES`
-    "`games` as a table, one row each; `visited` is null where there was no search"
+    "`games` as a table, one row each; `visited` is null where the format tells of no search"
     rows = []
     for g in games:
-        visits = (g.visits.n, g.visits.moves, g.visits.counts) if g.visits else (None, None, None)
+        visits = ([0]*len(g), [], []) if g.tells_visits else (None, None, None)
+        if g.visits: visits = g.visits.n, g.visits.moves, g.visits.counts
         rows.append((g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole,
                      g.start, g.moves, g.evals, *visits))
     columns = zip(*rows) if rows else [()]*len(GAMES)
@@ -201,9 +202,9 @@ def games_of_table(
     lists = zip(*(_arrays(table[n]) for n in ('moves', 'evals', 'visited', 'visitMoves', 'visits')))
     games = []
     for a, (moves, evals, n, visited, counts) in zip(about, lists):
-        visits = Visits(n, visited, counts) if n is not None else None
+        visits = Visits(n, visited, counts) if n is not None and len(visited) else None
         game = Game(a['start'], moves, evals, a['result'], a['end'], (a['blackRating'], a['whiteRating']),
-                    a['file'], a['index'], a['whole'], visits)
+                    a['file'], a['index'], a['whole'], visits, n is not None)
         game.key = a['game']
         games.append(game)
     return games
