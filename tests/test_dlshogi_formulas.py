@@ -145,7 +145,8 @@ def test_evals_in_centipawns(files, tmp_path):
     counts = {k: n for k, (*_, n) in averaged(plies, 1).items()}
     folds, batch = batched(tmp_path/'out')
     single = 0
-    for fold, board, hands, eval in zip(folds.tolist(), batch.board.numpy().astype(int), batch.hands.numpy().astype(int), batch.eval.tolist()):
+    rows = zip(folds.tolist(), batch.board.numpy().astype(int), batch.hands.numpy().astype(int), batch.eval.tolist())
+    for fold, board, hands, eval in rows:
         key = fold, key_of(board, hands)
         if counts[key] > 1: continue
         single += 1

@@ -1,4 +1,7 @@
-"""Packed files as they are met in the field: `tests/records/binary/make_binary.py` writes them with cshogi and `struct`, and says what reading each should give"""
+"""Packed files as they are met in the field
+
+`tests/records/binary/make_binary.py` writes them with cshogi and `struct`, and says what reading each should give.
+"""
 import json, subprocess, sys
 from pathlib import Path
 

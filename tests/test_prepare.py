@@ -281,7 +281,8 @@ def test_the_temperature_of_visits(tmp_path, searched, temperature):
     assert np.allclose(np.sort(np.array(single['moveCounts'].to_list())), power/power.sum(), atol=1e-6)
     shard = find_shards(tmp_path/'out', 3)[0]
     about = json.loads(pa.ipc.open_file(str(shard.path)).schema.metadata[b'maou_nb'])
-    assert (about['policy'], about['policy_temperature']) == ('visits', temperature) and read_manifest(tmp_path/'out')['policy_temperature'] == temperature
+    for said_of_it in (about, read_manifest(tmp_path/'out')):
+        assert (said_of_it['policy'], said_of_it['policy_temperature']) == ('visits', temperature)
 
 @pytest.mark.parametrize('options,sentence', [
     (dict(policy_temperature=0), 'policy_temperature=0: a number above 0'),
@@ -319,8 +320,9 @@ def test_evals_averaged_as_win_rates_carry_their_scale(tmp_path):
 
 def test_many_equal_positions_have_the_mean_of_their_win_rates(tmp_path):
     "One mate among small evals: in centipawns it is clipped, as a win rate it is one vote"
-    evals = [30000, 100, -50, 20]
-    games = [game_of(START, [Move.from_usi('7g7f'), Move.from_usi(m)], [e, None], 1.) for e, m in zip(evals, ('3c3d', '8c8d', '1c1d', '9c9d'))]
+    evals, first = [30000, 100, -50, 20], Move.from_usi('7g7f')
+    answers = map(Move.from_usi, ('3c3d', '8c8d', '1c1d', '9c9d'))
+    games = [game_of(START, [first, m], [e, None], 1.) for e, m in zip(evals, answers)]
     for g in games: g.key = 7
     write_hcpe3(games, tmp_path/'a.hcpe3')
     again = list(read_games(tmp_path/'a.hcpe3'))
@@ -366,8 +368,8 @@ def test_shards_with_whole_counts_are_read(tmp_path):
     assert a[3].history[0]['train/loss'] == b[3].history[0]['train/loss']
 
 def train(data, folder):
-    return learn_multi_stage(stage3_data_path=data, run_dir=folder, model_size='tiny', resnet_channels=8, resnet_blocks=1, epoch=1, gpu='cpu',
-                             stage3_batch_size=512)
+    return learn_multi_stage(stage3_data_path=data, run_dir=folder, model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                             epoch=1, gpu='cpu', stage3_batch_size=512)
 
 def test_stage2_has_the_last_position_of_whole_games_only(tmp_path):
     games = list(read_games(ONE_FILE))

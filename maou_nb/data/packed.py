@@ -55,6 +55,7 @@ def _result(byte):
     end = next((end for bit, end in _ends.items() if byte & bit), '')
     return (_winners[byte & 3], end) if byte & 3 in _winners else (0., BOTH_LOST)
 
+# %% ../../nbs/data/09_packed.ipynb #81406985
 RESULTS = {byte: _result(byte) for byte in range(32)} | {0x16: (0.5, '%MAX_MOVES')}
 
 # %% ../../nbs/data/09_packed.ipynb #a5a346b9

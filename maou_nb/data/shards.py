@@ -215,7 +215,7 @@ def _check_schema(schema, path, columns):
         raise ShardError(f"{path} numbers its move labels as {about.get('labels')!r}: "
                          f'{LABEL_SCHEME!r} was expected; prepare it again from its records')
     types = dict(zip(schema.names, schema.types))
-    fits = lambda f: types.get(f.name) in (f.type, _before.get(f.name))
+    fits = lambda f: types.get(f.name) in (f.type, _before.get(f.name, f.type))
     wrong = [f.name for f in columns.schema if f.name not in ORIGIN and not fits(f)]
     if wrong:
         raise ShardError(f'{path} lacks the columns {", ".join(wrong)}, '
