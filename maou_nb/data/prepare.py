@@ -293,12 +293,13 @@ def _games_at(part, numbers, columns=None):
 # %% ../../nbs/data/15_prepare.ipynb #ef01736d
 def _count_plies(parts, chosen, filters, policy, counts):
     "Count the positions that conditions on plies remove"
-    gone = {}
+    gone, by_search = {}, policy not in (None, 'games')
+    columns = ['plies', 'start', 'evals'] + ['visited', 'visits']*by_search
     for part, games in zip(parts, chosen):
-        for table in _games_at(part, games, ['plies', 'start', 'evals', 'visited', 'visits']):
+        for table in _games_at(part, games, columns):
             at = True
-            not_searched = 'not searched', _kept_by_search(table, policy)
-            for name, ok in [*kept_plies(table, filters)[1], not_searched]:
+            searched = [('not searched', _kept_by_search(table, policy))]*by_search
+            for name, ok in kept_plies(table, filters)[1] + searched:
                 gone[name] = gone.get(name, 0) + int((at & ~ok).sum())
                 at = at & ok
     counts.removed += [(name, 0, n) for name, n in gone.items()]
