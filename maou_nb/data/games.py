@@ -52,7 +52,8 @@ class Game:
     file: str = ''                 # The file it came from
     index: int = 0                 # Its place in that file, from 0
     whole: bool = True             # False: a piece of a game, from a format that knows positions only
-    visits: Visits | None = None   # Of a search, where the format has them
+    visits: Visits | None = None   # Of a search, if there was one
+    tells_visits: bool = False     # The format has visits: without them nothing was searched
 
     @cached_property
     def key(self) -> int:
