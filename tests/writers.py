@@ -2,7 +2,6 @@
 
 A `Told` is what a file says of a game; `csa`, `kif` and `usi` write it. Moves are found with rsshogi, letters are our own.
 """
-import random
 from dataclasses import dataclass, field
 
 from rsshogi.core import Board
@@ -43,7 +42,8 @@ def kinds(board):
 # word of CSA: (Black's result where Black, and where White, is to move)
 ENDS = {'%TORYO': (0., 1.), '%CHUDAN': (None, None), '%SENNICHITE': (.5, .5), '%TSUMI': (0., 1.), '%TIME_UP': (0., 1.), '': (None, None),
         '%JISHOGI': (.5, .5), '%KACHI': (1., 0.)}
-KIF_ENDS = {'%TORYO': '投了', '%CHUDAN': '中断', '%SENNICHITE': '千日手', '%TSUMI': '詰み', '%TIME_UP': '切れ負け', '%JISHOGI': '持将棋', '%KACHI': '入玉勝ち'}
+KIF_ENDS = {'%TORYO': '投了', '%CHUDAN': '中断', '%SENNICHITE': '千日手', '%TSUMI': '詰み', '%TIME_UP': '切れ負け',
+            '%JISHOGI': '持将棋', '%KACHI': '入玉勝ち'}
 
 def play(rng, start, most=30, ends=tuple(ENDS)):
     "A random game from `start`"
@@ -105,7 +105,8 @@ def csa_move(told, ply):
 
 def csa(told, rng):
     lines = rng.sample(["V2.2", "V3.0", 'V2'], 1)
-    lines += rng.sample([f"'{rng.choice(NOISE)}", f'$EVENT:{rng.choice(NOISE)}', f'N+{rng.choice(NOISE)}', 'N-B', '$START_TIME:2020/01/01'], rng.randint(0, 5))
+    about = [f"'{rng.choice(NOISE)}", f'$EVENT:{rng.choice(NOISE)}', f'N+{rng.choice(NOISE)}', 'N-B', '$START_TIME:2020/01/01']
+    lines += rng.sample(about, rng.randint(0, 5))
     lines += [*csa_start(told, rng), '+' if told.start.split()[1] == 'b' else '-']
     commas, timed = rng.random() < .2, rng.random() < .5
     for ply in range(len(told.moves)):
@@ -130,10 +131,10 @@ def kif_start(told, rng):
     if word and rng.random() < .7: return [f'手合割：{word}'] if word != '平手' or rng.random() < .7 else []
     pieces = kinds(Board(f'{told.start} 1'))
     cell = lambda p: ' ・' if p is None else (' ' if p[-1].isupper() else 'v') + BOARD[p.upper()]
-    rows = ['|' + ''.join(cell(pieces.get(f'{f}{row}')) for f in range(9, 0, -1)) + f'|{KANJI[n]}' for n, row in enumerate('abcdefghi', 1)]
-    frame = '+---------------------------+'
-    lines = [f'後手の持駒：{kif_hands(told, False)}', rng.choice(['  ９ ８ ７ ６ ５ ４ ３ ２ １', '  9 8 7 6 5 4 3 2 1']), frame, *rows, frame,
-             f'先手の持駒：{kif_hands(told, True)}']
+    rank = lambda row: ''.join(cell(pieces.get(f'{f}{row}')) for f in range(9, 0, -1))
+    rows = [f'|{rank(row)}|{KANJI[n]}' for n, row in enumerate('abcdefghi', 1)]
+    frame, over = '+---------------------------+', rng.choice(['  ９ ８ ７ ６ ５ ４ ３ ２ １', '  9 8 7 6 5 4 3 2 1'])
+    lines = [f'後手の持駒：{kif_hands(told, False)}', over, frame, *rows, frame, f'先手の持駒：{kif_hands(told, True)}']
     return lines + ['後手番']*(told.start.split()[1] == 'w')
 
 def kif(told, rng):
@@ -142,7 +143,7 @@ def kif(told, rng):
     lines += [*kif_start(told, rng), '先手：A', '後手：B', '手数----指手---------消費時間--']
     before = None
     for ply, move in enumerate(told.moves):
-        to, (moved, after) = move[2:4], told.words[ply]
+        to, (moved, _) = move[2:4], told.words[ply]
         where = '同　' if to == before and rng.random() < .9 else FULL[int(to[0])] + KANJI[int(at(to)[1])]
         how = '打' if move[1] == '*' else '成' if move.endswith('+') else ''
         origin = '' if move[1] == '*' else f'({at(move[:2])})'
@@ -153,7 +154,7 @@ def kif(told, rng):
         if e is not None: lines.append(f'**評価値={e}')
     if told.end: lines.append(f'{len(told.moves) + 1:>4} {KIF_ENDS[told.end]}')
     if rng.random() < .3: lines.append(f'まで{len(told.moves)}手')
-    if told.moves and rng.random() < .2: lines += ['', '変化：1手', lines[next(i for i, l in enumerate(lines) if l.lstrip().startswith('1 '))]]
+    if told.moves and rng.random() < .2: lines += ['', '変化：1手', next(l for l in lines if l.lstrip().startswith('1 '))]
     return lines
 
 # --- USI

@@ -357,37 +357,47 @@ def _result(record):
     return 1. if r.is_black_win() else 0. if r.is_white_win() else 0.5 if r.is_draw() else None
 
 # %% ../../nbs/data/08_games.ipynb #5ce54ee4
-_kif_variation = re.compile(r'^変化[：:]', re.M)
 _kif_only_for_viewers = re.compile(r'^(?:&|手数[＝=：:]).*$', re.M)      # bookmarks and counts, which rsshogi refuses
-_kif_move = re.compile(r'^[ 　]*([0-9]+)[ 　]+([^\x00-\x7f]\S*)', re.M)
 
 def _kif_main(text):
-    "The main line of a game, and the matches of its numbered lines"
-    main = _kif_only_for_viewers.sub('', _kif_variation.split(text)[0])
-    return main, list(_kif_move.finditer(main))
+    "The main line of a game, as rsshogi wants it; line by line as in `text`"
+    main = text[:text.index('\n変化') + 1] if '\n変化' in text else text
+    return _kif_only_for_viewers.sub('', main) if '\n&' in main or _kif_ply.search(main) else main
+
+# %% ../../nbs/data/08_games.ipynb #7785c393
+_kif_ply = re.compile(r'手数[＝=：:][ 　]*([0-9]+)')
+_kif_move = re.compile(r'^[ 　]*([0-9]+)[ 　]+([^\x00-\x7f]\S*)', re.M)
+
+def _numbered(main): return list(_kif_move.finditer(main))
 
 # %% ../../nbs/data/08_games.ipynb #9b4b48ee
-_kif_odd = re.compile(r"""^(?!(?:[#*&].* | 手数[-＝=].* | [^\s：:*|+0-9]{1,20}[：:].* | まで.* | (?:先|後|上|下)手番
-    | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.* | [ 　]*[0-9]+[ 　]+[^\x00-\x7f].*)?[\s　]*$).+""", re.M | re.X)
+_kif_lines = re.compile(r"""(?:(?:[ 　]*+[0-9]++[ 　]++[^\x00-\x7f].* | [#*&].* | 手数[-＝=].* | [^\s：:*|+0-9]{1,20}[：:].* | まで.*
+    | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)?+[ \t\r　]*+\n)*+""", re.X)
 
 def _check_kif_lines(text, file, first_line):
     "Refuse a line that is none of KIF"
-    if odd := _kif_odd.search(text):
-        raise RecordError(f'{file}, line {_line_of(text, odd.start(), first_line)}: {odd[0].strip()[:20]!r} is no line of KIF: '
-                          'a header, a numbered move, a board, a comment or how it ended was expected')
+    at = _kif_lines.match(f'{text}\n').end()
+    if at >= len(text): return
+    odd = text[at:].partition('\n')[0].strip()[:20]
+    raise RecordError(f'{file}, line {_line_of(text, at, first_line)}: {odd!r} is no line of KIF: '
+                      'a header, a numbered move, a board, a comment or how it ended was expected')
 
 # %% ../../nbs/data/08_games.ipynb #a8783fdf
-_kif_ply = re.compile(r'^手数[＝=：:][ 　]*([0-9]+)', re.M)
+_from_1 = list(map(str, range(1, 1000)))      # how most games are numbered
+_kif_number = re.compile(r'^(?:[ 　]*([0-9]+)[ 　]+[^\x00-\x7f]|変化[：:][ 　]*([0-9]+)手)', re.M)
 
-def _check_numbers(text, main, lines, file, first_line):
-    "Refuse moves that are not numbered 1, 2, …, or on from the ply of a board"
-    numbers = [int(line[1]) for line in lines]
-    of_board = {int(n) + 1 for n in _kif_ply.findall(text)}
-    begin = numbers[0] if numbers and numbers[0] in of_board else 1
-    at = next((i for i, n in enumerate(numbers) if n != begin + i), None)
-    if at is None: return
-    where = f'{file}, line {_line_of(main, lines[at].start(1), first_line)}'
-    raise RecordError(f'{where}: move {numbers[at]} stands where move {begin + at} was expected; is one missing?')
+def _check_numbers(text, file, first_line):
+    "Refuse moves that are not numbered 1, 2, …, or on from the ply of a board or a variation"
+    found = _kif_number.findall(text)
+    if found and int(found[0][0] or 1) in [int(n) + 1 for n in _kif_ply.findall(text)]: wanted = int(found[0][0])
+    else: wanted = 1
+    for i, (number, varied) in enumerate(found):
+        if varied: wanted = int(varied)
+        elif int(number) == wanted: wanted += 1
+        else:
+            at = list(_kif_number.finditer(text))[i].start(1)
+            raise RecordError(f'{file}, line {_line_of(text, at, first_line)}: move {number} stands where move {wanted} '
+                              'was expected; is one missing?')
 
 # %% ../../nbs/data/08_games.ipynb #ffeefecf
 _handicaps = {      # White's first two ranks
@@ -475,6 +485,13 @@ _kif_entry = re.compile(r'^(?:[ 　]*([0-9]+)[ 　]+[^\x00-\x7f]|\*(.*))', re.M)
 _kif_eval = re.compile(r'評価値[ 　]*[=＝:：]?[ 　]*([-+]?\d+)')
 _kif_mate = re.compile(r'詰み[=＝](先|後)手勝ち')
 
+def _kif_value(comment):
+    "Centipawns that a comment says, or None"
+    if found := _kif_eval.search(comment): return float(found[1])
+    mate = _kif_mate.search(comment)
+    return (MATE if mate[1] == '先' else -MATE) if mate else None
+
+# %% ../../nbs/data/08_games.ipynb #cce627c8
 def kif_evals(
     entries,    # In order: (a move, '') or ('', the comment less its first star)
     n:int,      # How many moves there are
@@ -485,9 +502,7 @@ def kif_evals(
         if move: ply += 1
         elif '評価値' in comment or '詰み' in comment:
             at = ply - 1 + comment.startswith('#')
-            found, mate = _kif_eval.search(comment), _kif_mate.search(comment)
-            value = float(found[1]) if found else (MATE if mate[1] == '先' else -MATE) if mate else None
-            if 0 <= at < n and evals[at] is None: evals[at] = value
+            if 0 <= at < n and evals[at] is None: evals[at] = _kif_value(comment)
     return evals[:n]
 
 # %% ../../nbs/data/08_games.ipynb #2bd469b4
@@ -506,13 +521,13 @@ def _is_foul(main, lines, at):
     return bool(_kif_foul.search(after)) and not any(l[2][0] in '１２３４５６７８９同' for l in lines[at + 1:])
 
 # %% ../../nbs/data/08_games.ipynb #e1b0a4fc
-def _kif_record(main, lines, file, first_line):
-    "rsshogi's record of the game `main` with the moves `lines`, and the place of a foul or None; its start is looked at first"
-    where, begin = f'{file}, game starting on line {first_line}', lines[0].start()
+def _kif_record(main, file, first_line):
+    "rsshogi's record of the game `main`, and the place of a foul or None; its start is looked at first"
+    where, begin = f'{file}, game starting on line {first_line}', _kif_move.search(main).start()
     start = _board_of(kif_start(main[:begin], file, first_line))
     try: return Record.from_kif_str(start + main[begin:]), None
     except ValueError as e:
-        bad = _bad_move.search(str(e))
+        bad, lines = _bad_move.search(str(e)), _numbered(main)
         at = int(bad[1]) if bad else len(lines)
         if at >= len(lines): raise RecordError(f'{where}: {" ".join(str(e).split())}; mend or remove this game') from None
         if not _is_foul(main, lines, at): raise _kif_error(main, lines[at], file, first_line) from None
@@ -538,22 +553,23 @@ def parse_kif(
     first_line:int=1,  # Line of the file on which `text` begins
 ) -> Game:             # A `RecordError` naming the line if a move is illegal or no move
     "The main line of the game that `text` holds"
-    main, lines = _kif_main(text)
-    _check_kif_lines(main, file, first_line)
-    if not lines:
+    _check_kif_lines(text, file, first_line)
+    main = _kif_main(text)
+    entries = _kif_entry.findall(main)
+    numbers = [number for number, _ in entries if number]
+    if not numbers:
         raise RecordError(f'{file}, line {first_line}: no KIF game starts here: '
                           'numbered moves such as 1 ７六歩(77) were expected')
-    _check_numbers(text, main, lines, file, first_line)
-    record, foul = _kif_record(main, lines, file, first_line)
-    ended = record.main_terminal is not None
-    if foul is None and len(lines) - ended > len(record.moves):
-        raise _kif_error(main, lines[len(record.moves)], file, first_line)
-    moves = [m.move for m in record.moves]
+    if main is not text or numbers != _from_1[:len(numbers)]: _check_numbers(text, file, first_line)
+    record, foul = _kif_record(main, file, first_line)
+    moves, ended = [m.move for m in record.moves], record.main_terminal is not None
+    if foul is None and len(numbers) - ended > len(moves):
+        raise _kif_error(main, _numbered(main)[len(moves)], file, first_line)
     end, result = _kif_end_of(record), _result(record)
     if foul is not None:       # who made it has lost
         black = (record.init_position_sfen.split()[1] == 'b') == (len(moves) % 2 == 0)
         end, result = '%ILLEGAL_MOVE', float(not black)
-    return game_of(record.init_position_sfen, moves, kif_evals(_kif_entry.findall(main), len(moves)), result,
+    return game_of(record.init_position_sfen, moves, kif_evals(entries, len(moves)), result,
                    end=end, file=file, index=index)
 
 # %% ../../nbs/data/08_games.ipynb #ad1558f3
@@ -623,7 +639,8 @@ def in_any_encoding(
     return b'|'.join(sorted({re.escape(w.encode(e, 'ignore')) for e in ENCODINGS for w in words} - {b''}))
 
 # %% ../../nbs/data/08_games.ipynb #60e0edb5
-_csa_head = re.compile(rb'^(?:/.*|%b(?:\n%b)*)' % ((rb'(?:V[0-9]|N[+-]|P[I1-9+-]).*',)*2), re.M)       # headers that follow one another are one
+_csa_header = rb'(?:V[0-9]|N[+-]|P[I1-9+-]).*'
+_csa_head = re.compile(rb'^(?:/.*|%b(?:\n%b)*)' % (_csa_header, _csa_header), re.M)    # several in a row are one
 _csa_played = re.compile(rb'^(?:%|[+-]\d{4})', re.M)
 _csa_version = re.compile(rb'^V\d', re.M)
 
@@ -636,7 +653,7 @@ def _csa_begins(line, piece):
 _kif_heads = ('手合割', '開始日時', '棋戦', '戦型', '表題', '場所', '先手：', '後手：', '上手：', '下手：',
               '後手の持駒', '上手の持駒', '# KIF', '#KIF', '# ----')
 _over_board = rb'[ \xe3\x80\x81\x40\xa1]+'.join(b'(?:%b)' % in_any_encoding(digits) for digits in ('9９', '8８', '7７'))
-_kif_head = re.compile(rb'^(?:%b|\+---|[^0-9\x80-\xff]*%b).*' % (in_any_encoding(_kif_heads), _over_board), re.M)
+_kif_head = re.compile(rb'^(?:%b|\+---|[ \xe3\x80\x81\x40\xa1]*%b).*' % (in_any_encoding(_kif_heads), _over_board), re.M)
 _kif_played = re.compile(rb'^(?:%b)*[0-9]+(?:%b)+[\x80-\xff]' % ((b' |' + in_any_encoding(['　']),)*2), re.M)
 
 _kif_firsts = '# KIF', '#KIF', '開始日時', '手合割'       # a game has each of them once
