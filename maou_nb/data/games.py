@@ -52,6 +52,7 @@ class Game:
     index: int = 0                 # Its place in that file, from 0
     whole: bool = True             # False: a piece of a game, from a format that knows positions only
     visits: Visits | None = None   # Of a search, where the format has them
+    ply: int | None = 0            # Of its first position, from 0; None: a piece that does not know where it begins
 
     @cached_property
     def key(self) -> int:
@@ -70,6 +71,12 @@ def usi(self:Game) -> list[str]:
     "The moves in USI"
     return list(map(usi_of, self.moves.tolist()))
 
+# %% ../../nbs/data/08_games.ipynb #820487ee
+def _first_ply(sfen):
+    "The ply of the position `sfen`, from 0; 0 if it does not say"
+    number = sfen.split()[3:4]
+    return max(int(number[0]) - 1, 0) if number and re.fullmatch(r'[0-9]{1,4}', number[0]) else 0
+
 # %% ../../nbs/data/08_games.ipynb #1f338800
 def game_of(
     start:str,        # SFEN, with or without its ply
@@ -81,6 +88,7 @@ def game_of(
     "The game, its moves and evals as arrays"
     moves = np.fromiter(map(int, moves), np.uint16, len(moves))
     evals = np.array([np.nan if e is None else e for e in evals], np.float32)
+    about = {'ply': _first_ply(start)} | about
     start = ' '.join(start.split()[:3])
     if not start.endswith(' -'): start = ' '.join(Board(f'{start} 1').to_sfen().split()[:3])    # hands in the usual order
     return Game(start, moves, evals, result, **about)
@@ -461,15 +469,15 @@ def parse_kif(
 _startpos = ' '.join(Board().to_sfen().split()[:3])
 
 def _usi_words(line):
-    "The SFEN that a line starts with, less its ply, and the moves"
+    "The SFEN that a line starts with, less its ply, that ply, and the moves"
     words = line.replace(',', ' ').split()
     if words[:1] == ['position']: words = words[1:]
     if words[:1] == ['sfen']: words = words[1:]
     if words[:1] == ['startpos']: words = _startpos.split() + words[1:]
-    start, moves = ' '.join(words[:3]), words[3:]
+    start, moves, ply = ' '.join(words[:3]), words[3:], _first_ply(' '.join(words[:4]))
     if moves and moves[0].isdigit(): moves = moves[1:]
     if moves[:1] == ['moves']: moves = moves[1:]
-    return start, moves
+    return start, ply, moves
 
 # %% ../../nbs/data/08_games.ipynb #5aac52d1
 def _usi_moves(words, board, where):
@@ -491,7 +499,7 @@ def parse_usi(
     first_line:int=1,  # Line of the file
 ) -> Game:             # A `RecordError` naming the line if a move is illegal
     "The game of `line`"
-    where, (start, words) = f'{file}, line {first_line}', _usi_words(line)
+    where, (start, ply, words) = f'{file}, line {first_line}', _usi_words(line)
     try: board = Board(start + ' 1')
     except ValueError:
         raise RecordError(f'{where}: {line[:40]!r} starts with no position: '
@@ -501,7 +509,7 @@ def parse_usi(
     mated = moves and board.is_mated()
     result = float(board.turn.value != 0) if mated else None    # the side to move has lost
     return game_of(start, moves, [None]*len(moves), result,
-                   end='%TSUMI' if mated else '', file=file, index=index)
+                   end='%TSUMI' if mated else '', file=file, index=index, ply=ply)
 
 # %% ../../nbs/data/08_games.ipynb #1637c25a
 def _decode(data, where):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from rsshogi.core import Board, Move, PositionState
 
 from .board import position_ids, side_to_move_view
-from .columns import KINDS, ORIGIN, Columns, columns_of
+from .columns import KINDS, NO_PLY, ORIGIN, Columns, columns_of
 from .games import Game
 from .labels import LABEL_COUNT, move_labels
 from .records import read_games
@@ -146,11 +146,14 @@ def _said_by_games(games, at, turn):
     evals = per_ply([g.evals for g in games], np.nan, np.float32)
     result = each([np.nan if g.result is None else g.result for g in games], np.float32)
     label = np.where(move < 0, -1, move_labels(np.maximum(move, 0), turn))
+    # one beyond NO_PLY is not known either
+    begins = each([NO_PLY if g.ply is None else g.ply for g in games], np.int64)
+    ply = np.minimum(np.concatenate([np.arange(n + 1) for n in plies])[at] + begins, NO_PLY)
     return {'label': label.astype(np.int16), 'eval': np.where(turn == 0, evals, -evals),
             'result': np.where(turn == 0, result, 1 - result),
             'fold': each([g.fold for g in games], np.uint8),
             'game': each([g.key for g in games], np.uint64),
-            'ply': np.concatenate([np.arange(n + 1) for n in plies])[at].astype(np.uint16)}
+            'ply': ply.astype(np.uint16)}
 
 # %% ../../nbs/data/14_positions.ipynb #bd00364d
 def positions(
@@ -363,7 +366,7 @@ def _plain_table(cols):
             'piecesInHand': fixed_lists(cols['hands']), 'legalMoves': fixed_bytes(cols['legal']),
             'moveLabel': null(cols['label'].astype(np.uint16), cols['label'] < 0)}
     made |= {k: null(cols[k], np.isnan(cols[k])) for k in ('eval', 'result')}
-    return pa.table(made | {k: cols[k] for k in ORIGIN})
+    return pa.table(made | {k: cols[k] for k in ORIGIN} | {'ply': null(cols['ply'], cols['ply'] == NO_PLY)})
 
 # %% ../../nbs/data/14_positions.ipynb #827b033b
 def read_positions(
