@@ -117,11 +117,12 @@ def passed_over(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/10_records.ipynb #c0547884
-def _read_stream(name, stream, path):
-    "The games of one opened file"
+def _read_stream(name, stream, path, formats):
+    "The games of one opened file; its format goes to `formats`"
     first = stream.peek(1 << 16)
     if not first.strip(b'\xef\xbb\xbf \t\r\n'): return
     format = record_format(first, name, path.stat().st_size if str(path) == name else None)
+    formats.append(format)
     if format in TEXT_FORMATS: yield from read_text(stream, format, name)
     elif format in PACKED_FORMATS: yield from read_packed(stream, format, name)
     else: yield from read_hcpe_table(stream, name)
@@ -129,15 +130,16 @@ def _read_stream(name, stream, path):
 # %% ../../nbs/data/10_records.ipynb #691203e2
 def read_file(
     path:str|Path,                   # One file; what is packed in it is opened
+    formats:list|None=None,          # Gets the format of each file that was opened
 ) -> Iterator[Game|RecordError]:     # The error in place of what cannot be read
     "The games of one record file"
-    found = 0
+    found, formats = 0, [] if formats is None else formats
     try:
         whole = as_path(path)
         for name, stream in open_files(path):
             # a zip's readme is passed over as a folder's is
             if name != str(whole) and not name.lower().endswith(_of_records): continue
-            for game in _read_stream(name, stream, whole):
+            for game in _read_stream(name, stream, whole, formats):
                 found += 1
                 yield game
     except ValueError as e:
@@ -316,9 +318,11 @@ def not_judged(
 ) -> list[str]:
     "A sentence on each condition of `filters` that pieces of games could not be judged by"
     piece, nowhere = ~table['whole'].to_numpy(zero_copy_only=False), table['ply'].is_null().to_numpy()
+    short = piece & (table['ply'].fill_null(0).to_numpy() + table['plies'].to_numpy() < filters.min_plies)
+    open_to = {'min_plies': short, 'max_plies': piece & (filters.max_plies is not None)}
     loose = lambda n: f'{n:,} {"pieces of games were" if n > 1 else "piece of a game was"}'
-    asked = [n for n in ('min_plies', 'max_plies') if getattr(filters, n) not in (0, None)]
-    said = [f'{loose(piece.sum())} not judged by {n}: how long the game was is not known' for n in asked if piece.any()]
+    said = [f'{loose(which.sum())} not judged by {n}: how long the game was is not known'
+            for n, which in open_to.items() if which.any()]
     if filters.skip_plies and nowhere.any():
         said.append(f'{loose(nowhere.sum())} not judged by skip_plies: the ply is not known')
     return said
