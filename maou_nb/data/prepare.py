@@ -559,12 +559,12 @@ def prepare_rules(
 # %% ../../nbs/data/15_prepare.ipynb #87fe7b3f
 def _write_games(folder, parts, chosen):
     "The table of the games that stay; returns the share of their plies that are of mere pieces"
-    schema, plies = pa.schema([GAMES.field(c) for c in ABOUT_GAMES]), {True: 0, False: 0}
+    schema, plies = pa.schema([GAMES.field(c) for c in ABOUT_GAMES]), {True: 0, False: 0}    # of whole games, of pieces
     with atomic_file(folder/GAMES_TABLE) as f, pq.ParquetWriter(f, schema) as out:
         for part, numbers in zip(parts, chosen):
             for table in _games_at(part, numbers, ABOUT_GAMES):
                 out.write_table(table.cast(schema))
-                for whole, n in zip(table['whole'].to_pylist(), table['plies'].to_pylist()): plies[whole] += n
+                for kind in plies: plies[kind] += pc.sum(table.filter(pc.equal(table['whole'], kind))['plies']).as_py() or 0
     return share_of_pieces([*plies], [*plies.values()])
 
 # %% ../../nbs/data/15_prepare.ipynb #c3c2bb3f
