@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TO_APERY', 'FROM_APERY', 'FROM_YANEURAOU', 'RESULTS', 'MAX_PLIES', 'BLOCK', 'HCPE', 'PSV', 'MOST_MOVES', 'TRIED',
-           'ENOUGH', 'MAGIC', 'PACKED_FORMATS', 'write_hcpe', 'write_psv', 'write_hcpe3', 'is_hcpe_table',
-           'read_hcpe_table', 'known_otherwise', 'packed_format', 'read_packed']
+           'MAGIC', 'PACKED_FORMATS', 'write_hcpe', 'write_psv', 'write_hcpe3', 'is_hcpe_table', 'read_hcpe_table',
+           'known_otherwise', 'packed_format', 'read_packed']
 
 # %% ../../nbs/data/09_packed.ipynb #19564344
 import io
@@ -535,6 +535,14 @@ def _repeats(records):
 _fixed = {'hcpe': (HCPE, 'hcp', _hcpe_columns, _hcpe_about),
           'psv': (PSV, 'packed_sfen', _psv_columns, _psv_about)}
 
+# %% ../../nbs/data/09_packed.ipynb #2d5742f5
+def _possible(positions, code):
+    "Whether packed `positions` are possible throughout: nearly all of many, all but one of a few"
+    board = Board()
+    bad = sum(_unplayable(getattr(board, f'set_{code}'), p, board) is not None for p in positions)
+    return bad <= max(1, len(positions)//10)
+
+# %% ../../nbs/data/09_packed.ipynb #949848ff
 def _share(first, format):
     "How much of some records of `first` makes sense as a `format` of fixed records: 0…1"
     dtype, code, columns, about = _fixed[format]
@@ -542,7 +550,8 @@ def _share(first, format):
     tried = records[_drawn(len(records))]
     if _repeats(tried.view(f'V{dtype.itemsize}').tolist()): return 0.
     good = sum(len(g) for g in _games([columns(tried, 0)], code, about, '') if isinstance(g, Game))
-    return good / max(1, len(tried))
+    if not good or not _possible(tried[dtype.names[0]].tolist(), code): return 0.
+    return good / len(tried)
 
 # %% ../../nbs/data/09_packed.ipynb #93174b01
 def _share_hcpe3(first):
@@ -564,15 +573,6 @@ def _arrow_format(first):
     "hcpe_table if the Arrow file that begins with `first` is one, else None"
     try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[8:]))) else None
     except _unreadable: return None
-
-# %% ../../nbs/data/09_packed.ipynb #5e2744ea
-ENOUGH = {'hcpe': 0.9, 'psv': 0.9, 'hcpe3': 0.5}    # of a file must make sense
-
-def _enough(share, format, size):
-    "Whether a `share` of a file of `size` bytes is enough to be a `format`; one bad record always may be"
-    if format not in _fixed: return share >= ENOUGH[format]
-    tried = min(TRIED, size // _fixed[format][0].itemsize)
-    return share >= 0.5 and share*tried >= min(ENOUGH[format]*tried, tried - 1)
 
 # %% ../../nbs/data/09_packed.ipynb #a6a1233d
 MAGIC = {b'\x93NUMPY': 'a NumPy array', b'PK\x03\x04': 'a zip archive', b'\x89PNG\r\n': 'a picture', b'GIF8': 'a picture',
@@ -601,7 +601,7 @@ def packed_format(
     shares = {f: _share(first, f) for f in _fixed} | {'hcpe3': _share_hcpe3(first)}
     divides = {f: size % dtype.itemsize == 0 for f, (dtype, *_) in _fixed.items()}
     best = max(shares, key=lambda f: (shares[f], divides.get(f, False), f == named))
-    return best if _enough(shares[best], best, len(first)) else named
+    return best if shares[best] >= 0.5 else named
 
 # %% ../../nbs/data/09_packed.ipynb #e523270f
 PACKED_FORMATS = {'hcpe': _read_hcpe, 'hcpe3': _read_hcpe3, 'psv': _read_psv, 'hcpe_table': read_hcpe_table}
