@@ -42,7 +42,7 @@ from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, games_o
                                   games_table, keep_games, kept_plies, not_judged, passed_over,
                                   read_file, record_files)
 from .shards import GAMES_TABLE, share_of_pieces, write_manifest, write_shard
-from ..show.tables import Html, html_table, join_html, tag
+from ..show.tables import html_table, join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
 def once(
