@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECORD_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES', 'text_format', 'record_format', 'record_files', 'passed_over',
-           'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'FilterCounts', 'not_judged',
-           'first_copies', 'keep_games', 'kept_plies', 'apply_filters']
+           'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'count_table', 'FilterCounts',
+           'not_judged', 'first_copies', 'keep_games', 'kept_plies', 'apply_filters']
 
 # %% ../../nbs/data/10_records.ipynb #d6d1f95b
 import re
 import warnings
 from collections import Counter
+from html import escape
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,6 @@ from fastcore.basics import patch
 from .columns import NO_PLY
 from .files import as_path, find_files, listed, open_files
 from .games import TEXT_FORMATS, Game, RecordError, Visits, read_text
-from ..show.tables import html_table, join_html, tag
 from .packed import (PACKED_FORMATS, known_otherwise, packed_format, read_hcpe_table,
                                  read_packed)
 
@@ -259,6 +259,18 @@ def _filter_checks(f):
     yield 'ends', ends_are_right, "CSA's words such as '%TORYO' or ('%TORYO', '%KACHI')"
     yield 'eval_range', f.eval_range is None or _is_range(f.eval_range), '(low, high) in centipawns'
 
+# %% ../../nbs/data/10_records.ipynb #0a7dc209
+def count_table(
+    heads:tuple,
+    rows:Iterable[tuple],   # Texts, of which only the last two are numbers
+) -> str:                   # HTML; words of files are no part of it
+    "A table of counts"
+    def cells(kind, row):
+        sides = ['left']*(len(row) - 2) + ['right']*2
+        return ''.join(f'<{kind} style="text-align:{s}">{escape(str(c))}</{kind}>' for s, c in zip(sides, row))
+    body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
+    return f'<table><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table>'
+
 # %% ../../nbs/data/10_records.ipynb #71cb01ea
 @dataclass
 class FilterCounts:
@@ -293,7 +305,8 @@ def __repr__(self:FilterCounts):
 def _repr_html_(self:FilterCounts):
     "A table with a row a condition"
     rows = [(what, f'{g:,}', f'{p:,}') for what, g, p in self.rows()]
-    return join_html([html_table(rows, ('', 'games', 'positions'), right=True), *(tag('p', s) for s in self.unjudged)])
+    said = ''.join(f'<p>{escape(s)}</p>' for s in self.unjudged)
+    return count_table(('', 'games', 'positions'), rows) + said
 
 # %% ../../nbs/data/10_records.ipynb #89c88c2b
 def _game_conditions(filters, table):
