@@ -43,7 +43,7 @@ def test_illegal_move_names_file_and_line(tmp_path, game):
     assert not seen_in(tmp_path/'out')
 
 @pytest.mark.parametrize('content, says',
-                         [(b'', 'is empty'), (b'hello', 'no CSA game starts here'),
+                         [(b'', 'is empty'), (b'hello', 'is no line of CSA'), (b'PI\n+\n', 'no CSA game starts here'),
                           (b'\x81\x00\x81\x00', 'neither UTF-8 nor Shift_JIS')])
 def test_files_that_are_no_records(tmp_path, content, says):
     (tmp_path/'x.csa').write_bytes(content)
@@ -61,7 +61,7 @@ def test_start_position_that_cannot_be(tmp_path, rows):
 
 def test_games_without_a_result(tmp_path, game):
     "Stage 3 leaves them out and counts them; if there are no others it says so"
-    unfinished = '\n'.join(l for l in game.split('\n') if not l.startswith('%'))
+    unfinished = '\n'.join(l for l in game.split('\n') if not l.startswith(('%', "'summary")))
     (tmp_path/'a.csa').write_text(unfinished)
     assert '1 game left out: no result' in refused(lambda: prepare_stage3(tmp_path, tmp_path/'out'), ValueError)
     (tmp_path/'b.csa').write_text(game)

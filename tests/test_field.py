@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 CASES = Path(__file__).with_name('records')
-NOT_YET = 'ki2-jkf', 'tables'      # formats that are not read yet
 
 def of(folder): return json.loads((folder/'expected.json').read_text())
 FILES = [(f.name, name) for f in sorted(CASES.iterdir()) if (f/'expected.json').exists() for name in of(f) if name != 'same_key']
@@ -48,7 +47,7 @@ def like(evals, game, moves):
         return found is None or found*(1 if e['mate'] == '+' else -1) >= 10_000
     return len(expected) == len(game['evals']) and all(map(one, expected, game['evals']))
 
-@pytest.mark.parametrize('folder, name', [pytest.param(f, n, marks=[pytest.mark.xfail(strict=True)]*(f in NOT_YET)) for f, n in FILES])
+@pytest.mark.parametrize('folder, name', FILES)
 def test_a_file_is_read_as_it_was_meant(folder, name):
     expected = of(CASES/folder)[name]
     games, left_out = in_a_process(CASES/folder/name)

@@ -24,7 +24,7 @@ from rsshogi.core import Board
 
 from .board import HAND_MAX, playable, position_ids, sfen_row, to_sfen
 from .columns import ORIGIN, columns_of
-from .files import as_path, atomic_file, local_file
+from .files import ARROW_FILE, ARROW_STREAM, as_path, atomic_file, local_file, open_arrow
 from .labels import LABEL_COUNT, move_labels
 from .shards import FOREIGN, Foreign, ShardError
 from .shards import fixed_array, fixed_bytes, fixed_lists
@@ -370,7 +370,7 @@ def _look(file, path):
     with open(file, 'rb') as f:
         magic, shape, at = f.read(6), None, 0
         f.seek(0)
-        if magic == b'ARROW1': layout = _ipc(file, path).schema
+        if magic.startswith((ARROW_FILE, ARROW_STREAM)): layout = _ipc(file, path).schema
         elif magic == b'\x93NUMPY': layout, shape, at = _npy_header(f, path)
         else: return None
     with _said(path):     # a damaged schema may have names that are no text
@@ -608,7 +608,7 @@ def write_old(
 def _ipc(file, path, columns=None):
     "A reader of the Arrow file `file`, of `columns` (their indices) or of all; `path` is its name"
     options = ipc.IpcReadOptions() if columns is None else ipc.IpcReadOptions(included_fields=columns)
-    with _said(path): return ipc.open_file(pa.OSFile(str(file)), options=options)
+    with _said(path): return open_arrow(pa.OSFile(str(file)), options)
 
 # %% ../../nbs/data/13_old.ipynb #92bd9d11
 def _batch(reader, i, path):
@@ -811,7 +811,7 @@ def _read_whole(path, kind, on_bad='raise', on_skip=None):
 def _lacks_rates(path, kind):
     "Whether a stage 3 file of the old tool was written before it knew win rates of moves"
     if kind.startswith('npy'): return True
-    with pa.memory_map(str(path)) as f: names = ipc.open_file(f).schema.names
+    names = _ipc(path, path).schema.names
     return 'moveLabel' in names and 'moveWinRate' not in names
 
 # %% ../../nbs/data/13_old.ipynb #d1349aa7

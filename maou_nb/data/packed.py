@@ -9,9 +9,7 @@ __all__ = ['TO_APERY', 'FROM_APERY', 'FROM_YANEURAOU', 'RESULTS', 'MAX_PLIES', '
 
 # %% ../../nbs/data/09_packed.ipynb #19564344
 import io
-import shutil
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain, count
@@ -22,7 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 from rsshogi.core import Board, Move
 
-from .files import as_path, atomic_file
+from .files import ARROW_FILE, ARROW_STREAM, as_path, atomic_file, open_arrow, seekable
 from .board import playable
 from .games import Game, RecordError, Visits, usi_of
 
@@ -468,7 +466,7 @@ _unreadable = pa.ArrowException, OSError, ValueError, MemoryError   # what Arrow
 def _open_table(source, file):
     "The Arrow file `source`; a `RecordError` if it is damaged or lacks a column"
     try:
-        table = ipc.open_file(source)
+        table = open_arrow(source)
         names = table.schema.names
     except _unreadable as e:
         said = ' '.join(str(e).split())
@@ -512,12 +510,8 @@ def read_hcpe_table(
     "The games of an Arrow table of HCPE"
     if not hasattr(source, 'read'):
         with as_path(source).open('rb') as f: yield from read_hcpe_table(f, file)
-    elif not source.seekable():
-        with tempfile.TemporaryFile() as f:
-            shutil.copyfileobj(source, f, 1 << 20)
-            f.seek(0)
-            yield from read_hcpe_table(f, file)
-    else: yield from _games(_table_blocks(source, file), 'hcp', _table_about, file, 'row')
+        return
+    with seekable(source) as table: yield from _games(_table_blocks(table, file), 'hcp', _table_about, file, 'row')
 
 # %% ../../nbs/data/09_packed.ipynb #81b8f15e
 TRIED = 64  # records
@@ -570,8 +564,9 @@ def _share_hcpe3(first):
 
 # %% ../../nbs/data/09_packed.ipynb #7232d623
 def _arrow_format(first):
-    "hcpe_table if the Arrow file that begins with `first` is one, else None"
-    try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[8:]))) else None
+    "hcpe_table if the Arrow file or stream that begins with `first` is one, else None"
+    at = 8 if first.startswith(ARROW_FILE) else 0
+    try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[at:]))) else None
     except _unreadable: return None
 
 # %% ../../nbs/data/09_packed.ipynb #a6a1233d
@@ -594,7 +589,7 @@ def packed_format(
     size:int|None=None,  # Of the file in bytes, by default of `first`; decides where two make as much sense
 ) -> str|None:        # hcpe, hcpe3, psv, hcpe_table; None if it is none of them
     "The packed format of a file; ask for text formats first, since a name such as x.hcpe is believed"
-    if first[:6] == b'ARROW1': return _arrow_format(first)
+    if first.startswith((ARROW_FILE, ARROW_STREAM)): return _arrow_format(first)
     if known_otherwise(first): return None
     if size is None: size = len(first)
     named = next((_suffixes[s] for s in reversed(Path(name.lower()).suffixes) if s in _suffixes), None)
