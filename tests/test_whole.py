@@ -317,3 +317,36 @@ def test_many_kinds_are_cut_and_escaped(tmp_path):
     assert '<script>' not in made._repr_html_() and '<b>' not in made._repr_html_()
     made.filters.removed.append(('<i>', 0, 1))
     assert '<i>' not in made._repr_html_() and '<i>' not in made.filters._repr_html_()
+
+# --- lone positions
+
+@pytest.mark.parametrize('kind', ['sfen', 'jsonl', 'csv'])
+def test_lone_positions_are_of_unknown_games(games, tmp_path, kind):
+    "A list of SFENs, or a table of them, with or without moves: stage 2 takes them all, and claims nothing"
+    from rsshogi.core import Board, Move
+    sfens, moves = [], []
+    for g in games[:20]:
+        board = Board(g.start + ' 1')
+        for m in g.moves.tolist(): sfens.append(board.to_sfen()); moves.append(usi_of(m)); board.apply_move(Move(m))
+    order = np.random.default_rng(0).permutation(len(sfens))
+    for with_moves in (False, True)[:1 if kind == 'sfen' else 2]:
+        lines = [(sfens[i], moves[i]*with_moves) for i in order]
+        if kind == 'sfen': text = '\n'.join(s for s, _ in lines)
+        elif kind == 'csv': text = '\n'.join(['sfen,move', *(f'{s},{m}' for s, m in lines)])
+        else: text = '\n'.join(json.dumps({'sfen': s} | ({'move': m} if m else {})) for s, m in lines)
+        path, out = tmp_path/f'{with_moves}.{kind}', tmp_path/f'out{with_moves}'
+        path.write_text(text + '\n')
+        found = list(read_games(path))
+        assert sorted(g.ply for g in found) == sorted(int(s.split()[3]) - 1 for s in sfens)
+        assert all(not g.whole or g.start == games[0].start for g in found)
+        made = prepare_stage2(path, out)
+        *_, how = split_sources(StreamingFileSource, out, 2, .2)
+        assert not CLAIMS.search(how) and DOUBT in how and DOUBT in repr(made)
+        starts = kind == 'sfen' and sum(s == sfens[0] for s in sfens) - 1         # the usual start alone is a whole game, and a copy
+        assert made.positions == len(sfens) - starts and set(rows(out, 2)['ply'].to_list()) == {int(s.split()[3]) - 1 for s in sfens}
+
+def test_tables_without_plies(tmp_path):
+    (tmp_path/'a.jsonl').write_text('{"sfen": "lnsgk1snl/1r4gb1/p1pppp1pp/1p4p2/9/2P4P1/PP1PPPP1P/1B4GR1/LNSGK1SNL b -", "move": "7f7e", "result": 1}\n')
+    assert [g.ply for g in read_games(tmp_path/'a.jsonl')] == [None]
+    prepare_stage3(tmp_path/'a.jsonl', tmp_path/'3')
+    assert rows(tmp_path/'3')['ply'].to_list() == [NO_PLY]

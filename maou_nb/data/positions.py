@@ -111,13 +111,13 @@ def _legal_bits(games, wanted, turn):
 def plies_with_end(
     games:list[Game],
     kept:np.ndarray|None,  # bool (plies of all games,): of those with a move, which are wanted; None: all
-    ends:bool,             # Whether those after the last move of whole games are
+    ends:bool,             # Whether those after the last move of whole games are, and those without moves
 ) -> np.ndarray:           # bool (N,)
     "For every position that `replay` gives, whether it is wanted"
     plies = np.array([len(g) for g in games])
     wanted = np.ones(plies.sum() + len(games), bool)
     last = np.cumsum(plies + 1) - 1
-    wanted[last] = [ends and g.whole for g in games]
+    wanted[last] = [ends and (g.whole or not len(g)) for g in games]
     if kept is not None:
         wanted[np.setdiff1d(np.arange(len(wanted)), last, assume_unique=True)] = kept
     return wanted
@@ -159,7 +159,7 @@ def _said_by_games(games, at, turn):
 def positions(
     games:list[Game],
     kept:np.ndarray|None=None,  # bool (plies of all games,): of positions with a move, which are wanted; None: all
-    ends:bool=True,             # Also the positions after the last moves of whole games
+    ends:bool=True,             # Also the positions after the last moves of whole games, and those without moves
     legal:bool=True,            # With their legal moves, which take most of the time
 ) -> dict:                      # Columns, one row a position
     "The positions of `games` in the side-to-move view, with their legal moves and what was played"

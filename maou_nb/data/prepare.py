@@ -194,7 +194,7 @@ def _read_task(task):
     "Parse the files of `task` into a table of games"
     def make(path):
         report, formats = {'games': 0, 'skipped': []}, {}
-        found = (game for file, _ in task['files'] for game in read_file(file, formats.setdefault(file, [])))
+        found = (game for file, _ in task['files'] for game in read_file(file, formats=formats.setdefault(file, [])))
         with _arrow_file(path, GAMES) as out:
             for block in _blocks(_good(found, task['on_bad'], report['skipped'])):
                 out.write_table(games_table(block))
@@ -231,8 +231,7 @@ def _further_conditions(about, columns, policy):
     of = lambda name: about[name].to_numpy(zero_copy_only=False)
     if columns.played: yield 'no result', ~np.isnan(of('result').astype(np.float32))
     if policy == 'visits': yield 'no visits of a search', of('searched')
-    some = of('plies') > 0
-    yield 'no moves', some if columns.played else some | of('whole')
+    if columns.played: yield 'no moves', of('plies') > 0
 
 # %% ../../nbs/data/15_prepare.ipynb #c200a67c
 def _policy_of(about, columns, policy):
@@ -274,8 +273,8 @@ def _count_plies(parts, chosen, filters, counts):
 def _choose(parts, filters, columns, policy):
     """Per part, the numbers of the games that stay
 
-    And the counts of what was removed; what moves are to be counted by; how many of the games
-    are whole, as these have a last position, which is taken where no move is asked for.
+    And the counts of what was removed; what moves are to be counted by; how many of the games are
+    whole; and how many have a last position, which is taken where no move is asked for.
     """
     about = [_about(p) for p in parts]
     table = pa.concat_tables(about)
@@ -288,7 +287,8 @@ def _choose(parts, filters, columns, policy):
     chosen = [np.flatnonzero(stay[a:b]) for a, b in zip(edges, edges[1:])]
     counts.unjudged = not_judged(table.filter(pa.array(stay)), filters)
     if filters.skip_plies or filters.eval_range: _count_plies(parts, chosen, filters, counts)
-    return chosen, counts, policy, int(table['whole'].to_numpy(zero_copy_only=False)[stay].sum())
+    whole, none = table['whole'].to_numpy(zero_copy_only=False)[stay], table['plies'].to_numpy()[stay] == 0
+    return chosen, counts, policy, int(whole.sum()), int((whole | none).sum())
 
 # %% ../../nbs/data/15_prepare.ipynb #14668d26
 PLIES_PER_RUN = 100_000
@@ -558,14 +558,14 @@ def prepare_rules(
 
 # %% ../../nbs/data/15_prepare.ipynb #87fe7b3f
 def _write_games(folder, parts, chosen):
-    "The table of the games that stay; returns the share of their plies that are of mere pieces"
-    schema, plies = pa.schema([GAMES.field(c) for c in ABOUT_GAMES]), {True: 0, False: 0}    # of whole games, of pieces
+    "The table of the games that stay; returns the share of their positions that are of mere pieces"
+    schema, known = pa.schema([GAMES.field(c) for c in ABOUT_GAMES]), []
     with atomic_file(folder/GAMES_TABLE) as f, pq.ParquetWriter(f, schema) as out:
         for part, numbers in zip(parts, chosen):
             for table in _games_at(part, numbers, ABOUT_GAMES):
                 out.write_table(table.cast(schema))
-                for kind in plies: plies[kind] += pc.sum(table.filter(pc.equal(table['whole'], kind))['plies']).as_py() or 0
-    return share_of_pieces([*plies], [*plies.values()])
+                known.append([table[n].to_numpy() for n in ('whole', 'plies')])
+    return share_of_pieces(*map(np.concatenate, zip(*known)))
 
 # %% ../../nbs/data/15_prepare.ipynb #c3c2bb3f
 def _nothing_left(counts, paths, columns):
@@ -579,7 +579,7 @@ def _nothing_left(counts, paths, columns):
 def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, policy, on_bad):
     "The four steps, and then the manifest"
     parts, read = _read_all(crew, work, files, on_bad)
-    chosen, counts, policy, whole = _choose(parts, filters, columns, policy)
+    chosen, counts, policy, whole, ends = _choose(parts, filters, columns, policy)
     if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns)
     of = {'stage': columns.key, 'plugins': plugins, 'policy': policy}
     runs, expanded = _expand_all(crew, work, parts, chosen, filters, of)
@@ -594,7 +594,7 @@ def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, f
     counted_by = {'policy': policy} if columns.played else {}
     write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **counted_by,
                    games={'whole': whole, 'pieces': pieces}, pieces=share, filters=[list(r) for r in counts.rows()])
-    return Prepared(columns.stage, folder, games, kept if columns.played else kept + whole, rows,
+    return Prepared(columns.stage, folder, games, kept if columns.played else kept + ends, rows,
                     len(entries), 0., counts, [s for r in read for s in r['skipped']],
                     sum(r['again'] for r in read + expanded), found=_what_was_found(parts, read), pieces=pieces)
 

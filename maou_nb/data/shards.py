@@ -150,7 +150,7 @@ class Shard:
     folds: tuple|None = None     # Rows in each of the 100 folds; None where the file knows no games
     sha256: str|None = None      # From the manifest; None where there is no manifest
     foreign: str|None = None     # The kind of another tool's table; None: one of ours
-    pieces: float|None = None    # Share of its set's plies that are of mere pieces of games, 0…1; None: not known
+    pieces: float|None = None    # Share of its set's positions that are of mere pieces of games, 0…1; None: not known
 
     @property
     def stage(self) -> int|str:
@@ -289,8 +289,8 @@ def share_of_pieces(
     whole:np.ndarray,   # bool (G,): which games are whole
     plies:np.ndarray,   # int (G,): of each
 ) -> float:
-    "The share of the plies of all games that are of mere pieces"
-    plies = np.asarray(plies, np.int64)
+    "The share of the positions of all games that are of mere pieces"
+    plies = np.maximum(np.asarray(plies, np.int64), 1)      # one without a move is a position still
     return float(plies[~np.asarray(whole, bool)].sum() / max(plies.sum(), 1))
 
 # %% ../../nbs/data/12_shards.ipynb #3920b7c7
@@ -322,7 +322,7 @@ def doubt_of_games(
     share = sum(s.pieces*s.rows for s in shards) / max(sum(s.rows for s in shards), 1)
     if not share: return ''
     much = 'all' if share == 1 else f'{share:.1%}' if share >= 0.001 else 'some'
-    return (f'{much} of the positions came from pieces of games (HCPE, PSV), whose games are unknown, '
+    return (f'{much} of the positions came from pieces of games (HCPE, PSV, lone positions), whose games are unknown, '
             'so neighbours of a held-out position may lie on both sides')
 
 # %% ../../nbs/data/12_shards.ipynb #85f5481f
