@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from maou_nb import learn_multi_stage
 from maou_nb.data.old import write_old
 from maou_nb.data.positions import read_positions
-from maou_nb.data.shards import ShardError, find_shards, read_shard
+from maou_nb.data.shards import EVAL_SCALE, ShardError, find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
 from maou_nb.judge.evaluate import evaluate
 from maou_nb.judge.ask import load_net, predict
@@ -144,7 +144,7 @@ def test_probabilities_are_over_the_legal_moves(run, sfens):
         assert set(p.probabilities) == {cshogi.move_to_usi(m) for m in cshogi.Board(p.sfen).legal_moves}
         assert sum(p.probabilities.values()) == pytest.approx(1, abs=1e-9)
         assert list(p.probabilities.values()) == sorted(p.probabilities.values(), reverse=True)
-        assert 0 < p.value < 1 and p.score == pytest.approx(600*np.log(p.value/(1 - p.value)), abs=0.1)
+        assert 0 < p.value < 1 and p.score == pytest.approx(EVAL_SCALE*np.log(p.value/(1 - p.value)), abs=0.1)
 
 def test_a_list_is_what_its_positions_are_alone(run, sfens):
     net = load_net(run.run_dir)

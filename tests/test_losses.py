@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from maou_nb.data.shards import EVAL_SCALE
 from maou_nb.model.losses import asymmetric_loss, bce_loss, gce_policy_loss, legal_log_softmax, policy_loss, value_loss, value_target
 
 SEEDS = pytest.mark.parametrize('seed', range(4))
@@ -180,10 +181,10 @@ def test_value_loss_is_binary_cross_entropy(seed):
 @pytest.mark.parametrize('value, eval, weight, target', [
     (1.0, 0.0, 1.0, 1.0),                      # the result alone
     (1.0, 0.0, 0.0, 0.5),                      # the evaluation alone: 0 centipawns are even
-    (0.0, 600.0, 0.0, 0.7310586),              # one unit of the sigmoid
-    (0.0, -600.0, 0.0, 0.2689414),
-    (0.5, 600*math.log(3), 0.6, 0.6*0.5 + 0.4*0.75),
-    (1.0, -600*math.log(4), 0.25, 0.25 + 0.75*0.2),
+    (0.0, EVAL_SCALE, 0.0, 0.7310586),              # one unit of the sigmoid
+    (0.0, -EVAL_SCALE, 0.0, 0.2689414),
+    (0.5, EVAL_SCALE*math.log(3), 0.6, 0.6*0.5 + 0.4*0.75),
+    (1.0, -EVAL_SCALE*math.log(4), 0.25, 0.25 + 0.75*0.2),
     (0.0, 30000.0, 0.5, 0.5),                  # a mate
     (0.0, -math.inf, 0.5, 0.0),
     (1.0, math.nan, 0.0, 1.0), (0.5, math.nan, 0.3, 0.5), (0.0, math.nan, 1.0, 0.0),   # no evaluation: the result, whatever the weight
@@ -200,7 +201,7 @@ def test_value_target_of_a_batch(seed):
     eval[torch.rand(256, generator=g) < 0.3] = math.nan
     for weight in (0.0, 0.3, 0.7, 1.0):
         by_hand = [v if math.isnan(e) else weight*v + (1 - weight) / (1 + math.exp(-e/600)) for v, e in zip(value.tolist(), eval.tolist())]
-        torch.testing.assert_close(value_target(value, eval, weight), torch.tensor(by_hand), rtol=0, atol=1e-6)
+        torch.testing.assert_close(value_target(value, eval, weight, 600.), torch.tensor(by_hand), rtol=0, atol=1e-6)
     assert torch.equal(value_target(value, eval, 1.0), value)
 
 

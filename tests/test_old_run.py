@@ -2,13 +2,14 @@
 
 It loads, is judged, drawn and gone on with, its averaged weights included.
 """
-import json, shutil
+import json, math, shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from maou_nb import evaluate, learn_multi_stage, load_net, load_run, show_results
+from maou_nb.front.cli import read_flags
 from maou_nb.train.checkpoints import load_tensors
 from maou_nb.train.loop import TIMINGS
 
@@ -56,3 +57,28 @@ def test_the_same_options_train_the_same_weights(run):
     for old in sorted((run/'checkpoints').rglob('*.safetensors')):
         a, b = load_tensors(old)[0], load_tensors(Path('again')/old.relative_to(run))[0]
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if not k.startswith('random.')), old
+
+def test_it_has_the_scale_of_evals_that_it_was_begun_with(run, tmp_path):
+    "600, there having been no other: when it is asked, and when it goes on, unless another is named"
+    result = load_run(run)
+    said = result.predict('startpos')
+    assert said.score == pytest.approx(600*math.log(said.value/(1 - said.value)), abs=0.1)
+    scale = lambda: json.loads((run/'config.json').read_text()).get('eval_scale')
+    assert scale() is None
+    for epoch in (4, 5):
+        learn_multi_stage(**options(epoch=epoch, resume_from='latest'))
+        assert scale() == 600
+    learn_multi_stage(**options(epoch=5, resume_from=str(run), run_dir='elsewhere'))
+    assert json.loads(Path('elsewhere/config.json').read_text())['eval_scale'] == 600
+    learn_multi_stage(**options(epoch=6, resume_from='latest', eval_scale=500))
+    assert scale() == 500
+    learn_multi_stage(**options(epoch=7, resume_from='latest'))
+    assert scale() == 500
+
+def test_another_scale_is_said_when_it_goes_on(run, capsys):
+    learn_multi_stage(**options(epoch=4, resume_from='latest', eval_scale=500))
+    assert 'eval_scale: 600.0 → 500.0' in ''.join(capsys.readouterr())
+
+def test_the_command_line_has_its_scale(run):
+    assert read_flags(['--config', str(run/'config.json')]).options['eval_scale'] == 600
+    assert read_flags(['--config', str(run/'config.json'), '--eval-scale', '500']).options['eval_scale'] == '500'

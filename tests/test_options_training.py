@@ -16,7 +16,7 @@ from maou_nb.data.batches import BatchStream
 from maou_nb.data.files import as_path, is_remote
 from maou_nb.data.labels import LABEL_MIRROR, SQUARE_MIRROR
 from maou_nb.data.old import write_old
-from maou_nb.data.shards import find_shards, read_shard, write_shard
+from maou_nb.data.shards import EVAL_SCALE, find_shards, read_shard, write_shard
 from maou_nb.judge.ask import load_net
 from maou_nb.model import backbones
 from maou_nb.model.backbones import ResNet
@@ -369,12 +369,28 @@ def value_result_weight(run, few):
         r = run(value_result_weight=weight)
         outputs, batch = judged(r)
         known, value = ~batch.eval.isnan(), batch.value.double()
-        target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/600)), value)
+        target = torch.where(known, weight*value + (1 - weight)/(1 + torch.exp(-batch.eval.double()/EVAL_SCALE)), value)
         p, q = logs(outputs['value'])
         by_hand = float(-(target*p + (1 - target)*q).mean())
         assert known.float().mean() > 0.5, weight
         assert figure(r, 'value_loss') == pytest.approx(by_hand, rel=1e-5), weight
     assert moved(r, run())
+
+@row
+def eval_scale(run, few):
+    "In the value's target, and in the score of an answer"
+    made = {}
+    for scale in (300., 1200.):
+        made[scale] = r = run(value_result_weight=0.3, eval_scale=scale)
+        outputs, batch = judged(r)
+        known, value = ~batch.eval.isnan(), batch.value.double()
+        target = torch.where(known, 0.3*value + 0.7/(1 + torch.exp(-batch.eval.double()/scale)), value)
+        p, q = logs(outputs['value'])
+        assert figure(r, 'value_loss') == pytest.approx(float(-(target*p + (1 - target)*q).mean()), rel=1e-5), scale
+        said = r.result.predict('startpos')
+        assert said.score == pytest.approx(scale*math.log(said.value/(1 - said.value)), abs=0.1)
+    assert moved(*made.values())
+    with pytest.raises(OptionError, match='eval_scale=0'): run(eval_scale=0)
 
 # --- training
 @row

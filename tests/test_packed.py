@@ -124,13 +124,15 @@ def test_hcpe3_by_hand(games):
 
 @pytest.mark.parametrize('byte,result,end',
                          [(0, .5, ''), (1, 1., ''), (2, 0., ''), (4, .5, '%SENNICHITE'), (5, 1., '%SENNICHITE'),
-                          (10, 0., '%KACHI'), (16, .5, '%MAX_MOVES'), (0x16, .5, '%MAX_MOVES')])
+                          (10, 0., '%KACHI'), (16, .5, '%MAX_MOVES'), (0x16, .5, '%MAX_MOVES'),
+                          (12, .5, '%SENNICHITE'), (20, .5, '%MAX_MOVES'), (24, .5, '%MAX_MOVES'),
+                          (0x15, 1., '%MAX_MOVES'), (3, 0., '%BOTH_LOST'), (7, 0., '%BOTH_LOST')])
 def test_result_bytes(games, packed, byte, result, end):
     data, _ = hcpe3_by_hand(games[0], result=byte)
     records = packed['hcpe'][:3].copy(); records['gameResult'] = byte
     for got in read(data, 'hcpe3') + read(records.tobytes(), 'hcpe'): assert (got.result, got.end) == (result, end)
 
-@pytest.mark.parametrize('byte', [3, 7, 12, 32, 0x15, 255])
+@pytest.mark.parametrize('byte', [32, 64, 128, 255])
 def test_bad_result_bytes(games, packed, byte):
     data, _ = hcpe3_by_hand(games[0], result=byte)
     records = packed['hcpe'][:1].copy(); records.view(np.uint8)[36] = byte

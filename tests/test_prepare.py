@@ -1,21 +1,29 @@
 "Sets of shards: the same bytes whoever does the work, taken up again where it was killed, filtered with honest counts"
-import os, signal, subprocess, sys, time, zipfile
+import json, os, signal, subprocess, sys, time, zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
+from rsshogi.core import Board, Move
 
+from maou_nb import learn_multi_stage
 from maou_nb.data import prepare
 from maou_nb.data.games import game_of
-from maou_nb.data.packed import write_hcpe3
+from maou_nb.data.packed import write_hcpe, write_hcpe3
+from maou_nb.data.positions import add_up, positions, tally, tally_table
 from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.records import Filters, read_games
 from maou_nb.data.shards import find_shards, read_manifest, read_shard
+from maou_nb.front.options import try_config
+from maou_nb.judge.inspect import shard_info
 from samples import GAMES, ONE_FILE, said
 
 SMALL = dict(rows_per_shard=7_000)
+START = 'lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b -'
 
 def shas(folder, stage=3): return {s.path.name: s.sha256 for s in find_shards(folder, stage)}
 
@@ -216,7 +224,6 @@ def test_second_copies_go_whatever_they_are_called(tmp_path):
 @pytest.fixture
 def searched(tmp_path):
     "HCPE3 of 20 games, each position's played move visited 90 times and another legal one 10 times"
-    from rsshogi.core import Board, Move
     from maou_nb.data.games import Visits
     games = []
     for g in list(read_games(ONE_FILE))[:20]:
@@ -240,18 +247,131 @@ def test_visits_become_policy_targets(tmp_path, searched):
     rows = positions_of(tmp_path/'out')
     assert rows['count'].sum() == sum(len(g) - 1 for g in games)        # positions without a search have no target
     single = rows.filter((pl.col('count') == 1) & (pl.col('moveLabels').list.len() == 2))
-    assert len(single) > 500 and set(map(tuple, single['moveCounts'].list.sort().to_list())) == {(10, 90)}
+    assert len(single) > 500 and set(map(tuple, single['moveCounts'].list.sort().to_list())) == {(f32(0.1), f32(0.9))}
     by_games = prepare_stage3(path, tmp_path/'games', policy='games')
     assert positions_of(tmp_path/'games')['moveCounts'].list.sum().sum() == by_games.positions == sum(map(len, games))
 
-def test_visits_and_games_are_not_mixed(tmp_path, searched):
+def f32(x): return float(np.float32(x))
+
+def test_positions_that_were_not_searched_are_counted(tmp_path, searched):
+    games, path = searched
+    made = prepare_stage3(path, tmp_path/'out')
+    assert ('not searched', 0, 20) in made.filters.removed and made.positions == sum(len(g) - 1 for g in games)
+
+def test_policy_says_how_visits_and_games_are_mixed(tmp_path, searched):
     both = [searched[1], ONE_FILE]
     with pytest.raises(ValueError) as e: prepare_stage3(both, tmp_path/'out')
-    assert '20 of 70 games carry the visits' in said(e) and "policy='games'" in said(e)
-    assert prepare_stage3(both, tmp_path/'out', policy='visits').games == 20
+    assert '20 of 70 games carry the visits' in said(e) and "policy='games'" in said(e) and "policy='visits'" in said(e)
+    assert not (tmp_path/'out'/'manifest.json').exists()
+    made = {p: prepare_stage3(both, tmp_path/p, policy=p, filters=Filters(duplicates=True)) for p in ('games', 'visits', 'summed-visits')}
+    rows = {p: positions_of(tmp_path/p) for p in made}
+    n = sum(len(g) for g in read_games(ONE_FILE))
+    assert [m.games for m in made.values()] == [70, 70, 20] and made['visits'].positions == n + sum(len(g) - 1 for g in searched[0])
+    weights = rows['visits'].select(pl.col('moveCounts').list.sum(), 'count')
+    assert (weights['moveCounts'] - weights['count']).abs().max() < 1e-4          # each position weighs 1
+    single = rows['summed-visits'].filter(pl.col('count') == 1)['moveCounts'].list.sum()
+    assert set(single.to_list()) <= {90, 100}
+    assert [read_manifest(tmp_path/p).get('policy_temperature') for p in made] == [None, 1, None]
+
+@pytest.mark.parametrize('temperature', [0.5, 2.])
+def test_the_temperature_of_visits(tmp_path, searched, temperature):
+    prepare_stage3(searched[1], tmp_path/'out', policy_temperature=temperature)
+    power = np.array([10., 90.])**(1/temperature)
+    single = positions_of(tmp_path/'out').filter((pl.col('count') == 1) & (pl.col('moveLabels').list.len() == 2))
+    assert np.allclose(np.sort(np.array(single['moveCounts'].to_list())), power/power.sum(), atol=1e-6)
+    shard = find_shards(tmp_path/'out', 3)[0]
+    about = json.loads(pa.ipc.open_file(str(shard.path)).schema.metadata[b'maou_nb'])
+    for said_of_it in (about, read_manifest(tmp_path/'out')):
+        assert (said_of_it['policy'], said_of_it['policy_temperature']) == ('visits', temperature)
+
+@pytest.mark.parametrize('options,sentence', [
+    (dict(policy_temperature=0), 'policy_temperature=0: a number above 0'),
+    (dict(policy_temperature=float('nan')), 'policy_temperature=nan: a number above 0'),
+    (dict(policy_temperature=2, policy='games'), "policy_temperature=2: it is of policy='visits'"),
+    (dict(policy_temperature=2), "policy_temperature=2: it is of policy='visits'"),         # nothing was searched
+    (dict(eval_average='mean'), "eval_average='mean': 'centipawns' or 'win-rate'"),
+    (dict(eval_scale=600), "eval_scale=600 with eval_average='centipawns'"),
+    (dict(eval_average='win-rate', eval_scale=-1), 'eval_scale=-1: a number above 0'),
+    (dict(policy='raw'), "policy='raw': 'games', 'visits', 'summed-visits' or none")])
+def test_what_counting_cannot_be(tmp_path, options, sentence):
+    with pytest.raises(ValueError) as e: prepare_stage3(ONE_FILE, tmp_path/'out', **options)
+    assert sentence in said(e)
+
+def test_evals_averaged_as_win_rates_carry_their_scale(tmp_path):
+    "The mean of the sigmoids; training at another scale is refused, a set without a scale trains at any"
+    prepare_stage3(ONE_FILE, tmp_path/'cp')
+    prepare_stage3(ONE_FILE, tmp_path/'rate', eval_average='win-rate', eval_scale=400)
+    assert [s.eval_scale for f in ('cp', 'rate') for s in find_shards(tmp_path/f, 3)] == [None, 400]
+    (tmp_path/'rate'/'manifest.json').rename(tmp_path/'kept.json')
+    assert find_shards(tmp_path/'rate', 3)[0].eval_scale == 400         # the file says it, too
+    (tmp_path/'kept.json').rename(tmp_path/'rate'/'manifest.json')
+    kept = [positions_of(tmp_path/f).sort('id', 'fold') for f in ('cp', 'rate')]
+    once = kept[0]['count'] == 1
+    cp, rate = (t.filter(once)['evalMean'].to_numpy() for t in kept)
+    known = ~np.isnan(cp) & (np.abs(cp) < 3000)
+    assert known.sum() > 3000 and np.abs(cp - rate)[known].max() < 0.1
+    small = dict(model_size='tiny', epoch=1, gpu='cpu', stage3_batch_size=512, value_result_weight=0.5)
+    for stage, scale in (('rate', 756.0864962951762), ('rate', 600), ('cp', 600)):
+        problems = try_config(dict(small, stage3_data_path=tmp_path/stage, eval_scale=scale))[1]
+        if stage == 'cp': assert not problems
+        else: assert any(p.startswith(f'eval_scale={scale:g}: evals of ') and 'at eval_scale=400;' in p for p in problems)
+    assert not try_config(dict(small, stage3_data_path=tmp_path/'rate', eval_scale=400))[1]
+    assert 'eval_scale 400' in repr(shard_info(tmp_path/'rate'))
+
+def test_many_equal_positions_have_the_mean_of_their_win_rates(tmp_path):
+    "One mate among small evals: in centipawns it is clipped, as a win rate it is one vote"
+    evals, first = [30000, 100, -50, 20], Move.from_usi('7g7f')
+    answers = map(Move.from_usi, ('3c3d', '8c8d', '1c1d', '9c9d'))
+    games = [game_of(START, [first, m], [e, None], 1.) for e, m in zip(evals, answers)]
+    for g in games: g.key = 7
+    write_hcpe3(games, tmp_path/'a.hcpe3')
+    again = list(read_games(tmp_path/'a.hcpe3'))
+    for g in again: g.key = 7
+    rows = {s: add_up(tally(positions(again, ends=False), 3, eval_scale=s)) for s in (None, 500.)}
+    mean = {s: tally_table(r, 3, s).slice(int(np.argmax(r['count'])), 1)['evalMean'][0].as_py() for s, r in rows.items()}
+    assert mean[None] == pytest.approx((3000 + 100 - 50 + 20)/4)
+    p = np.mean(1/(1 + np.exp(-np.array(evals, float)/500)))
+    assert mean[500.] == pytest.approx(500*np.log(p/(1 - p)), abs=0.01)
+
+def test_same_bytes_of_visits_whoever_does_the_work(tmp_path, searched, monkeypatch):
+    "Shares are added up exactly, in any order"
+    options = dict(policy='visits', policy_temperature=1.7, eval_average='win-rate', filters=Filters(duplicates=True))
+    prepare_stage3([searched[1], ONE_FILE], tmp_path/'one', **options)
+    for name, n in (('PLIES_PER_BLOCK', 700), ('PLIES_PER_RUN', 1_500)): monkeypatch.setattr(prepare, name, n)
+    with ThreadPoolExecutor(3) as threads: prepare_stage3([ONE_FILE, searched[1]], tmp_path/'other', executor=threads, **options)
+    assert [*shas(tmp_path/'one').values()] == [*shas(tmp_path/'other').values()]
+
+def test_a_game_that_both_lost(tmp_path):
+    "dlshogi's result 3 is a loss for whoever moves"
+    game = game_of(START, [Move.from_usi(m) for m in ('7g7f', '3c3d', '2g2f')], [None]*3, 0., end='%BOTH_LOST')
+    for write, name in ((write_hcpe3, 'a.hcpe3'), (write_hcpe, 'a.hcpe')):
+        write([game], tmp_path/name)
+        prepare_stage3(tmp_path/name, tmp_path/'out')
+        rows = positions_of(tmp_path/'out')
+        assert rows['wins'].to_list() == [0, 0, 0] and rows['count'].to_list() == [1]*3
+
+def test_shards_with_whole_counts_are_read(tmp_path):
+    "As earlier versions wrote them: found, read, trained and browsed, with a manifest and without"
+    prepare_stage3(ONE_FILE, tmp_path/'new')
+    shard, = find_shards(tmp_path/'new', 3)
+    table = read_shard(shard)
+    at = table.column_names.index('moveCounts')
+    old = table.set_column(at, 'moveCounts', table['moveCounts'].cast(pa.list_(pa.uint32())))
+    about = json.loads(pa.ipc.open_file(str(shard.path)).schema.metadata[b'maou_nb'])
+    (tmp_path/'old').mkdir()
+    schema = old.schema.with_metadata({'maou_nb': json.dumps(about)})
+    with pa.ipc.new_file(str(tmp_path/'old'/'a.feather'), schema) as w: w.write_table(old.cast(schema))
+    again, = find_shards(tmp_path/'old', 3)
+    assert read_shard(again).equals(table)
+    assert shard_info(tmp_path/'old').rows == len(table) and shard_info(tmp_path/'old').boards.svgs
+    a, b = (train(tmp_path/f, tmp_path/f'run-{f}') for f in ('new', 'old'))
+    assert a[3].history[0]['train/loss'] == b[3].history[0]['train/loss']
+
+def train(data, folder):
+    return learn_multi_stage(stage3_data_path=data, run_dir=folder, model_size='tiny', resnet_channels=8, resnet_blocks=1,
+                             epoch=1, gpu='cpu', stage3_batch_size=512)
 
 def test_stage2_has_the_last_position_of_whole_games_only(tmp_path):
-    from maou_nb.data.packed import write_hcpe
     games = list(read_games(ONE_FILE))
     write_hcpe(games, tmp_path/'a.hcpe')
     prepare_stage2(ONE_FILE, tmp_path/'csa'), prepare_stage2(tmp_path/'a.hcpe', tmp_path/'hcpe')

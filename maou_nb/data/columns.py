@@ -59,7 +59,7 @@ class Kind:
 # %% ../../nbs/data/03_columns.ipynb #7582a1ac
 def _moves_fields(name):
     "Moves are three lists; their names are fixed"
-    types = {'moveLabels': pa.uint16(), 'moveCounts': pa.uint32(), 'moveWins': pa.float32()}
+    types = {'moveLabels': pa.uint16(), 'moveCounts': pa.float32(), 'moveWins': pa.float32()}
     return [(name, pa.list_(t)) for name, t in types.items()]
 
 # %% ../../nbs/data/03_columns.ipynb #2c66159c

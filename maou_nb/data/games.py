@@ -52,7 +52,8 @@ class Game:
     file: str = ''                 # The file it came from
     index: int = 0                 # Its place in that file, from 0
     whole: bool = True             # False: a piece of a game, or a position that may be of any game
-    visits: Visits | None = None   # Of a search, where the format has them
+    visits: Visits | None = None   # Of a search, if there was one
+    tells_visits: bool = False     # The format has visits: without them nothing was searched
     ply: int | None = 0            # Of its first position, from 0; None: a piece that does not know where it begins
 
     @cached_property

@@ -224,7 +224,7 @@ def _played_columns(part, legal, verdict):
     verdict.blame(_policy_faults(legal, result, moves))
     keep = verdict.good()
     at = np.flatnonzero(np.isin(row, keep) & (share > 0))
-    counts = np.maximum(1, np.rint(share[at] * SHARE_PARTS)).astype(np.uint32)
+    counts = np.maximum(1, np.rint(share[at] * SHARE_PARTS)).astype(np.float32)
     ends = np.cumsum(np.bincount(row[at], minlength=len(result))[keep])
     offsets = pa.array(np.append(0, ends), pa.int32())
     lists = lambda values: pa.ListArray.from_arrays(offsets, pa.array(values))
@@ -505,7 +505,7 @@ def _dense_policy(rows):
     row = np.repeat(np.arange(len(rows)), lists['moveLabels'].value_lengths().to_numpy())
     shares, rates = np.zeros((2, len(rows), LABEL_COUNT), np.float32)
     shares[row, label] = count / np.bincount(row, count, len(rows))[row]
-    rates[row, label] = wins / count
+    rates[row, label] = wins / np.maximum(count, 1e-9)     # moves of no visits have no wins
     return shares, rates, rates.max(1)
 
 # %% ../../nbs/data/13_old.ipynb #3a2d88c8

@@ -38,6 +38,7 @@ class About:
     resume: str                     # One of `RESUMES`
     stages: tuple[str, ...] = ()    # Keys of the stages that it acts on; empty: on all
     idle: Callable[[Any], str] = acts   # Of a config: why the option does nothing, or ''
+    before: Any = None              # Its value in runs that were begun before there was the option
 
     def __call__(self, schema:dict):
         "What pydantic puts into the JSON schema of the field"
@@ -51,13 +52,14 @@ def option(
     resume:str,                    # One of `RESUMES`
     stages:str|tuple=(),           # Keys of the stages that it acts on; none: all
     idle:Callable=acts,            # Of a config: why the option does nothing, or ''
+    before:Any=None,               # Its value in runs that do not name it; none: the default
     **limits,                      # Of pydantic, such as `ge=1`; `examples` of what may be typed
 ):
     "A field of a section"
     if resume not in RESUMES:
         raise ValueError(f'resume={resume!r}: one of {", ".join(RESUMES)} was expected')
     stages = (stages,) if isinstance(stages, str) else tuple(stages)
-    about = About(group, resume, stages, idle)
+    about = About(group, resume, stages, idle, before)
     return Field(default, description=help, json_schema_extra=about, **limits)
 
 # %% ../../nbs/data/07_options.ipynb #2a5a9958

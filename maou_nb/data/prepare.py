@@ -38,11 +38,11 @@ from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
 from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
-                                    tally_table, tally_to_arrow)
+                                    says_something, tally_table, tally_to_arrow)
 from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_table,
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files)
-from .shards import GAMES_TABLE, share_of_pieces, write_manifest, write_shard
+from .shards import EVAL_SCALE, GAMES_TABLE, share_of_pieces, write_manifest, write_shard
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
 def once(
@@ -213,37 +213,72 @@ def _read_all(crew, work, files, on_bad):
     return [t['path'] for t in tasks], reports
 
 # %% ../../nbs/data/15_prepare.ipynb #e6a1add3
+def _searched(visited):
+    "bool (games,): which games have visits of a search; `visited` says how many moves at each ply"
+    n = visited.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    ends, sums = np.cumsum(n), np.cumsum(np.append(0, visited.flatten().to_numpy().astype(np.int64)))
+    return sums[ends] > sums[ends - n]
+
+# %% ../../nbs/data/15_prepare.ipynb #84d107cd
 _to_choose_by = [c for c in ABOUT_GAMES if c not in ('file', 'index')]
 
 def _about(part):
     "What is known of the games in the table at `part`"
     with _read_arrow(part, _to_choose_by + ['visited']) as reader:
         found = map(reader.get_batch, range(reader.num_record_batches))
-        blocks = [b.drop_columns(['visited']).append_column('searched', b['visited'].is_valid())
-                  for b in found]
+        blocks = [b.drop_columns(['visited']).append_column('searched', pa.array(_searched(b['visited'])))
+                  .append_column('tells', b['visited'].is_valid()) for b in found]
         if blocks: return pa.Table.from_batches(blocks)
     fields = [GAMES.field(c) for c in _to_choose_by]
-    return pa.schema([*fields, pa.field('searched', pa.bool_())]).empty_table()
+    return pa.schema([*fields, ('searched', pa.bool_()), ('tells', pa.bool_())]).empty_table()
 
-# %% ../../nbs/data/15_prepare.ipynb #bbe07385
+# %% ../../nbs/data/15_prepare.ipynb #b7f3804e
 def _further_conditions(about, columns, policy):
     "What the columns themselves need of a game"
     of = lambda name: about[name].to_numpy(zero_copy_only=False)
     if columns.played: yield 'no result', ~np.isnan(of('result').astype(np.float32))
-    if policy == 'visits': yield 'no visits of a search', of('searched')
+    if policy == 'summed-visits': yield 'no visits of a search', of('searched')
     if columns.played: yield 'no moves', of('plies') > 0
 
 # %% ../../nbs/data/15_prepare.ipynb #c200a67c
 def _policy_of(about, columns, policy):
     "What moves are counted by, where that was left open"
     if policy is not None: return policy
-    searched = about['searched'].to_numpy(zero_copy_only=False)
-    if columns.played and searched.any() and not searched.all():
+    of = lambda name: about[name].to_numpy(zero_copy_only=False)
+    searched, some = of('searched'), of('plies') > 0
+    others = some & ~of('tells')
+    if columns.played and searched.any() and others.any():
         raise ValueError(
-            f'{searched.sum():,} of {len(about):,} games carry the visits of a search, the others do not, '
-            'and the two cannot be mixed: prepare them apart, '
-            "or choose policy='games' or policy='visits'")
+            f'{searched.sum():,} of {some.sum():,} games carry the visits of a search, and {others.sum():,} are '
+            "of formats that have none: policy='games' counts the moves that were played; with policy='visits' "
+            'a searched position weighs 1, shared out by its visits, and one of a game without a search '
+            'weighs 1 on its move')
     return 'visits' if searched.any() else 'games'
+
+# %% ../../nbs/data/15_prepare.ipynb #5e0a9db7
+def _counting(columns, policy, temperature, eval_scale):
+    "What `tally` is told, and what is said of the set"
+    if not columns.played and (temperature, eval_scale) == (1, None): return {}
+    if not columns.played:
+        raise ValueError(f'stage {columns.stage!r} counts no moves and averages no evals: policy_temperature, '
+                         'eval_average and eval_scale would do nothing; leave them out')
+    if policy != 'visits' and temperature != 1:
+        raise ValueError(f'policy_temperature={temperature:g}: it is of policy=\'visits\', and moves are counted by '
+                         f'{policy}; 1 would be right')
+    how = {'policy': policy} | ({'policy_temperature': float(temperature)} if policy == 'visits' else {})
+    return how | ({'eval_scale': float(eval_scale)} if eval_scale else {})
+
+# %% ../../nbs/data/15_prepare.ipynb #7819a826
+def _kept_by_search(table, policy):
+    "bool (plies,): where moves have a weight. In a searched game that is where it was searched"
+    plies = table['plies'].to_numpy().astype(np.int64)
+    if policy in ('games', None): return np.ones(plies.sum(), bool)
+    visited, counts = (table[c].combine_chunks() for c in ('visited', 'visits'))
+    n = np.zeros(plies.sum(), np.int64)
+    tells = visited.is_valid().to_numpy(zero_copy_only=False)
+    n[np.repeat(tells, plies)] = visited.flatten().to_numpy()
+    told, game = says_something(n, counts.flatten().to_numpy()), np.repeat(np.arange(len(plies)), plies)
+    return told | ~(np.bincount(game, told, len(plies)) > 0)[game]
 
 # %% ../../nbs/data/15_prepare.ipynb #0c80c1c1
 def _games_at(part, numbers, columns=None):
@@ -258,13 +293,15 @@ def _games_at(part, numbers, columns=None):
             begin += len(block)
 
 # %% ../../nbs/data/15_prepare.ipynb #ef01736d
-def _count_plies(parts, chosen, filters, counts):
+def _count_plies(parts, chosen, filters, policy, counts):
     "Count the positions that conditions on plies remove"
-    gone = {}
+    gone, by_search = {}, policy not in (None, 'games')
+    columns = ['plies', 'ply', 'start', 'evals'] + ['visited', 'visits']*by_search
     for part, games in zip(parts, chosen):
-        for table in _games_at(part, games, ['plies', 'ply', 'start', 'evals']):
+        for table in _games_at(part, games, columns):
             at = True
-            for name, ok in kept_plies(table, filters)[1]:
+            searched = [('not searched', _kept_by_search(table, policy))]*by_search
+            for name, ok in kept_plies(table, filters)[1] + searched:
                 gone[name] = gone.get(name, 0) + int((at & ~ok).sum())
                 at = at & ok
     counts.removed += [(name, 0, n) for name, n in gone.items()]
@@ -278,15 +315,16 @@ def _choose(parts, filters, columns, policy):
     """
     about = [_about(p) for p in parts]
     table = pa.concat_tables(about)
-    policy = _policy_of(table, columns, policy)
-    further = _further_conditions(table, columns, policy if columns.played else 'games')
+    policy = _policy_of(table, columns, policy) if columns.played else None
+    further = _further_conditions(table, columns, policy)
     stay, removed = keep_games(table, filters, further)
     plies = int(table['plies'].to_numpy().astype(np.int64).sum())
     counts = FilterCounts(len(table), plies, removed)
     edges = np.cumsum([0, *map(len, about)])
     chosen = [np.flatnonzero(stay[a:b]) for a, b in zip(edges, edges[1:])]
     counts.unjudged = not_judged(table.filter(pa.array(stay)), filters)
-    if filters.skip_plies or filters.eval_range: _count_plies(parts, chosen, filters, counts)
+    if filters.skip_plies or filters.eval_range or policy not in (None, 'games'):
+        _count_plies(parts, chosen, filters, policy, counts)
     whole, none = table['whole'].to_numpy(zero_copy_only=False)[stay], table['plies'].to_numpy()[stay] == 0
     return chosen, counts, policy, int(whole.sum()), int((whole | none).sum())
 
@@ -346,11 +384,11 @@ def _tallies(task):
     filters, columns = Filters(**task['filters']), _columns_of_task(task)
     for part, numbers in task['games']:
         for table in _games_at(part, np.array(numbers)):
-            kept, games = kept_plies(table, filters)[0], games_of_table(table)
-            if columns.played and task['policy'] == 'visits':
-                kept = kept & (np.concatenate([g.visits.n for g in games]) > 0)
+            how, games = task['how'], games_of_table(table)
+            kept = kept_plies(table, filters)[0] & _kept_by_search(table, how.get('policy'))
             cols = positions(games, kept, ends=not columns.played, legal=columns.legal)
-            yield tally(cols, columns, task['policy'])
+            yield tally(cols, columns, how.get('policy', 'games'), how.get('policy_temperature', 1.),
+                        how.get('eval_scale'))
 
 # %% ../../nbs/data/15_prepare.ipynb #d904352e
 def _expand_task(task):
@@ -375,7 +413,7 @@ def _empty_tally(columns):
     none = {'id': np.uint64, 'fold': np.uint8, 'game': np.uint64, 'ply': np.uint16}
     if columns.played:
         none |= {'count': np.uint64, 'wins': float, 'evalSum': float, 'evalCount': np.uint64,
-                 'n': np.int64, 'labels': np.uint16, 'moveCounts': np.uint64, 'moveWins': float}
+                 'n': np.int64, 'labels': np.uint16, 'moveCounts': float, 'moveWins': float}
     widths = {'boards': 81, 'hands': 14} | ({'legal': LABEL_COUNT // 8} if columns.legal else {})
     return ({k: np.zeros(0, t) for k, t in none.items()}
             | {k: np.zeros((0, w), np.uint8) for k, w in widths.items()})
@@ -387,8 +425,8 @@ def _merge(task):
     slices = [_read_run(run, task['low'], task['high']) for run in task['runs']]
     parts = [s for s in slices if s is not None]
     rows = add_up(join_tallies(parts)) if parts else _empty_tally(columns)
-    table = tally_table(rows, columns)
-    return write_shard(task['shard'], table, columns, task['made_from'], task['policy'], stamped=True)
+    table = tally_table(rows, columns, task['how'].get('eval_scale'))
+    return write_shard(task['shard'], table, columns, task['made_from'], stamped=True, **task['how'])
 
 # %% ../../nbs/data/15_prepare.ipynb #4f891156
 def _merge_task(task):
@@ -576,12 +614,14 @@ def _nothing_left(counts, paths, columns):
                       f'of {_some(counts.games, "game")}: {why or needs}')
 
 # %% ../../nbs/data/15_prepare.ipynb #d6860a13
-def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, policy, on_bad):
+def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, counted, on_bad):
     "The four steps, and then the manifest"
     parts, read = _read_all(crew, work, files, on_bad)
+    policy, temperature, eval_scale = counted
     chosen, counts, policy, whole, ends = _choose(parts, filters, columns, policy)
     if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns)
-    of = {'stage': columns.key, 'plugins': plugins, 'policy': policy}
+    how = _counting(columns, policy, temperature, eval_scale)
+    of = {'stage': columns.key, 'plugins': plugins, 'how': how}
     runs, expanded = _expand_all(crew, work, parts, chosen, filters, of)
     games, kept = counts.left
     pieces = games - whole
@@ -591,8 +631,7 @@ def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, f
     if not rows: raise _nothing_left(counts, paths, columns)
 
     share = _write_games(folder, parts, chosen)
-    counted_by = {'policy': policy} if columns.played else {}
-    write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **counted_by,
+    write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **how,
                    games={'whole': whole, 'pieces': pieces}, pieces=share, filters=[list(r) for r in counts.rows()])
     return Prepared(columns.stage, folder, games, kept if columns.played else kept + ends, rows,
                     len(entries), 0., counts, [s for r in read for s in r['skipped']],
@@ -620,8 +659,27 @@ def _check_asked(rows_per_shard, filters, policy, executor, on_bad):
         raise ValueError(f'filters={filters!r}: a Filters(…) was expected')
     if executor is not None and not hasattr(executor, 'submit'):
         raise ValueError(f'executor={executor!r}: an Executor was expected, such as ProcessPoolExecutor(4)')
-    if policy not in (None, 'games', 'visits'):
-        raise ValueError(f"policy={policy!r}: 'games', 'visits' or none was expected")
+    if policy not in (None, 'games', 'visits', 'summed-visits'):
+        raise ValueError(f"policy={policy!r}: 'games', 'visits', 'summed-visits' or none was expected")
+
+# %% ../../nbs/data/15_prepare.ipynb #cb7b8713
+def _positive(name, value):
+    "Refuse an option that is no number above 0"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0 < value < float('inf')):
+        raise ValueError(f'{name}={value!r}: a number above 0 was expected')
+
+# %% ../../nbs/data/15_prepare.ipynb #7eb33382
+def _scale_asked(eval_average, eval_scale):
+    "The scale of the win rates that evals are averaged as; None: they are averaged in centipawns"
+    if eval_average not in ('centipawns', 'win-rate'):
+        raise ValueError(f"eval_average={eval_average!r}: 'centipawns' or 'win-rate' was expected")
+    if eval_average == 'win-rate':
+        _positive('eval_scale', EVAL_SCALE if eval_scale is None else eval_scale)
+        return eval_scale or EVAL_SCALE
+    if eval_scale is not None:
+        raise ValueError(f"eval_scale={eval_scale!r} with eval_average='centipawns': shards hold centipawns, and the "
+                         'scale is chosen when a network is trained; leave it out here')
 
 # %% ../../nbs/data/15_prepare.ipynb #93fdcf09
 ROWS_PER_SHARD = 200_000   # about 20 MB compressed, 65 MB in memory
@@ -633,9 +691,13 @@ def prepare(
     folder:str|Path,                     # Where the shards go; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
     filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,                # What moves are counted by: `games` or `visits`; none: visits if there are
+    policy:str|None=None,                # What moves are counted by: `games`, `visits`, each searched position
+                                         # weighing 1, or `summed-visits`; none: visits if there are
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
     on_bad:str='raise',                  # At a record that cannot be read: `raise`, or `skip` and list it
+    policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
+    eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
+    eval_scale:float|None=None,          # Of eval_average=win-rate: centipawns to sigmoid(1); none: EVAL_SCALE
 ) -> Prepared:
     "Write the positions of the games, once a fold, with the targets of a stage"
     # a worker that runs its script once more: that lacks its main guard, and who started it says so
@@ -643,13 +705,16 @@ def prepare(
     columns, began = columns_of(stage), time.perf_counter()
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
+    _positive('policy_temperature', policy_temperature)
+    counted = policy, policy_temperature, _scale_asked(eval_average, eval_scale)
+    _counting(columns, policy or 'visits', *counted[1:])
     make_writable(folder)                      # before an hour of reading
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
     try:
         made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                      rows_per_shard, filters, policy, on_bad)
+                      rows_per_shard, filters, counted, on_bad)
     except BaseException:
         crew.close(failed=True)
         raise

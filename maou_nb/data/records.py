@@ -54,6 +54,7 @@ def text_format(
     first:bytes,  # The beginning of a file
 ) -> str|None:    # csa, kif, usi, ki2, jkf, or None
     "The text format that `first` is in: by its moves, and where there are none by its headers"
+    if b'\0' in first: return None      # no text has it, and three bytes of 64 kB may look like a header
     moves, heads = _signs
     for signs, size in ((moves, 4096), (moves, None), (heads, None)):      # moves mostly stand near the beginning
         text = _as_text(first[:size])
@@ -195,10 +196,11 @@ ABOUT_GAMES = GAMES.names[:11]   # all but the game itself
 def games_table(
     games:list[Game],
 ) -> pa.Table:     # In the columns of `GAMES`
-    "`games` as a table, one row each; `visited` is null without a search, `ply` where a piece begins nobody knows where"
+    "`games` as a table, one row each; `visited` is null where the format tells of no search, `ply` where a piece begins nobody knows where"
     rows = []
     for g in games:
-        visits = (g.visits.n, g.visits.moves, g.visits.counts) if g.visits else (None, None, None)
+        visits = ([0]*len(g), [], []) if g.tells_visits else (None, None, None)
+        if g.visits: visits = g.visits.n, g.visits.moves, g.visits.counts
         rows.append((g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole, g.ply,
                      g.start, g.moves, g.evals, *visits))
     columns = zip(*rows) if rows else [()]*len(GAMES)
@@ -223,9 +225,9 @@ def games_of_table(
     lists = zip(*(_arrays(table[n]) for n in ('moves', 'evals', 'visited', 'visitMoves', 'visits')))
     games = []
     for a, (moves, evals, n, visited, counts) in zip(about, lists):
-        visits = Visits(n, visited, counts) if n is not None else None
+        visits = Visits(n, visited, counts) if n is not None and len(visited) else None
         game = Game(a['start'], moves, evals, a['result'], a['end'], (a['blackRating'], a['whiteRating']),
-                    a['file'], a['index'], a['whole'], visits, a['ply'])
+                    a['file'], a['index'], a['whole'], visits, n is not None, a['ply'])
         game.key = a['game']
         games.append(game)
     return games

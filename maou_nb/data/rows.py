@@ -150,7 +150,7 @@ def _most_played_first(offsets, labels, counts, *others):
 # %% ../../nbs/data/16_rows.ipynb #d5d31183
 TARGETS = {   # how often each move was played and won → its weight
     'move-label': lambda counts, wins=None: counts,
-    'win-rate': lambda counts, wins: (wins + 0.5) / (counts + 1),
+    'win-rate': lambda counts, wins: (wins + 0.5) / (counts + 1) * (counts > 0),   # visits of 0 stay 0
     'weighted': lambda counts, wins: counts*(wins + 0.5) / (counts + 1),
 }
 

@@ -30,7 +30,7 @@ from ..data.plugins import PluginError, load_plugins, missing_plugins
 from .options import OTHER_NAMES, make_config
 from ..train.folder import RunFolder
 from ..train.options import (
-    LearnConfig, choices_of, config_class, default_text, help_of,
+    LearnConfig, as_begun, choices_of, config_class, default_text, help_of,
     is_bool, is_list, is_optional, kinds_of, tabs)
 
 # %% ../../nbs/front/63_cli.ipynb #ad679e8b
@@ -222,8 +222,9 @@ def _read_config(path):
         raise FileError(f'--config={path}: cannot be read ({why}); {meant}') from None
     except FileError as e: raise FileError(f'--config: {e}') from None
     except ValueError: options = None
-    if isinstance(options, dict): return options
-    raise FileError(f'--config={path}: is no JSON object; {meant}')
+    if not isinstance(options, dict): raise FileError(f'--config={path}: is no JSON object; {meant}')
+    of_a_run = {'resume_from', 'run_dir'} <= options.keys()      # a run writes all of its options
+    return as_begun(options) if of_a_run else options
 
 # %% ../../nbs/front/63_cli.ipynb #9398853c
 def named_plugins(argv:list[str]) -> list[str]:

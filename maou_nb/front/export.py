@@ -13,6 +13,7 @@ from ..data.files import as_path
 from ..judge.ask import load_net
 from ..model.heads import Net
 from ..model.onnx import PRECISIONS, OnnxError, onnx_problem, write_onnx
+from ..train.options import as_begun
 
 # %% ../../nbs/front/61_export.ipynb #5c4e7d30
 def _judged(history):
@@ -27,6 +28,7 @@ def _about(net):
     cfg, keys = about['config'], ('stage', 'epoch', 'step')
     return {k: about.get(k) for k in keys} | {
         'architecture': cfg['model_architecture'], 'size': cfg['model_size'],
+        'eval_scale': as_begun(cfg)['eval_scale'],
         'trained_with': about.get('version'), 'figures': _judged(about.get('history'))}
 
 # %% ../../nbs/front/61_export.ipynb #a230789f

@@ -34,11 +34,13 @@ from ..show.plots import in_notebook, picture, stage_figure
 from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
-from ..train.checkpoints import CONFIG, MANIFEST, MODELS, CheckpointError
+from ..train.checkpoints import (
+    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors)
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
-from ..train.options import LearnConfig, allowed_changes, saved_options, takes_options
+from ..train.options import (
+    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options)
 from ..train.runner import (
     StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
 from ..train.trials import RateTrial
@@ -202,15 +204,22 @@ def _take_up(cfg, run, say):
     say(f'goes on from {source}, in {run.path}')
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
+def _begun_with(run, stages):
+    "The options that a run was begun with: its file's, or those of its newest checkpoint"
+    if run.config_file.exists(): return run.read_config()
+    return load_tensors(find_checkpoint(run.models/run.begun(stages)[-1].slug)[0])[1].get('config', {})
+
+# %% ../../nbs/front/62_learn.ipynb #8b9f2d23
 def open_run(
     cfg:LearnConfig,
     run:RunFolder,
     say:Callable,      # Told where the run goes on, and what was set aside
-):
+) -> LearnConfig:      # `cfg`, or with older values of options that the run is older than
     "Make the run's folders, with its config in them"
     stages = list(STAGES.values())
     if cfg.resume_from and not run.begun(stages): _take_up(cfg, run, say)
     goes_on = bool(cfg.resume_from and run.begun(stages))
+    if goes_on: cfg = gone_on_with(cfg, _begun_with(run, stages))
     if goes_on and run.config_file.exists():        # before its own options are written over
         allowed_changes(run.read_config(), cfg)
         for remark in missing_plugins(run.read_about().get('plugins')): say(remark)
@@ -218,6 +227,7 @@ def open_run(
         say(f'an earlier run was in {run.path}: it is kept in {old}')
     run.make_writable()
     run.write(run.config_file, json.dumps(saved_options(cfg), indent=1))
+    return cfg
 
 # %% ../../nbs/front/62_learn.ipynb #ac49c301
 def _machine(accelerator):
@@ -378,7 +388,7 @@ def train_run(
     callbacks, run = _check_callbacks(callbacks), folder_of(cfg)
     RunFolder(run.path, run.path, run.path).make_writable()
     with run.claimed():
-        open_run(cfg, run, say)
+        cfg = open_run(cfg, run, say)
         with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
             return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 

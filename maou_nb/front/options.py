@@ -25,7 +25,7 @@ from ..data.options import OptionError
 from ..data.plugins import PluginError, load_plugins, missing_plugins
 from ..data.shards import find_shards
 from ..data.sources import FileSource
-from ..data.splits import packed_problem, split_problem
+from ..data.splits import packed_problem, scale_problem, split_problem
 from ..judge.watch import watched_problems
 from ..model.backbones import BACKBONES, SECTIONS, Backbone, backbone_of, sizes_of
 from ..model.heads import HEADS
@@ -98,6 +98,7 @@ def _shard_problems(cfg, stage, name, path):
     else:
         if problem := packed_problem(shards, bool(stage.of(cfg, 'packed'))):
             yield f'{name}: {problem}'
+        if problem := scale_problem(shards, cfg.eval_scale): yield f'eval_scale={cfg.eval_scale:g}: {problem}'
         ratio = stage.held_out(cfg)
         try: problem = split_problem(shards, ratio) if ratio else None
         except ValueError as e: problem = e

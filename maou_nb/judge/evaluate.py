@@ -22,7 +22,7 @@ from ..data.files import FileError
 from ..data.shards import ShardError, doubt_of_games, find_shards
 from ..data.sources import StreamingFileSource
 from ..data.splits import BY_GAME, held_folds, split_sources
-from .ask import as_net, evaluating, stage_of_net
+from .ask import as_net, evaluating, options_of, stage_of_net
 from .inspect import source_columns
 from ..model.heads import Net
 from ..show.plots import COLORS, picture
@@ -30,7 +30,7 @@ from ..show.tables import Html, html_table, join_html, tag
 from ..stages.policy_value import BINS
 from ..stages.stage import Stage
 from ..train.loop import best_device
-from ..train.options import LearnConfig, saved_config
+from ..train.options import LearnConfig
 
 # %% ../../nbs/judge/52_evaluate.ipynb #1c877d2d
 def _bin(p):
@@ -194,12 +194,6 @@ def _repr_html_(self:Evaluation):
     title = tag('p', tag('b', self.of), f': {self.on}')
     return join_html([title, html_table(rows, ('figure', 'reached', 'guessing')), self._tables_html()])
 
-# %% ../../nbs/judge/52_evaluate.ipynb #a5c0a185
-def _config_of(net):
-    "The options that `net` was trained with, as far as it knows them"
-    about = getattr(net, 'about', {})
-    return saved_config(about.get('config', {}), about.get('path', 'it'), about.get('plugins', ()))
-
 # %% ../../nbs/judge/52_evaluate.ipynb #d98ef361
 def _held_out(about, stage, ratio, apart, named):
     "(shards of their own or None, folds) of what the run held out; a `ValueError` if that was nothing"
@@ -245,7 +239,7 @@ def rows_to_judge(
     folds=None,              # Only these folds, 0…99, or 'held out'; none: all rows of the shards that were named
 ) -> tuple[StreamingFileSource, str]:   # And how they stand to the rows it was trained on, if that is known
     "The rows that `net` is judged on; a `ValueError` or `ShardError` of one sentence if there are none"
-    about, stage, cfg = getattr(net, 'about', {}), stage_of_net(net, stage), _config_of(net)
+    about, stage, cfg = getattr(net, 'about', {}), stage_of_net(net, stage), options_of(net)
     own, apart, ratio = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.held_out(cfg) if about else 0
     _check_wish(stage, own if data is None else data, folds)
     shards, known = own if data is None else data, ''
@@ -353,7 +347,7 @@ def evaluate(
     net, device = as_net(of, stage), _device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None
-    sums = Sums(stage, _config_of(net), source, device)
+    sums = Sums(stage, options_of(net), source, device)
     loader = batch_loader(BatchStream(source, source.plan(batch_size, shuffle=False)))
     with evaluating(net, device), _autocast(device, precision):
         for batch in tqdm(loader, desc=f'evaluate stage {stage.id}', unit='batch', leave=False):

@@ -166,7 +166,8 @@ def _filters_of(manifest):
     return FilterCounts(*rows[0][1:], removed)
 
 # %% ../../nbs/judge/50_inspect.ipynb #b9cfbe16
-_IN_MANIFEST = ('version', 'labels', 'prepared_from', 'policy')     # what it says of the rows
+# what it says of the rows
+_IN_MANIFEST = ('version', 'labels', 'prepared_from', 'policy', 'policy_temperature', 'eval_scale')
 
 def shard_info(
     path:str|Path,   # A shard, a folder or a glob, local or a URL; or a table of the old tool
@@ -239,6 +240,14 @@ def _folds_text(self:ShardInfo):
     return spread + (f'; they are not games: {doubt}' if doubt else ', each of whole games')
 
 # %% ../../nbs/judge/50_inspect.ipynb #44033ec7
+def _counted(about):
+    "How moves were counted and evals averaged"
+    policy, temperature, scale = (about.get(k) for k in ('policy', 'policy_temperature', 'eval_scale'))
+    if temperature not in (None, 1): policy = f'{policy}, temperature {temperature:g}'
+    said = {'policy from': policy or 'shares of moves'}
+    return said | ({'evals from': f'win rates, eval_scale {scale:.10g}'} if scale else {})
+
+# %% ../../nbs/judge/50_inspect.ipynb #74e2134f
 @patch
 def facts(self:ShardInfo) -> dict[str, str]:
     "What is to be said, line by line"
@@ -250,7 +259,7 @@ def facts(self:ShardInfo) -> dict[str, str]:
             'on disk': f'{_size(self.bytes)}, {self.bytes / rows:,.0f} bytes a row',
             'in memory': f'{_size(self.resident)}, {self.resident // rows} bytes a row'}
     if 'labels' in columns.mirrors.values(): said['labels'] = self.about.get('labels', LABEL_SCHEME)
-    if columns.played: said['policy from'] = self.about.get('policy', 'shares of moves')
+    if columns.played: said |= _counted(self.about)
     if columns.origin: said['folds'] = self._folds_text()
     if len(self.shards) == 1: said['SHA-256'] = self.shards[0].sha256 or 'in no manifest'
     said['columns'] = ', '.join(f'{c} {t}' for c, t in self.columns.items())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.plugins import Registry
+from ..data.shards import EVAL_SCALE
 
 # %% ../../nbs/model/23_losses.ipynb #5581408c
 def _full(logits):
@@ -107,9 +108,10 @@ def value_target(
     value:torch.Tensor,  # float (B,): result or win rate of the side to move, 0…1
     eval:torch.Tensor,   # float (B,): centipawns from the side to move, NaN where there is none
     weight:float,        # Share of `value`, 0…1; 1: `value` as it is
+    scale:float=EVAL_SCALE,   # Centipawns to sigmoid(1)
 ) -> torch.Tensor:       # float (B,): 0…1
     "`weight` of `value`, the rest of the win rate from `eval`; where `eval` is NaN, `value` alone"
-    mixture = weight*value + (1 - weight)*torch.sigmoid(eval / 600)
+    mixture = weight*value + (1 - weight)*torch.sigmoid(eval / scale)
     return torch.where(eval.isnan(), value, mixture)
 
 # %% ../../nbs/model/23_losses.ipynb #cd99804c

@@ -8,11 +8,14 @@ __all__ = ['BINS', 'Stage3Data', 'Stage3Steps', 'Stage3Losses', 'Stage3Options',
            'played_picture', 'policy_board', 'policy_answer']
 
 # %% ../../nbs/stages/34_policy_value.ipynb #7919db68
+from copy import copy
+
 import numpy as np
 import torch
 
 from ..data.options import (
     DataPath, Name, OnePath, OptionError, Section, one_of, option)
+from ..data.shards import EVAL_SCALE
 from ..model.losses import (
     gce_policy_loss, legal_log_softmax, policy_divergence, policy_loss,
     register_loss, value_loss, value_target)
@@ -72,8 +75,12 @@ class Stage3Losses(Stage3Steps):
     value_loss: Name = option('bce',
         'Value loss: bce, or one you registered', 'Stage 3', 'free', '3')
     value_result_weight: float = option(1.0,
-        'Value target: this share of the result, the rest of sigmoid(eval / 600)',
+        'Value target: this share of the result, the rest of sigmoid(eval / eval_scale)',
         'Stage 3', 'free', '3', ge=0, le=1)
+    eval_scale: float = option(EVAL_SCALE,
+        'Centipawns at which a win rate is sigmoid(1), in value targets and in scores: of engines, '
+        "dlshogi's (756.086…), or 600 as older tools; a run that goes on keeps its own unless this is given",
+        'Stage 3', 'free', '3', before=600., gt=0)
     policy_loss_ratio: float = option(1.0,
         'Weight of the policy loss', 'Stage 3', 'free', '3', ge=0)
     value_loss_ratio: float = option(1.0,
@@ -119,7 +126,8 @@ def gce_loss(outputs:dict, batch, cfg) -> dict:
 def win_rate_loss(outputs:dict, batch, cfg) -> dict:
     "Binary cross entropy against the result, `value_result_weight` parts of it"
     weight = cfg.value_result_weight
-    target = batch.value if weight == 1 else value_target(batch.value, batch.eval, weight)
+    target = batch.value
+    if weight != 1: target = value_target(batch.value, batch.eval, weight, cfg.eval_scale)
     return {'loss': value_loss(outputs['value'], target)}
 
 # %% ../../nbs/stages/34_policy_value.ipynb #4c4df813
@@ -210,6 +218,8 @@ class PolicyValue(Stage):
     worst = {'policy': ('policy_loss', 'policy loss'), 'value': ('value_error', 'value error'),
              'legality': ('illegal', 'unmasked, on illegal moves')}
 
+    eval_scale = EVAL_SCALE
+
     def metrics(self): return PolicyValueMetrics()
 
     def best_by(self, cfg):
@@ -222,6 +232,11 @@ class PolicyValue(Stage):
     def row_figures(self, outputs, batch): return policy_figures(outputs, batch)
     def picture(self, batch, i): return played_picture(batch, i)
     def mistakes(self, row, said, letters='japanese'): return policy_board(row, said, letters)
+
+    def with_options(self, cfg):
+        made = copy(self)
+        made.eval_scale = cfg.eval_scale
+        return made
 
     def answer(self, state, last, logits, top):
         return policy_answer(self, state, last, logits, top)
@@ -292,7 +307,7 @@ def policy_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:
     "What a network would play, and who it thinks wins"
     board, moves, labels, _ = asked_moves(state)
     p = logits['policy'][labels].double().softmax(0).numpy()
-    value, score = float(logits['value'].double().sigmoid()), float(600*logits['value'])
+    value, score = float(logits['value'].double().sigmoid()), float(stage.eval_scale*logits['value'])
     ending = '' if len(p) else 'no legal move, so the side to move has lost; '
     count = f'; {len(p)} legal moves' if len(p) else ''
     worth = f'win rate {value:.1%}, score {score:+.0f}'

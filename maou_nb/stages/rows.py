@@ -118,10 +118,15 @@ def prepare_stage3(
     folder:str|Path,             # Where the shards go; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
     filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,        # Count moves by `games` or `visits`; none: visits if there are any
+    policy:str|None=None,        # Count moves by `games` that played them; by `visits`, where each searched position weighs
+                                 # 1; or by `summed-visits`. None: visits if there are any
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
     on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
+    policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
+    eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
+    eval_scale:float|None=None,          # Of eval_average=win-rate; none: dlshogi's, 756.09
 ) -> Prepared:
     "Write every position of the games, once a fold, with the moves played there and their results"
     return prepare(
-        POLICY_VALUE, paths, folder, rows_per_shard, filters, policy, executor, on_bad)
+        POLICY_VALUE, paths, folder, rows_per_shard, filters, policy, executor, on_bad,
+        policy_temperature, eval_average, eval_scale)

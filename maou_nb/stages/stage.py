@@ -357,6 +357,14 @@ def ranked(names:list[str], p:np.ndarray) -> dict[str, float]:
     "`names` with their probabilities, the highest first"
     return {names[i]: float(p[i]) for i in np.argsort(-p, kind='stable')}
 
+# %% ../../nbs/stages/31_stage.ipynb #71a78369
+@patch
+def with_options(self:Stage,
+    cfg,          # Of the run whose network is asked
+) -> Stage:       # It itself, if its answers are the same under all options
+    "The stage as `cfg` has it say its answers"
+    return self
+
 # %% ../../nbs/stages/31_stage.ipynb #3dff36bf
 @patch
 def answer(self:Stage,

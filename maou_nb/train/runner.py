@@ -26,8 +26,8 @@ from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
 from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
-from ..data.splits import (clamp_workers, held_name, packed_problem, split_problem,
-                                 split_sources)
+from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
+                                 split_problem, split_sources)
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -72,6 +72,7 @@ def _check_found(cfg, stage, found, ratio):
     "Refuse shards that are not of the kind that is meant, or cannot be split"
     packed = packed_problem(found, bool(stage.of(cfg, 'packed')))
     if packed: raise OptionError(f'{stage.option("data")}: {packed}')
+    if other := scale_problem(found, cfg.eval_scale): raise OptionError(f'eval_scale={cfg.eval_scale:g}: {other}')
     split = split_problem(found, ratio) if ratio else None
     if split: raise OptionError(f'{stage.option("test_ratio")}={ratio:g}: {split}')
 
