@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TO_APERY', 'FROM_APERY', 'FROM_YANEURAOU', 'BOTH_LOST', 'RESULTS', 'MAX_PLIES', 'BLOCK', 'HCPE', 'PSV', 'MOST_MOVES',
-           'TRIED', 'PACKED_FORMATS', 'write_hcpe', 'write_psv', 'write_hcpe3', 'is_hcpe_table', 'read_hcpe_table',
-           'packed_format', 'read_packed']
+           'TRIED', 'MAGIC', 'PACKED_FORMATS', 'write_hcpe', 'write_psv', 'write_hcpe3', 'is_hcpe_table',
+           'read_hcpe_table', 'known_otherwise', 'packed_format', 'read_packed']
 
 # %% ../../nbs/data/09_packed.ipynb #19564344
 import io
@@ -87,10 +87,14 @@ def _unplayable(set_board, position, board):
     return f'its position {sfen} lacks a king, leaves one to be taken or is otherwise impossible'
 
 # %% ../../nbs/data/09_packed.ipynb #4a5e3b3f
-def _piece(start, moves, evals, about, tag, file, index):
-    "The records of one game that follow one another"
+_usual = Board().to_sfen().rpartition(' ')[0]
+
+def _piece(start, moves, evals, about, tag, file, index, first):
+    "The records of one game that follow one another; `first` is the number of the first of them, from 0"
     moves, evals = np.array(moves, np.uint16), np.array(evals, np.float32)
-    return Game(start, moves, evals, file=file, index=index, **about(tag, len(moves)))
+    said = about(tag, len(moves), first)
+    if said['ply'] is None and start == _usual: said['ply'] = 0
+    return Game(start, moves, evals, file=file, index=index, **said)
 
 # %% ../../nbs/data/09_packed.ipynb #ecf4e497
 def _records(blocks):
@@ -103,7 +107,7 @@ MAX_PLIES = 4096  # a longer piece is cut, so that memory stays flat
 def _games(
     blocks:Iterable,    # (positions, moves, evals, tags, wrong) with an entry a record, or a `RecordError`
     code:str,           # How positions are packed: hcp or packed_sfen
-    about,              # (tag, plies) → further fields of `Game`
+    about,              # (tag, plies, number of the first record, from 0) → further fields of `Game`
     file:str,           # For messages and `Game.file`
     what:str='record',  # What the file calls a record, for messages
 ) -> Iterator[Game|RecordError]:
@@ -118,7 +122,7 @@ def _games(
         if not wrong and not legal(step := Move(move)):
             wrong = f'its move {usi_of(move)} is illegal in its position'
         if moves and (wrong or not follows):
-            yield _piece(start, moves, evals, about, last, file, index)
+            yield _piece(start, moves, evals, about, last, file, index, number - 1 - len(moves))
             index, moves, evals = index + 1, [], []
         if wrong:
             after = None
@@ -130,7 +134,7 @@ def _games(
         after = pack()
         moves.append(move)
         evals.append(eval)
-    if moves: yield _piece(start, moves, evals, about, last, file, index)
+    if moves: yield _piece(start, moves, evals, about, last, file, index, number - len(moves))
 
 # %% ../../nbs/data/09_packed.ipynb #239830cd
 BLOCK = 1 << 14  # records
@@ -222,7 +226,7 @@ def _hcpe_columns(records, first):
     return records['hcp'].tolist(), moves.tolist(), evals.tolist(), result.tolist(), wrong
 
 # %% ../../nbs/data/09_packed.ipynb #6b8826f0
-def _hcpe_about(tag, plies): return dict(zip(('result', 'end'), RESULTS[tag]), whole=False)
+def _hcpe_about(tag, plies, first): return dict(zip(('result', 'end'), RESULTS[tag]), whole=False, ply=None)
 
 def _read_hcpe(stream, file):
     "The games of an HCPE file"
@@ -258,7 +262,9 @@ def _psv_columns(records, first):
     return records['sfen'].tolist(), moves.tolist(), evals.tolist(), tags.tolist(), wrong
 
 # %% ../../nbs/data/09_packed.ipynb #0841524e
-def _psv_about(tag, plies): return dict(result=tag % 4 / 2, whole=False)
+def _psv_about(tag, plies, first):
+    ply = tag // 4 + first - 1
+    return dict(result=tag % 4 / 2, whole=False, ply=ply if ply >= 0 else None)
 
 def _read_psv(stream, file):
     "The games of a PSV file"
@@ -441,10 +447,13 @@ def _table_tags(column, results, first):
             for number, name, result, end, rated, total in rows]
 
 # %% ../../nbs/data/09_packed.ipynb #ad78b6c5
-def _table_about(tag, plies):
-    "What the `tag` of a game's rows says of the game, if they are `plies`"
-    _, _, result, end, ratings, total = tag
-    return dict(result=_winners[result], end=end, ratings=ratings, whole=plies == total)
+def _table_about(tag, plies, first):
+    "What the `tag` of a game's rows says of the game, if they are `plies` and the `first` has this number"
+    _, before, result, end, ratings, total = tag
+    ply, whole = None if before is None else before + first, plies == total
+    if ply is None and whole: ply = 0
+    if total and ply is not None and ply + plies > total: ply = None      # then the name counts something else
+    return dict(result=_winners[result], end=end, ratings=ratings, whole=whole, ply=ply)
 
 # %% ../../nbs/data/09_packed.ipynb #2c83bf0a
 def _table_columns(batch, first, file):
@@ -496,6 +505,7 @@ def _table_blocks(source, file):
             said = ' '.join(str(e).split())
             yield RecordError(f'{file}, record batch {number + 1:,}: it is damaged ({said}): '
                               'copy the file again')
+            first += 1
             continue
         yield columns
         first += len(batch)
@@ -513,30 +523,52 @@ def read_hcpe_table(
 
 # %% ../../nbs/data/09_packed.ipynb #81b8f15e
 TRIED = 64  # records
+
+def _drawn(n):
+    "At most `TRIED` of `n` records, the same ones every time"
+    return np.sort(np.random.default_rng(n).choice(n, TRIED, replace=False)) if n > TRIED else np.arange(n)
+
+# %% ../../nbs/data/09_packed.ipynb #078fae1a
+def _repeats(records):
+    "Whether a few records stand in `records` again and again"
+    return len(records) > 4*len(set(records))
+
+# %% ../../nbs/data/09_packed.ipynb #a663d2c7
 _fixed = {'hcpe': (HCPE, 'hcp', _hcpe_columns, _hcpe_about),
           'psv': (PSV, 'packed_sfen', _psv_columns, _psv_about)}
 
+# %% ../../nbs/data/09_packed.ipynb #2d5742f5
+def _possible(positions, code):
+    "Whether packed `positions` are possible throughout: nearly all of many, all but one of a few"
+    board = Board()
+    bad = sum(_unplayable(getattr(board, f'set_{code}'), p, board) is not None for p in positions)
+    return bad <= max(1, len(positions)//10)
+
+# %% ../../nbs/data/09_packed.ipynb #949848ff
 def _share(first, format):
-    "How much of `TRIED` records spread over `first` makes sense as a `format` of fixed records: 0…1"
+    "How much of some records of `first` makes sense as a `format` of fixed records: 0…1"
     dtype, code, columns, about = _fixed[format]
     records = np.frombuffer(first, dtype, len(first)//dtype.itemsize)
-    tried = np.ascontiguousarray(records[::max(1, len(records)//TRIED)])
+    tried = records[_drawn(len(records))]
+    if _repeats(tried.view(f'V{dtype.itemsize}').tolist()): return 0.
     good = sum(len(g) for g in _games([columns(tried, 0)], code, about, '') if isinstance(g, Game))
-    return good / max(1, len(tried))
+    if not good or not _possible(tried[dtype.names[0]].tolist(), code): return 0.
+    return good / len(tried)
 
 # %% ../../nbs/data/09_packed.ipynb #93174b01
 def _share_hcpe3(first):
     "How much of the plies in `first` makes sense as HCPE3: 0…1"
-    stream, good, bad = io.BytesIO(first), 0, 0
+    stream, good, bad, seen = io.BytesIO(first), 0, 0, []
     while (found := _hcpe3_bytes(stream)) is not None:
         head, plies, n, wrong = found
         if wrong and not n: break       # too little of a game to tell
+        seen.append(head + plies)
         try:
             _hcpe3_game(head, plies, n, '', 0)
             good += max(1, len(n))
         except RecordError: bad += max(1, len(n))
         if wrong: break
-    return good / max(1, good + bad)
+    return 0. if _repeats(seen) else good / max(1, good + bad)
 
 # %% ../../nbs/data/09_packed.ipynb #7232d623
 def _arrow_format(first):
@@ -545,7 +577,18 @@ def _arrow_format(first):
     try: return 'hcpe_table' if is_hcpe_table(ipc.read_schema(pa.py_buffer(first[at:]))) else None
     except _unreadable: return None
 
-# %% ../../nbs/data/09_packed.ipynb #5e2744ea
+# %% ../../nbs/data/09_packed.ipynb #a6a1233d
+MAGIC = {b'\x93NUMPY': 'a NumPy array', b'PK\x03\x04': 'a zip archive', b'\x89PNG\r\n': 'a picture', b'GIF8': 'a picture',
+         b'%PDF-': 'a PDF', b'SQLite format 3': 'an SQLite database', b'\x89HDF\r\n': 'an HDF5 file', b'\x7fELF': 'a program',
+         b'RIFF': 'sound or a picture', b'OggS': 'sound', b'7z\xbc\xaf\x27\x1c': 'a 7z archive', b'Rar!\x1a\x07': 'a RAR archive'}
+
+def known_otherwise(
+    first:bytes,      # How the file begins
+) -> str|None:        # Such as 'a NumPy array'
+    "What a file says that it is, if that is none of these formats"
+    return next((what for magic, what in MAGIC.items() if first.startswith(magic)), None)
+
+# %% ../../nbs/data/09_packed.ipynb #433ad448
 _suffixes = {'.hcpe': 'hcpe', '.hcpe2': 'hcpe', '.hcpe3': 'hcpe3', '.psv': 'psv'}   # .bin is anybody's
 
 def packed_format(
@@ -555,6 +598,7 @@ def packed_format(
 ) -> str|None:        # hcpe, hcpe3, psv, hcpe_table; None if it is none of them
     "The packed format of a file; ask for text formats first, since a name such as x.hcpe is believed"
     if first.startswith((ARROW_FILE, ARROW_STREAM)): return _arrow_format(first)
+    if known_otherwise(first): return None
     if size is None: size = len(first)
     named = next((_suffixes[s] for s in reversed(Path(name.lower()).suffixes) if s in _suffixes), None)
     shares = {f: _share(first, f) for f in _fixed} | {'hcpe3': _share_hcpe3(first)}

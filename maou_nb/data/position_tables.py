@@ -23,7 +23,7 @@ from rsshogi.core import Board, Move
 
 from .board import playable
 from .files import ARROW_FILE, ARROW_STREAM, open_arrow, seekable
-from .games import MATE, Game, RecordError, game_of
+from .games import MATE, Game, RecordError, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
 @dataclass(frozen=True)
@@ -207,11 +207,14 @@ def table_format(
     return 'csv' if any(_as_csv(lines[0], l) for l in lines[1:]) else None
 
 # %% ../../nbs/data/09_position_tables.ipynb #d3e385a6
+def _bare(sfen): return sfen.strip().removeprefix('position ').removeprefix('sfen ')
+
+# %% ../../nbs/data/09_position_tables.ipynb #3cd23559
 def _start_of(sfen, board):
     "Set `board` to `sfen`: None, or what is wrong with it"
     if not isinstance(sfen, str) or not sfen.strip(): return 'it has no position'
     if sfen.count('/') != 8: return f'its position {sfen[:40]!r} is no SFEN'
-    try: board.set_sfen(sfen.strip().removeprefix('position ').removeprefix('sfen '))
+    try: board.set_sfen(_bare(sfen))
     except ValueError: return f'its position {sfen[:40]!r} is no SFEN'
     if not playable(board): return f'its position {sfen[:80]} lacks a king, leaves one to be taken or is otherwise impossible'
 
@@ -242,7 +245,8 @@ def _game(row, layout, meaning, board, **about):
     if eval is not None and not black: eval = -eval + 0
     if won is not None and not black: won = 1 - won
     moves = [] if move is None else [move]
-    return game_of(board.to_sfen(), moves, [eval]*len(moves), won, whole=not moves, **about), None
+    ply = first_ply(_bare(sfen))
+    return game_of(board.to_sfen(), moves, [eval]*len(moves), won, whole=False, ply=ply, **about), None
 
 # %% ../../nbs/data/09_position_tables.ipynb #2e5bb6c9
 TABLE_FORMATS = {'jsonl': _json_rows, 'csv': _csv_rows, 'parquet': _arrow_rows, 'arrow': _arrow_rows}
@@ -277,7 +281,7 @@ def _table_games(stream, format, file, columns):
         if isinstance(row, RecordError): yield row
         else:
             game, wrong = _game(row, layout, meaning, board, file=file, index=index)
-            yield game or RecordError(f'{where}: {wrong}; mend or remove this row')
+            yield RecordError(f'{where}: {wrong}; mend or remove this row') if wrong else game
 
 # %% ../../nbs/data/09_position_tables.ipynb #eb5b7d7c
 def read_position_table(

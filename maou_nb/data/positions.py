@@ -17,7 +17,7 @@ import pyarrow as pa
 from rsshogi.core import Board, Move, PositionState
 
 from .board import position_ids, side_to_move_view
-from .columns import KINDS, ORIGIN, Columns, columns_of
+from .columns import KINDS, NO_PLY, ORIGIN, Columns, columns_of
 from .games import Game
 from .labels import LABEL_COUNT, move_labels
 from .packed import BOTH_LOST
@@ -112,13 +112,13 @@ def _legal_bits(games, wanted, turn):
 def plies_with_end(
     games:list[Game],
     kept:np.ndarray|None,  # bool (plies of all games,): of those with a move, which are wanted; None: all
-    ends:bool,             # Whether those after the last move of whole games are
+    ends:bool,             # Whether those after the last move of whole games are, and those without moves
 ) -> np.ndarray:           # bool (N,)
     "For every position that `replay` gives, whether it is wanted"
     plies = np.array([len(g) for g in games])
     wanted = np.ones(plies.sum() + len(games), bool)
     last = np.cumsum(plies + 1) - 1
-    wanted[last] = [ends and g.whole for g in games]
+    wanted[last] = [ends and (g.whole or not len(g)) for g in games]
     if kept is not None:
         wanted[np.setdiff1d(np.arange(len(wanted)), last, assume_unique=True)] = kept
     return wanted
@@ -132,7 +132,7 @@ def says_something(
     total = np.bincount(np.repeat(np.arange(len(n)), n), counts, len(n))
     return (total > 0) | (n == 1)
 
-# %% ../../nbs/data/14_positions.ipynb #2249a28d
+# %% ../../nbs/data/14_positions.ipynb #5565cb09
 def _visit_columns(games, wanted, turn):
     "Per position how many moves were visited; and of all of these, end to end, label and visits"
     none = lambda g: np.zeros(len(g), np.uint16)
@@ -158,18 +158,21 @@ def _said_by_games(games, at, turn):
     evals = per_ply([g.evals for g in games], np.nan, np.float32)
     result = each([np.nan if g.result is None else g.result for g in games], np.float32)
     label = np.where(move < 0, -1, move_labels(np.maximum(move, 0), turn))
+    # one beyond NO_PLY is not known either
+    begins = each([NO_PLY if g.ply is None else g.ply for g in games], np.int64)
+    ply = np.minimum(np.concatenate([np.arange(n + 1) for n in plies])[at] + begins, NO_PLY)
     both_lost = each([g.end == BOTH_LOST for g in games], bool)
     return {'label': label.astype(np.int16), 'eval': np.where(turn == 0, evals, -evals),
             'result': np.where((turn == 0) | both_lost, result, 1 - result),
             'fold': each([g.fold for g in games], np.uint8),
             'game': each([g.key for g in games], np.uint64),
-            'ply': np.concatenate([np.arange(n + 1) for n in plies])[at].astype(np.uint16)}
+            'ply': ply.astype(np.uint16)}
 
 # %% ../../nbs/data/14_positions.ipynb #bd00364d
 def positions(
     games:list[Game],
     kept:np.ndarray|None=None,  # bool (plies of all games,): of positions with a move, which are wanted; None: all
-    ends:bool=True,             # Also the positions after the last moves of whole games
+    ends:bool=True,             # Also the positions after the last moves of whole games, and those without moves
     legal:bool=True,            # With their legal moves, which take most of the time
 ) -> dict:                      # Columns, one row a position
     "The positions of `games` in the side-to-move view, with their legal moves and what was played"
@@ -188,7 +191,7 @@ def _exact(
     "Shares that can be added up exactly"
     return np.rint(np.asarray(p, np.float64)*2**30) / 2**30
 
-# %% ../../nbs/data/14_positions.ipynb #a4a0902b
+# %% ../../nbs/data/14_positions.ipynb #f1146423
 EVAL_CLIP = 3000.   # centipawns
 
 def _eval_terms(evals, scale):
@@ -196,7 +199,7 @@ def _eval_terms(evals, scale):
     if scale is None: return np.clip(evals, -EVAL_CLIP, EVAL_CLIP)
     return _exact(0.5 + np.tanh(evals / scale / 2)/2)        # the sigmoid, which cannot overflow so
 
-# %% ../../nbs/data/14_positions.ipynb #34f259de
+# %% ../../nbs/data/14_positions.ipynb #99f8c73c
 def _mean_eval(sums, counts, scale):
     "The mean of so many terms in centipawns: of win rates the eval that stands for their mean"
     mean = np.divide(sums, counts, where=counts > 0, out=np.zeros(len(counts)))
@@ -246,7 +249,7 @@ def visit_shares(
     weight = (visits / of(np.maximum, visits))**(1 / temperature)    # no power of it is beyond a float
     return _exact(weight / of(np.add, weight))
 
-# %% ../../nbs/data/14_positions.ipynb #b9be7e75
+# %% ../../nbs/data/14_positions.ipynb #586a0a88
 def _weights(cols, temperature):
     "How many moves of each position count, their labels, and the weight of each; `temperature` None: visits as they are"
     searched, n = cols['visited'] > 0, np.maximum(cols['visited'], 1)
@@ -258,7 +261,7 @@ def _weights(cols, temperature):
     weights[of_search] = visits
     return n, labels, weights
 
-# %% ../../nbs/data/14_positions.ipynb #b02a5e16
+# %% ../../nbs/data/14_positions.ipynb #75b4200e
 def _visited(cols, wins, temperature):
     "All moves that a search visited, and where there was none the one that was played"
     n, labels, weights = _weights(cols, temperature)
@@ -311,7 +314,7 @@ def _lists(values, n, type):
     offsets = pa.array(np.concatenate([[0], np.cumsum(n)]).astype(np.int32))
     return pa.ListArray.from_arrays(offsets, pa.array(values).cast(type.value_type))
 
-# %% ../../nbs/data/14_positions.ipynb #ca819271
+# %% ../../nbs/data/14_positions.ipynb #ebdcdb00
 def _played_columns(rows, schema, eval_scale):
     "What was played, how often, and how it ended"
     lists = {'moveLabels': rows['labels'], 'moveCounts': rows['moveCounts'], 'moveWins': rows['moveWins']}
@@ -412,7 +415,7 @@ def _plain_table(cols):
             'piecesInHand': fixed_lists(cols['hands']), 'legalMoves': fixed_bytes(cols['legal']),
             'moveLabel': null(cols['label'].astype(np.uint16), cols['label'] < 0)}
     made |= {k: null(cols[k], np.isnan(cols[k])) for k in ('eval', 'result')}
-    return pa.table(made | {k: cols[k] for k in ORIGIN})
+    return pa.table(made | {k: cols[k] for k in ORIGIN} | {'ply': null(cols['ply'], cols['ply'] == NO_PLY)})
 
 # %% ../../nbs/data/14_positions.ipynb #827b033b
 def read_positions(

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECORD_SUFFIXES', 'TABLE_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES', 'text_format', 'record_format', 'record_files',
-           'passed_over', 'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'FilterCounts',
-           'first_copies', 'keep_games', 'kept_plies', 'apply_filters']
+           'passed_over', 'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters', 'count_table',
+           'FilterCounts', 'not_judged', 'first_copies', 'keep_games', 'kept_plies', 'apply_filters']
 
 # %% ../../nbs/data/10_records.ipynb #d6d1f95b
 import re
 import warnings
 from collections import Counter
+from html import escape
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
+from .columns import NO_PLY
 from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
 from .ki2 import read_ki2
-from .packed import packed_format, read_packed
+from .packed import known_otherwise, packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
@@ -77,6 +79,8 @@ def record_format(
     "The format of a record file, from its contents, and from its name where these leave it open"
     found = table_format(first)
     if not found and first.startswith((ARROW_FILE, ARROW_STREAM)): return 'hcpe_table'
+    if not found and (other := known_otherwise(first)):
+        raise RecordError(f'{name} is {other}, no game record: a file of games or of positions was expected')
     found = found or text_format(first) or packed_format(first, name, size)
     if found: return found
     bare = re.sub(r'\.(gz|bz2|xz|zst)$', '', name.lower())
@@ -120,11 +124,12 @@ def passed_over(
 # %% ../../nbs/data/10_records.ipynb #c0547884
 _by_itself = {'ki2': read_ki2, 'jkf': read_jkf}
 
-def _read_stream(name, stream, path, tables=TableColumns()):
-    "The games of one opened file"
+def _read_stream(name, stream, path, tables, formats):
+    "The games of one opened file; its format goes to `formats`"
     first = stream.peek(1 << 16)
     if not first.strip(b'\xef\xbb\xbf \t\r\n'): return
     format = record_format(first, name, path.stat().st_size if str(path) == name else None)
+    formats.append(format)
     if format in _by_itself: yield from _by_itself[format](stream, name)
     elif format in TEXT_FORMATS: yield from read_text(stream, format, name)
     elif format in TABLE_FORMATS: yield from read_position_table(stream, format, name, tables)
@@ -137,18 +142,19 @@ def _is_other(name, stream):
     try: return not record_format(stream.peek(1 << 16), '')
     except RecordError: return True
 
-# %% ../../nbs/data/10_records.ipynb #e7db8d9c
+# %% ../../nbs/data/10_records.ipynb #9c61d6ad
 def read_file(
     path:str|Path,                   # One file; what is packed in it is opened
     tables:TableColumns=TableColumns(),  # What a table of positions calls its columns
+    formats:list|None=None,          # Gets the format of each file that was opened
 ) -> Iterator[Game|RecordError]:     # The error in place of what cannot be read
     "The games of one record file"
-    found = 0
+    found, formats = 0, [] if formats is None else formats
     try:
         whole = as_path(path)
         for name, stream in open_files(path):
             if name != str(whole) and _is_other(name, stream): continue
-            for game in _read_stream(name, stream, whole, tables):
+            for game in _read_stream(name, stream, whole, tables, formats):
                 found += 1
                 yield game
     except ValueError as e:
@@ -181,21 +187,21 @@ def read_games(
 GAMES = pa.schema({
     'game': pa.uint64(), 'file': pa.string(), 'index': pa.uint32(), 'plies': pa.uint32(), 'fold': pa.uint8(),
     'result': pa.float32(), 'end': pa.string(), 'blackRating': pa.float32(), 'whiteRating': pa.float32(),
-    'whole': pa.bool_(), 'start': pa.string(),
+    'whole': pa.bool_(), 'ply': pa.uint16(), 'start': pa.string(),
     'moves': pa.list_(pa.uint16()), 'evals': pa.list_(pa.float32()),
     'visited': pa.list_(pa.uint16()), 'visitMoves': pa.list_(pa.uint16()), 'visits': pa.list_(pa.uint32())})
-ABOUT_GAMES = GAMES.names[:10]   # all but the game itself
+ABOUT_GAMES = GAMES.names[:11]   # all but the game itself
 
 # %% ../../nbs/data/10_records.ipynb #4bae52ca
 def games_table(
     games:list[Game],
 ) -> pa.Table:     # In the columns of `GAMES`
-    "`games` as a table, one row each; `visited` is null where the format tells of no search"
+    "`games` as a table, one row each; `visited` is null where the format tells of no search, `ply` where a piece begins nobody knows where"
     rows = []
     for g in games:
         visits = ([0]*len(g), [], []) if g.tells_visits else (None, None, None)
         if g.visits: visits = g.visits.n, g.visits.moves, g.visits.counts
-        rows.append((g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole,
+        rows.append((g.key, g.file, g.index, len(g), g.fold, g.result, g.end, *g.ratings, g.whole, g.ply,
                      g.start, g.moves, g.evals, *visits))
     columns = zip(*rows) if rows else [()]*len(GAMES)
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, GAMES)], schema=GAMES)
@@ -221,7 +227,7 @@ def games_of_table(
     for a, (moves, evals, n, visited, counts) in zip(about, lists):
         visits = Visits(n, visited, counts) if n is not None and len(visited) else None
         game = Game(a['start'], moves, evals, a['result'], a['end'], (a['blackRating'], a['whiteRating']),
-                    a['file'], a['index'], a['whole'], visits, n is not None)
+                    a['file'], a['index'], a['whole'], visits, n is not None, a['ply'])
         game.key = a['game']
         games.append(game)
     return games
@@ -242,11 +248,11 @@ def _is_range(x):
 class Filters:
     "Conditions on games and positions; by default only second copies of a game go"
     min_rating: float|None = None        # Both players have at least this rating; games without ratings go
-    min_plies: int = 0                   # Games of fewer plies go
-    max_plies: int|None = None           # Games of more plies go
+    min_plies: int = 0                   # Games of fewer plies go; a piece of a game stays
+    max_plies: int|None = None           # Games of more plies go, and pieces that end beyond
     ends: tuple|str|None = None          # How it ended, in CSA's words: ('%TORYO', '%KACHI'); other games go
     duplicates: bool = False             # True: keep second copies of a game (same start, same moves)
-    skip_plies: int = 0                  # Positions of the first so many plies of each game go
+    skip_plies: int = 0                  # Positions of the first so many plies of each game go; of unknown ply: stay
     eval_range: tuple|None = None        # (low, high) in centipawns for the side to move; without an eval: stays
 
     def __post_init__(self):
@@ -270,6 +276,18 @@ def _filter_checks(f):
     yield 'ends', ends_are_right, "CSA's words such as '%TORYO' or ('%TORYO', '%KACHI')"
     yield 'eval_range', f.eval_range is None or _is_range(f.eval_range), '(low, high) in centipawns'
 
+# %% ../../nbs/data/10_records.ipynb #0a7dc209
+def count_table(
+    heads:tuple,
+    rows:Iterable[tuple],   # Texts, of which only the last two are numbers
+) -> str:                   # HTML; words of files are no part of it
+    "A table of counts"
+    def cells(kind, row):
+        sides = ['left']*(len(row) - 2) + ['right']*2
+        return ''.join(f'<{kind} style="text-align:{s}">{escape(str(c))}</{kind}>' for s, c in zip(sides, row))
+    body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
+    return f'<table><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table>'
+
 # %% ../../nbs/data/10_records.ipynb #71cb01ea
 @dataclass
 class FilterCounts:
@@ -277,6 +295,7 @@ class FilterCounts:
     games: int = 0                                 # Before any condition
     positions: int = 0
     removed: list = field(default_factory=list)    # (condition, games, positions), in order
+    unjudged: list = field(default_factory=list)   # A sentence on each condition that pieces of games could not be judged by
 
 # %% ../../nbs/data/10_records.ipynb #33e0ed17
 @patch(as_prop=True)
@@ -295,30 +314,48 @@ def rows(self:FilterCounts) -> list:
 # %% ../../nbs/data/10_records.ipynb #6c7a434f
 @patch
 def __repr__(self:FilterCounts):
-    return '\n'.join(f'{what:<32}{g:>12,} games {p:>14,} positions' for what, g, p in self.rows())
+    lines = [f'{what:<32}{g:>12,} games {p:>14,} positions' for what, g, p in self.rows()]
+    return '\n'.join(lines + self.unjudged)
 
 # %% ../../nbs/data/10_records.ipynb #c52590c4
 @patch
 def _repr_html_(self:FilterCounts):
     "A table with a row a condition"
-    rows = ''.join(f'<tr><td style="text-align:left">{what}</td><td>{g:,}</td><td>{p:,}</td></tr>'
-                   for what, g, p in self.rows())
-    return ('<table><thead><tr><th></th><th>games</th><th>positions</th></tr></thead>'
-            f'<tbody>{rows}</tbody></table>')
+    rows = [(what, f'{g:,}', f'{p:,}') for what, g, p in self.rows()]
+    said = ''.join(f'<p>{escape(s)}</p>' for s in self.unjudged)
+    return count_table(('', 'games', 'positions'), rows) + said
 
 # %% ../../nbs/data/10_records.ipynb #89c88c2b
 def _game_conditions(filters, table):
     "(name, bool per game that may stay) of each condition on whole games"
     black, white, plies = (table[n].to_numpy() for n in ('blackRating', 'whiteRating', 'plies'))
+    whole, begin = table['whole'].to_numpy(zero_copy_only=False), table['ply'].fill_null(0).to_numpy()
+    least = np.where(whole, plies, begin + plies.astype(np.int64))     # that the game had
     low = np.minimum(black, white)    # NaN where one is missing
     if filters.min_rating is not None:
         yield 'rating not known', ~np.isnan(low)
         yield f'rating below {filters.min_rating:g}', np.isnan(low) | (low >= filters.min_rating)
-    if filters.min_plies: yield f'fewer than {filters.min_plies} plies', plies >= filters.min_plies
-    if filters.max_plies is not None: yield f'more than {filters.max_plies} plies', plies <= filters.max_plies
+    if filters.min_plies: yield f'fewer than {filters.min_plies} plies', ~whole | (plies >= filters.min_plies)
+    if filters.max_plies is not None: yield f'more than {filters.max_plies} plies', least <= filters.max_plies
     if filters.ends is not None:
         ends = np.array(table['end'].to_pylist(), dtype=str)
         yield f'not ended by {" ".join(filters.ends)}', np.isin(ends, filters.ends)
+
+# %% ../../nbs/data/10_records.ipynb #80d581b8
+def not_judged(
+    table:pa.Table,     # With the columns `ABOUT_GAMES`, of the games that stay
+    filters:Filters,
+) -> list[str]:
+    "A sentence on each condition of `filters` that pieces of games could not be judged by"
+    piece, nowhere = ~table['whole'].to_numpy(zero_copy_only=False), table['ply'].is_null().to_numpy()
+    short = piece & (table['ply'].fill_null(0).to_numpy() + table['plies'].to_numpy() < filters.min_plies)
+    open_to = {'min_plies': short, 'max_plies': piece & (filters.max_plies is not None)}
+    loose = lambda n: f'{n:,} {"pieces of games were" if n > 1 else "piece of a game was"}'
+    said = [f'{loose(which.sum())} not judged by {n}: how long the game was is not known'
+            for n, which in open_to.items() if which.any()]
+    if filters.skip_plies and nowhere.any():
+        said.append(f'{loose(nowhere.sum())} not judged by skip_plies: the ply is not known')
+    return said
 
 # %% ../../nbs/data/10_records.ipynb #b1c05694
 def first_copies(
@@ -360,7 +397,9 @@ def kept_plies(
     plies = table['plies'].to_numpy().astype(np.int64)
     ply = np.arange(plies.sum()) - np.repeat(np.cumsum(plies) - plies, plies)
     stay = []
-    if filters.skip_plies: stay.append((f'before ply {filters.skip_plies + 1}', ply >= filters.skip_plies))
+    if filters.skip_plies:
+        begin = np.repeat(table['ply'].fill_null(NO_PLY).to_numpy().astype(np.int64), plies)
+        stay.append((f'before ply {filters.skip_plies + 1}', begin + ply >= filters.skip_plies))
     if filters.eval_range is not None:
         black = np.array([s.split()[1] == 'b' for s in table['start'].to_pylist()], bool)
         signs = np.where(np.repeat(black, plies) == (ply % 2 == 0), 1, -1)
@@ -381,4 +420,5 @@ def apply_filters(
     for name, ok in kept_plies(left, filters)[1]:
         removed.append((name, 0, int((at & ~ok).sum())))
         at &= ok
-    return FilterCounts(len(table), int(table['plies'].to_numpy().sum()), removed)
+    unjudged = not_judged(left, filters)
+    return FilterCounts(len(table), int(table['plies'].to_numpy().sum()), removed, unjudged)

@@ -99,7 +99,7 @@ def _look_at_split(found, train, valid, stage):
     trained, held = said.games
     if trained is not None:
         apart = f', {held:,} held out' if held is not None else ''
-        found.add('games', f'{trained:,} trained on{apart}', 'fact', stage.id)
+        found.add(said.called, f'{trained:,} trained on{apart}', 'fact', stage.id)
     if valid: found.add('split', said.verdict, 'good' if said.leaks is False else 'look', stage.id)
 
 # %% ../../nbs/front/65_preflight.ipynb #4d576fa4

@@ -35,6 +35,7 @@ from ..train.folder import RunFolder
 from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, saved_config
 from ..train.loop import StopWish
+from ..data.splits import held_name
 from ..show.plots import COLORS, Pace, Screen, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
@@ -262,7 +263,8 @@ def _picture(self:Monitor, n, history, steps, force):
     cfg, stage = config_of(self.run), STAGES.get(str(n))
     most, threshold = (stage.of(cfg, w) if stage else None for w in ('epochs', 'threshold'))
     now, most = force or n not in self.seen, None if force else most
-    return self.screen.draw(history, threshold, most, steps, now, **drawing_of(n))
+    told = self.run.read_about().get('data', {}).get(str(n), {})       # of stages that are finished
+    return self.screen.draw(history, threshold, most, steps, now, **drawing_of(n), held=held_name(told.get('split', '')))
 
 # %% ../../nbs/front/64_runs.ipynb #1f831d4e
 @patch

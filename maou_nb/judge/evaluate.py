@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
-from ..data.shards import ShardError
+from ..data.columns import NO_PLY
+from ..data.files import FileError
+from ..data.shards import ShardError, doubt_of_games, find_shards
 from ..data.sources import StreamingFileSource
-from ..data.splits import held_folds
+from ..data.splits import BY_GAME, held_folds, split_sources
 from .ask import as_net, evaluating, options_of, stage_of_net
 from .inspect import source_columns
 from ..model.heads import Net
@@ -202,6 +204,18 @@ def _held_out(about, stage, ratio, apart, named):
     raise ValueError(f"folds='held out': {why} stage {stage.id}; "
                      'give the folds as numbers, or leave them out for all rows')
 
+# %% ../../nbs/judge/52_evaluate.ipynb #56611e56
+def _own_held_out(own, stage, ratio):
+    "What the run held out of its rows, made as it was then, and how"
+    _, valid, how = split_sources(StreamingFileSource, own, stage.columns, ratio)
+    return valid, 'held out' if how.startswith(BY_GAME) else f'held out {how}'
+
+# %% ../../nbs/judge/52_evaluate.ipynb #4937831f
+def _trained_doubt(own, stage):
+    "Why folds of what a network was trained on are not games; '' where that is not there to be asked"
+    try: return doubt_of_games(find_shards(own, stage.columns)) if own is not None else ''
+    except (FileError, OSError): return ''
+
 # %% ../../nbs/judge/52_evaluate.ipynb #7f0e8f08
 def _check_wish(stage, data, folds):
     "Refuse folds that are none, and no data at all"
@@ -231,14 +245,19 @@ def rows_to_judge(
     shards, known = own if data is None else data, ''
     if isinstance(folds, str) or folds is None and data is None and (ratio or apart is not None):
         instead, folds = _held_out(about, stage, ratio, apart, data is not None)
+        if instead is None and data is None:
+            source, known = _own_held_out(own, stage, ratio)
+            return _some_rows(source, own), known
         shards, known = shards if instead is None else instead, 'held out'
+        if folds is not None and (doubt := doubt_of_games(find_shards(shards, stage.columns)) or _trained_doubt(own, stage)):
+            known = f'held out by fold, which are not games: {doubt}'
     elif folds is None and (data is None or str(data) == own):
         known = 'it was trained on most of them' if ratio else 'it was trained on them'
     return _some_rows(StreamingFileSource(shards, stage.columns, folds), shards), known
 
 # %% ../../nbs/judge/52_evaluate.ipynb #e89f3844
 def _plies(source):
-    "uint16 (N,): the ply of each row of `source`, in the order of files; None if some rows know none"
+    "uint16 (N,): the ply of each row of `source`, in the order of files; None if some files know none"
     if any(s.foreign for s in source.shards): return None
     columns = [c.get('ply') for c in source_columns(source, ('ply',))]
     return None if any(c is None for c in columns) else np.concatenate(columns)
@@ -272,6 +291,7 @@ class Sums:
         self.stage, self.cfg, self.source, self.metrics = stage, cfg, source, stage.metrics().to(device)
         self.losses, self.cells, self.rows = {}, {}, 0
         self.plies = self.ranges = None      # read when the first row is counted by ply
+        self.known = 0                       # ranges of known plies; rows of unknown ply go into one after them
 
     def add(self, outputs:dict, batch):
         "Add a batch, the next in the order of files"
@@ -288,8 +308,10 @@ def _add_rows(self:Sums, figures, n):
     "Add what rows are counted by, in the range of plies that each is in"
     if self.ranges is None:
         self.plies = _plies(self.source)
-        plies = np.zeros(self.source.total_rows) if self.plies is None else self.plies
-        self.ranges = plies.astype(np.int64)//PLIES
+        plies = np.full(self.source.total_rows, NO_PLY) if self.plies is None else self.plies
+        self.ranges, nowhere = plies.astype(np.int64)//PLIES, plies == NO_PLY
+        self.known = int(self.ranges[~nowhere].max(initial=-1)) + 1
+        self.ranges[nowhere] = self.known
     here = self.ranges[self.rows:self.rows + n]
     add_figures(self.cells, figures, here, int(self.ranges.max()) + 1)
 
@@ -306,7 +328,8 @@ def figures(self:Sums) -> dict[str, float]:
 @patch
 def tables(self:Sums) -> dict[str, pl.DataFrame|None]:
     "The tables of an `Evaluation`"
-    return {'by_ply': None if self.plies is None else ply_table(self.cells),
+    by_ply = ply_table({k: v[:self.known] for k, v in self.cells.items()}) if self.known else None
+    return {'by_ply': by_ply,
             'calibration': reliability_table(self.cells) if _predicts(self.cells) else None}
 
 # %% ../../nbs/judge/52_evaluate.ipynb #8f2c00ee

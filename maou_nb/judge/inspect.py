@@ -20,13 +20,13 @@ from fastcore.basics import patch
 
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..data.batches import Batch, BatchStream, DenseBatch
-from ..data.columns import columns_of
+from ..data.columns import NO_PLY, columns_of
 from ..data.files import as_path, find_files, local_file
 from ..data.labels import LABEL_SCHEME
 from ..data.old import read_old
 from ..data.records import FilterCounts
 from ..data.rows import rows_of_table
-from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError,
+from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, doubt_of_games,
                                  find_shards, read_manifest, read_shard)
 from ..data.sources import StreamingFileSource
 from ..show.boards import Gallery, board_svg
@@ -235,7 +235,9 @@ def _folds_text(self:ShardInfo):
     "How the rows are spread over the folds"
     folds = self.folds
     if folds is None: return 'none: these rows know no games, so nothing can be held out'
-    return f'{int((folds > 0).sum())} of 100, {folds.min():,} to {folds.max():,} rows in each'
+    doubt = doubt_of_games(self.shards)
+    spread = f'{int((folds > 0).sum())} of 100, {folds.min():,} to {folds.max():,} rows in each'
+    return spread + (f'; they are not games: {doubt}' if doubt else ', each of whole games')
 
 # %% ../../nbs/judge/50_inspect.ipynb #44033ec7
 def _counted(about):
@@ -245,7 +247,7 @@ def _counted(about):
     said = {'policy from': policy or 'shares of moves'}
     return said | ({'evals from': f'win rates, eval_scale {scale:.10g}'} if scale else {})
 
-# %% ../../nbs/judge/50_inspect.ipynb #48ff8657
+# %% ../../nbs/judge/50_inspect.ipynb #74e2134f
 @patch
 def facts(self:ShardInfo) -> dict[str, str]:
     "What is to be said, line by line"
@@ -418,7 +420,7 @@ AT_LEAST = 5      # … and so many positions
 
 def _copies(valid, hit):
     "Copied games of the `valid` side: game, rows from ply `DEEP` on, those of them that are `hit`"
-    late = pl.DataFrame({'game': valid.game, 'shared': hit}).filter(pl.Series(valid.ply >= DEEP))
+    late = pl.DataFrame({'game': valid.game, 'shared': hit}).filter(pl.Series((valid.ply >= DEEP) & (valid.ply < NO_PLY)))
     by_game = late.group_by('game').agg(pl.len().alias('rows'), pl.col('shared').sum())
     shared = pl.col('shared')
     copied = by_game.filter((shared >= AT_LEAST) & (shared >= COPIED*pl.col('rows')))
@@ -426,9 +428,11 @@ def _copies(valid, hit):
 
 # %% ../../nbs/judge/50_inspect.ipynb #1f42cb9d
 def _by_ply(plies, hit):
-    "Rows of each ply, and how many of them are `hit`"
-    rows = np.bincount(plies)
-    shared = np.bincount(plies[hit], minlength=len(rows))
+    "Rows of each ply, and how many of them are `hit`; None if no ply is known"
+    known = plies != NO_PLY
+    if len(plies) and not known.any(): return None
+    rows = np.bincount(plies[known])
+    shared = np.bincount(plies[known & hit], minlength=len(rows))
     table = pl.DataFrame({'ply': np.arange(len(rows)), 'rows': rows, 'shared': shared})
     return table.filter(pl.col('rows') > 0)
 
@@ -443,14 +447,23 @@ class SplitAudit:
     shared: int|None = None        # Validation rows whose position is in training
     by_ply: pl.DataFrame|None = None   # ply, rows, shared: of validation
     copies: pl.DataFrame|None = None   # game, rows, shared: in training under another key
+    doubt: str = ''                # Why the games may be mere pieces of games; '' if they are whole
 
 # %% ../../nbs/judge/50_inspect.ipynb #8119c680
 @patch(as_prop=True)
 def leaks(self:SplitAudit) -> bool|None:
     "Whether a game is on both sides; None if that cannot be known"
-    return None if self.games_shared is None else bool(self.games_shared or len(self.copies))
+    if self.games_shared is None: return None
+    if self.games_shared or len(self.copies): return True
+    return None if self.doubt else False
 
 # %% ../../nbs/judge/50_inspect.ipynb #55d9868d
+@patch(as_prop=True)
+def called(self:SplitAudit) -> str:
+    "What to call what has a key"
+    return 'games, or pieces of them' if self.doubt else 'games'
+
+# %% ../../nbs/judge/50_inspect.ipynb #90265b36
 def audit(
     train:StreamingFileSource,            # Or a `FileSource`; with the folds that are trained on
     valid:StreamingFileSource|None=None,  # The held-out rows; None: look at training alone
@@ -458,13 +471,13 @@ def audit(
     "What `train` and `valid` share: games, positions by ply, repeated rows"
     for source in (train, valid or train): _check_source(source)
     count = lambda games: None if games is None else len(games)
-    a = _side(train, ('id', 'fold', 'game'))
+    a, doubt = _side(train, ('id', 'fold', 'game')), doubt_of_games([*train.shards, *(valid or train).shards])
     if valid is None:
-        return SplitAudit((len(a.ids), None), (count(a.games), None), (a.repeats, None))
+        return SplitAudit((len(a.ids), None), (count(a.games), None), (a.repeats, None), doubt=doubt)
     b = _side(valid, ('id', 'fold', 'game', 'ply'))
     hit = _within(b.ids, a.in_order)
     found = SplitAudit((len(a.ids), len(b.ids)), (count(a.games), count(b.games)),
-                       (a.repeats, b.repeats), shared=int(hit.sum()))
+                       (a.repeats, b.repeats), shared=int(hit.sum()), doubt=doubt)
     if b.ply is not None: found.by_ply = _by_ply(b.ply, hit)
     if a.games is not None and b.games is not None:
         found.games_shared = int(_within(b.games, a.games).sum())
@@ -513,13 +526,13 @@ def _finding(self:SplitAudit):
     train, valid = self.rows
     if valid is None:
         if self.games[0] is None: return f'{train:,} rows; they know no games.'
-        return f'{train:,} rows of {_some(self.games[0], "game")}.'
+        return f'{train:,} rows of {self.games[0]:,} {self.called}' + f'; {self.doubt}'*bool(self.doubt) + '.'
     if not (train and valid): return f'There is no row in {"validation" if train else "training"}.'
     if self.leaks: return self._leak()
     also = f'{_share(self.shared, valid)} of validation rows are positions that are in training, too'
     if self.leaks is None:
-        return ('Whether a game is on both sides cannot be known, because rows of '
-                f'{self._unknown()} know no games; {also}.')
+        why = f'rows of {self._unknown()} know no games' if None in self.games else self.doubt
+        return f'Whether a game is on both sides cannot be known, because {why}; {also}.'
     return f'No game is on both sides. {also}, as openings are; from ply {DEEP} on it is {self._late()}.'
 
 # %% ../../nbs/judge/50_inspect.ipynb #96ddb8c6
@@ -548,7 +561,7 @@ def _lines(self:SplitAudit):
     games = lambda n, rows: '' if rows is None else 'unknown' if n is None else f'{n:,}'
     of_sides = map(games, self.games, self.rows)
     lines = [('rows', *map(number, self.rows), ''),
-             ('games', *of_sides, games(self.games_shared, self.rows[1])),
+             (self.called, *of_sides, games(None if self.leaks is None else self.games_shared, self.rows[1])),
              ('rows that stand there twice', *map(number, self.repeats), '')]
     if self.shared is not None:
         what, share = 'validation rows whose position is in training', _share(self.shared, self.rows[1])

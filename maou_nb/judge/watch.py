@@ -18,6 +18,7 @@ from ..data.board import playable
 from ..data.files import FileError, as_path
 from .ask import answers_of
 from ..show.boards import board_figure, read_position, show_position
+from ..data.splits import held_name
 from ..show.plots import Pace, Screen
 from ..show.tables import Html, join_html, tag
 from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
@@ -36,7 +37,8 @@ class LivePlot(Callback):
     def draw(self, loop, last=False):
         "Show the figure, or update the one that is shown"
         epochs = None if last else loop.settings.epochs
-        self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, force=last, **drawing_of(loop.stage.id))
+        about = drawing_of(loop.stage.id) | {'held': held_name(loop.split)}
+        self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, force=last, **about)
 
     def after_step(self, loop):
         "Draw when `Steps` took new figures, if it is time to"

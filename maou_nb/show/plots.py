@@ -62,10 +62,10 @@ def _draw_steps(ax, steps, name, color):
         if rows: ax.plot(*_known(rows, name), **look)
 
 # %% ../../nbs/show/04_plots.ipynb #f9aba85a
-def _draw_loss(ax, history, steps, judged):
+def _draw_loss(ax, history, steps, judged, held):
     "Training loss by step and by epoch, and judged loss"
     parts = _loss_parts((history or steps)[0])
-    on = 'held-out games' if judged == 'valid' else 'training rows, evaluated'
+    on = held if judged == 'valid' else 'training rows, evaluated'
     for part, color in parts:
         _draw_steps(ax, steps, f'train/{part}', color)
         if not history: continue
@@ -84,7 +84,7 @@ def _top(values, threshold):
     return 1.02 if threshold is not None else min(1.02, 1.1*largest)
 
 # %% ../../nbs/show/04_plots.ipynb #4ce93af2
-def _draw_figures(ax, history, judged, threshold, labels):
+def _draw_figures(ax, history, judged, threshold, labels, held):
     "The stage's figures by epoch, what guessing scores dotted in the same colour, and the threshold"
     line = dict(color='#111', linestyle='--', linewidth=1)
     if threshold is not None: ax.axhline(threshold, label=f'threshold {threshold:g}', **line)
@@ -95,7 +95,7 @@ def _draw_figures(ax, history, judged, threshold, labels):
         base = history[-1].get(f'{judged}/baseline_{name}')
         if base is not None: ax.axhline(base, color=color, linestyle=':', linewidth=1, label=f'guessing {base:.3f}')
         values += known
-    title = {None: 'first epoch is not judged yet', 'valid': 'held-out games'}.get(judged, 'training rows')
+    title = {None: 'first epoch is not judged yet', 'valid': held}.get(judged, 'training rows')
     ax.set(title=title, ylim=(-0.02, _top(values, threshold)))
     if history: ax.legend(fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))   # beside the axes: curves lie at any height
 
@@ -152,6 +152,7 @@ def stage_figure(
     steps:list[dict]=(),         # Figures of single steps, as `Loop.steps` has them
     name:str='',                 # Of the stage, for the title
     labels:dict|None=None,       # Figure → label of those that are drawn; None: those with a baseline
+    held:str='held-out rows',    # What the rows are that were held out: games only where that is known
 ) -> Figure:
     "Loss, figures, rates and speed of one stage"
     history, steps = list(history), list(steps)
@@ -160,8 +161,8 @@ def stage_figure(
     fig.subplots_adjust(**_MARGINS)
     axes = fig.subplots(2, 2, height_ratios=(2, 1), sharex=True)
     fig.suptitle(f'stage {rows[0]["stage"]}' + f' · {name}'*bool(name))
-    _draw_loss(axes[0, 0], history, steps, judged)
-    _draw_figures(axes[0, 1], history, judged, threshold, labels)
+    _draw_loss(axes[0, 0], history, steps, judged, held)
+    _draw_figures(axes[0, 1], history, judged, threshold, labels, held)
     twins = [_draw_rates(axes[1, 0], steps or rows, steps), _draw_speed(axes[1, 1], rows, steps)]
     for ax in axes.flat: _room(ax, rows, epochs, steps)
     for ax in (*axes.flat, *twins):
@@ -239,12 +240,13 @@ class Screen:
         for stage in ids: self.handles[stage] = display(HTML(''), display_id=True)
         return self
 
-    def draw(self, history, threshold=None, epochs=None, steps=(), force=False, name='', labels=None) -> bool:
+    def draw(self, history, threshold=None, epochs=None, steps=(), force=False, name='', labels=None,
+             held='held-out rows') -> bool:
         "Draw a stage, as `stage_figure` does, if it is time to; whether it was drawn"
         if not (history or steps) or get_ipython() is None: return False          # nobody would see it
         if not (force or self.pace.due()): return False
         with self.pace.drawing():
-            fig = stage_figure(history, threshold, epochs, steps, name, labels)
+            fig = stage_figure(history, threshold, epochs, steps, name, labels, held)
             self._show(HTML(picture(fig, stage_alt(history, steps, labels))), (history or steps)[0]['stage'])
         return True
 

@@ -40,8 +40,8 @@ class Stage3Data(Section):
     stage3_validation_data_path: DataPath = option(None,
         'Shards to judge stage 3 on; test_ratio is not used then', 'Data', 'silent', '3')
     test_ratio: float = option(0.2,
-        'Share of stage 3 held out for validation: by game, to the nearest fold; '
-        'by file, or by row of a single file, where rows know no games',
+        'Share of stage 3 held out for validation: by game, to the nearest fold, and by fold where '
+        'records are pieces of games (HCPE, PSV); by file, or by row of a single file, where rows know no games',
         'Data', 'fixed', '3', _apart, gt=0, lt=1)
     input_file_packed: bool = option(False,
         'The .npy shards are the bit-packed ones of learn-model', 'Data', 'fixed', '3')

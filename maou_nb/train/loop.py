@@ -159,11 +159,12 @@ class Loop:
                  train:StreamingFileSource,             # Or a `FileSource`
                  accelerator:Accelerator,
                  valid:StreamingFileSource|None=None,   # Held-out rows; None: judged on the training rows
+                 split:str='',                          # How they were held out
                  callbacks:tuple=(),
                  before:tuple=(),                       # Ids of the stages that the run had before
                  stop:StopWish|None=None):              # Asked between steps whether to end here
         self.stage, self.cfg, self.settings = stage, cfg, settings
-        self.train, self.valid, self.accelerator = train, valid, accelerator
+        self.train, self.valid, self.split, self.accelerator = train, valid, split, accelerator
         self.callbacks, self.before, self.stop = list(callbacks), set(before), stop or StopWish()
         self.plan = train.plan(settings.batch_size)      # sizes alone are asked of it
         self.batches_per_epoch = len(self.plan)

@@ -26,8 +26,8 @@ from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
 from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
-from ..data.splits import (
-    clamp_workers, packed_problem, scale_problem, split_problem, split_sources)
+from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
+                                 split_problem, split_sources)
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -239,7 +239,7 @@ def stage_loop(
     keys = keys_of(cfg.stage)
     before = [STAGES[k].id for k in keys[:keys.index(stage.key)] if k in STAGES]
     loop = Loop(net=net, stage=stage, cfg=cfg, settings=settings, train=train, valid=valid,
-                accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
+                split=split, accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
                 before=before, stop=stop)
     return loop, split
 
@@ -261,7 +261,7 @@ class StageResult(BaseModel):
     threshold_met: bool
     threshold: float | None = None
     metric: str = ''                   # Which figure `achieved_accuracy` is
-    judged_on: str = ''                # 'held-out games' or 'training rows'
+    judged_on: str = ''                # 'held-out games', 'held-out rows' or 'training rows'
     best_epoch: int = 0                # Which epoch the `best` checkpoint is of
     metrics: dict[str, float] = Field(default_factory=dict)    # All of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
@@ -321,13 +321,12 @@ def stage_result(
     metrics, baselines = _judged(loop)
     marked = {k: v for k, v in Checkpoints(folder).manifest.items() if k != 'files' and v}
     marks = {k: from_folder(run.path, folder/v) for k, v in marked.items()}
-    held = 'held-out games' if 'by game' in split else 'held-out rows'
     return StageResult(
         stage=stage.id, stage_name=stage.name, metric=stage.main,
         achieved_accuracy=metrics[stage.main], final_loss=history[-1]['train/loss'],
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
-        judged_on=held if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
+        judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
         rows=rows, split=split, fingerprint=fingerprint(loop.train),
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
