@@ -35,6 +35,10 @@ class TableColumns:
     result: str|None = None    # Of the side to move
     results: tuple|None = None # How a win, a draw and a loss are written, such as (1, 0.5, 0); None: by the values
 
+    def __post_init__(self):
+        three = self.results is None or isinstance(self.results, (tuple, list)) and len(set(self.results)) == 3
+        if not three: raise ValueError(f'results={self.results!r}: how a win, a draw and a loss are written was expected')
+
 # %% ../../nbs/data/09_position_tables.ipynb #faacdcad
 _usual = {'sfen': ('sfen', 'position', 'pos', 'board'), 'move': ('bestmove', 'move', 'usi', 'usimove'),
           'eval': ('eval', 'score', 'cp', 'evaluation', 'scorecp', 'evalcp'),

@@ -39,6 +39,7 @@ from .machine import begin_as_worker, cores
 from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
                                     says_something, tally_table, tally_to_arrow)
+from .position_tables import TableColumns
 from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_table,
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files)
@@ -194,7 +195,9 @@ def _read_task(task):
     "Parse the files of `task` into a table of games"
     def make(path):
         report, formats = {'games': 0, 'skipped': []}, {}
-        found = (game for file, _ in task['files'] for game in read_file(file, formats=formats.setdefault(file, [])))
+        tables = TableColumns(**task.get('tables', {}))
+        found = (game for file, _ in task['files']
+                 for game in read_file(file, tables, formats.setdefault(file, [])))
         with _arrow_file(path, GAMES) as out:
             for block in _blocks(_good(found, task['on_bad'], report['skipped'])):
                 out.write_table(games_table(block))
@@ -203,11 +206,11 @@ def _read_task(task):
     return once(task['path'], make)
 
 # %% ../../nbs/data/15_prepare.ipynb #5ff4a55c
-def _read_all(crew, work, files, on_bad):
+def _read_all(crew, work, files, on_bad, tables=TableColumns()):
     "Tables of the games of all `files`: their paths, and what the tasks report"
     states = [_state(f) for f in files]
     groups = list(_by_size(list(zip(map(str, files), states)), [size for size, _ in states]))
-    tasks = [_task(work, 'games', files=group, on_bad=on_bad) for group, _ in groups]
+    tasks = [_task(work, 'games', files=group, on_bad=on_bad, tables=asdict(tables)) for group, _ in groups]
     reports = crew.run(_read_task, tasks, [size for _, size in groups], worth=2*BYTES_PER_TASK,
                        desc='reading records', unit='B', unit_scale=True)
     return [t['path'] for t in tasks], reports
@@ -614,9 +617,9 @@ def _nothing_left(counts, paths, columns):
                       f'of {_some(counts.games, "game")}: {why or needs}')
 
 # %% ../../nbs/data/15_prepare.ipynb #d6860a13
-def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, counted, on_bad):
+def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, counted, on_bad, tables):
     "The four steps, and then the manifest"
-    parts, read = _read_all(crew, work, files, on_bad)
+    parts, read = _read_all(crew, work, files, on_bad, tables)
     policy, temperature, eval_scale = counted
     chosen, counts, policy, whole, ends = _choose(parts, filters, columns, policy)
     if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns)
@@ -698,6 +701,7 @@ def prepare(
     policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
     eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
     eval_scale:float|None=None,          # Of eval_average=win-rate: centipawns to sigmoid(1); none: EVAL_SCALE
+    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
 ) -> Prepared:
     "Write the positions of the games, once a fold, with the targets of a stage"
     # a worker that runs its script once more: that lacks its main guard, and who started it says so
@@ -705,6 +709,7 @@ def prepare(
     columns, began = columns_of(stage), time.perf_counter()
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
+    if not isinstance(tables, TableColumns): raise ValueError(f'tables={tables!r}: a TableColumns(…) was expected')
     _positive('policy_temperature', policy_temperature)
     counted = policy, policy_temperature, _scale_asked(eval_average, eval_scale)
     _counting(columns, policy or 'visits', *counted[1:])
@@ -714,7 +719,7 @@ def prepare(
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
     try:
         made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                      rows_per_shard, filters, counted, on_bad)
+                      rows_per_shard, filters, counted, on_bad, tables)
     except BaseException:
         crew.close(failed=True)
         raise

@@ -16,6 +16,7 @@ import pyarrow as pa
 from ..data.board import KINDS, position_ids
 from ..data.columns import Column, Columns, columns_of, register_columns
 from ..data.prepare import ROWS_PER_SHARD, Prepared, prepare, prepare_rules
+from ..data.position_tables import TableColumns
 from ..data.records import Filters
 from ..data.shards import fixed_lists
 
@@ -102,10 +103,11 @@ def prepare_stage2(
     filters:Filters=Filters(),           # Which games and positions to take
     executor:Executor|None=None,         # Who does the work; none: processes on this machine
     on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
+    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
 ) -> Prepared:
     "Write every position of the games, once a fold, with its legal moves"
     return prepare(
-        LEGAL_MOVES, paths, folder, rows_per_shard, filters, 'games', executor, on_bad)
+        LEGAL_MOVES, paths, folder, rows_per_shard, filters, 'games', executor, on_bad, tables=tables)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #19482433
 POLICY_VALUE = register_columns(Columns('3', (
@@ -125,8 +127,9 @@ def prepare_stage3(
     policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
     eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
     eval_scale:float|None=None,          # Of eval_average=win-rate; none: dlshogi's, 756.09
+    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
 ) -> Prepared:
     "Write every position of the games, once a fold, with the moves played there and their results"
     return prepare(
         POLICY_VALUE, paths, folder, rows_per_shard, filters, policy, executor, on_bad,
-        policy_temperature, eval_average, eval_scale)
+        policy_temperature, eval_average, eval_scale, tables)
