@@ -346,7 +346,8 @@ def test_lone_positions_are_of_unknown_games(games, tmp_path, kind):
         assert made.positions == len(sfens) - starts and set(rows(out, 2)['ply'].to_list()) == {int(s.split()[3]) - 1 for s in sfens}
 
 def test_tables_without_plies(tmp_path):
-    (tmp_path/'a.jsonl').write_text('{"sfen": "lnsgk1snl/1r4gb1/p1pppp1pp/1p4p2/9/2P4P1/PP1PPPP1P/1B4GR1/LNSGK1SNL b -", "move": "7f7e", "result": 1}\n')
+    sfen = 'lnsgk1snl/1r4gb1/p1pppp1pp/1p4p2/9/2P4P1/PP1PPPP1P/1B4GR1/LNSGK1SNL b -'
+    (tmp_path/'a.jsonl').write_text(json.dumps({'sfen': sfen, 'move': '7f7e', 'result': 1}) + '\n')
     assert [g.ply for g in read_games(tmp_path/'a.jsonl')] == [None]
     prepare_stage3(tmp_path/'a.jsonl', tmp_path/'3')
     assert rows(tmp_path/'3')['ply'].to_list() == [NO_PLY]
