@@ -59,14 +59,14 @@ def test_each_way_of_writing_gives_the_same_games(rows, name, tmp_path):
 
 def test_a_table_is_prepared_as_its_games_are(rows, tmp_path):
     as_csv([{'pos': r['sfen'], 'played': r['bestmove'], 'cp': r['eval'], 'z': (r['result'] + 1)/2} for r in rows], tmp_path/'x.csv')
-    named = TableColumns(move='played', result='z')
+    named = TableColumns(move='played', result='z', results=(1, .5, 0))
     made = prepare_stage3(tmp_path/'x.csv', tmp_path/'out', tables=named)
     assert made.filters.games == len(rows) and 'csv' in repr(made) and made.pieces == made.games
     assert prepare_stage2(tmp_path/'x.csv', tmp_path/'two', tables=named).rows
     with pytest.raises(ValueError, match="tables='pos': a TableColumns"): prepare_stage3(tmp_path/'x.csv', tmp_path/'out', tables='pos')
 
 @pytest.mark.parametrize('spoil, says', [
-    (lambda r: r | {'bestmove': '1a1b'}, 'its move 1a1b is illegal'), (lambda r: r | {'sfen': 'startpos!'}, "'startpos!' is no SFEN"),
+    (lambda r: r | {'bestmove': '1a9i'}, 'its move 1a9i is illegal'), (lambda r: r | {'sfen': 'startpos!'}, "'startpos!' is no SFEN"),
     (lambda r: r | {'eval': 'good'}, "its eval 'good' is none"), (lambda r: r | {'result': 'x'}, "its result 'x' is none"),
     (lambda r: r | {'sfen': '4k4/4G4/9/9/9/9/9/9/4K4 b - 1'}, 'leaves one to be taken'), (lambda r: [1], 'is no JSON object')])
 def test_one_bad_row_is_named_and_the_others_stay(rows, spoil, says, tmp_path):
@@ -83,8 +83,8 @@ def test_results_that_leave_it_open_are_asked_for(rows, results, says, tmp_path)
     skipped = []
     assert not list(read_games(tmp_path/'x.parquet', 'skip', skipped)) and says in skipped[0]
 
-def test_a_folder_of_other_tables_is_left_alone(rows, tmp_path):
+def test_a_folder_of_other_tables_is_left_alone(rows, tmp_path, tmp_path_factory):
     as_csv(rows, tmp_path/'x.csv')
     (tmp_path/'a.csa').write_bytes(ONE_FILE.read_bytes())
-    made = prepare_stage3(tmp_path, tmp_path/'out')
+    made = prepare_stage3(tmp_path, tmp_path_factory.mktemp('out'))
     assert made.games == 50 and made.passed_over == {'.csv': 1}
