@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'as_path', 'is_remote', 'listed', 'find_files', 'open_files',
-           'open_arrow', 'seekable', 'upload', 'download', 'atomic_file', 'make_writable', 'cache_folder',
-           'cache_limit', 'file_sha256', 'cached_file', 'local_file']
+           'open_arrow', 'put_together', 'seekable', 'upload', 'download', 'atomic_file', 'make_writable',
+           'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -148,10 +148,32 @@ class _Guarded(io.RawIOBase):
         return len(data)
 
 # %% ../../nbs/data/05_files.ipynb #727c76fb
+class _Decompressed:
+    "What `make` decompresses of `stream`, one part after the other; what follows the last may be nothing but zeros"
+    def __init__(self, stream, make): self.stream, self.make, self.part = stream, make, make()
+
+    def _next(self):
+        "More bytes to decompress; b'' at the end"
+        if not self.part.eof:
+            data = self.stream.read(1 << 16) if self.part.needs_input else b''
+            if self.part.needs_input and not data: raise EOFError('it ends before its end mark')
+            return data
+        rest = self.part.unused_data.lstrip(b'\0')
+        while not rest and (more := self.stream.read(1 << 16)): rest = more.lstrip(b'\0')
+        if rest: self.part = self.make()
+        return rest
+
+    def read(self, n):
+        while True:
+            more = self._next()
+            if self.part.eof: return b''
+            if data := self.part.decompress(more, n): return data
+
+# %% ../../nbs/data/05_files.ipynb #1342a3d7
 _packers = {
     b'\x1f\x8b': lambda stream: gzip.GzipFile(fileobj=stream),
-    b'BZh': bz2.BZ2File,
-    b'\xfd7zXZ\0': lzma.LZMAFile,
+    b'BZh': lambda stream: _Decompressed(stream, bz2.BZ2Decompressor),
+    b'\xfd7zXZ\0': lambda stream: _Decompressed(stream, lzma.LZMADecompressor),
     b'\x28\xb5\x2f\xfd': lambda stream: pa.CompressedInputStream(pa.PythonFile(stream, 'r'), 'zstd')}
 
 # %% ../../nbs/data/05_files.ipynb #80138a97
@@ -180,6 +202,9 @@ def _unzipped(stream, name):
     try: archive = zipfile.ZipFile(whole)
     except zipfile.BadZipFile as e:
         raise FileError(f'{name} is damaged ({e}): pack or copy it again') from None
+    if before := min((info.header_offset for info in archive.infolist()), default=0):
+        raise FileError(f'{name}: {before:,} bytes stand before its first file, as if two zips were put end to end; '
+                        'pack what is in them anew')
     for info in archive.infolist():
         if info.is_dir(): continue
         inside = f'{name}/{info.filename}'
@@ -204,6 +229,8 @@ def _untarred(stream, name):
         with tarfile.open(fileobj=stream, mode='r|', tarinfo=_Member) as archive:
             for info in archive:
                 if info.isfile(): yield from _unpacked(archive.extractfile(info), f'{name}/{info.name}')
+            while rest := archive.fileobj.read(1 << 16):
+                if rest.strip(b'\0'): raise tarfile.ReadError('more stands after its end, as of two put end to end')
     except tarfile.TarError as e:
         raise FileError(f'{name} is damaged ({e}): pack or copy it again') from None
 
@@ -227,6 +254,7 @@ class _ArrowStream:
         if source.read() != _stream_end: raise pa.ArrowInvalid('the end mark of its stream is missing')
         source.seek(0)
         kinds = [m.type for m in ipc.MessageReader.open_stream(source)]
+        if source.read(1): raise pa.ArrowInvalid('more stands after its end, as of two put end to end')
         self.num_record_batches = kinds.count('record batch')
         self._rewind()
 
@@ -252,6 +280,20 @@ def open_arrow(
     first = source.read(len(ARROW_STREAM))
     source.seek(0)
     return _ArrowStream(source, options) if first == ARROW_STREAM else ipc.open_file(source, options=options)
+
+# %% ../../nbs/data/05_files.ipynb #5d57215b
+def put_together(
+    stream,        # Seekable
+    mark:bytes,    # With which such a file begins and ends
+) -> bool:
+    "Whether several files stand end to end in `stream`, which is left at its beginning"
+    stream.seek(0)
+    seen = b''
+    while data := stream.read(1 << 20):
+        if mark*2 in seen + data: break
+        seen = data[1 - 2*len(mark):]
+    stream.seek(0)
+    return bool(data)
 
 # %% ../../nbs/data/05_files.ipynb #051f1968
 @contextmanager

@@ -15,7 +15,7 @@ from rsshogi.core import Board, Square
 
 from .board import HAND_KINDS
 from .games import (
-    CSA_KINDS, Game, RecordError, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
+    CSA_KINDS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
 from .moves import moves_meant
 
 # %% ../../nbs/data/09_jkf.ipynb #3e1693ef
@@ -241,6 +241,7 @@ def _play(
     fouled:bool,     # Whether the game is said to have ended with a foul
 ) -> list:
     "rsshogi's moves; without the last if it is a foul"
+    if moves: check_length(len(moves), moves[0][0])
     played, last = [], None
     for where, move in moves:
         meant = _meant(board, move, last, f'{where}.move')

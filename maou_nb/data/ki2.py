@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from rsshogi.core import Board
 
 from .games import (
-    PIECE_WORDS, TEXT_FORMATS, Game, RecordError, csa_result, game_of, in_any_encoding, kif_evals, kif_start, read_text)
+    PIECE_WORDS, TEXT_FORMATS, Game, RecordError, check_length, csa_result, game_of, in_any_encoding, kif_evals, kif_start, read_text)
 from .moves import moves_meant
 
 # %% ../../nbs/data/09_ki2.ipynb #ecd88e00
@@ -161,6 +161,7 @@ def _play(
     last=None,     # The square that was moved to before
 ) -> tuple:
     "The moves of `line`, and whether a foul ended them"
+    check_length(len(line.moves), file)
     played = []
     for i, (number, move) in enumerate(line.moves):
         meant = _meant(board, move, last)

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 from rsshogi.core import Board, Move
 
-from .files import ARROW_FILE, ARROW_STREAM, as_path, atomic_file, open_arrow, seekable
+from .files import ARROW_FILE, ARROW_STREAM, as_path, atomic_file, open_arrow, put_together, seekable
 from .board import playable
-from .games import Game, RecordError, Visits, usi_of
+from .games import check_length, Game, RecordError, Visits, usi_of
 
 # %% ../../nbs/data/09_packed.ipynb #6077348d
 def _move_tables():
@@ -118,7 +118,8 @@ def _games(
     start, moves, evals = '', [], []                        # of the piece so far
     for number, (position, move, eval, tag, wrong) in enumerate(_records(blocks), 1):
         follows = position == after and tag == last and len(moves) < MAX_PLIES
-        if not wrong and position != after: wrong = _unplayable(set_board, position, board)
+        # rsshogi's board counts its plies, and cannot count beyond 65,535: it is set anew where a piece is cut
+        if not wrong and (position != after or not follows): wrong = _unplayable(set_board, position, board)
         if not wrong and not legal(step := Move(move)):
             wrong = f'its move {usi_of(move)} is illegal in its position'
         if moves and (wrong or not follows):
@@ -342,6 +343,7 @@ def _bad_candidates(board, candidates):
 # %% ../../nbs/data/09_packed.ipynb #58537fbf
 def _replay(board, moves, n, candidates, where):
     "Check that `moves` and, ply after ply, `candidates` are legal, and that none of these is named twice"
+    check_length(len(moves), where)
     at = 0
     for ply, (v, k) in enumerate(zip(moves, n), 1):
         move = Move(v)
@@ -474,6 +476,7 @@ _unreadable = pa.ArrowException, OSError, ValueError, MemoryError   # what Arrow
 def _open_table(source, file):
     "The Arrow file `source`; a `RecordError` if it is damaged or lacks a column"
     try:
+        if put_together(source, ARROW_FILE): raise pa.ArrowInvalid('several such files were put end to end')
         table = open_arrow(source)
         names = table.schema.names
     except _unreadable as e:

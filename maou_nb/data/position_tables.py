@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rsshogi.core import Board, Move
 
 from .board import playable
-from .files import ARROW_FILE, ARROW_STREAM, open_arrow, seekable
+from .files import ARROW_FILE, ARROW_STREAM, open_arrow, put_together, seekable
 from .games import MATE, Game, RecordError, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
@@ -60,6 +60,10 @@ def _named(of, names, columns, file):
 def _layout(names, columns, file):
     "(sfen, move, eval, result): the names of the columns, None where there is none"
     found = [_named(of, names, columns, file) for of in _usual]
+    whole_games = [n for n in names if _plain(n) in ('moves', 'pv')]
+    if found[1] is None and whole_games:
+        raise RecordError(f'{file}: its column {whole_games[0]} is no single move; a column move was expected, or none, '
+                          'and whole games as lines of USI')
     if found[0] is not None: return found
     raise RecordError(f'{file}: it has no column sfen among {", ".join(map(str, names))[:200]}; '
                       "name the one of the positions, as in TableColumns(sfen='…')")
@@ -82,8 +86,9 @@ def _centipawns(value):
     mate = _mate.match(value) if isinstance(value, str) else None
     if mate: return -MATE if '-' in mate.groups() else MATE
     number = _number(value)
-    if number is not None and math.isinf(number): return math.copysign(MATE, number)
-    return number
+    if number is None or abs(number) < 1e6: return number
+    if not math.isinf(number): raise ValueError
+    return math.copysign(MATE, number)
 
 # %% ../../nbs/data/09_position_tables.ipynb #a1d95865
 _words = {'win': 1., 'won': 1., 'w': 1., 'draw': .5, 'drawn': .5, 'd': .5, 'loss': 0., 'lose': 0., 'lost': 0., 'l': 0.}
@@ -98,14 +103,14 @@ def _whole(value): return isinstance(value, int) or isinstance(value, str) and v
 
 def _meaning(seen, whole, file) -> dict:
     "Result of 0…1 of each of the codes `seen`; `whole`: they are written as whole numbers"
-    numbers = {c for c in seen if isinstance(c, float)}
+    numbers = {c for c in seen if not isinstance(c, str)}
     words = {c: _words[c] for c in seen if isinstance(c, str)}
     if odd := numbers - {1., .5, 0., -1.}:
         raise RecordError(f'{file}: its result {min(odd):g} is none: 1, 0, -1 or 1, 0.5, 0 for the side to move was expected')
     if {.5, -1.} <= numbers: raise RecordError(f'{file}: its results are both 0.5 and -1; 1, 0, -1 or 1, 0.5, 0 was expected')
     if 0. not in numbers or .5 in numbers: return words | {c: max(c, 0.) for c in numbers}
     if -1. in numbers or numbers == {0.} and whole: return words | {c: (c + 1)/2 for c in numbers}
-    raise RecordError(f'{file}: its results are 1 and 0 alone, so that 0 may be a draw or a loss; '
+    raise RecordError(f'{file}: its results are {"1 and 0" if 1. in numbers else "0"} alone, so that 0 may be a draw or a loss; '
                       'say TableColumns(results=(1, 0.5, 0)) or (1, 0, -1)')
 
 # %% ../../nbs/data/09_position_tables.ipynb #aaab54f0
@@ -165,7 +170,7 @@ def _batches(stream, file):
     "The record batches of a table in Parquet or Arrow"
     stream.seek(0)
     arrow = stream.read(6).startswith((ARROW_FILE, ARROW_STREAM))
-    stream.seek(0)
+    if put_together(stream, ARROW_FILE if arrow else b'PAR1'): raise ValueError('several such files were put end to end')
     if not arrow: return pq.ParquetFile(stream).iter_batches(1 << 14)
     reader = open_arrow(stream)
     return map(reader.get_batch, range(reader.num_record_batches))
@@ -190,7 +195,7 @@ def _as_json(line):
 def _as_csv(head, line):
     fields = [f.strip('" ') for f in re.split('[,\t]', line)]
     names = re.split('[,\t]', head)
-    return len(names) > 1 and not _sfen_of.search(head) and any(map(_sfen_of.match, fields))
+    return 1 < len(names) <= len(fields) and not head.startswith('#') and not _sfen_of.search(head) and any(map(_sfen_of.match, fields))
 
 # %% ../../nbs/data/09_position_tables.ipynb #0f182af3
 def _arrow_names(first):
@@ -218,6 +223,8 @@ def _start_of(sfen, board):
     "Set `board` to `sfen`: None, or what is wrong with it"
     if not isinstance(sfen, str) or not sfen.strip(): return 'it has no position'
     if sfen.count('/') != 8: return f'its position {sfen[:40]!r} is no SFEN'
+    fields = _bare(sfen).split()
+    if len(fields) > 4: return f'its position goes on with {" ".join(fields[4:])[:20]!r}; an SFEN alone was expected'
     try: board.set_sfen(_bare(sfen))
     except ValueError: return f'its position {sfen[:40]!r} is no SFEN'
     if not playable(board): return f'its position {sfen[:80]} lacks a king, leaves one to be taken or is otherwise impossible'
@@ -274,12 +281,18 @@ def _results(stream, format, layout, columns, file):
     return _meaning(*_codes(stream, format, layout, file), file) if layout[3] is not None else {}
 
 # %% ../../nbs/data/09_position_tables.ipynb #673cc5f3
+def _names(rows, format, file):
+    "The columns of a table: of all lines of JSON together, else of the first row"
+    found = (row for _, row in rows if isinstance(row, dict))
+    names = list(dict.fromkeys(n for row in found for n in row)) if format == 'jsonl' else list(next(found, ()))
+    if names: return names
+    raise RecordError(f'{file}: it has no row that can be read; a column sfen was expected')
+
+# %% ../../nbs/data/09_position_tables.ipynb #dbec7e3c
 def _table_games(stream, format, file, columns):
     "The games of the rows; an error in the place of a row that cannot be used"
     rows, board = TABLE_FORMATS[format], Board()
-    first = next((row for _, row in rows(stream, file) if isinstance(row, dict)), None)
-    if first is None: raise RecordError(f'{file}: it has no row that can be read; a column sfen was expected')
-    layout = _layout(list(first), columns, file)
+    layout = _layout(_names(rows(stream, file), format, file), columns, file)
     meaning = _results(stream, format, layout, columns, file)
     for index, (where, row) in enumerate(rows(stream, file)):
         if isinstance(row, RecordError): yield row

@@ -55,6 +55,7 @@ def text_format(
 ) -> str|None:    # csa, kif, usi, ki2, jkf, or None
     "The text format that `first` is in: by its moves, and where there are none by its headers"
     if b'\0' in first: return None      # no text has it, and three bytes of 64 kB may look like a header
+    if b'\n' not in first: first = first.replace(b'\r', b'\n')      # line ends of the first Macs
     moves, heads = _signs
     for signs, size in ((moves, 4096), (moves, None), (heads, None)):      # moves mostly stand near the beginning
         text = _as_text(first[:size])
