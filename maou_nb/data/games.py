@@ -181,7 +181,7 @@ def _check_lines(text, file, line_of):
 MATE = 30_000.       # What a mate counts for, in centipawns: dlshogi's files have it so
 
 _number = re.compile(r'[-+]?\d+(?:\.\d+)?(?![^\s,])')      # a word of its own
-_csa_eval = re.compile(r'(?:評価値[=＝]?)?\s*(?:([-+]?)\s*mate\s*(-?)|([-+]?\d+))')
+_csa_eval = re.compile(r'(?:評価値[=＝:：]?\s*)?([-+]?)\s*mate\s*(-?)|評価値[=＝:：]?\s*([-+]?\d+)(?![,\d])')
 
 def csa_eval(
     comment:str,    # What follows the stars
@@ -199,7 +199,7 @@ _csa_visits = re.compile(r'(?:v=[-+.\de]+,)?\d{1,9}((?:,\d{4}[A-Z]{2},\d{1,9})+)
 def _searched(comment):
     "(move in CSA, visits) of each move that the comment says was visited"
     found = _csa_visits.match(comment.strip())
-    if not found and comment.startswith('v='):
+    if not found and re.search(r'\d{4}[A-Z]{2},', comment):
         raise RecordError(f"'{comment.strip()[:40]} does not say what a search visited; such as "
                           "'v=0.5,400,7776FU,300,2726FU,99 was expected")
     words = found[1][1:].split(',') if found else ()

@@ -283,10 +283,13 @@ def _results(stream, format, layout, columns, file):
 # %% ../../nbs/data/09_position_tables.ipynb #673cc5f3
 def _names(rows, format, file):
     "The columns of a table: of all lines of JSON together, else of the first row"
-    found = (row for _, row in rows if isinstance(row, dict))
-    names = list(dict.fromkeys(n for row in found for n in row)) if format == 'jsonl' else list(next(found, ()))
-    if names: return names
-    raise RecordError(f'{file}: it has no row that can be read; a column sfen was expected')
+    names, odd = {}, None
+    for _, row in rows:
+        if isinstance(row, dict): names |= dict.fromkeys(row)
+        else: odd = odd or row
+        if names and format != 'jsonl': break
+    if names: return list(names)
+    raise odd or RecordError(f'{file}: it has no row that can be read; a column sfen was expected')
 
 # %% ../../nbs/data/09_position_tables.ipynb #dbec7e3c
 def _table_games(stream, format, file, columns):
