@@ -159,9 +159,9 @@ def _line_of(text, at, first_line):
 
 # %% ../../nbs/data/08_games.ipynb #d590c7d2
 _move = r'[+-]\d{4}[A-Z]{2}'
-_csa_head_line = r"(?:'.*|V\d[^,\n]*|N[+-].*|\$.*|PI[^,\n]*|P[1-9+-][^,\n]*|[+-])?+[ \t\r]*+"
-_csa_played_line = rf"(?:{_move}|'.*|T[\d.]*|%[-+A-Z_0-9]+|\$.*)?+[ \t\r]*+"
-_csa_lines = re.compile(rf'(?:{_csa_head_line}\n)*+(?:{_csa_played_line}\n)*+')
+_csa_head_line = r"(?:'.*|V\d[^,\n]*|N[+-].*|\$.*|PI[^,\n]*|P[1-9+-][^,\n]*|[+-])?[ \t\r]*"
+_csa_played_line = rf"(?:{_move}|'.*|T[\d.]*|%[-+A-Z_0-9]+|\$.*)?[ \t\r]*"
+_csa_lines = re.compile(rf'(?:{_csa_head_line}\n)*(?:{_csa_played_line}\n)*')
 
 def _first_odd(text):
     "Where the first line begins that is none of CSA; None: there is no such line"
@@ -223,7 +223,7 @@ _csa_move_line = re.compile(f'^{_move}', re.M)
 _csa_place = re.compile(r'^(?:P.*|[+-][ \t\r]*$)', re.M)       # of the start
 _csa_row = re.compile(r'^P([1-9])', re.M)
 _csa_usual = re.compile(r'^PI', re.M)
-_csa_entry = re.compile(rf"""^(?:({_move})(?:[ \t\r]*\n(?:T[\d.]*[ \t\r]*\n)?+'\*\*[ \t]*([-+]?\d+)(?![^\s,]))?+
+_csa_entry = re.compile(rf"""^(?:({_move})(?:[ \t\r]*\n(?:T[\d.]*[ \t\r]*\n)?'\*\*[ \t]*([-+]?\d+)(?![^\s,]))?
     | '(?:\*\*[ \t]*(.*) | ((?:v=|\d).*)) | (%[-+A-Z_0-9]+))""", re.M | re.X)     # an eval mostly follows its move
 
 class _Entries:
@@ -426,8 +426,8 @@ _kif_move = re.compile(r'^[ 　]*([0-9]+)[ 　]+([^\x00-\x7f]\S*)', re.M)
 def _numbered(main): return list(_kif_move.finditer(main))
 
 # %% ../../nbs/data/08_games.ipynb #9b4b48ee
-_kif_lines = re.compile(r"""(?:(?:[ 　]*+[0-9]{1,6}+[ 　]++[^\x00-\x7f].* | [#*&].* | 手数[-＝=].* | [^\s：:*|+0-9]{1,20}[：:].* | まで.*
-    | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)?+[ \t\r　]*+\n)*+""", re.X)
+_kif_lines = re.compile(r"""(?:(?:[ 　]*[0-9]{1,6}[ 　]+[^\x00-\x7f].* | [#*&].* | 手数[-＝=].* | [^\s：:*|+0-9]{1,20}[：:].* | まで.*
+    | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)?[ \t\r　]*\n)*""", re.X)
 
 def _check_kif_lines(text, file, first_line):
     "Refuse a line that is none of KIF"
