@@ -127,3 +127,14 @@ def test_old_tables_are_trained_on_as_they_are(tmp_path, ours):
         share = lambda r: r.fixed['counts'] / np.maximum(r.fixed['counts'].sum(1, keepdims=True), 1e-9)
         alone = new.fixed['n'] <= 4
         assert np.allclose(np.sort(share(new)[alone]), np.sort(share(old)[alone]), atol=close)
+
+def test_no_pattern_needs_a_later_python():
+    "Python 3.11 before 3.11.5 matches possessive repeats and atomic groups wrongly"
+    import importlib, pkgutil, re
+    import maou_nb.data as data
+    rooms = [importlib.import_module(f'maou_nb.data.{m.name}') for m in pkgutil.iter_modules(data.__path__)]
+    patterns = [v for room in rooms for v in vars(room).values() if isinstance(v, re.Pattern)]
+    assert len(patterns) > 30
+    for p in patterns:
+        parsed = str(re._parser.parse(p.pattern, p.flags))
+        assert 'POSSESSIVE' not in parsed and 'ATOMIC' not in parsed, p.pattern
