@@ -1,11 +1,15 @@
 "Shards of the sample games, made once a test run"
-import contextlib
+import contextlib, os, sys
 
 import pytest
 
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from buckets import bucket, gcs, s3      # fixtures
 from samples import ONE_FILE
+
+# tests edit a plugin within one second, and bytecode is known by a file's second and size; as in processes they start
+sys.dont_write_bytecode = True
+os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
 
 @pytest.fixture(scope='session')
 def shards(tmp_path_factory):
