@@ -13,6 +13,7 @@ from rsshogi.record import Record
 
 sys.path.insert(0, str(Path(__file__).parent))
 from samples import ONE_FILE
+from test_fuzz import is_played_by_the_rules
 
 from maou_nb.data.board import playable
 from maou_nb.data.games import Game, RecordError, parse_csa, read_text
@@ -386,15 +387,6 @@ def spoil_json(value, rng):
         if how < 0.3: del value[k]
         elif how < 0.5: value[rng.choice(['x', 'to', 'odd', 'kind', 'special', 'data'])] = value[k]
         else: value[k] = rng.choice(ODD)
-
-def is_played_by_the_rules(game):
-    "Whether cshogi calls every move legal"
-    board = cshogi.Board(game.start + ' 1')
-    for usi in game.usi:
-        move = board.move_from_usi(usi)
-        if not board.is_legal(move): return False
-        board.push(move)
-    return True
 
 def read_spoiled(format, n, seed):
     "Read `n` spoiled files; prints how many games there were all the same, and how many were refused"
