@@ -1,5 +1,5 @@
 "More rows of the option table: data, nets, losses, checkpoints and what is taken from them"
-import functools, json, math, shutil
+import collections, functools, json, math, shutil
 from unittest.mock import patch
 
 import numpy as np
@@ -202,6 +202,19 @@ def stage12_compilation(run, few):
     for n in (1, 2):
         (a, none), (b, some) = compiled(run, 'eager', stage=n, compilation=True), compiled(run, 'eager', stage=n, stage12_compilation=True)
         assert none == 0 < some and torch.allclose(weights(a), weights(b), atol=1e-4), n
+def test_all_nets_of_a_kernel_are_compiled(run):
+    "Dynamo compiles 8 graphs of one `forward`; the nets of three stages and of several runs have more"
+    count = collections.Counter()
+    def backend(graph, inputs):
+        def counted(*args): count['compiled'] += 1; return graph.forward(*args)
+        return counted
+    compile, batches = torch.nn.Module.compile, Loop.batches
+    def counting(self, *args, **options):
+        for batch in batches(self, *args, **options): count['asked'] += 1; yield batch
+    with patch.object(torch.nn.Module, 'compile', lambda self: compile(self, backend=backend)), patch.object(Loop, 'batches', counting):
+        for architecture in ('resnet', 'mlp-mixer', 'vit'):
+            run.afresh(stage='all', model_architecture=architecture, compilation=True, stage12_compilation=True)
+            assert count['compiled'] == count['asked'] > 0, architecture
 @pytest.mark.slow
 def test_compilation_for_real(run):
     r, graphs = compiled(run, 'inductor', compilation=True, epoch=2)

@@ -217,10 +217,13 @@ def _take(self:Loop, net):
     self.net = net
     self._check_needs()
     self.call('begin')
-    if s.compile: net.compile()
-    self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+    if s.compile:
+        torch.compiler.reset()      # of one `forward` dynamo compiles 8 graphs, those of earlier nets counted in
+        net.compile()
+    # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
     self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs,
                                     self.cfg.warmup_steps)
+    self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
 
 # %% ../../nbs/train/43_loop.ipynb #5a353a57
 @patch
