@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -160,22 +161,22 @@ def _line_of(text, at, first_line):
 # %% ../../nbs/data/08_games.ipynb #d590c7d2
 _move = r'[+-]\d{4}[A-Z]{2}'
 _csa_head_line = r"(?:'.*|V\d[^,\n]*|N[+-].*|\$.*|PI[^,\n]*|P[1-9+-][^,\n]*|[+-])?[ \t\r]*"
-_csa_played_line = rf"(?:{_move}|'.*|T[\d.]*|%[-+A-Z_0-9]+|\$.*)?[ \t\r]*"
-_csa_lines = re.compile(rf'(?:{_csa_head_line}\n)*(?:{_csa_played_line}\n)*')
+_csa_head_lines = re.compile(rf'(?:{_csa_head_line}\n)*')
+_csa_line = re.compile(rf"""({_move})[ \t\r]*\n(?:T[\d.]*[ \t\r]*\n)?
+    (?:'\*\*[ \t]*([-+]?\d+)(?![^\s,]).*\n)?               # an eval mostly follows its move
+    | '(?:\*\*[ \t]*(.*) | ((?:v=|\d).*) | .*)\n
+    | (%[-+A-Z_0-9]+)[ \t\r]*\n
+    | (?:T[\d.]*|\$.*)?[ \t\r]*\n
+    | (.+)\n                                              # none of CSA
+    """, re.X)
 
-def _first_odd(text):
-    "Where the first line begins that is none of CSA; None: there is no such line"
-    end = _csa_lines.match(f'{text}\n').end()
-    return end if end < len(text) else None
-
-def _check_lines(text, file, line_of):
-    "Refuse a line that is none of CSA; `line_of` tells its number"
-    if (at := _first_odd(text)) is None: return
-    odd = text[at:].partition('\n')[0].strip()[:20]
+def _what_is_odd(line):
+    "What is wrong with `line`, which is none of CSA where it stands"
+    odd = line.strip()[:20]
     if re.fullmatch(_csa_head_line, odd): said = 'stands after moves; a new game, which begins with PI, a board or N+,'
     elif odd[0] in '+-': said = 'is no move: one such as +7776FU'
     else: said = 'is no line of CSA: a header, a move such as +7776FU, a comment or an ending'
-    raise RecordError(f'{file}, line {line_of(at)}: {odd!r} {said} was expected')
+    return f'{odd!r} {said} was expected'
 
 # %% ../../nbs/data/08_games.ipynb #5237257a
 MATE = 30_000.       # What a mate counts for, in centipawns: dlshogi's files have it so
@@ -219,37 +220,41 @@ def _spelled(head):
     return _all_left.sub(f'P{found[1]}{left}' if left else '', head)
 
 # %% ../../nbs/data/08_games.ipynb #67e2581a
-_csa_move_line = re.compile(f'^{_move}', re.M)
 _csa_place = re.compile(r'^(?:P.*|[+-][ \t\r]*$)', re.M)       # of the start
 _csa_row = re.compile(r'^P([1-9])', re.M)
 _csa_usual = re.compile(r'^PI', re.M)
-_csa_entry = re.compile(rf"""^(?:({_move})(?:[ \t\r]*\n(?:T[\d.]*[ \t\r]*\n)?'\*\*[ \t]*([-+]?\d+)(?![^\s,]))?
-    | '(?:\*\*[ \t]*(.*) | ((?:v=|\d).*)) | (%[-+A-Z_0-9]+))""", re.M | re.X)     # an eval mostly follows its move
 
 class _Entries:
     "The moves of a CSA game, with what was said of each, and its ending"
     def __init__(self, text):
-        self.text, moves, evals, self.searches = text, [], [], {}
-        self.moves, self.evals, self.end, self.after = moves, evals, '', False
-        first = _csa_move_line.search(text)
-        self.begin = first.start() if first else len(text)      # of the moves
+        text = self.text = f'{text}\n'
+        moves, evals, end = [], [], ''
+        self.moves, self.evals, self.searches = moves, evals, {}
+        self.after, self.odd = False, ''                        # moves after the ending; a line that is none of CSA
+        self.begin = _csa_head_lines.match(text).end()          # of the moves
         place = _csa_place.findall(text, 0, self.begin)
-        self.head = _spelled('\n'.join([*place, '']))      # the start, as rsshogi wants it
-        for move, eval, comment, search, end in _csa_entry.findall(text):
-            if self.end and (move or end): self.after = True
+        self.head = _spelled('\n'.join([*place, '']))           # the start, as rsshogi wants it
+        for move, eval, comment, search, ending, self.odd in _csa_line.findall(text, self.begin):
+            if self.odd: break
+            if end and (move or ending): self.after = True
             elif move:
                 moves.append(move)
                 evals.append(float(eval) if eval else None)
-            elif end: self.end = end
+            elif ending: end = ending
             elif moves and search: self._search(search)
-            elif moves and evals[-1] is None: evals[-1] = csa_eval(comment)
+            elif comment and moves and evals[-1] is None: evals[-1] = csa_eval(comment)
+        self.end = end
 
     def _search(self, comment):
         if found := _searched(comment): self.searches[len(self.moves) - 1] = found
 
     def place(self, n:int) -> re.Match:
         "The `n`-th of its moves and endings, which is looked for when it is at fault"
-        return [m for m in _csa_entry.finditer(self.text) if m[1] or m[5]][n]
+        return [m for m in _csa_line.finditer(self.text, self.begin) if m[1] or m[5]][n]
+
+    def odd_at(self) -> int:
+        "Where the line begins that is none of CSA"
+        return next(m.start() for m in _csa_line.finditer(self.text, self.begin) if m[6])
 
 # %% ../../nbs/data/08_games.ipynb #90cc0d34
 _mover_loses = '%TORYO', '%TSUMI', '%TIME_UP', '%ILLEGAL_MOVE'
@@ -372,11 +377,12 @@ def parse_csa(
     first_line:int=1,  # Line of the file on which `text` begins
 ) -> Game:             # A `RecordError` naming the line if a move is illegal
     "The game that `text` holds"
-    lines = text if _first_odd(text) is None else one_a_line(text)
+    lines = text
     line_of = lambda at: _line_apart(text, lines, at, first_line)
-    _check_lines(lines, file, line_of)
-    try: entries = _Entries(lines)
+    try:
+        if (entries := _Entries(text)).odd: entries = _Entries(lines := one_a_line(text))
     except RecordError as e: raise RecordError(f'{file}, game starting on line {first_line}: {e}') from None
+    if entries.odd: raise RecordError(f'{file}, line {line_of(entries.odd_at())}: {_what_is_odd(entries.odd)}')
     if entries.after:
         after = entries.place(len(entries.moves) + 1)
         raise RecordError(f'{file}, line {line_of(after.start())}: {after[1] or after[5]} stands after the ending '
@@ -426,16 +432,20 @@ _kif_move = re.compile(r'^[ 　]*([0-9]+)[ 　]+([^\x00-\x7f]\S*)', re.M)
 def _numbered(main): return list(_kif_move.finditer(main))
 
 # %% ../../nbs/data/08_games.ipynb #9b4b48ee
-_kif_lines = re.compile(r"""(?:(?:[ 　]*[0-9]{1,6}[ 　]+[^\x00-\x7f].* | [#*&].* | 手数[-＝=].* | [^\s：:*|+0-9]{1,20}[：:].* | まで.*
-    | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)?[ \t\r　]*\n)*""", re.X)
+_kif_line = re.compile(r"""[ 　]*([0-9]{1,6})[ 　]+[^\x00-\x7f].*\n(?:\*\*評価値[=＝]([-+]?\d+)(?![,\d]).*\n)? | \*(.*)\n | (?:[#&].* | 手数[-＝=].*
+    | [^\s：:*|+0-9]{1,20}[：:].* | まで.* | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)?[ \t\r　]*\n
+    | (.+)\n                                              # none of KIF
+    """, re.X)
 
-def _check_kif_lines(text, file, first_line):
-    "Refuse a line that is none of KIF"
-    at = _kif_lines.match(f'{text}\n').end()
-    if at >= len(text): return
-    odd = text[at:].partition('\n')[0].strip()[:20]
-    raise RecordError(f'{file}, line {_line_of(text, at, first_line)}: {odd!r} is no line of KIF: '
-                      'a header, a numbered move, a board, a comment or how it ended was expected')
+def _kif_entries(text, file, first_line):
+    "What `kif_evals` takes, of all lines of `text`; ('', '', '') of those that are none of its business"
+    text = f'{text}\n'
+    found = _kif_line.findall(text)
+    if any(map(itemgetter(3), found)):
+        odd = next(m for m in _kif_line.finditer(text) if m[4])
+        raise RecordError(f'{file}, line {_line_of(text, odd.start(), first_line)}: {odd[4].strip()[:20]!r} is no line of '
+                          'KIF: a header, a numbered move, a board, a comment or how it ended was expected')
+    return [entry[:3] for entry in found]
 
 # %% ../../nbs/data/08_games.ipynb #a8783fdf
 _from_1 = list(map(str, range(1, 1000)))      # how most games are numbered
@@ -536,7 +546,6 @@ def _board_of(start):
     return re.sub('1([1-8])', lambda n: '十' + '一二三四五六七八'[int(n[1]) - 1], Board(start).to_bod()) + '\n'
 
 # %% ../../nbs/data/08_games.ipynb #6527456e
-_kif_entry = re.compile(r'^(?:[ 　]*([0-9]+)[ 　]+[^\x00-\x7f]|\*(.*))', re.M)
 _kif_eval = re.compile(r'評価値[ 　=＝:：]+([-+]?\d+)(?![,\d])')
 _kif_mate = re.compile(r'詰み[=＝](先|後)手勝ち')
 
@@ -548,13 +557,15 @@ def _kif_value(comment):
 
 # %% ../../nbs/data/08_games.ipynb #cce627c8
 def kif_evals(
-    entries,    # In order: (a move, '') or ('', the comment less its first star)
+    entries,    # In order: (a move, digits of the eval that follows it, '') or ('', '', a comment less its first star)
     n:int,      # How many moves there are
 ) -> list:
     "Centipawns from Black's side, or None, of each of `n` moves"
     evals, ply = [None]*(n + 1), 0
-    for move, comment in entries:
-        if move: ply += 1
+    for move, eval, comment in entries:
+        if move:
+            ply += 1
+            if eval and ply <= n: evals[ply - 1] = float(eval)
         elif '評価値' in comment or '詰み' in comment:
             at = ply - 1 + comment.startswith('#')
             if 0 <= at < n and evals[at] is None: evals[at] = _kif_value(comment)
@@ -576,17 +587,20 @@ def _is_foul(main, lines, at):
     return bool(_kif_foul.search(after)) and not any(l[2][0] in '１２３４５６７８９同' for l in lines[at + 1:])
 
 # %% ../../nbs/data/08_games.ipynb #e1b0a4fc
+_kif_comment = re.compile(r'\n\*.*')
+
 def _kif_record(main, file, first_line):
     "rsshogi's record of the game `main`, and the place of a foul or None; its start is looked at first"
     where, begin = f'{file}, game starting on line {first_line}', _kif_move.search(main).start()
     start = _board_of(kif_start(main[:begin], file, first_line))
-    try: return Record.from_kif_str(start + main[begin:]), None
+    played = lambda end: Record.from_kif_str(start + _kif_comment.sub('', main[begin:end]))     # faster without comments
+    try: return played(len(main)), None
     except ValueError as e:
         bad, lines = _bad_move.search(str(e)), _numbered(main)
         at = int(bad[1]) if bad else len(lines)
         if at >= len(lines): raise RecordError(f'{where}: {" ".join(str(e).split())}; mend or remove this game') from None
         if not _is_foul(main, lines, at): raise _kif_error(main, lines[at], file, first_line) from None
-    return Record.from_kif_str(start + main[begin:lines[at].start()]), at
+    return played(lines[at].start()), at
 
 # %% ../../nbs/data/08_games.ipynb #63c170fb
 _kif_end = {    # rsshogi's words → CSA's
@@ -611,10 +625,9 @@ def parse_kif(
     first_line:int=1,  # Line of the file on which `text` begins
 ) -> Game:             # A `RecordError` naming the line if a move is illegal or no move
     "The main line of the game that `text` holds"
-    _check_kif_lines(text, file, first_line)
-    main = _kif_main(text)
-    entries = _kif_entry.findall(main)
-    numbers = [number for number, _ in entries if number]
+    entries, main = _kif_entries(text, file, first_line), _kif_main(text)
+    if main is not text: entries = _kif_entries(main, file, first_line)
+    numbers = [entry[0] for entry in entries if entry[0]]
     if not numbers:
         raise RecordError(f'{file}, line {first_line}: no KIF game starts here: '
                           'numbered moves such as 1 ７六歩(77) were expected')

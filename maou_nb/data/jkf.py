@@ -272,7 +272,7 @@ def parse_jkf(
     end = _ending(special, black)
     result = csa_result(end, black)
     if len(played) < len(moves): end, result = '%ILLEGAL_MOVE', float(not black)      # who made the foul has lost
-    said = [pair for _, move, _, texts in entries for pair in [('move', '')]*(move is not None) + [('', t) for t in texts]]
+    said = [s for _, move, _, texts in entries for s in [('move', '', '')]*(move is not None) + [('', '', t) for t in texts]]
     return game_of(start, played, kif_evals(said, len(played)), result, end=end, file=file, index=index)
 
 # %% ../../nbs/data/09_jkf.ipynb #c2769f32

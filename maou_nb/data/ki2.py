@@ -118,8 +118,8 @@ class _Read:
             elif not self.lines[-1].may_take(kind, what): raise self._late(number, kind)
             if not begun and kind in ('move', 'end'): self.head = self.head[:number - first_line]
             self.lines[-1].take(number, kind, what)
-            if len(self.lines) == 1 and kind == 'move': self.said.append((kind, ''))
-            if len(self.lines) == 1 and kind == 'comment': self.said.append(('', what))
+            if len(self.lines) == 1 and kind == 'move': self.said.append((kind, '', ''))
+            if len(self.lines) == 1 and kind == 'comment': self.said.append(('', '', what))
 
     @property
     def main(self): return self.lines[0]
