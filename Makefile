@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all export notebooks docs clean
+.PHONY: help setup demo test test-all gpu-check export notebooks docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -27,6 +27,9 @@ test: $(READY) ## run the tests, without the long ones
 test-all: $(READY) ## run all tests
 	@tools/chromium.sh
 	@$(PYTEST) $(ARGS)
+
+gpu-check: $(READY) ## measure and check training on a GPU, in about eight minutes
+	@$(BIN)/python benchmarks/gpu.py --budget 450 $(ARGS)
 
 export: $(READY) ## write maou_nb/ and README.md from the notebooks
 	@$(BIN)/nbdev_export

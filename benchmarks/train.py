@@ -32,14 +32,21 @@ def timed(device, f):
     synchronise(device); began = time.perf_counter(); f(); synchronise(device)
     return time.perf_counter() - began
 
-def pure(loop, batch, steps):
-    "Steps on one batch and nothing else"
+def kept(loop):
+    "A decoded batch in memory of its own"
+    batch = next(loop.batches(loop.train))
+    return replace(batch, room={}, board=batch.board.clone(), hands=batch.hands.clone(),
+                   targets={k: t.clone() for k, t in batch.targets.items()})
+
+def pure(loop, batch, steps, optimizer=None):
+    "Steps on one batch and nothing else, by the loop's optimizer or another one"
     loop.net.train()
+    optimizer = optimizer or loop.optimizer
     for _ in range(steps):
         with loop.accelerator.autocast(): outputs = loop.net(batch.board, batch.hands)
         loop.accelerator.backward(loop.stage.loss(outputs, batch, loop.cfg)['loss'])
         loop.accelerator.clip_grad_norm_(loop.net.parameters(), 1.)
-        loop.optimizer.step(); loop.optimizer.zero_grad()
+        optimizer.step(); optimizer.zero_grad()
 
 def epoch(loop):
     "An epoch of training as the loop does it"
@@ -55,9 +62,7 @@ def measure(cfg, stage, rounds, least=20_000):
     loop, _ = stage_loop(cfg, STAGES[str(stage)], backbone, accelerator, say=lambda text: None)
     rows, steps = loop.train.total_rows, loop.batches_per_epoch
     repeats = math.ceil(least / rows)                 # of a stage with few rows several epochs
-    batch = next(loop.batches(loop.train))
-    batch = replace(batch, room={}, board=batch.board.clone(), hands=batch.hands.clone(),
-                    targets={k: t.clone() for k, t in batch.targets.items()})
+    batch = kept(loop)
     for _ in range(2): pure(loop, batch, 5)
     epoch(loop)
     if loop.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(loop.device)
@@ -82,11 +87,11 @@ def measure(cfg, stage, rounds, least=20_000):
                 loader_wait=round(statistics.median(waits), 4), peak_mb=round(peak / 1e6),
                 flops=flops_per_position(backbone))
 
-def matmul_peak(device, dtype):
-    "Floating-point operations a second of a large matrix product"
-    a, b = (torch.randn(8192, 8192, device=device, dtype=dtype) for _ in range(2))
+def matmul_peak(device, dtype, n=8192):
+    "Floating-point operations a second of a large matrix product, the best of three runs"
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     for _ in range(3): a @ b
-    return 10 * 2*8192**3 / timed(device, lambda: [a @ b for _ in range(10)])
+    return 10 * 2*n**3 / min(timed(device, lambda: [a @ b for _ in range(10)]) for _ in range(3))
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -53,7 +53,7 @@ def test_make_knows_its_targets():
     dry = sh('make', '-n', 'demo', 'test')
     assert dry.returncode == 0, dry.stderr
     assert 'tools/demo.py' in dry.stdout and 'not slow' in dry.stdout
-    for target in ('demo', 'test', 'test-all', 'notebooks', 'export', 'clean'): assert f'make {target} ' in sh('make').stdout
+    for target in ('demo', 'test', 'test-all', 'gpu-check', 'notebooks', 'export', 'clean'): assert f'make {target} ' in sh('make').stdout
 
 def test_pyproject_says_what_the_settings_say():
     "Where nbdev 3 and setuptools want a value in pyproject.toml itself, it is that of settings.ini"

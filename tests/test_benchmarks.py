@@ -1,0 +1,48 @@
+"Benchmarks whose figures are kept: the script that measures a GPU runs, on a CPU too, and its results can be read"
+import json, os, subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+GPU = ROOT/'benchmarks'/'gpu.py'
+KINDS = {'speed', 'resume', 'syncs'}
+
+def run(*words):
+    "`benchmarks/gpu.py` with `words`, on the CPU, compiling nothing, which would take most of the time"
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'TORCH_COMPILE_DISABLE': '1'}
+    return subprocess.run([sys.executable, GPU, '--tiny', *map(str, words)], env=env, capture_output=True, text=True)
+
+def lines_of(*words):
+    "The lines that it prints"
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+def skipped(lines):
+    "Jobs that were not done"
+    return [(line['what'], line['words']) for line in lines if line['kind'] == 'skipped']
+
+def test_gpu_check_runs_and_goes_on(tmp_path):
+    out = tmp_path/'made'/'lines.jsonl'
+    asked = '--only', ','.join(sorted(KINDS))
+    lines = lines_of(*asked, '--budget', 20, '--out', out)
+    assert lines == [json.loads(line) for line in out.read_text().splitlines()]
+    assert lines[0]['kind'] == 'machine' and lines[0]['device'] == 'cpu' and lines[0]['date']
+    assert str(tmp_path.parent) not in str(lines)
+    assert {line['kind'] for line in lines[1:]} - {'skipped'} <= KINDS         # none is an error
+    assert {line.get('what', line['kind']) for line in lines[1:]} == KINDS
+    assert all(line['pure'] > 0 and line['epoch'] > 0 for line in lines if line['kind'] == 'speed')
+    resumed = [line for line in lines if line['kind'] == 'resume']
+    assert resumed and all(line['resumed_equal'] is True and line['run_twice_equal'] for line in resumed)
+    left = lines_of(*asked, '--budget', 0, '--skip-done', out)
+    assert len(left) == 1 + len(skipped(left)) and skipped(left) == skipped(lines)
+
+def test_gpu_check_refuses_what_there_is_not():
+    assert 'no job is called sped: there are speed, ' in run('--only', 'sped').stderr
+    assert 'nowhere.jsonl is no file' in run('--skip-done', 'nowhere.jsonl').stderr
+
+@pytest.mark.parametrize('path', sorted((ROOT/'benchmarks'/'results').glob('*.jsonl')), ids=lambda p: p.stem)
+def test_results_can_be_read(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines and all(isinstance(line['kind'], str) for line in lines)
