@@ -46,3 +46,17 @@ def test_gpu_check_refuses_what_there_is_not():
 def test_results_can_be_read(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines and all(isinstance(line['kind'], str) for line in lines)
+
+def test_readme_shows_what_was_measured():
+    "Its table of rates and shares of the peak is that of the kept lines"
+    lines = [json.loads(line) for line in (ROOT/'benchmarks'/'results'/'gpu-h200.jsonl').read_text().splitlines()]
+    of = lambda kind, **what: [x for x in lines if x['kind'] == kind and what.items() <= x.items()]
+    rows = [line.split('|')[1:-1] for line in (ROOT/'README.md').read_text().splitlines() if line.startswith('  |') and line.endswith(' % |')]
+    assert len(rows) == 3
+    for name, *shown in ([cell.strip() for cell in row] for row in rows):
+        for rate, share, compiled in ((*shown[:2], False), (*shown[2:], True)):
+            x = of('speed', architecture=name.lower(), precision='bf16', compiled=compiled)[0]
+            assert float(rate.replace(',', '')) == pytest.approx(x['epoch'], rel=0.01)
+            assert float(share[:-2])/100 == pytest.approx(x['mfu_epoch'], abs=0.005)
+    for x in of('speed', precision='bf16'): assert x['epoch_of_pure'] >= 0.965 and x['loader_wait'] < 0.01
+    assert all(x['resumed_equal'] for x in of('resume'))
