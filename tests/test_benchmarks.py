@@ -51,7 +51,8 @@ def test_readme_shows_what_was_measured():
     "Its table of rates and shares of the peak is that of the kept lines"
     lines = [json.loads(line) for line in (ROOT/'benchmarks'/'results'/'gpu-h200.jsonl').read_text().splitlines()]
     of = lambda kind, **what: [x for x in lines if x['kind'] == kind and what.items() <= x.items()]
-    rows = [line.split('|')[1:-1] for line in (ROOT/'README.md').read_text().splitlines() if line.startswith('  |') and line.endswith(' % |')]
+    readme = (ROOT/'README.md').read_text().splitlines()
+    rows = [line.split('|')[1:-1] for line in readme if line.startswith('  |') and line.endswith(' % |')]
     assert len(rows) == 3
     for name, *shown in ([cell.strip() for cell in row] for row in rows):
         for rate, share, compiled in ((*shown[:2], False), (*shown[2:], True)):
