@@ -21,7 +21,7 @@ from .moves import moves_meant
 # %% ../../nbs/data/09_ki2.ipynb #ecd88e00
 KI2_PIECES = {**PIECE_WORDS, '成香': '+L', '成桂': '+N', '成銀': '+S'}
 
-KI2_MOVE = re.compile(rf"""(?P<mark>[{"".join(MARKS)}])[ 　]*
+KI2_MOVE = re.compile(rf"""(?P<mark>[{"".join(MARKS)}])(?![ 　]*王手)[ 　]*
     (?P<to>[1-9１-９][一二三四五六七八九1-9１-９])?[ 　]*(?P<same>同)?[ 　]*
     (?P<piece>{"|".join(sorted(KI2_PIECES, reverse=True))})
     (?P<words>[左直右上行入寄引]{{0,2}})(?P<end>打|成|不成|生)?
