@@ -14,7 +14,7 @@ from samples import ONE_FILE
 from writers import KIF, WRITERS, play, starts
 
 from maou_nb.data.games import (
-    ENDINGS, WORDS_OF_ENDINGS, Game, RecordError, Visits, csa_result, game_of, parse_csa, parse_kif, parse_usi, read_text)
+    ENDINGS, WORDS_OF_ENDINGS, RecordError, csa_result, game_of, parse_csa, parse_kif, parse_usi, read_text)
 from maou_nb.data.jkf import parse_jkf
 from maou_nb.data.ki2 import parse_ki2
 from maou_nb.data.records import read_games
@@ -31,13 +31,16 @@ def sentence(parse, text):
 
 # --- words of endings: Black is to move after two moves
 
-WORDS = {'投了': ('%TORYO', 0), '中断': ('%CHUDAN', None), '封じ手': ('%CHUDAN', None), '千日手': ('%SENNICHITE', .5), '持将棋': ('%JISHOGI', .5),
+WORDS = {'投了': ('%TORYO', 0), '中断': ('%CHUDAN', None), '封じ手': ('%CHUDAN', None), '千日手': ('%SENNICHITE', .5),
+         '持将棋': ('%JISHOGI', .5),
          '引き分け': ('%HIKIWAKE', .5), '引分': ('%HIKIWAKE', .5), '詰み': ('%TSUMI', 0), '詰': ('%TSUMI', 0), '不詰': ('%FUZUMI', None),
          '切れ負け': ('%TIME_UP', 0), '時間切れ': ('%TIME_UP', 0), '時間切れ負け': ('%TIME_UP', 0), '時間切れ勝ち': ('%TIME_UP', 1),
          'タイムアップ': ('%TIME_UP', 0), '反則勝ち': ('%ILLEGAL_MOVE', 1), '反則負け': ('%ILLEGAL_MOVE', 0), '入玉勝ち': ('%KACHI', 1),
          '入玉宣言': ('%KACHI', 1), '宣言勝ち': ('%KACHI', 1), '勝ち宣言': ('%KACHI', 1), '不戦勝': ('%FUSEN', 1), '不戦敗': ('%FUSEN', 0),
-         '最大手数': ('%MAX_MOVES', .5), '最大手数により引き分け': ('%MAX_MOVES', .5), '王手千日手': ('%OUTE_SENNICHITE', None), '待った': ('%MATTA', None)}
-SAID_OF = {'後手の勝ち': ('%TORYO', 0), '先手の勝ち': ('', 1), '先手勝ち': ('', 1), '後手勝ち': ('%TORYO', 0), '先手の宣言勝ち': ('%KACHI', 1),
+         '最大手数': ('%MAX_MOVES', .5), '最大手数により引き分け': ('%MAX_MOVES', .5), '王手千日手': ('%OUTE_SENNICHITE', None),
+         '待った': ('%MATTA', None)}
+SAID_OF = {'後手の勝ち': ('%TORYO', 0), '先手の勝ち': ('', 1), '先手勝ち': ('', 1), '後手勝ち': ('%TORYO', 0),
+           '先手の宣言勝ち': ('%KACHI', 1),
            '時間切れにより後手の勝ち': ('%TIME_UP', 0), '先手の時間切れ': ('%TIME_UP', 0), '後手の反則負け': ('%ILLEGAL_MOVE', 1),
            '連続王手の千日手により先手の勝ち': ('%OUTE_SENNICHITE', 1), '▲投了': ('%TORYO', 0)}
 
@@ -48,7 +51,8 @@ def test_kif_and_ki2_share_their_words(words):
     for text in (until, f'まで2手{words}\n', f'{until}\n*a\n'): ways += [parse_kif(KIF2 + text), parse_ki2(KI22 + text)]
     if words in WORDS:
         for text in ('', until, 'まで2手\n'):
-            ways += [parse_kif(f'{KIF2}   3 {words}   ( 0:01/00:00:01)\n{text}'), parse_ki2(f'{KI22}{words}\n{text}'), parse_ki2(f'{KI22[:-1]} ▲{words}\n{text}'),
+            ways += [parse_kif(f'{KIF2}   3 {words}   ( 0:01/00:00:01)\n{text}'),
+                     parse_ki2(f'{KI22}{words}\n{text}'), parse_ki2(f'{KI22[:-1]} ▲{words}\n{text}'),
                      parse_kif(f'{KIF2}   3 {words}\n{text}変化：2手\n   2 ８四歩(83)\n   3 中断\nまで9手で中断\n')]
     assert {told(g) for g in ways} == {expected} and all(len(g) == 2 for g in ways)
 
@@ -65,16 +69,17 @@ def test_words_that_nobody_knows_are_named(words):
     ('まで114手で後手の勝ち', 'counts 114 moves, and the game has 2'), ('まで1手で中断', 'counts 1 moves, and the game has 2'),
     ('まで３手で投了', 'counts 3 moves')])
 def test_the_count_is_held_against_the_moves(words, said):
-    for text in (sentence(parse_kif, f'{KIF2}{words}\n'), sentence(parse_kif, f'{KIF2}   3 投了\n{words}\n'), sentence(parse_ki2, f'{KI22}{words}\n')):
-        assert said in text
+    for text in ('', '   3 投了\n'): assert said in sentence(parse_kif, f'{KIF2}{text}{words}\n')
+    assert said in sentence(parse_ki2, f'{KI22}{words}\n')
 
 @pytest.mark.parametrize('first, second', [('投了', '先手の勝ち'), ('千日手', '後手の勝ち'), ('反則勝ち', '後手の勝ち')])
 def test_two_results_are_one_too_many(first, second):
-    for said in (sentence(parse_kif, f'{KIF2}   3 {first}\nまで2手で{second}\n'), sentence(parse_ki2, f'{KI22}{first}\nまで2手で{second}\n')):
-        assert 'gives two results' in said
+    until = f'{first}\nまで2手で{second}\n'
+    for said in (sentence(parse_kif, f'{KIF2}   3 {until}'), sentence(parse_ki2, KI22 + until)): assert 'gives two results' in said
 
 def test_no_moves_and_an_ending_is_a_game_of_none(tmp_path):
-    for name, text in (('a', 'まで0手で中断\n'), ('b', '手合割：平手\n   1 中断\n'), ('c.ki2', 'まで0手で中断\n'), ('d', 'PI\n+\n%CHUDAN\n')):
+    texts = (('a', 'まで0手で中断\n'), ('b', '手合割：平手\n   1 中断\n'), ('c.ki2', 'まで0手で中断\n'), ('d', 'PI\n+\n%CHUDAN\n'))
+    for name, text in texts:
         (tmp_path/name).write_text(text)
         game, = read_games(tmp_path/name)
         assert (len(game), told(game)) == (0, ('%CHUDAN', None))
@@ -169,7 +174,8 @@ def test_a_missing_move_is_called_so():
 
 def test_a_number_says_what_may_be_wrong():
     assert 'move 4 stands where move 3 was expected; is one missing?' in sentence(parse_kif, f'{KIF2}   4 ８四歩(83)\n')
-    for more in ('   2 ３四歩(33)\n', '   1 ７六歩(77)\n'): assert 'does it stand twice, or does another game' in sentence(parse_kif, KIF2 + more)
+    for more in ('   2 ３四歩(33)\n', '   1 ７六歩(77)\n'):
+        assert 'does it stand twice, or does another game' in sentence(parse_kif, KIF2 + more)
 
 def test_lines_are_quoted_as_they_stand():
     assert "' -3334FU' begins with a blank" in sentence(parse_csa, 'PI\n+\n+7776FU\n -3334FU\n')
@@ -239,6 +245,7 @@ def test_a_game_that_both_lost_is_counted_so(tmp_path):
     from maou_nb.data.packed import BOTH_LOST, write_hcpe3
     from maou_nb.stages.rows import prepare_stage2
     one = parse_csa(ONE_FILE.read_text().split('/\n')[0])
-    write_hcpe3([game_of(one.start, one.moves, one.evals, 0., end=BOTH_LOST), game_of(one.start, one.moves[:-1], one.evals[:-1], 0.)], tmp_path/'a.hcpe3')
+    lost, won = (game_of(one.start, one.moves, one.evals, 0., end=end) for end in (BOTH_LOST, '%TORYO'))
+    write_hcpe3([lost, won], tmp_path/'a.hcpe3')
     found = prepare_stage2(tmp_path/'a.hcpe3', tmp_path/'out').found
     assert found.results == {'White won': 1, 'both lost': 1}

@@ -21,9 +21,9 @@ from .moves import moves_meant
 # %% ../../nbs/data/09_ki2.ipynb #ecd88e00
 KI2_PIECES = {**PIECE_WORDS, '成香': '+L', '成桂': '+N', '成銀': '+S'}
 
-KI2_MOVE = re.compile(rf"""(?P<mark>[{"".join(MARKS)}])(?![ 　]*王手)[ 　]*
+KI2_MOVE = re.compile(rf"""(?P<mark>[{"".join(MARKS)}])[ 　]*
     (?P<to>[1-9１-９][一二三四五六七八九1-9１-９])?[ 　]*(?P<same>同)?[ 　]*
-    (?P<piece>{"|".join(sorted(KI2_PIECES, reverse=True))})
+    (?P<piece>{"|".join(sorted(KI2_PIECES, reverse=True))})(?!手)
     (?P<words>[左直右上行入寄引]{{0,2}})(?P<end>打|成|不成|生)?
     (?:[(（](?P<origin>[1-9]{{2}})[)）])?[ 　\t\r]*""", re.X)
 
@@ -35,7 +35,7 @@ def _square(two):
 
 # %% ../../nbs/data/09_ki2.ipynb #09679277
 _marks = f'[{"".join(MARKS)}]'
-_line = re.compile(rf"""[ 　]*(?P<end>まで.*|{ENDING_IN_WORDS}) | \*(?P<comment>.*)
+_line = re.compile(rf"""[ 　]*(?P<end>まで.*|(?!{_marks}?[ 　]*[1-9１-９同]){ENDING_IN_WORDS}) | \*(?P<comment>.*)
     | (?P<note>[#&].*|手数[-＝=：:].*) | [ 　]*(?P<variation>変化[：:].*)
     | (?P<head>\w[^\s：:*|+]{{0,19}}[：:].* | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)
     | (?P<blank>)""", re.X)
@@ -125,12 +125,13 @@ def _meant(board, move, last):
 
 # %% ../../nbs/data/09_ki2.ipynb #b2ed30bb
 _ILLEGAL = 'is illegal in its position or no move'
+_TELLING = 'a word such as 右, 左, 直, 上, 寄, 引 or 打'
 
 def _why_not(board, move, meant):
     "What is wrong with the match `move`, which means the moves `meant`; '' if nothing is"
     black = board.turn.value == 0
     if (move['mark'] in MARKS[0]) != black: return not_to_move(not black)
-    if len(meant) > 1: return f'may be any of {", ".join(m.to_usi() for m in meant)}: a word such as 右, 左, 直, 上, 寄, 引 or 打 was expected'
+    if len(meant) > 1: return f'may be any of {", ".join(m.to_usi() for m in meant)}: {_TELLING} was expected'
     return '' if meant else _ILLEGAL
 
 # %% ../../nbs/data/09_ki2.ipynb #d754ba5b
