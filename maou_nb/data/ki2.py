@@ -80,8 +80,8 @@ class _Line:
 
     def may_take(self, kind, what):
         "Whether an entry may follow what is there; まで may sum up an ending"
-        if kind == 'end': return 'まで' not in self.end and (not self.end or 'まで' in what)
-        return not (self.end and kind == 'move' or (self.end or self.moves) and kind == 'head')
+        if kind == 'end': return 'まで' not in self.end and (not self.ends or 'まで' in what)
+        return not (self.ends and kind == 'move' or (self.ends or self.moves) and kind == 'head')
 
     def take(self, number, kind, what):
         if kind == 'move': self.moves.append((number, what))
@@ -93,7 +93,7 @@ class _Read:
     def __init__(self, text, file, first_line):
         self.file, self.lines, self.said, self.head = file, [_Line()], [], text.split('\n')
         for number, kind, what in _entries(text, file, first_line):
-            begun = len(self.lines) > 1 or self.main.moves or self.main.end
+            begun = len(self.lines) > 1 or self.main.moves or self.main.ends
             if kind == 'variation' and begun: self.lines.append(self._variation(number, what))
             elif not self.lines[-1].may_take(kind, what): raise self._late(number, kind)
             if not begun and kind in ('move', 'end'): self.head = self.head[:number - first_line]
