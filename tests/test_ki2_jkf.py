@@ -51,6 +51,11 @@ def played(start, plies, rng):
         board.push(moves[-1])
     return moves, board.turn
 
+def mated(start, moves):
+    board = cshogi.Board(start)
+    for m in moves: board.push(m)
+    return board.is_game_over()
+
 # --- the writer
 
 KINDS = {cshogi.PAWN: '歩', cshogi.LANCE: '香', cshogi.KNIGHT: '桂', cshogi.SILVER: '銀', cshogi.GOLD: '金',
@@ -129,6 +134,7 @@ def a_game(rng, plies=40):
     moves, turn = played(start, rng.randint(1, plies), rng)
     head = f'手合割：{word}\n先手：A\n' if word else drawn(start)
     end, result, csa = ended(len(moves), turn, rng)
+    if not csa and mated(start, moves): result, csa = float(turn), '%TSUMI'      # it is seen on the board
     usi = [cshogi.move_to_usi(m) for m in moves]
     return f'{head}{layout(ki2_moves(start, moves, rng), rng)}{end}\n', (' '.join(start.split()[:3]), usi, result, csa)
 
@@ -244,9 +250,9 @@ def test_a_line_that_is_none_is_named(line):
         assert any(isinstance(g, RecordError) and 'a.ki2, line ' in str(g) for g in found), (line, text)
 
 @pytest.mark.parametrize('text, words', [
-    ('▲５八金', 'line 1: move 1 of the game, ▲５八金, may be any of 4i5h, 6i5h'),
+    ('▲５八金', 'line 1: move 1 of the game, ▲５八金, may be any of 4i5h, 6i5h: a word such as 右'),
     ('▲５八金上', 'may be any of'), ('▲５八金寄', 'is illegal in its position or no move'), ('▲同歩', 'is illegal'),
-    ('△３四歩', "is marked as White's, who is not to move"), ('▲７六歩▲３四歩', "is marked as Black's, who is not to move"),
+    ('△３四歩', "is White's, who is not to move"), ('▲７六歩▲３四歩', "is Black's, who is not to move"),
     ('▲７六歩△３四歩▲２二角不成成', "'成' is no move of KI2"), ('▲７六歩打', 'is illegal'), ('▲７六歩(67)', 'is illegal'),
     ('手合割：三歩\n▲７六歩', 'handicap not known: 三歩'), ('手合割：その他\n▲７六歩', 'handicap not known'),
     ('▲７六歩\nまで7手で中断', 'the ending counts 7 moves, and the game has 1'),
@@ -311,6 +317,7 @@ def jkf_of(rng, full, plies=40):
     initial = {'initial': {'preset': SHORT[word]} if word else jkf_board(start)} if word != '平手' or full else {}
     usi = [cshogi.move_to_usi(m) for m in moves]
     expected = ' '.join(start.split()[:3]), usi, result, f'%{special}' if special else ''
+    if not special and mated(start, moves): expected = *expected[:2], lost, '%TSUMI'
     return {'header': {'先手': 'A'}, **initial, 'moves': entries}, expected
 
 @pytest.mark.parametrize('full', [False, True])

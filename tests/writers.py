@@ -58,6 +58,7 @@ def play(rng, start, most=30, ends=tuple(ENDS)):
         evals.append(rng.choice([None, rng.randint(-3000, 3000)]))
         board.apply_usi(move)
     end = rng.choice(ends)
+    if not end and not board.legal_moves(): end = '%TSUMI'      # which readers see on the board
     return Told(start, moves, evals, end, ENDS[end][board.turn.value], words)
 
 def starts(rng, n):

@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from rsshogi.core import Board, Square
 
 from .board import HAND_KINDS
-from .games import (
-    CSA_KINDS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals)
+from maou_nb.data.games import (
+    CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals,
+    or_mate)
 from .moves import moves_meant
 
 # %% ../../nbs/data/09_jkf.ipynb #3e1693ef
@@ -185,8 +186,7 @@ def _meant(board, move, last, where):
     return _candidates(board, move, to, _kind(board, move, _square(move, 'from', where), where), where)
 
 # %% ../../nbs/data/09_jkf.ipynb #66452ef7
-_word = re.compile('[-+]?[A-Z][A-Z_0-9]*')
-_special = _Value(lambda w: isinstance(w, str) and _word.fullmatch(w), "one of CSA's words such as TORYO")
+_special = _Value(lambda w: isinstance(w, str) and f'%{w}' in (*ENDINGS, '%ILLEGAL_ACTION'), "one of CSA's words such as TORYO")
 
 def _ending(
     special:str|None,
@@ -260,7 +260,7 @@ def parse_jkf(
     file:str='',     # For messages and `Game.file`
     index:int=0,     # Its place in the file
 ) -> Game:           # A `RecordError` naming the place if something is wrong
-    "The main line of a game; no result without an ending, with CHUDAN, or with a word that CSA does not have"
+    "The main line of a game; no result without an ending or with CHUDAN"
     where = f'{file}, game {index + 1}'
     entries = list(_entries(_only(jkf, 'header initial moves', where), where))
     moves = [(at, move) for at, move, _, _ in entries if move is not None]
@@ -270,7 +270,7 @@ def parse_jkf(
     played = _play(moves, board, 'ILLEGAL' in (special or ''))
     black = board.turn.value == 0
     end = _ending(special, black)
-    result = csa_result(end, black)
+    end, result = or_mate(end, csa_result(end, black), board)
     if len(played) < len(moves): end, result = '%ILLEGAL_MOVE', float(not black)      # who made the foul has lost
     said = [s for _, move, _, texts in entries for s in [('move', '', '')]*(move is not None) + [('', '', t) for t in texts]]
     return game_of(start, played, kif_evals(said, len(played)), result, end=end, file=file, index=index)

@@ -23,7 +23,7 @@ from rsshogi.core import Board, Move
 
 from .board import playable
 from .files import ARROW_FILE, ARROW_STREAM, open_arrow, put_together, seekable
-from .games import MATE, Game, RecordError, first_ply, game_of
+from .games import MATE, Game, RecordError, centipawns, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def _centipawns(value):
     mate = _mate.match(value) if isinstance(value, str) else None
     if mate: return -MATE if '-' in mate.groups() else MATE
     number = _number(value)
-    if number is None or abs(number) < 1e6: return number
-    if not math.isinf(number): raise ValueError
-    return math.copysign(MATE, number)
+    if number is None: return None
+    if 1e6 <= abs(number) < math.inf: raise ValueError
+    return centipawns(number)
 
 # %% ../../nbs/data/09_position_tables.ipynb #a1d95865
 _words = {'win': 1., 'won': 1., 'w': 1., 'draw': .5, 'drawn': .5, 'd': .5, 'loss': 0., 'lose': 0., 'lost': 0., 'l': 0.}

@@ -36,6 +36,7 @@ from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
+from .packed import BOTH_LOST
 from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
                                     says_something, tally_table, tally_to_arrow)
@@ -477,7 +478,7 @@ class Found:
     "What records held"
     files: dict = field(default_factory=dict)     # Format → files; an archive counts as what is in it
     ends: dict = field(default_factory=dict)      # CSA's word → games; '' where nothing is said
-    results: dict = field(default_factory=dict)   # Black won, draw, White won, not known → games
+    results: dict = field(default_factory=dict)   # Black won, draw, White won, both lost, not known → games
     pieces: int = 0                               # Games that are mere pieces: whose game it was is unknown
 
 # %% ../../nbs/data/15_prepare.ipynb #8c9fab60
@@ -492,8 +493,9 @@ def _what_was_found(parts, reports):
     "The `Found` of the games in the tables at `parts`"
     about, files = pa.concat_tables(map(_about, parts)), Counter()
     for r in reports: files.update(r['formats'])
-    results = {_results.get(r, r): n for r, n in _counted(about['result']).items()}
-    return Found(dict(files.most_common()), _counted(about['end']), results,
+    results, ends = {_results.get(r, r): n for r, n in _counted(about['result']).items()}, _counted(about['end'])
+    if lost := ends.get(BOTH_LOST): results |= {'White won': results['White won'] - lost, 'both lost': lost}
+    return Found(dict(files.most_common()), ends, {result: n for result, n in results.items() if n},
                  int((~about['whole'].to_numpy(zero_copy_only=False)).sum()))
 
 # %% ../../nbs/data/15_prepare.ipynb #e671076e

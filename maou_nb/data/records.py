@@ -22,7 +22,7 @@ from fastcore.basics import patch
 
 from .columns import NO_PLY
 from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
-from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
+from .games import ENCODINGS, TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
 from .ki2 import read_ki2
 from .packed import known_otherwise, packed_format, read_packed
@@ -31,12 +31,12 @@ from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, t
 # %% ../../nbs/data/10_records.ipynb #509c08db
 _sfen = r'(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] '
 _moves = {     # what nothing else has
-    'csa': r'[+-]\d{4}[A-Z]{2}', 'kif': r'[ 　]*[0-9]+[ 　]+[１-９同投中千持反切入詰不]',
+    'csa': r'[+-]\d{4}[A-Z]{2}', 'kif': rf'[ 　]*[0-9]+[ 　]+(?:[１-９同]|{"|".join(WORDS_OF_ENDINGS)})',
     'usi': r'(?:position |sfen |startpos|' + _sfen + r')', 'ki2': r'[ 　]*[▲△☗☖▼▽][ 　]*[1-9１-９同]',
     'jkf': r'\A\s*(?:\[\s*)?\{[\s\S]*?"moves"\s*:\s*\['}
 _heads = {     # what files begin with
     'csa': r"V[23](?:\.|[ \t\r]*$)|PI|P1|N[+-]|%[A-Z]|'CSA|[+-][ \t\r]*$",
-    'kif': r'手合割|手数-|先手[：:]|後手[：:]|上手[：:]|下手[：:]|開始日時|# ?KIF|# ---- Kifu'}
+    'kif': r'手合割|手数-|先手[：:]|後手[：:]|上手[：:]|下手[：:]|開始日時|まで[0-9]|# ?KIF|# ---- Kifu'}
 _signs = [{f: re.compile(f'^(?:{sign})', re.M) for f, sign in signs.items()} for signs in (_moves, _heads)]
 
 # %% ../../nbs/data/10_records.ipynb #e2a8354e
