@@ -16,7 +16,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from html import escape
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
@@ -44,6 +43,7 @@ from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_t
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files)
 from .shards import EVAL_SCALE, GAMES_TABLE, share_of_pieces, write_manifest, write_shard
+from ..show.tables import join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
 def once(
@@ -569,7 +569,7 @@ def __repr__(self:Prepared):
 def _repr_html_(self:Prepared):
     number = lambda n: '' if n is None else f'{n:,}'
     cells = [(what, kind, number(n), number(p)) for what, kind, n, p in self.lines()]
-    return f'<p>{escape(self.sentence())}</p>' + (count_table(_heads, cells) if cells else '')
+    return join_html([tag('p', self.sentence()), count_table(_heads, cells) if cells else ''])
 
 # %% ../../nbs/data/15_prepare.ipynb #caf068bd
 def _rules_table(columns):

@@ -112,7 +112,7 @@ def result_rows(
 def _curves(s:StageResult) -> Html:
     "The figure of a stage"
     fig = stage_figure(s.history, s.threshold, **drawing_of(s.stage), held=s.judged_on)
-    return tag('div', Html(picture(fig, s.sentence())))
+    return tag('div', picture(fig, s.sentence()))
 
 # %% ../../nbs/front/62_learn.ipynb #f13b24ce
 @patch

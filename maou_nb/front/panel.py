@@ -241,7 +241,7 @@ def _said_html(problems, where, other):
     n = len(problems)
     if not n: return tag('span', 'nothing stands in the way', style=f'color:{GOOD}')
     count = tag('b', f'{n} problem{"s" * (n > 1)}', style=f'color:{BAD}')
-    return join_html([join_html([count, ': ', ', '.join(where)]), *other], '<br>')
+    return join_html([join_html([count, ': ', ', '.join(where)]), *other], tag('br'))
 
 # %% ../../nbs/front/66_panel.ipynb #fdf377f1
 @patch

@@ -29,7 +29,7 @@ from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
 from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
-from ..show.tables import Html, html_table, join_html, tag
+from ..show.tables import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.runner import used_by
@@ -234,7 +234,7 @@ def tell(self:Monitor) -> str:
         state, says = 'starting', 'the process is starting'
     folder = tag('small', f'run folder: {self.run.path}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
-    self.status.value = join_html([_state_html(state, says), folder], '<br>')
+    self.status.value = join_html([_state_html(state, says), folder], tag('br'))
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
     self.resume_button.disabled = state not in ('stopped', 'failed')
@@ -436,7 +436,7 @@ def _repr_html_(self:Comparison):
     if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
     reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
     curves = picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
-    return join_html([*options, *reached, Html(curves)])
+    return join_html([*options, *reached, curves])
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
 def compare(
