@@ -31,7 +31,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
-                                local_file, make_writable)
+                                local_file, make_writable, path_inside, read_json)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -54,7 +54,7 @@ def once(
     path = as_path(path)
     note = path.with_name(path.name + '.json')
     if note.exists() and path.exists():
-        report = json.loads(note.read_text())
+        report = read_json(note)
         if report.pop('sha256') == file_sha256(path): return report | {'again': True}
     report = make(str(path))
     with atomic_file(note, 'w') as f: json.dump(report | {'sha256': file_sha256(path)}, f)
@@ -439,7 +439,7 @@ def _merge_task(task):
         with atomic_file(path, 'w') as f: json.dump(entry, f)
         return {'entry': entry}
     entry = once(task['path'], make)['entry']
-    shard = as_path(task['shard']).with_name(entry['name'])
+    shard = path_inside(as_path(task['shard']).parent, entry['name'], task['path'])
     if shard.exists() and file_sha256(shard) == entry['sha256']: return entry
     as_path(task['path']).unlink()      # the shard was lost or spoiled since
     return once(task['path'], make)['entry']

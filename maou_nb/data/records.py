@@ -20,7 +20,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .columns import NO_PLY
-from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
+from .files import ARROW_FILE, ARROW_STREAM, as_path, files_below, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
 from .ki2 import read_ki2
@@ -117,9 +117,8 @@ def passed_over(
     found = Counter()
     for folder in map(as_path, listed(paths)):
         if not folder.is_dir(): continue
-        hidden = lambda p: '/.' in str(p).removeprefix(str(folder))
-        other = lambda p: not p.name.lower().endswith(_of_records) and not hidden(p) and p.is_file()
-        found.update(p.suffix or 'none' for p in folder.rglob('*') if other(p))
+        other = lambda p: not p.name.lower().endswith(_of_records) and p.is_file()
+        found.update(p.suffix or 'none' for p in files_below(folder) if other(p))
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/10_records.ipynb #c0547884

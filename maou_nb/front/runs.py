@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from ..data.files import FileError
+from ..data.files import FileError, open_append
 from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
@@ -121,7 +121,7 @@ def start_run(
     if (other := run.at_work()):
         raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
-    with open(run.log_file, 'a', encoding='utf-8') as log: return _spawn(cfg, log)
+    with open_append(run.log_file) as log: return _spawn(cfg, log)
 
 # %% ../../nbs/front/64_runs.ipynb #da29279f
 def _lives(worker):
