@@ -43,7 +43,7 @@ from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_t
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files)
 from .shards import EVAL_SCALE, GAMES_TABLE, share_of_pieces, write_manifest, write_shard
-from ..show.tables import join_html, tag
+from .html import join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
 def once(

@@ -26,7 +26,7 @@ from .jkf import read_jkf
 from .ki2 import read_ki2
 from .packed import known_otherwise, packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
-from ..show.tables import Html, html_table, join_html, tag
+from .html import Html, html_table, join_html, tag
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
 _sfen = r'(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] '

@@ -31,7 +31,7 @@ from ..judge.watch import LivePlot
 from ..judge.watch import Watched
 from ..model.backbones import backbone_of
 from ..show.plots import in_notebook, picture, stage_figure
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (

@@ -18,7 +18,7 @@ from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
 from ..data.options import OptionError
 from .options import option_of, try_config, valid_part
-from ..show.tables import html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import section_of, stages_of
 from ..train.options import (
     about, choices_of, config_class, default_text, help_of,

@@ -29,7 +29,7 @@ from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
 from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
-from ..show.tables import html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.runner import used_by

@@ -22,7 +22,7 @@ from ..data.plugins import missing_plugins, warn_of_plugins
 from ..model.backbones import backbone_of
 from ..model.heads import Net
 from ..show.boards import Position, read_position
-from ..show.tables import join_html
+from ..data.html import join_html
 from ..stages.stage import STAGES, Stage, stage_of_heads
 from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
 from ..train.options import LearnConfig, config_class, saved_config

@@ -26,7 +26,7 @@ from .ask import as_net, evaluating, options_of, stage_of_net
 from .inspect import source_columns
 from ..model.heads import Net
 from ..show.plots import COLORS, picture
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import Html, html_table, join_html, tag
 from ..stages.policy_value import BINS
 from ..stages.stage import Stage
 from ..train.loop import best_device

@@ -31,7 +31,7 @@ from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, doubt_of_ga
 from ..data.sources import StreamingFileSource
 from ..show.boards import Gallery, board_svg
 from ..show.plots import picture
-from ..show.tables import html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, stage_of
 
 # %% ../../nbs/judge/50_inspect.ipynb #12214278

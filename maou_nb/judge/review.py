@@ -24,7 +24,7 @@ from .ask import as_net, evaluating
 from .evaluate import rows_to_judge
 from ..model.heads import Net
 from ..show.boards import LETTERS, Gallery, letters_of
-from ..show.tables import tag
+from ..data.html import tag
 from ..stages.stage import STAGES, Stage, stage_of
 from ..train.checkpoints import CheckpointError
 from ..train.loop import best_device

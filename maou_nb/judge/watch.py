@@ -20,7 +20,7 @@ from .ask import answers_of
 from ..show.boards import board_figure, read_position, show_position
 from ..data.splits import held_name
 from ..show.plots import Pace, Screen
-from ..show.tables import join_html, tag
+from ..data.html import join_html, tag
 from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
 from ..train.callbacks import Steps
 from ..train.folder import RunFolder, add_line, cut_lines, read_lines

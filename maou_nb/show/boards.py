@@ -24,7 +24,7 @@ from rsshogi.core import Board, PositionState
 from ..data.board import (
     HAND_KINDS, KINDS, SFEN_HAND_ORDER, playable, side_to_move_view, to_sfen, view_of)
 from ..data.labels import LABEL_CLASS, LABEL_SQUARE, STEPS
-from .tables import Html, join_html, tag
+from ..data.html import Html, join_html, tag
 
 # %% ../../nbs/show/03_boards.ipynb #29dcf1b2
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from .tables import Html, tag
+from ..data.html import Html, tag
 
 # %% ../../nbs/show/04_plots.ipynb #8323407b
 COLORS = ('#c2410c', '#2a7ab0', '#4d7c0f')

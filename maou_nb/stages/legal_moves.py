@@ -18,7 +18,7 @@ from ..model.losses import asymmetric_loss, bce_loss, register_loss
 from ..model.metrics import UNIT, SumMetric, fixed, ratio
 from ..show.boards import (
     OWN_HAND, Arrow, Position, board_svg, move_text, origin_of, show_position, white_moves)
-from ..show.tables import Html, join_html, tag
+from ..data.html import Html, join_html, tag
 from .reachable import rate_hint
 from .rows import LEGAL_MOVES, reachable_squares
 from .stage import (

@@ -21,7 +21,7 @@ from ..model.losses import (
     register_loss, value_loss, value_target)
 from ..model.metrics import UNIT, SumMetric, fixed, ratio
 from ..show.boards import board_svg, move_text, show_position
-from ..show.tables import Html, join_html, tag
+from ..data.html import Html, join_html, tag
 from .legal_moves import (
     asked_moves, by_square, move_arrow, moves_heat, side_to_move)
 from .rows import POLICY_VALUE

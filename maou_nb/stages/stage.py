@@ -29,7 +29,7 @@ from ..model.heads import HEADS
 from ..model.losses import LOSSES
 from ..model.metrics import SumMetric, ratio
 from ..show.boards import board_svg, show_position, turned
-from ..show.tables import Html, html_table, tag
+from ..data.html import Html, html_table, tag
 
 # %% ../../nbs/stages/31_stage.ipynb #1c4c989a
 @dataclass(frozen=True)

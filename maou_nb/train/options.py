@@ -22,7 +22,7 @@ from ..model.backbones import (SECTIONS, BackboneOptions, MixerOptions, ResNetOp
 from ..stages.legal_moves import Stage2Options
 from ..stages.policy_value import Stage3Options
 from ..stages.reachable import Stage1Options, Stage12Options
-from ..show.tables import markdown_table, tag
+from ..data.html import markdown_table, tag
 from ..stages.stage import ROLES, STAGES, ChoiceOptions, section_of, stages_of
 from .callbacks import LogOptions
 from .folder import FolderOptions
