@@ -39,11 +39,11 @@ def test_rooms_import_from_the_left(room):
     for there, name, line in imports(ROOMS[room]):
         if there in places and room in places: assert places[there] < places[room], f'{room}, line {line}, imports {there}'
 
-def test_the_ground_floor_knows_boards_and_labels_alone():
+def test_the_ground_floor_knows_boards_labels_and_html_alone():
     for room, path in ROOMS.items():
         if room.startswith('show.'):
             elsewhere = {m for m, *_ in imports(path) if m and not m.startswith('show')}
-            assert elsewhere <= {'data.board', 'data.labels'}, room
+            assert elsewhere <= {'data.board', 'data.html', 'data.labels'}, room
 
 @pytest.mark.parametrize('room', ROOMS)
 def test_private_names_stay_at_home(room):
@@ -143,7 +143,7 @@ def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
 
 def test_a_picture_of_a_board_needs_little():
     rooms, heavy = loaded('from maou_nb import show_position\nshow_position("startpos")')
-    assert rooms == ['data.board', 'data.labels', 'show.boards'] and 'torch' not in heavy
+    assert rooms == ['data.board', 'data.html', 'data.labels', 'show.boards'] and 'torch' not in heavy
 
 def test_the_package_itself_is_light():
     assert loaded('import maou_nb') == [[], []]

@@ -27,7 +27,7 @@ from xxhash import xxh3_64_intdigest
 
 from .board import KINDS, playable
 from .columns import FOLDS
-from .files import FileError
+from .files import FileError, limits
 
 # %% ../../nbs/data/08_games.ipynb #82f72ba6
 @cache
@@ -912,7 +912,13 @@ def _usi_begins(line, piece):
     return not (line.startswith(before + b' ') and _a_move.fullmatch(before.rpartition(b' ')[2]))
 
 # %% ../../nbs/data/08_games.ipynb #72683df5
-def _blocks(stream, size=1 << 20):
+def _check_fits(piece, file):
+    "Refuse what is too long for a game, before it fills the memory"
+    if len(piece) > (most := limits().text):
+        raise RecordError(f'{file}: {piece[:20]!r} begins a game or a line of more than {most:,.0f} bytes, where a game '
+                          'record was expected; set MAOU_NB_LIMITS="text=…" higher if it is one')
+
+def _blocks(stream, size=1 << 20, file=''):
     "Pieces of `stream` of whole lines; a line that is longer than the `size` in bytes stays in one"
     rest, first, old = b'', True, False
     while data := stream.read(max(size, len(rest))):
@@ -921,13 +927,14 @@ def _blocks(stream, size=1 << 20):
         lines, end, new = data.rpartition(b'\n')
         if end: yield rest + lines + end
         rest = new if end else rest + data
+        _check_fits(rest, file)
     if rest: yield rest
 
 # %% ../../nbs/data/08_games.ipynb #a8745dfe
-def _cut(stream, head, begins):
+def _cut(stream, head, begins, file=''):
     "(first line, bytes) of each piece: cut before lines that match `head` and `begins(line, piece so far)`"
     piece, first, number = b'', 1, 1
-    for block in _blocks(stream):
+    for block in _blocks(stream, file=file):
         piece, start, at = piece + block, 0, len(piece)
         for found in head.finditer(piece, at):
             new = begins(found[0], piece[start:found.start()])
@@ -939,6 +946,7 @@ def _cut(stream, head, begins):
             first = number + (new is None)
         number += piece.count(b'\n', at)
         piece = piece[start:]
+        _check_fits(piece, file)
     if piece: yield first, piece
 
 # %% ../../nbs/data/08_games.ipynb #98c4abc2
@@ -954,7 +962,7 @@ def read_text(
     "The games of a text file, one by one"
     parse, head, begins = TEXT_FORMATS[format]
     blank = b'\xef\xbb\xbf \t\r\n'
-    pieces = ((first, data) for first, data in _cut(stream, head, begins) if data.strip(blank))
+    pieces = ((first, data) for first, data in _cut(stream, head, begins, file) if data.strip(blank))
     for index, (first, data) in enumerate(pieces):
         try: yield parse(decode(data, f'{file}, line {first},'), file, index, first)
         except RecordError as e: yield e

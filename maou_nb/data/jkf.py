@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from rsshogi.core import Board, Square
 
 from .board import HAND_KINDS
+from .files import read_whole
 from maou_nb.data.games import (
     CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals,
     or_mate)
@@ -308,8 +309,8 @@ def read_jkf(
     file:str,                     # For messages and `Game.file`
 ) -> Iterator[Game|RecordError]:  # The error in place of a game that cannot be read, for the caller
     "The games of a JKF file, one by one"
-    try: text = decode(stream.read(), f'{file},')
-    except RecordError as e: return (yield e)
+    try: text = decode(read_whole(stream, file), f'{file},')
+    except ValueError as e: return (yield RecordError(str(e)))
     for index, value in enumerate(_values(text, file)):
         try: yield value if isinstance(value, RecordError) else parse_jkf(value, file, index)
         except RecordError as e: yield e

@@ -157,7 +157,7 @@ def _find_file(name):
 # %% ../../nbs/data/02_plugins.ipynb #eebb9e0a
 def _sum_of(path, homes):
     "SHA-256 of the plugin at `path`, with the files of the modules `homes`"
-    files = {*path.parent.rglob('*.py')} if path.name == '__init__.py' else {path}
+    files = {f for f in path.parent.rglob('*.py') if f.is_file()} if path.name == '__init__.py' else {path}
     files |= {f for f in map(_file_of, homes) if f is not None and f.exists()}
     sums = [hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted({f.resolve() for f in files})]
     return sums[0] if len(sums) == 1 else hashlib.sha256(' '.join(sums).encode()).hexdigest()

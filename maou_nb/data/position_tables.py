@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 
 import pyarrow as pa
 import pyarrow.ipc as ipc
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from rsshogi.core import Board, Move
 
 from .board import playable
-from .files import ARROW_FILE, ARROW_STREAM, open_arrow, put_together, seekable
+from .files import ARROW_FILE, ARROW_STREAM, limits, open_arrow, put_together, seekable
 from .games import MATE, Game, RecordError, centipawns, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
@@ -129,10 +129,24 @@ def _object(line):
     except (ValueError, RecursionError): row = None
     return row if isinstance(row, dict) else None
 
+class _Lines:
+    "The lines of `text`; those of one row are no longer than `Limits.text`"
+    def __init__(self, text, file): self.text, self.file, self.most, self.row = text, file, int(limits().text), 0
+    def __iter__(self): return self
+
+    def __next__(self):
+        if not (line := self.text.readline(self.most + 1)): raise StopIteration
+        self.row += len(line)
+        if self.row <= self.most: return line
+        raise RecordError(f'{self.file}: {line[:20]!r} is of a row of more than {self.most:,} bytes; '
+                          'set MAOU_NB_LIMITS="text=…" higher if it is one')
+
 def _json_rows(stream, file):
     "(where, row) of each line of JSON"
     with _text(stream) as text:
-        for number, line in enumerate(text, 1):
+        lines = _Lines(text, file)
+        for number, line in enumerate(lines, 1):
+            lines.row = 0
             if not line.strip(): continue
             where, row = f'{file}, line {number:,}', _object(line)
             yield where, RecordError(f'{where}: {line.strip()[:20]!r} is no JSON object, one of which a line '
@@ -150,13 +164,15 @@ def _each(rows):
 def _csv_rows(stream, file):
     "(where, row) of each row under the first, which names the columns; commas or tabs part them"
     with _text(stream) as text:
-        first = text.readline()
+        lines = _Lines(text, file)
+        first = next(lines, '')
         part = dict(delimiter='\t' if '\t' in first else ',', strict=True)
-        names, rows = next(csv.reader([first], **part)), csv.reader(text, **part)
+        names, rows = next(csv.reader([first], **part), []), csv.reader(lines, **part)
         if len(set(names)) < len(names):
             yield file, RecordError(f'{file}: two of its columns have one name in {first.strip()[:80]!r}; rename one')
             return
         for row in _each(rows):
+            lines.row = 0
             where = f'{file}, line {rows.line_num + 1:,}'
             if isinstance(row, csv.Error):
                 yield where, RecordError(f'{where}: it is no row of CSV ({row}); mend or remove it')
@@ -171,15 +187,28 @@ def _batches(stream, file):
     stream.seek(0)
     arrow = stream.read(6).startswith((ARROW_FILE, ARROW_STREAM))
     if put_together(stream, ARROW_FILE if arrow else b'PAR1'): raise ValueError('several such files were put end to end')
-    if not arrow: return pq.ParquetFile(stream).iter_batches(1 << 14)
+    if not arrow: return _check_declared(pq.ParquetFile(stream), stream, file).iter_batches(1 << 14)
     reader = open_arrow(stream)
     return map(reader.get_batch, range(reader.num_record_batches))
+
+def _check_declared(table, stream, file):
+    "`table`, unless far more would come out of it than its size explains"
+    about, size = table.metadata, stream.seek(0, io.SEEK_END)
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    if sum(g.total_byte_size for g in groups) > limits().most(size):
+        raise ValueError(f'more than {limits().ratio:g} bytes come out for each that is packed in it; '
+                         'if you trust it, set MAOU_NB_LIMITS="ratio=…" higher')
+    return table
+
+def _slices(batch, rows=1 << 14):
+    "`batch` in parts, as rows of Python take much more memory"
+    yield from (batch.slice(i, rows) for i in range(0, len(batch), rows))
 
 def _arrow_rows(stream, file):
     "(where, row) of each row; one error if it is damaged"
     numbers = count(1)
     try:
-        for batch in _batches(stream, file):
+        for batch in chain.from_iterable(map(_slices, _batches(stream, file))):
             for row in batch.to_pylist(): yield f'{file}, row {next(numbers):,}', row
     except (pa.ArrowException, OSError, ValueError, MemoryError) as e:
         said = ' '.join(str(e).split())
@@ -270,6 +299,7 @@ def _codes(stream, format, layout, file):
         code, _ = _value(_code, value, 'result')
         if code is None: continue
         seen.add(code)
+        if len(seen) > 100: break      # whatever they are, they are no results
         whole &= _whole(value)
     return seen, whole
 
@@ -285,7 +315,7 @@ def _names(rows, format, file):
     "The columns of a table: of all lines of JSON together, else of the first row"
     names, odd = {}, None
     for _, row in rows:
-        if isinstance(row, dict): names |= dict.fromkeys(row)
+        if isinstance(row, dict) and len(names) < 10_000: names |= dict.fromkeys(row)
         else: odd = odd or row
         if names and format != 'jsonl': break
     if names: return list(names)

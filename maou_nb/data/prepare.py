@@ -16,7 +16,6 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from html import escape
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
-                                local_file, make_writable)
+                                local_file, make_writable, path_inside, read_json)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -45,6 +44,7 @@ from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_t
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files)
 from .shards import EVAL_SCALE, GAMES_TABLE, share_of_pieces, write_manifest, write_shard
+from .html import join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
 def once(
@@ -55,7 +55,7 @@ def once(
     path = as_path(path)
     note = path.with_name(path.name + '.json')
     if note.exists() and path.exists():
-        report = json.loads(note.read_text())
+        report = read_json(note)
         if report.pop('sha256') == file_sha256(path): return report | {'again': True}
     report = make(str(path))
     with atomic_file(note, 'w') as f: json.dump(report | {'sha256': file_sha256(path)}, f)
@@ -440,7 +440,7 @@ def _merge_task(task):
         with atomic_file(path, 'w') as f: json.dump(entry, f)
         return {'entry': entry}
     entry = once(task['path'], make)['entry']
-    shard = as_path(task['shard']).with_name(entry['name'])
+    shard = path_inside(as_path(task['shard']).parent, entry['name'], task['path'])
     if shard.exists() and file_sha256(shard) == entry['sha256']: return entry
     as_path(task['path']).unlink()      # the shard was lost or spoiled since
     return once(task['path'], make)['entry']
@@ -571,7 +571,7 @@ def __repr__(self:Prepared):
 def _repr_html_(self:Prepared):
     number = lambda n: '' if n is None else f'{n:,}'
     cells = [(what, kind, number(n), number(p)) for what, kind, n, p in self.lines()]
-    return f'<p>{escape(self.sentence())}</p>' + (count_table(_heads, cells) if cells else '')
+    return join_html([tag('p', self.sentence()), count_table(_heads, cells) if cells else ''])
 
 # %% ../../nbs/data/15_prepare.ipynb #caf068bd
 def _rules_table(columns):

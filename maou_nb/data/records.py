@@ -11,7 +11,6 @@ __all__ = ['RECORD_SUFFIXES', 'TABLE_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES'
 import re
 import warnings
 from collections import Counter
-from html import escape
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,12 +20,13 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .columns import NO_PLY
-from .files import ARROW_FILE, ARROW_STREAM, as_path, find_files, listed, open_files
+from .files import ARROW_FILE, ARROW_STREAM, as_path, files_below, find_files, listed, open_files
 from .games import ENCODINGS, TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
 from .ki2 import read_ki2
 from .packed import known_otherwise, packed_format, read_packed
 from .position_tables import TABLE_FORMATS, TableColumns, read_position_table, table_format
+from .html import Html, html_table, join_html, tag
 
 # %% ../../nbs/data/10_records.ipynb #509c08db
 _sfen = r'(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] '
@@ -117,9 +117,8 @@ def passed_over(
     found = Counter()
     for folder in map(as_path, listed(paths)):
         if not folder.is_dir(): continue
-        hidden = lambda p: '/.' in str(p).removeprefix(str(folder))
-        other = lambda p: not p.name.lower().endswith(_of_records) and not hidden(p) and p.is_file()
-        found.update(p.suffix or 'none' for p in folder.rglob('*') if other(p))
+        other = lambda p: not p.name.lower().endswith(_of_records) and p.is_file()
+        found.update(p.suffix or 'none' for p in files_below(folder) if other(p))
     return dict(sorted(found.items()))
 
 # %% ../../nbs/data/10_records.ipynb #c0547884
@@ -281,13 +280,9 @@ def _filter_checks(f):
 def count_table(
     heads:tuple,
     rows:Iterable[tuple],   # Texts, of which only the last two are numbers
-) -> str:                   # HTML; words of files are no part of it
+) -> Html:
     "A table of counts"
-    def cells(kind, row):
-        sides = ['left']*(len(row) - 2) + ['right']*2
-        return ''.join(f'<{kind} style="text-align:{s}">{escape(str(c))}</{kind}>' for s, c in zip(sides, row))
-    body = ''.join(f'<tr>{cells("td", row)}</tr>' for row in rows)
-    return f'<table><thead><tr>{cells("th", heads)}</tr></thead><tbody>{body}</tbody></table>'
+    return html_table(rows, heads, right=2)
 
 # %% ../../nbs/data/10_records.ipynb #71cb01ea
 @dataclass
@@ -323,8 +318,7 @@ def __repr__(self:FilterCounts):
 def _repr_html_(self:FilterCounts):
     "A table with a row a condition"
     rows = [(what, f'{g:,}', f'{p:,}') for what, g, p in self.rows()]
-    said = ''.join(f'<p>{escape(s)}</p>' for s in self.unjudged)
-    return count_table(('', 'games', 'positions'), rows) + said
+    return join_html([count_table(('', 'games', 'positions'), rows), *(tag('p', s) for s in self.unjudged)])
 
 # %% ../../nbs/data/10_records.ipynb #89c88c2b
 def _game_conditions(filters, table):

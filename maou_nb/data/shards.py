@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
-from .files import (FileError, as_path, atomic_file, find_files, is_remote, listed,
-                                local_file)
+from .files import (FileError, OutsideError, as_path, atomic_file, find_files, is_remote, listed,
+                                local_file, path_inside, read_json)
 from .labels import LABEL_COUNT, LABEL_SCHEME
 
 # %% ../../nbs/data/12_shards.ipynb #a22b50b2
@@ -130,13 +130,15 @@ def read_manifest(
 ) -> dict|None:        # None if there is none; a `ShardError` if it cannot be read
     "The manifest in `folder`"
     path = as_path(folder)/MANIFEST
-    try: manifest = json.loads(path.read_text(encoding='utf-8'))
+    try: manifest = read_json(path)
     except FileNotFoundError: return None
-    except ValueError as e:
-        raise ShardError(f'{path} is not readable JSON ({e}): prepare these shards again') from None
+    except FileError as e: raise ShardError(f'{e}, or prepare these shards again') from None
     if not _lists_shards(manifest):
         raise ShardError(f'{path} lists no shards: '
                          'prepare them again, or remove this file if it is not of maou_nb')
+    try:
+        for e in manifest['shards']: path_inside(folder, e['name'], path)
+    except OutsideError as e: raise ShardError(str(e)) from None
     return manifest
 
 # %% ../../nbs/data/12_shards.ipynb #d9fcd296

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ValidationError
 
 from .. import __version__
-from ..data.files import FileError, as_path, is_remote
+from ..data.files import FileError, as_path, check_plain, is_remote
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -31,11 +31,11 @@ from ..judge.watch import LivePlot
 from ..judge.watch import Watched
 from ..model.backbones import backbone_of
 from ..show.plots import in_notebook, picture, stage_figure
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
-    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors)
+    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors, named_checkpoint)
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
@@ -86,7 +86,7 @@ def checkpoint(self:LearnResult,
         raise FileError(f'{self.run_dir} holds no epoch that was judged yet: '
                         'resume_from="latest" goes on with the run')
     stage = self.stages()[-1].stage if stage is None else stage
-    return Path(self.run_dir)/self[stage].checkpoints[which]
+    return named_checkpoint(Path(self.run_dir), self[stage].checkpoints[which], 'the result')
 
 # %% ../../nbs/front/62_learn.ipynb #8068d355
 def _figure_row(s, name):
@@ -112,7 +112,7 @@ def result_rows(
 def _curves(s:StageResult) -> Html:
     "The figure of a stage"
     fig = stage_figure(s.history, s.threshold, **drawing_of(s.stage), held=s.judged_on)
-    return tag('div', Html(picture(fig, s.sentence())))
+    return tag('div', picture(fig, s.sentence()))
 
 # %% ../../nbs/front/62_learn.ipynb #f13b24ce
 @patch
@@ -267,6 +267,7 @@ def read_result(
     if not run.result_file.exists():
         raise FileError(f'{run.path} holds a run of which no stage is finished: '
                         'resume_from="latest" goes on with it')
+    check_plain(run.result_file)
     try: found = LearnResult.model_validate_json(run.result_file.read_text(encoding='utf-8'))
     except ValidationError: raise FileError(f'{run.result_file} is damaged: copy it again') from None
     return found.model_copy(update={'run_dir': str(run.path)})

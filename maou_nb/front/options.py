@@ -493,7 +493,7 @@ def _wanted_parts(cfg):
     of |= {p.name: getattr(cfg, f'resume_{p.name}_head_from', None)
            for s in stages_of(cfg) for p in s.parts}
     return [n for n, path in of.items()
-            if path and not path.endswith(PICKLES) and as_path(path).exists()]
+            if path and not path.endswith(PICKLES) and not any(_checkpoint_problems(n, path))]
 
 # %% ../../nbs/front/60_options.ipynb #fe582701
 def _parts_made(cfg):

@@ -18,7 +18,7 @@ from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
 from ..data.options import OptionError
 from .options import option_of, try_config, valid_part
-from ..show.tables import html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import section_of, stages_of
 from ..train.options import (
     about, choices_of, config_class, default_text, help_of,
@@ -241,7 +241,7 @@ def _said_html(problems, where, other):
     n = len(problems)
     if not n: return tag('span', 'nothing stands in the way', style=f'color:{GOOD}')
     count = tag('b', f'{n} problem{"s" * (n > 1)}', style=f'color:{BAD}')
-    return join_html([join_html([count, ': ', ', '.join(where)]), *other], '<br>')
+    return join_html([join_html([count, ': ', ', '.join(where)]), *other], tag('br'))
 
 # %% ../../nbs/front/66_panel.ipynb #fdf377f1
 @patch

@@ -23,7 +23,7 @@ from ..data.machine import size_text
 from ..data.options import OptionError
 from .options import try_config
 from ..model.backbones import backbone_of, flops_per_position
-from ..show.tables import html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import stages_of
 from ..train.checkpoints import CheckpointError
 from ..train.folder import folder_of

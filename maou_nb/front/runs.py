@@ -22,14 +22,14 @@ from fastcore.basics import patch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from ..data.files import FileError
+from ..data.files import FileError, open_append
 from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
 from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.runner import used_by
@@ -121,7 +121,7 @@ def start_run(
     if (other := run.at_work()):
         raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
-    with open(run.log_file, 'a', encoding='utf-8') as log: return _spawn(cfg, log)
+    with open_append(run.log_file) as log: return _spawn(cfg, log)
 
 # %% ../../nbs/front/64_runs.ipynb #da29279f
 def _lives(worker):
@@ -234,7 +234,7 @@ def tell(self:Monitor) -> str:
         state, says = 'starting', 'the process is starting'
     folder = tag('small', f'run folder: {self.run.path}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
-    self.status.value = join_html([_state_html(state, says), folder], '<br>')
+    self.status.value = join_html([_state_html(state, says), folder], tag('br'))
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
     self.resume_button.disabled = state not in ('stopped', 'failed')
@@ -436,7 +436,7 @@ def _repr_html_(self:Comparison):
     if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
     reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
     curves = picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
-    return join_html([*options, *reached, Html(curves)])
+    return join_html([*options, *reached, curves])
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
 def compare(

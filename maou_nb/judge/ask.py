@@ -22,7 +22,7 @@ from ..data.plugins import missing_plugins, warn_of_plugins
 from ..model.backbones import backbone_of
 from ..model.heads import Net
 from ..show.boards import Position, read_position
-from ..show.tables import Html, join_html
+from ..data.html import join_html
 from ..stages.stage import STAGES, Stage, stage_of_heads
 from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
 from ..train.options import LearnConfig, config_class, saved_config
@@ -145,7 +145,7 @@ def as_net(
 class Predictions(list):
     "Predictions of several positions"
     def __repr__(self): return '\n'.join(map(repr, self))
-    def _repr_html_(self): return join_html(Html(p._repr_html_()) for p in self)
+    def _repr_html_(self): return join_html(p._repr_html_() for p in self)
 
 # %% ../../nbs/judge/51_ask.ipynb #bd62d9f4
 def _state(sfen, rules):

@@ -26,7 +26,7 @@ from .ask import as_net, evaluating, options_of, stage_of_net
 from .inspect import source_columns
 from ..model.heads import Net
 from ..show.plots import COLORS, picture
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import Html, html_table, join_html, tag
 from ..stages.policy_value import BINS
 from ..stages.stage import Stage
 from ..train.loop import best_device
@@ -182,7 +182,7 @@ def _tables_html(self:Evaluation):
     "Its figure, and the table by ply behind a click"
     fig = evaluation_figure(self)
     if fig is None: return ''
-    drawn = Html(picture(fig, self._alt()))
+    drawn = picture(fig, self._alt())
     if self.by_ply is None: return join_html([drawn, tag('p', 'These rows know no ply.')])
     return join_html([drawn, tag('details', tag('summary', 'by ply'), Html(self.by_ply._repr_html_()))])
 

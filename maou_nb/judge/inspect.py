@@ -31,7 +31,7 @@ from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, doubt_of_ga
 from ..data.sources import StreamingFileSource
 from ..show.boards import Gallery, board_svg
 from ..show.plots import picture
-from ..show.tables import Html, html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, stage_of
 
 # %% ../../nbs/judge/50_inspect.ipynb #12214278
@@ -276,7 +276,7 @@ def _bars(counts):
     high = max(counts.max(), 1)
     bars = [tag('rect', x=3*i, y=f'{28 - 28*c/high:.1f}', width=2, height=f'{28*c/high:.1f}', fill='#2a7ab0')
             for i, c in enumerate(counts)]
-    return tag('svg', *bars, width=300, height=28, role='img', **{'aria-label': 'rows by fold'})
+    return tag('svg', *bars, width=300, height=28, role='img', aria_label='rows by fold')
 
 # %% ../../nbs/judge/50_inspect.ipynb #432c4131
 @patch
@@ -298,12 +298,12 @@ def _filters_html(self:ShardInfo):
 @patch
 def _repr_html_(self:ShardInfo):
     facts = self.facts()
-    if self.folds is not None: facts['folds'] = join_html([facts['folds'], _bars(self.folds)], '<br>')
+    if self.folds is not None: facts['folds'] = join_html([facts['folds'], _bars(self.folds)], tag('br'))
     more = {}
     if len(self.shards) > 1: more['its files'] = self._files_html()
     if self.filters: more['what filters removed'] = self._filters_html()
     folded = [tag('details', tag('summary', title), html) for title, html in more.items()]
-    boards = Html(self.boards._repr_html_())
+    boards = self.boards._repr_html_()
     return join_html([tag('p', tag('b', self.name)), html_table(facts.items()), *folded, boards])
 
 # %% ../../nbs/judge/50_inspect.ipynb #c0b94edb
@@ -605,7 +605,7 @@ def plot(self:SplitAudit):   # A matplotlib `Figure`; a `ValueError` where plies
 def _repr_html_(self:SplitAudit):
     table = html_table(self._lines(), ('', 'training', 'validation', 'both'), right=True)
     drawn = self.by_ply is not None and len(self.by_ply)
-    plot = Html(picture(self.plot(), self.verdict)) if drawn else ''
+    plot = picture(self.plot(), self.verdict) if drawn else ''
     return join_html([tag('p', tag('b', self.verdict)), table, plot])
 
 # %% ../../nbs/judge/50_inspect.ipynb #aecf7f90
@@ -741,4 +741,4 @@ def plot(self:ShuffleMeter):   # A matplotlib `Figure`
 @patch
 def _repr_html_(self:ShuffleMeter):
     table = html_table(self._lines(), ('', 'this order', 'perfect shuffle', ''), right=True)
-    return join_html([tag('p', tag('b', self.verdict)), table, Html(picture(self.plot(), self.verdict))])
+    return join_html([tag('p', tag('b', self.verdict)), table, picture(self.plot(), self.verdict)])

@@ -24,7 +24,7 @@ from .ask import as_net, evaluating
 from .evaluate import rows_to_judge
 from ..model.heads import Net
 from ..show.boards import LETTERS, Gallery, letters_of
-from ..show.tables import Html, tag
+from ..data.html import tag
 from ..stages.stage import STAGES, Stage, stage_of
 from ..train.checkpoints import CheckpointError
 from ..train.loop import best_device
@@ -154,8 +154,8 @@ def _line(self:Review, number):
 def show(self:Review, number:int, letters:str='japanese') -> str:
     "Row `number` as HTML: its board, and what is wrong"
     svg, words = self.taught.mistakes(*self.row(number), letters)
-    line = tag('div', self._line(number), Html('<br>'), Html(words), style='font-size:12px')
-    return tag('div', Html(svg), line, style='max-width:350px')
+    line = tag('div', self._line(number), tag('br'), words, style='font-size:12px')
+    return tag('div', svg, line, style='max-width:350px')
 
 # %% ../../nbs/judge/54_review.ipynb #40d3f64c
 def show_results(

@@ -20,7 +20,7 @@ from .ask import answers_of
 from ..show.boards import board_figure, read_position, show_position
 from ..data.splits import held_name
 from ..show.plots import Pace, Screen
-from ..show.tables import Html, join_html, tag
+from ..data.html import join_html, tag
 from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
 from ..train.callbacks import Steps
 from ..train.folder import RunFolder, add_line, cut_lines, read_lines
@@ -126,7 +126,7 @@ def _frame(row):
     "The board of a line"
     caption = f"epoch {row['epoch']}"
     board = show_position(row['sfen'], _tint(row), row['moves'], value=row['value'], caption=caption).svgs[0]
-    return tag('div', Html(board), style='flex:none', title=row['says'])
+    return tag('div', board, style='flex:none', title=row['says'])
 
 # %% ../../nbs/judge/53_watch.ipynb #3eb8bdab
 class FilmStrip:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from html import escape
+from html import unescape
 from math import hypot
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from rsshogi.core import Board, PositionState
 from ..data.board import (
     HAND_KINDS, KINDS, SFEN_HAND_ORDER, playable, side_to_move_view, to_sfen, view_of)
 from ..data.labels import LABEL_CLASS, LABEL_SQUARE, STEPS
+from ..data.html import Html, join_html, tag
 
 # %% ../../nbs/show/03_boards.ipynb #29dcf1b2
 @dataclass(frozen=True, eq=False)
@@ -64,12 +65,12 @@ def sfen(self:Position) -> str:
 # %% ../../nbs/show/03_boards.ipynb #52f06cd6
 class Gallery:
     "Pictures of boards in a row, wrapped where the page is narrow"
-    def __init__(self, *svgs:str): self.svgs = svgs
+    def __init__(self, *svgs:Html): self.svgs = svgs
     def __repr__(self): return f'{len(self.svgs)} boards'
 
     def _repr_html_(self):
         style = 'display:flex;flex-wrap:wrap;gap:8px'
-        return f'<div style="{style}">{"".join(self.svgs)}</div>'
+        return tag('div', *self.svgs, style=style)
 
 # %% ../../nbs/show/03_boards.ipynb #a4d228e0
 LETTERS = {   # of the 14 kinds, by piece code - 1
@@ -106,25 +107,29 @@ def _middle(square): return tuple(v + _SIDE//2 for v in _corner(square))
 def _piece_svg(code, square, letters):
     "One piece, upside down if it is the opponent's, red if promoted"
     kind, (x, y) = (code - 1) % 14, _middle(square)
-    turn = f' transform="rotate(180 {x} {y})"' if code > 14 else ''
-    red = ' fill="#b5121b"' if kind > 7 else ''
-    small = ' font-size="16"' if len(letters[kind]) > 1 else ''
-    look = f'{turn}{red}{small} dominant-baseline="central"'
-    return f'<text x="{x}" y="{y}"{look}>{letters[kind]}</text>'
+    turn = f'rotate(180 {x} {y})' if code > 14 else ''
+    red, small = '#b5121b'*(kind > 7), '16'*(len(letters[kind]) > 1)
+    return tag('text', letters[kind], x=x, y=y, transform=turn, fill=red, font_size=small,
+               dominant_baseline='central')
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #17dfadef
 def _tint(square, color, opacity):
     "A square filled with `color`"
     x, y = _corner(square)
-    size = f'width="{_SIDE}" height="{_SIDE}"'
-    return f'<rect x="{x}" y="{y}" {size} fill="{color}" fill-opacity="{opacity:.2f}"/>'
+    return tag('rect', x=x, y=y, width=_SIDE, height=_SIDE, fill=color, fill_opacity=f'{opacity:.2f}')
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #39b3c3a8
 def _frame(square, color):
     "A frame just within a square"
     x, y = _corner(square)
-    place = f'x="{x + 2}" y="{y + 2}" width="{_SIDE - 4}" height="{_SIDE - 4}"'
-    return f'<rect {place} fill="none" stroke="{color}" stroke-width="2.5"/>'
+    return tag('rect', x=x + 2, y=y + 2, width=_SIDE - 4, height=_SIDE - 4, fill='none',
+               stroke=color, stroke_width=2.5)
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #a3c21765
 OWN_HAND, OTHER_HAND = 81, 82     # where the arrow of a drop begins
@@ -141,11 +146,13 @@ class Arrow(NamedTuple):
     color: str = '#0b6b3a'
 
 # %% ../../nbs/show/03_boards.ipynb #05a1b141
+_rim = dict(stroke='#fff', stroke_width=2.5, paint_order='stroke')
+
 def _label_svg(text, x, y, color):
     "Small text with a white rim, so that it can be read on anything"
-    rim = 'stroke="#fff" stroke-width="2.5" paint-order="stroke"'
-    look = f'font-size="9" font-weight="bold" fill="{color}" {rim}'
-    return f'<text x="{x}" y="{y}" {look}>{escape(text)}</text>'
+    return tag('text', text, x=x, y=y, font_size=9, font_weight='bold', fill=color, **_rim)
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #139df524
 def _arrow_svg(arrow):
@@ -157,48 +164,52 @@ def _arrow_svg(arrow):
     bx, by = u - dx*head, v - dy*head       # where shaft and head meet
     wx, wy = dy*head/1.6, dx*head/1.6       # from there to the corners of the head
     points = f'{u:.1f},{v:.1f} {bx - wx:.1f},{by + wy:.1f} {bx + wx:.1f},{by - wy:.1f}'
-    opacity = 0.45 + 0.5*arrow.share
-    look = f'fill="{arrow.color}" stroke="{arrow.color}" opacity="{opacity:.2f}"'
-    shaft = f'<path d="M{x} {y}L{bx:.1f} {by:.1f}" stroke-width="{w:.1f}"/>'
-    tip = f'<polygon points="{points}" stroke="none"/>'
+    shaft = tag('path', d=f'M{x} {y}L{bx:.1f} {by:.1f}', stroke_width=f'{w:.1f}')
+    tip = tag('polygon', points=points, stroke='none')
+    look = dict(fill=arrow.color, stroke=arrow.color, opacity=f'{0.45 + 0.5*arrow.share:.2f}')
     text = _label_svg(arrow.text, u, v + 12, arrow.color) if arrow.text else ''
-    return f'<g class="arrow"><g {look}>{shaft}{tip}</g>{text}</g>'
+    return tag('g', tag('g', shaft, tip, **look), text, class_='arrow')
 
 # %% ../../nbs/show/03_boards.ipynb #db086f75
 def _sign_svg(sign, xy, moves):
     "The sign of a side at its hand, on a disc if it is to move"
     x, y = xy
-    disc = f'<circle class="to-move" cx="{x}" cy="{y}" r="10" fill="#ffd34d"/>' if moves else ''
-    look = 'font-size="14" fill="#111" dominant-baseline="central"'
-    return f'{disc}<text x="{x}" y="{y}" {look}>{sign}</text>'
+    disc = tag('circle', class_='to-move', cx=x, cy=y, r=10, fill='#ffd34d') if moves else ''
+    return join_html([disc, tag('text', sign, x=x, y=y, font_size=14, fill='#111', dominant_baseline='central')])
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #9f6c8f6a
 def _value_svg(value, y):
     "A bar that the nearer side fills from the left as far as its win rate goes"
     side, share = 9*_SIDE, min(max(float(value), 0), 1)
-    place = f'<rect x="{_LEFT}" y="{y}"'
-    empty = f'{place} width="{side}" height="12" fill="#fff" stroke="#4a3a1c" stroke-width=".8"/>'
-    full = f'{place} width="{side*share:.1f}" height="12" fill="#333"/>'
-    look = 'font-size="10" fill="#111" stroke="#fff" stroke-width="2.5" paint-order="stroke"'
-    text = f'☗ {share:.0%} · {1 - share:.0%} ☖'
-    says = f'<text x="{_LEFT + side//2}" y="{y + 9.5}" {look}>{text}</text>'
-    return f'<g class="value">{empty}{full}{says}</g>'
+    place = dict(x=_LEFT, y=y)
+    empty = tag('rect', **place, width=side, height=12, fill='#fff', stroke='#4a3a1c', stroke_width='.8')
+    full = tag('rect', **place, width=f'{side*share:.1f}', height=12, fill='#333')
+    says = tag('text', f'☗ {share:.0%} · {1 - share:.0%} ☖', x=_LEFT + side//2, y=y + 9.5,
+               font_size=10, fill='#111', **_rim)
+    return tag('g', empty, full, says, class_='value')
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #8382f315
 def _grid_svg():
     "The lines of the board"
     side, ends = 9*_SIDE, range(0, 10*_SIDE, _SIDE)
-    lines = [f'<path d="M{_LEFT} {_TOP + i}h{side}M{_LEFT + i} {_TOP}v{side}"/>' for i in ends]
-    return f'<g stroke="#4a3a1c" stroke-width=".8" fill="none">{"".join(lines)}</g>'
+    lines = [tag('path', d=f'M{_LEFT} {_TOP + i}h{side}M{_LEFT + i} {_TOP}v{side}') for i in ends]
+    return tag('g', *lines, stroke='#4a3a1c', stroke_width='.8', fill='none')
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #6d3f9be5
 def _numbers_svg(letters):
     "Files above the board, ranks at its right"
     right = _LEFT + 9*_SIDE + 11
-    files = [f'<text x="{_middle(i)[0]}" y="{_TOP - 8}">{i + 1}</text>' for i in range(9)]
-    ranks = [f'<text x="{right}" y="{_middle(9*i)[1] + 4}">{r}</text>'
-             for i, r in enumerate(_RANKS[letters])]
-    return f'<g font-size="10" fill="#555">{"".join(files + ranks)}</g>'
+    files = [tag('text', i + 1, x=_middle(i)[0], y=_TOP - 8) for i in range(9)]
+    ranks = [tag('text', r, x=right, y=_middle(9*i)[1] + 4) for i, r in enumerate(_RANKS[letters])]
+    return tag('g', *files, *ranks, font_size=10, fill='#555')
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #fc3fb0a6
 def _hands_svg(hands, letters):
@@ -206,9 +217,11 @@ def _hands_svg(hands, letters):
     (x, _), (u, _) = _hand_xy[OWN_HAND], _hand_xy[OTHER_HAND]
     own, other = _held(hands[:7], letters), _held(hands[7:], letters)
     style = 'writing-mode:vertical-rl;text-orientation:upright'
-    return (f'<g font-size="13" fill="#111" style="{style}">'
-            f'<text x="{x + 6}" y="{_TOP + 9*_SIDE - 18}" text-anchor="end">{own}</text>'
-            f'<text x="{u - 2}" y="{_TOP + 18}" text-anchor="start">{other}</text></g>')
+    own = tag('text', own, x=x + 6, y=_TOP + 9*_SIDE - 18, text_anchor='end')
+    other = tag('text', other, x=u - 2, y=_TOP + 18, text_anchor='start')
+    return tag('g', own, other, font_size=13, fill='#111', style=style)
+
+
 
 # %% ../../nbs/show/03_boards.ipynb #cdc398c0
 _FONTS = 'Noto Sans CJK JP, Hiragino Sans, Yu Gothic, IPAGothic, sans-serif'
@@ -225,11 +238,11 @@ def board_svg(
     letters:str='japanese', # Or western
     other_moves:bool=False, # Whether the farther side is to move
     frames:dict={},         # Colour → squares that are framed with it
-) -> str:                   # SVG
+) -> Html:                  # SVG
     "The board with hands beside it, nearer side below; the sign of the side to move lies on a disc"
     names, side = letters_of(letters), 9*_SIDE
     hands = np.zeros(14, np.uint8) if hands is None else hands
-    sfen, says = sfen or to_sfen(board, hands), escape(caption)
+    sfen = sfen or to_sfen(board, hands)
     tints = [_tint(i, '#e0a500', 0.45) for i in last]
     if heat is not None:
         tints += [_tint(i, '#2a7ab0', h*0.75) for i, h in enumerate(heat) if h > 0.01]
@@ -237,21 +250,18 @@ def board_svg(
     bar = '' if value is None else _value_svg(value, _TOP + side + 8)
     w, h = _LEFT*2 + side, _TOP + side + 8 + 18*bool(bar) + 18*bool(caption)
     parts = [
-        f'<title>{sfen}{": " * bool(says)}{says}</title>',
-        f'<rect width="{w}" height="{h}" fill="#fff"/>',
-        f'<rect x="{_LEFT}" y="{_TOP}" width="{side}" height="{side}" fill="#f8e9c6"/>',
+        tag('title', join_html(filter(None, [sfen, caption]), ': ')),
+        tag('rect', width=w, height=h, fill='#fff'),
+        tag('rect', x=_LEFT, y=_TOP, width=side, height=side, fill='#f8e9c6'),
         *tints, _grid_svg(), *(_frame(s, color) for color, of in frames.items() for s in of),
-        f'<g font-size="20" fill="#111">{"".join(pieces)}</g>',
+        tag('g', *pieces, font_size=20, fill='#111'),
         _numbers_svg(letters), _hands_svg(hands, names),
         _sign_svg('☗', _hand_xy[OWN_HAND], not other_moves),
         _sign_svg('☖', _hand_xy[OTHER_HAND], other_moves),
         *map(_arrow_svg, sorted(arrows, key=lambda a: a.share)), bar]
-    if caption:
-        look = 'font-size="12" fill="#333"'
-        parts.append(f'<text x="{_LEFT + side//2}" y="{h - 6}" {look}>{says}</text>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" '
-            f'width="{w}" height="{h}" role="img" aria-label="{sfen}" '
-            f'text-anchor="middle" font-family="{_FONTS}">{"".join(parts)}</svg>')
+    if caption: parts.append(tag('text', caption, x=_LEFT + side//2, y=h - 6, font_size=12, fill='#333'))
+    return tag('svg', *parts, xmlns='http://www.w3.org/2000/svg', viewBox=f'0 0 {w} {h}', width=w, height=h,
+               role='img', aria_label=sfen, text_anchor='middle', font_family=_FONTS)
 
 # %% ../../nbs/show/03_boards.ipynb #3458af0e
 @patch
@@ -471,7 +481,7 @@ def sfen_of(
     "The SFEN that a picture's text alternative says"
     found = re.search(r'aria-label="([^"]*)"', svg)
     if not found: raise ValueError('this picture has no text alternative: one made by show_position was expected')
-    return found[1]
+    return unescape(found[1])
 
 # %% ../../nbs/show/03_boards.ipynb #295b71f7
 def _center(square):

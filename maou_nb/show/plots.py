@@ -11,7 +11,6 @@ import io
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
-from html import escape
 from itertools import cycle
 from math import ceil
 
@@ -19,6 +18,8 @@ from IPython import get_ipython
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from ..data.html import Html, tag
 
 # %% ../../nbs/show/04_plots.ipynb #8323407b
 COLORS = ('#c2410c', '#2a7ab0', '#4d7c0f')
@@ -192,13 +193,13 @@ def in_notebook() -> bool:
 def picture(
     fig:Figure,
     alt:str,      # What it shows, in words
-) -> str:         # An <img>
+) -> Html:        # An <img>
     "`fig` as a PNG in HTML"
     data, (width, height) = io.BytesIO(), fig.get_size_inches()*fig.dpi
     fig.savefig(data, format='png', pil_kwargs={'compress_level': 1})
     png = base64.b64encode(data.getvalue()).decode()
-    size = f'width="{width:.0f}" height="{height:.0f}" style="max-width:100%;height:auto"'
-    return f'<img alt="{escape(alt)}" {size} src="data:image/png;base64,{png}">'
+    return tag('img', alt=alt, width=f'{width:.0f}', height=f'{height:.0f}', style='max-width:100%;height:auto',
+               src=f'data:image/png;base64,{png}')
 
 # %% ../../nbs/show/04_plots.ipynb #3593d644
 GUESS = 0.2     # seconds that a picture takes, as long as none was drawn

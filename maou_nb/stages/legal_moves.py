@@ -7,8 +7,6 @@ __all__ = ['Stage2Options', 'legal_moves_loss', 'broken_rule', 'f1', 'LegalMoves
            'moves_board', 'invented_moves', 'asked_moves', 'side_to_move', 'moves_heat', 'moves_answer']
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #64d2874d
-from html import escape
-
 import numpy as np
 import torch
 from rsshogi.core import Board
@@ -20,6 +18,7 @@ from ..model.losses import asymmetric_loss, bce_loss, register_loss
 from ..model.metrics import UNIT, SumMetric, fixed, ratio
 from ..show.boards import (
     OWN_HAND, Arrow, Position, board_svg, move_text, origin_of, show_position, white_moves)
+from ..data.html import Html, join_html, tag
 from .reachable import rate_hint
 from .rows import LEGAL_MOVES, reachable_squares
 from .stage import (
@@ -236,10 +235,10 @@ def _by_rule(labels, board, hands, p):
 def _words(color, what, moves, most):
     "The first of some moves, after their name in a colour"
     listed = ', '.join(moves[:most]) + ' …'*(len(moves) > most)
-    return f'<b style="color:{color}">{escape(what)}</b>: {listed}'
+    return join_html([tag('b', what, style=f'color:{color}'), listed], ': ')
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #2c664ed8
-def moves_board(row, said:dict|None, letters:str) -> tuple[str, str]:   # SVG, and HTML beneath it
+def moves_board(row, said:dict|None, letters:str) -> tuple[Html, str]:   # SVG, and HTML beneath it
     "Missed and invented moves, on the board and in words by the rule that is broken"
     board, hands, legal = row.board[0].numpy(), row.hands[0].numpy(), row.legal[0].numpy()
     if said is None:
@@ -254,7 +253,7 @@ def moves_board(row, said:dict|None, letters:str) -> tuple[str, str]:   # SVG, a
     lines = [_words(MISSED, 'missed', missed, 12)] if missed else []
     lines += [_words(INVENTED, rule, moves, 8) for rule, moves in by_rule.items()]
     look = dict(letters=letters, arrows=arrows, frames=frames)
-    return board_svg(board, hands, None, caption, **look), '<br>'.join(lines)
+    return board_svg(board, hands, None, caption, **look), join_html(lines, tag('br'))
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #63298a12
 _turn_usi = str.maketrans('123456789abcdefghi', '987654321ihgfedcba')

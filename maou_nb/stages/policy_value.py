@@ -21,6 +21,7 @@ from ..model.losses import (
     register_loss, value_loss, value_target)
 from ..model.metrics import UNIT, SumMetric, fixed, ratio
 from ..show.boards import board_svg, move_text, show_position
+from ..data.html import Html, join_html, tag
 from .legal_moves import (
     asked_moves, by_square, move_arrow, moves_heat, side_to_move)
 from .rows import POLICY_VALUE
@@ -284,12 +285,12 @@ def _network_says(row, said, board, won, played):
     moves = ', '.join(f'{move_text(l, board)} {p[l]:.0%}' for l in best if p[l] >= 0.005)
     truth = f'{move_text(played, board)} {float(row.policy[0][played]):.0%}'
     gives = f'the network gives it {p[played]:.1%}'
-    lines = [f'<b style="color:{MISSED}">played</b> {truth}, {gives}',
-             f'<b style="color:{RIGHT}">network</b> {moves}']
+    name = lambda who, color: tag('b', who, style=f'color:{color}')
+    lines = [join_html([name('played', MISSED), f'{truth}, {gives}'], ' '), join_html([name('network', RIGHT), moves], ' ')]
     return arrows, value, f'win rate {value:.0%}, it was {won:.0%}', lines
 
 # %% ../../nbs/stages/34_policy_value.ipynb #b362a7c2
-def policy_board(row, said:dict|None, letters:str) -> tuple[str, str]:    # SVG, and HTML beneath it
+def policy_board(row, said:dict|None, letters:str) -> tuple[Html, str]:    # SVG, and HTML beneath it
     "A row with what was played and how it ended, and with what the network says"
     board, truth = row.board[0].numpy(), row.policy[0].numpy()
     played, won = int(row.played[0]), float(row.value[0])
@@ -300,7 +301,7 @@ def policy_board(row, said:dict|None, letters:str) -> tuple[str, str]:    # SVG,
         more, value, caption, lines = _network_says(row, said, board, won, played)
         arrows += more
     look = dict(letters=letters, arrows=tuple(filter(None, arrows)), value=value)
-    return board_svg(board, row.hands[0].numpy(), None, caption, **look), '<br>'.join(lines)
+    return board_svg(board, row.hands[0].numpy(), None, caption, **look), join_html(lines, tag('br'))
 
 # %% ../../nbs/stages/34_policy_value.ipynb #3924e379
 def policy_answer(stage:Stage, state, last, logits:dict, top:int) -> Prediction:

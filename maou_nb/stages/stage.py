@@ -29,7 +29,7 @@ from ..model.heads import HEADS
 from ..model.losses import LOSSES
 from ..model.metrics import SumMetric, ratio
 from ..show.boards import board_svg, show_position, turned
-from ..show.tables import Html, html_table, tag
+from ..data.html import Html, html_table, tag
 
 # %% ../../nbs/stages/31_stage.ipynb #1c4c989a
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Prediction:
     written: dict[str, str] = field(default_factory=dict, repr=False)   # Move → as Japan writes it
     invented: dict[str, float] = field(default_factory=dict)   # Taken for legal, and not legal
     top: int = 5                          # How many are shown
-    picture: str = field(default='', repr=False)   # SVG: Black's view, with the answer on it
+    picture: Html|str = field(default='', repr=False)   # SVG: Black's view, with the answer on it
     heat: np.ndarray|None = field(default=None, repr=False)   # float (81,), side-to-move view
     says: str = ''                        # What it comes to, in a line
     heads: tuple = ('square', 'probability')       # Of the table
@@ -119,7 +119,7 @@ def _repr_html_(self:Prediction):
     more = tag('p', f'invented: {listed}') if wrong else ''
     side = tag('div', tag('p', self.says), table, more)
     style = 'display:flex;flex-wrap:wrap;gap:16px'
-    return tag('div', tag('div', Html(self.picture)), side, style=style)
+    return tag('div', tag('div', self.picture), side, style=style)
 
 # %% ../../nbs/stages/31_stage.ipynb #8149ad14
 ROLES = {   # role → the usual option; `{}` is the stage's slug
@@ -315,7 +315,7 @@ def tells_flags(self:Stage) -> bool:
 
 # %% ../../nbs/stages/31_stage.ipynb #bcc6f926
 @patch
-def numbers(self:Stage, row, said:dict|None, letters:str='japanese') -> tuple[str, str]:
+def numbers(self:Stage, row, said:dict|None, letters:str='japanese') -> tuple[Html, str]:
     "One row whose target is a number, or one a square, with what a network says: as `mistakes`"
     part, board, hands = self.parts[0].name, row.board[0].numpy(), row.hands[0].numpy()
     true = getattr(row, part)[0].float().cpu().numpy()
@@ -332,7 +332,7 @@ def mistakes(self:Stage,
     row,                      # A dense batch of one row
     said:dict|None,           # Outputs of a network, float; None: none was asked
     letters:str='japanese',   # Or western
-) -> tuple[str, str]:         # SVG, and HTML beneath it
+) -> tuple[Html, str]:        # SVG, and text or `Html` beneath it
     "One row, with what a network says about it"
     part = self.parts[0].name
     board, hands = row.board[0].numpy(), row.hands[0].numpy()

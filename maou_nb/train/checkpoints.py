@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'save_tensors', 'load_tensors',
            'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part', 'Checkpoints',
-           'find_checkpoint', 'save_parts', 'load_part', 'put_part']
+           'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.files import as_path, atomic_file, file_sha256, is_remote, local_file
+from ..data.files import OutsideError, as_path, atomic_file, file_sha256, is_remote, local_file
+from ..data.files import path_inside, read_json
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..stages.stage import STAGES
 
@@ -45,7 +46,7 @@ def load_tensors(
     sha256:str|None=None,  # What the file should have; None: not known
 ) -> tuple[dict[str, Tensor], dict]:  # Tensors on the CPU, and what was said about them
     "What `save_tensors` wrote to `path`; a `CheckpointError` if it is damaged or something else"
-    path = Path(path)
+    path = as_path(path)
     if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint was expected')
     if sha256 and file_sha256(path) != sha256:
         raise CheckpointError(f'{path} is damaged: its SHA-256 is not the one in its manifest; '
@@ -113,15 +114,23 @@ MANIFEST = 'checkpoints.json'
 CONFIG, ABOUT, RESULT, MODELS = 'config.json', 'run.json', 'result.json', 'checkpoints'
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cbaba4c1
+def _checked_names(manifest, path):
+    "`manifest`, read from `path`, unless it names files elsewhere: what it no longer names is removed"
+    marked = {v for k, v in manifest.items() if k != 'files' and isinstance(v, str)}
+    for name in {*manifest['files'], *marked}: path_inside(path.parent, name, path)
+    return manifest
+
+# %% ../../nbs/train/41_checkpoints.ipynb #f5e465b2
 @patch(as_prop=True)
 def manifest(self:Checkpoints) -> dict:
     "`last`, `best` and other marks: file names; `files`: the SHA-256 and facts of each, the oldest first"
     path = self.folder/MANIFEST
     if not path.exists(): return {'last': None, 'best': None, 'files': {}}
     try:
-        manifest = json.loads(path.read_text(encoding='utf-8'))
+        manifest = read_json(path)
         known = all('sha256' in f for f in manifest['files'].values())
-        if known and {'last', 'best'} <= manifest.keys(): return manifest
+        if known and {'last', 'best'} <= manifest.keys(): return _checked_names(manifest, path)
+    except OutsideError as e: raise CheckpointError(str(e)) from None
     except (ValueError, LookupError, AttributeError, TypeError): pass
     raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')
 
@@ -180,12 +189,24 @@ def load_newest(
     if files: raise CheckpointError(f'{self.folder} holds no whole checkpoint: {problem}')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #3002c17c
+def named_checkpoint(
+    run:Path,          # A run folder
+    name,              # Of a checkpoint in it, or the whole path of one beside a manifest of checkpoints
+    said_by,           # What names it, for the message
+) -> Path:             # An `OutsideError` if it is neither
+    "The checkpoint that a run's result names"
+    far = isinstance(name, str) and Path(name).is_absolute() and '..' not in Path(name).parts
+    if far and name.endswith('.safetensors') and (Path(name).parent/MANIFEST).is_file(): return Path(name)
+    return path_inside(run, name, said_by)
+
+# %% ../../nbs/train/41_checkpoints.ipynb #ee39b813
 def _best_elsewhere(run:Path) -> Path|None:
     "The best checkpoint of the last stage, as the result of `run` names it; None if it names none"
     if not (run/RESULT).exists(): return None
     try:
-        result = json.loads((run/RESULT).read_text(encoding='utf-8'))
-        return run/result['stages_completed'][-1]['checkpoints']['best']
+        result = read_json(run/RESULT)
+        return named_checkpoint(run, result['stages_completed'][-1]['checkpoints']['best'], run/RESULT)
+    except OutsideError as e: raise CheckpointError(str(e)) from None
     except (ValueError, LookupError, TypeError): return None
 
 # %% ../../nbs/train/41_checkpoints.ipynb #db304769

@@ -19,7 +19,8 @@ from pathlib import Path
 import psutil
 from fastcore.basics import patch
 
-from ..data.files import FileError, as_path, atomic_file, is_remote, local_file, make_writable
+from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, is_remote, local_file
+from ..data.files import make_writable, open_append, read_json
 from ..data.options import OnePath, OptionError, Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, MODELS, RESULT, Checkpoints, find_checkpoint, load_tensors
 
@@ -46,12 +47,13 @@ class FolderOptions(Section):
 # %% ../../nbs/train/42_folder.ipynb #32913ec7
 def add_line(path:Path, row:dict):
     "Add a row to a `.jsonl` file"
-    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+    with open_append(path) as f: f.write(json.dumps(row) + '\n')
 
 # %% ../../nbs/train/42_folder.ipynb #35fdf0cc
 def read_lines(path:Path) -> list[dict]:
     "The rows of a `.jsonl` file, whole ones; none if it is not there"
     if not path.exists(): return []
+    check_plain(path)
     lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
     return [json.loads(l) for l in lines if l.endswith('\n')]
 
@@ -82,6 +84,7 @@ class Tail:
 @patch
 def read(self:Tail) -> list[dict]:
     "All rows so far"
+    check_plain(self.path)
     try: f = open(self.path, 'rb')
     except OSError:
         self._forget()
@@ -172,7 +175,7 @@ def folder_of(cfg) -> RunFolder:
 @patch
 def read_config(self:RunFolder) -> dict:
     "The options as they were saved; a `FileError` if it is no run's folder"
-    try: options = json.loads(self.config_file.read_text(encoding='utf-8'))
+    try: options = read_json(self.config_file)
     except OSError:
         raise FileError(f'{self.path} is no run folder: one with a config.json in it, '
                         'written by learn_multi_stage, was expected') from None
@@ -184,7 +187,7 @@ def read_config(self:RunFolder) -> dict:
 @patch
 def read_about(self:RunFolder) -> dict:
     "What run.json says: versions, device, data, plugins; nothing where there is none"
-    try: about = json.loads(self.about_file.read_text(encoding='utf-8'))
+    try: about = read_json(self.about_file)
     except (OSError, ValueError): return {}
     return about if isinstance(about, dict) else {}
 
@@ -210,12 +213,13 @@ def steps(self:RunFolder) -> dict[int|str, list[dict]]:
 @patch
 def say(self:RunFolder, text:str):
     "Add a line to what its process said"
-    with open(self.log_file, 'a', encoding='utf-8') as f: f.write(f'{text}\n')
+    with open_append(self.log_file) as f: f.write(f'{text}\n')
 
 # %% ../../nbs/train/42_folder.ipynb #fa6ed214
 @patch
 def log(self:RunFolder, lines:int=12) -> str:
     "The last lines that its process said"
+    check_plain(self.log_file)
     try: text = self.log_file.read_text(encoding='utf-8', errors='replace')
     except OSError: return ''
     return '\n'.join(text.splitlines()[-lines:])
@@ -230,7 +234,7 @@ def begun(self:RunFolder, stages) -> list:
 @patch
 def process(self:RunFolder) -> dict:
     "What the run's process said of itself; nothing where none did"
-    try: return json.loads(self.process_file.read_text(encoding='utf-8'))
+    try: return read_json(self.process_file)
     except (OSError, ValueError): return {}
 
 # %% ../../nbs/train/42_folder.ipynb #dbd27da6
@@ -328,10 +332,10 @@ def bring(self:RunFolder, source:str|Path, stages:list):
     earlier = slugs[:slugs.index(slug)] if slug in slugs else []
     for name in (slugs if whole else earlier):
         if not (models/name).is_dir(): continue
-        shutil.copytree(models/name, self.models/name, dirs_exist_ok=True)
+        shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
     if not whole: Checkpoints(self.models/slug).save(file.stem, *load_tensors(file), ['best'])
     for name in (self.result_file.name, *LINES):
-        if (run.path/name).exists(): shutil.copy(run.path/name, self.path/name)
+        if (run.path/name).exists(): copy_file(run.path/name, self.path/name)
 
 # %% ../../nbs/train/42_folder.ipynb #f7b61291
 @patch

@@ -24,8 +24,8 @@ from fastcore.basics import patch
 from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
-from ..data.files import FileError, as_path, atomic_file, download, file_sha256, find_files
-from ..data.files import is_remote, upload
+from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
+from ..data.files import files_below, find_files, is_inside, is_remote, path_inside, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
@@ -142,13 +142,14 @@ def _sign(path:Path):
     return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 # %% ../../nbs/train/46_mirror.ipynb #962cab91
-def _named(manifest:bytes|str, where) -> dict[str, str]:
+def _named(manifest:bytes|str, where:Path|UPath) -> dict[str, str]:
     "The SHA-256 of each checkpoint that `manifest`, read from `where`, names; a `FileError` if it is none"
     try:
-        files = json.loads(manifest)['files'].items()
-        return {name: facts['sha256'] for name, facts in files if '/' not in name and name != '..'}
-    except (ValueError, LookupError, TypeError, AttributeError): pass
-    raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again')
+        named = {name: facts['sha256'] for name, facts in json.loads(manifest)['files'].items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again') from None
+    for name in named: path_inside(where.parent, name, where)
+    return named
 
 # %% ../../nbs/train/46_mirror.ipynb #3864fe86
 def _hold(path:Path) -> Path:
@@ -184,7 +185,7 @@ def _held(
         named, held = _named(manifest, path), {}
         try:
             for name, sha in named.items():
-                p = path.with_name(name)
+                p = path_inside(path.parent, name, path)
                 held[name] = (p if sent(name, sha) or not hold else _hold(p), sha)
             return manifest, held
         except FileNotFoundError as e: missing = e.filename
@@ -284,6 +285,7 @@ def _report(self:Mirror, e:Exception, what:str='the mirror'):
 def _mirrored(folder:Path) -> set[str]:
     "The URLs that hold copies of `folder`"
     path = folder/'.mirrored'
+    check_plain(path)
     if not path.exists(): return set()
     return set(path.read_text(encoding='utf-8').split('\n')) - {''}
 
@@ -349,17 +351,17 @@ def _local(self:Mirror) -> dict[Path, str]:
     "Each file of the folders, but for hidden ones, and the URL it goes to"
     found = {}      # of nested folders the inner one comes last, and decides
     for folder, url in sorted(self.folders.items(), key=lambda f: len(f[0].parts)):
-        for p in sorted(folder.rglob('*')):
-            rel = p.relative_to(folder)
-            hidden = any(s.startswith('.') for s in rel.parts)
-            if not hidden and p.is_file(): found[p] = f'{url}/{rel.as_posix()}'
+        for p in sorted(files_below(folder)):
+            if p.is_file(): found[p] = f'{url}/{p.relative_to(folder).as_posix()}'
     return found
 
 # %% ../../nbs/train/46_mirror.ipynb #a5587336
 @patch
 def _look(self:Mirror):
     "See what the URLs hold before anything is sent"
-    there = {url: _files_at(url) for url in self.folders.values()}
+    # other names are not this run's, and stay as they are
+    own = lambda files: {n: p for n, p in files.items() if is_inside(n)}
+    there = {url: own(_files_at(url)) for url in self.folders.values()}
     tell = (CONFIG, MANIFEST)
     runs = {url for url, files in there.items() for n in files if basename(n) in tell}
     if foreign := sorted(runs - _mirrored(self.home)):
@@ -372,8 +374,8 @@ def _look(self:Mirror):
         for n in files:
             if basename(n) == MANIFEST: self._take_up(url, n, files)
     self._find_stale(there)
-    for folder in self.folders:          # what a mirror that was killed held
-        for p in folder.rglob('.*.mirror.part'): _let_go(p)
+    for folder in {p.parent for p in self._local()}:      # what a mirror that was killed held
+        for p in folder.glob('.*.mirror.part'): _let_go(p)
     self.looked = True
 
 # %% ../../nbs/train/46_mirror.ipynb #aaf105c9
@@ -554,8 +556,9 @@ def _fetch(far:Path|UPath, path:Path, sha256:str|None):
     if _same(path, far, sha256): return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.fetched.part')
+    part.unlink(missing_ok=True)
     try:
-        download(far, part) if is_remote(far) else shutil.copyfile(far, part)
+        download(far, part) if is_remote(far) else copy_file(far, part)
         if sha256 and file_sha256(part) != sha256:
             raise FileError(f'{far} is damaged: its SHA-256 is not the one in its manifest')
         os.utime(part, (_written(far),)*2)
@@ -582,12 +585,10 @@ def _refuse_other(url, folder, far):
                         'or resume_from="latest" goes on with what is here')
 
 # %% ../../nbs/train/46_mirror.ipynb #78bdc5a0
-def _run_at(url:str) -> dict[str, Path|UPath]:
-    "The files of the run at `url`; a `FileError` if there is none"
+def _run_at(url:str, folder:Path) -> dict[str, Path|UPath]:
+    "The files of the run at `url`, that can all be in `folder`; a `FileError` if there is none"
     far = _files_at(url)
-    if bad := [n for n in far if '..' in n.split('/')]:
-        raise FileError(f'{url} holds {bad[0]!r}, a name that leads out of its folder: '
-                        'a mirrored run was expected')
+    for n in far: path_inside(folder, n, url)
     if CONFIG not in far and not any(basename(n) == MANIFEST for n in far):
         raise FileError(f'{url} holds no run: a folder with config.json or checkpoints in it '
                         'was expected, as output_s3 or output_gcs writes it')
@@ -596,7 +597,7 @@ def _run_at(url:str) -> dict[str, Path|UPath]:
 # %% ../../nbs/train/46_mirror.ipynb #8380bc0b
 def _fetch_all(url:str, folder:Path) -> list[str]:
     "Bring what `url` holds to `folder`; what is damaged or missing"
-    far = _run_at(url)
+    far = _run_at(url, folder)
     manifests = {n: _read(p) for n, p in far.items() if basename(n) == MANIFEST}
     _refuse_other(url, folder, far)
     _note_mirrored(folder, [url])
@@ -610,6 +611,8 @@ def _fetch_all(url:str, folder:Path) -> list[str]:
             else: _fetch(far[n], folder/n, shas.get(n))
         except FileNotFoundError:
             problems.append(f'{url}/{n} is missing, though it was there a moment ago')
+        except (IsADirectoryError, NotADirectoryError, FileExistsError):
+            problems.append(f'{folder/n} is in the way: one name is that of a file and of a folder')
         except FileError as e: problems.append(str(e))
     return problems
 

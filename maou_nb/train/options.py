@@ -22,6 +22,7 @@ from ..model.backbones import (SECTIONS, BackboneOptions, MixerOptions, ResNetOp
 from ..stages.legal_moves import Stage2Options
 from ..stages.policy_value import Stage3Options
 from ..stages.reachable import Stage1Options, Stage12Options
+from ..data.html import markdown_table, tag
 from ..stages.stage import ROLES, STAGES, ChoiceOptions, section_of, stages_of
 from .callbacks import LogOptions
 from .folder import FolderOptions
@@ -217,9 +218,8 @@ class OptionTable:
         return [(g, n, f.default, f.description) for g, fields in groups for n, f in fields.items()]
 
     def _repr_markdown_(self):
-        head = ['| group | option | default | what it does |', '|---|---|---|---|']
-        text = lambda default: 'none' if default is None else default
-        return '\n'.join([*head, *(f'| {g} | `{n}` | {text(d)} | {h} |' for g, n, d, h in self.rows())])
+        rows = [(g, tag('code', n), 'none' if d is None else d, h) for g, n, d, h in self.rows()]
+        return markdown_table(rows, ('group', 'option', 'default', 'what it does'))
 
     def __repr__(self): return '\n'.join(f'  {n} = {d}: {h}' for _, n, d, h in self.rows())
 

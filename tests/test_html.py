@@ -1,0 +1,240 @@
+"""Text from outside is text on every page: whatever shows itself is fed a hostile name
+
+A class or a maker of HTML that is not built here fails the first test, so that each new one is held to this.
+"""
+import ast, importlib, inspect, pkgutil, re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import polars as pl
+import pytest
+
+import maou_nb
+from maou_nb.data import html
+from maou_nb.data.html import Html
+from maou_nb.data.prepare import Prepared
+from maou_nb.data.records import FilterCounts, count_table
+from maou_nb.data.shards import Shard
+from maou_nb.data.columns import columns_of
+from maou_nb.front import learn, panel, runs
+from maou_nb.front.learn import LearnResult
+from maou_nb.front.preflight import Preflight
+from maou_nb.judge.ask import Predictions
+from maou_nb.judge.evaluate import Evaluation
+from maou_nb.judge.inspect import ShardInfo, ShuffleMeter, SplitAudit
+from maou_nb.judge.review import Browser, Review
+from maou_nb.judge.watch import FilmStrip
+from maou_nb.show import boards, plots
+from maou_nb.show.boards import START, Arrow, Gallery, Position, board_svg, show_position
+from maou_nb.show.tables import Table
+from maou_nb.stages import legal_moves, policy_value
+from maou_nb.stages.stage import Prediction
+from maou_nb.train.options import OptionTable
+from maou_nb.train.runner import StageResult
+
+HOSTILE = '<img src=x onerror=alert(1)>"\'&'
+
+def modules():
+    names = [m.name for m in pkgutil.walk_packages(maou_nb.__path__, 'maou_nb.') if not m.name.endswith('__main__')]
+    return [importlib.import_module(n) for n in names]
+
+SHOWS = re.compile(r'_repr_(html|markdown|svg|latex|javascript|mimebundle)_|_ipython_display_')
+
+def makes_html(name, f):
+    return name.endswith(('_svg', '_html')) or 'Html' in str(inspect.signature(f).return_annotation)
+
+def found():
+    "Names of the package's classes that show themselves, and of its functions that make HTML"
+    for m in modules():
+        for name, v in vars(m).items():
+            if getattr(v, '__module__', '') != m.__name__: continue
+            if inspect.isfunction(v) and makes_html(name, v): yield name
+            if not inspect.isclass(v): continue
+            if any(SHOWS.fullmatch(a) for c in v.__mro__ if c.__module__.startswith('maou_nb') for a in vars(c)): yield name
+            own = [a for a, f in vars(v).items() if inspect.isfunction(f) and makes_html(a, f) and not SHOWS.fullmatch(a)]
+            yield from (f'{name}.{a}' for a in own)
+
+class Page(HTMLParser):
+    "What a browser would make of a page: its elements, and its text"
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.text = [], ''
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, name, attributes): self.elements.append((name, dict(attributes)))
+    handle_startendtag = handle_starttag
+    def handle_data(self, data): self.text += data
+
+def check(text, says=True):
+    "Nothing of `HOSTILE` became an element or an attribute; it can be read"
+    page = Page(str(text))
+    for name, attributes in page.elements:
+        assert name != 'script' and not any(k.startswith('on') for k in attributes), (name, attributes)
+        assert name != 'img' or attributes.get('src', '').startswith('data:image/png;base64,'), attributes
+    assert '<img src=x' not in str(text)
+    everything = page.text + ''.join(str(v) for _, a in page.elements for v in a.values())
+    assert not says or 'onerror=alert(1)' in everything
+
+def stage_result(**more):
+    epoch = {'stage': 3, 'epoch': 1, 'step': 1, 'train/loss': 1., 'valid/loss': 1., 'lr': 0.1, 'grad_norm': 1.,
+             'positions_per_second': 1., 'loader_wait': 0.1, 'seconds': 1.,
+             f'valid/{HOSTILE}': 0.5, 'valid/baseline_x': 0.1, 'valid/x': 0.2, 'valid/top1': 0.3}
+    return StageResult(**{**dict(stage=3, stage_name=HOSTILE, achieved_accuracy=.5, final_loss=1., epochs_trained=1, threshold_met=False,
+                                 threshold=.9, metric='x', judged_on=HOSTILE, metrics={'x': .5, HOSTILE: .5}, baselines={'x': .1},
+                                 split=HOSTILE, checkpoints={'best': HOSTILE}, history=[epoch]), **more})
+
+def learned(): return LearnResult(stage=HOSTILE, stages_completed=[stage_result()], run_dir=HOSTILE, stopped=HOSTILE)
+
+def prediction(): return Prediction(HOSTILE, HOSTILE, {HOSTILE: .5}, written={HOSTILE: HOSTILE}, invented={HOSTILE: .1}, picture=HOSTILE,
+                                    says=HOSTILE, heads=(HOSTILE, HOSTILE))
+
+def shard_info():
+    shards = [Shard(Path(f'{HOSTILE}{i}.feather'), columns_of(3), 5, foreign=HOSTILE, sha256=HOSTILE) for i in range(2)]
+    about = dict(version=HOSTILE, labels=HOSTILE, prepared_from=HOSTILE, policy=HOSTILE)
+    return ShardInfo(f'a/{HOSTILE}', 3, shards, 100, {HOSTILE: HOSTILE}, about, counts(), Gallery(HOSTILE))
+
+def counts(): return FilterCounts(2, 20, [(HOSTILE, 1, 10)], [HOSTILE])
+
+def prepared(): return Prepared(3, Path(HOSTILE), 1, 10, 10, 1, 0., counts(), [HOSTILE], passed_over={f'.{HOSTILE}': 1})
+
+def evaluation():
+    by_ply = pl.DataFrame({'from_ply': [0, 10], 'to_ply': [9, 19], 'rows': [1, 1], 'policy_loss': [1., 1.], HOSTILE: [0.5, 0.5]})
+    return Evaluation(HOSTILE, 3, 2, {HOSTILE: 1.}, by_ply, None, HOSTILE, HOSTILE)
+
+def audit():
+    return SplitAudit((5, 5), (1, 1), (0, 0), 0, 0, pl.DataFrame({'ply': [1], 'rows': [5], 'shared': [0]}), pl.DataFrame(), HOSTILE)
+
+def strip():
+    row = dict(sfen=START, epoch=HOSTILE, moves={'7g7f': .5}, value=.5, says=HOSTILE, stage=HOSTILE, heat=None)
+    return FilmStrip({(HOSTILE, HOSTILE): [row, row]})
+
+def comparison():
+    cfg = lambda **o: learn.LearnConfig(stage=3, **o)
+    epochs = {3: stage_result().history}
+    return runs.Comparison({HOSTILE: (cfg(run_name=HOSTILE, stage3_data_path=HOSTILE), epochs), 'b': (cfg(), epochs)})
+
+class Named(OptionTable):
+    def rows(self): return [(HOSTILE, HOSTILE, HOSTILE, HOSTILE)]
+
+def reviewed():
+    taught = SimpleNamespace(mistakes=lambda *row: (HOSTILE, HOSTILE))
+    return dict(taught=taught, row=lambda i: (None, None), _line=lambda i: HOSTILE, stage=HOSTILE,
+                order=lambda *by: [0], orders=lambda: [], show=lambda i, letters: Review.show(found_rows, i, letters))
+
+class Rows(SimpleNamespace):
+    def __len__(self): return 1
+
+found_rows = Rows(**reviewed())
+
+def browser():
+    made = Browser(found_rows)
+    return made._repr_mimebundle_()['text/html']
+
+def monitor():
+    made = runs.Monitor(f'runs/{HOSTILE}')
+    made.tell()
+    return made.status.value
+
+def form():
+    made = panel.LearnPanel(stage3_data_path=HOSTILE, run_name=HOSTILE)
+    made.check()
+    values = [made.said.value, *(f.note.value for f in made.fields.values())]
+    return ''.join(values)
+
+def shown(made):
+    "Each way in which `made` shows itself"
+    ways = [a for a in dir(made) if SHOWS.fullmatch(a)]
+    assert ways, made
+    return [getattr(made, a)() for a in ways]
+
+POSITION = Position.from_sfen(START)
+NO_HANDS = np.zeros(14, np.uint8)
+svg = lambda **how: board_svg(POSITION.board, **how)
+
+# name → what is to be checked; those in QUIET say nothing of what they were given
+MADE = {
+    'Browser': browser, 'Monitor': monitor, 'LearnPanel': form,
+    'Comparison': lambda: shown(comparison()), 'Evaluation': lambda: shown(evaluation()),
+    'FilmStrip': lambda: shown(strip()), 'FilterCounts': lambda: shown(counts()), 'Gallery': lambda: shown(Gallery(HOSTILE)),
+    'LearnResult': lambda: shown(learned()), 'OptionTable': lambda: shown(Named()), 'Position': lambda: shown(POSITION),
+    'Prediction': lambda: shown(prediction()), 'Predictions': lambda: shown(Predictions([prediction()])),
+    'Preflight': lambda: shown(Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')])), 'Prepared': lambda: shown(prepared()),
+    'ShardInfo': lambda: shown(shard_info()), 'SplitAudit': lambda: shown(audit()),
+    'ShuffleMeter': lambda: shown(ShuffleMeter(10, 5, 2, np.array([2, 2]), 3, 2., 4.)),
+    'Table': lambda: shown(Table([{HOSTILE: HOSTILE, 'n': 1}])),
+    'Evaluation._tables_html': lambda: evaluation()._tables_html(), 'ShardInfo._files_html': lambda: shard_info()._files_html(),
+    'ShardInfo._filters_html': lambda: shard_info()._filters_html(), 'Review.show': lambda: found_rows.show(0, 'western'),
+    '_arrow_svg': lambda: boards._arrow_svg(Arrow(1, 2, .5, HOSTILE, HOSTILE)), '_curves': lambda: learn._curves(stage_result()),
+    '_grid_svg': boards._grid_svg, '_hands_svg': lambda: boards._hands_svg(NO_HANDS + 2, [HOSTILE]*14),
+    '_label_svg': lambda: boards._label_svg(HOSTILE, 1, 2, HOSTILE), '_note_html': lambda: panel._note_html(HOSTILE, HOSTILE),
+    '_numbers_svg': lambda: boards._numbers_svg('western'), '_piece_svg': lambda: boards._piece_svg(9, 3, [HOSTILE]*14),
+    '_said_html': lambda: panel._said_html([HOSTILE], [HOSTILE], [HOSTILE]), '_sign_svg': lambda: boards._sign_svg(HOSTILE, (1, 2), True),
+    '_state_html': lambda: runs._state_html('failed', HOSTILE, HOSTILE), '_value_svg': lambda: boards._value_svg(.5, 3),
+    'as_html': lambda: html.as_html(HOSTILE), 'count_table': lambda: count_table((HOSTILE,)*3, [(HOSTILE,)*3]),
+    'board_svg': lambda: [svg(sfen=HOSTILE), svg(caption=HOSTILE),
+                          svg(arrows=[Arrow(1, 2, .5, HOSTILE, HOSTILE)]), svg(frames={HOSTILE: [3]})],
+    'html_table': lambda: html.html_table([[HOSTILE]], [HOSTILE], class_=HOSTILE),
+    'join_html': lambda: html.join_html([HOSTILE, 1], HOSTILE), 'tag': lambda: html.tag('p', HOSTILE, title=HOSTILE),
+    'picture': lambda: plots.picture(matplotlib.figure.Figure(figsize=(1, 1)), HOSTILE),
+    'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
+QUIET = {'Position', 'ShuffleMeter', '_grid_svg', '_numbers_svg', '_value_svg'}
+
+def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.show'} == MADE.keys() | {'Monitor', 'LearnPanel'}
+
+@pytest.mark.parametrize('name', [n for n, make in MADE.items() if make])
+def test_a_hostile_name_stays_text(name):
+    made = MADE[name]()
+    for text in made if isinstance(made, list) else [made]: check(text, name not in QUIET)
+
+@pytest.mark.parametrize('make', [legal_moves.moves_board, policy_value.policy_board])
+def test_boards_of_mistakes(make, shards):
+    "What stages draw is HTML; what they say beneath it is escaped unless it is"
+    from maou_nb.judge.review import review
+    stage = 2 if make is legal_moves.moves_board else 3
+    rows = review(shards[f'stage{stage}_data_path'], rows=1)
+    row, _ = rows.row(0)
+    drawn, beneath = make(row, None, 'western')
+    assert type(drawn) is Html
+    assert type(beneath) is Html or '<' not in beneath
+    check(drawn, False)
+
+def test_markdown_keeps_its_cells():
+    lines = Table([{'a|b': '[x](javascript:alert(1)) `c` | d\ne', 'n': 1}])._repr_markdown_().splitlines()
+    assert len(lines) == 3 and all(line.count('|') == 3 for line in lines)
+    assert '](' not in lines[2] and '`' not in lines[2]
+
+TAGS = ('html|body|p|b|i|br|hr|a|div|span|small|pre|code|table|thead|tbody|tr|td|th|details|summary|ul|li|'
+        'svg|g|text|title|rect|path|circle|polygon|img|script|style')
+ELEMENT = re.compile(rf'</?(?:{TAGS})(?:[\s/>]|$)')
+
+def docstrings(tree):
+    kinds = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    nodes = [n.body[0].value for n in ast.walk(tree) if isinstance(n, kinds) and n.body and isinstance(n.body[0], ast.Expr)]
+    return {id(n) for n in nodes}
+
+def test_html_is_written_in_one_place():
+    "No other text of the code begins an element: what escapes by itself is never gone round"
+    root, wrong = Path(maou_nb.__path__[0]), []
+    for path in sorted(root.rglob('*.py')):
+        if path == root/'data'/'html.py' or path.name == '_modidx.py': continue
+        tree = ast.parse(path.read_text())
+        said = docstrings(tree)
+        wrong += [f'{path.name}:{n.lineno}: {n.value}' for n in ast.walk(tree) if isinstance(n, ast.Constant)
+                  and isinstance(n.value, str) and id(n) not in said and ELEMENT.search(n.value)]
+    assert not wrong, wrong
+
+def test_what_is_taken_for_html_is_made_here():
+    "`Html(…)` outside its room takes only what a data frame makes of itself"
+    root = Path(maou_nb.__path__[0])
+    elsewhere = [p for p in root.rglob('*.py') if p != root/'data'/'html.py']
+    calls = [(p.name, ast.unparse(n)) for p in elsewhere for n in ast.walk(ast.parse(p.read_text()))
+             if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == 'Html']
+    assert all('_repr_html_()' in text for _, text in calls), calls
+
+def test_a_picture_says_its_sfen_as_it_was():
+    assert boards.sfen_of(show_position(START, caption=HOSTILE).svgs[0]) == START
+    assert boards.sfen_of(svg(sfen=HOSTILE)) == HOSTILE
