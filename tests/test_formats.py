@@ -104,8 +104,9 @@ def test_a_folder_of_everything(tmp_path):
     for name, data in games.items(): (tmp_path/name).write_bytes(data)
     found = list(read_games(tmp_path))
     assert len(found) == 300 and len({g.key for g in found}) == 50
-    # pieces of games, from formats that know positions only, are no copies of a game
-    assert prepare_stage3(tmp_path, tmp_path/'3').games == 150
+    # pieces that are all of a game that is there whole are copies of it, too
+    made = prepare_stage3(tmp_path, tmp_path/'3')
+    assert (made.games, made.pieces) == (50, 0)
     assert prepare_stage3(tmp_path, tmp_path/'all', filters=Filters(duplicates=True)).games == 300
 
 def test_read_positions_of_any_file(tmp_path, ours):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_JSON', 'TRIES', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'check_plain', 'as_path', 'is_remote', 'OutsideError',
-           'is_inside', 'path_inside', 'read_json', 'open_append', 'copy_file', 'listed', 'files_below', 'find_files',
-           'Limits', 'limits', 'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together', 'upload',
-           'download', 'atomic_file', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file',
-           'local_file']
+           'is_inside', 'path_inside', 'read_json', 'open_append', 'copy_file', 'listed', 'files_below', 'holds_none',
+           'find_files', 'Limits', 'limits', 'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together',
+           'upload', 'download', 'atomic_file', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256',
+           'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -23,6 +23,7 @@ import tempfile
 import time
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -190,38 +191,53 @@ def files_below(
         seen.add(real)      # a link may lead to where it stands
 
 # %% ../../nbs/data/05_files.ipynb #c7519d0b
-def _find_below(folder, suffixes, what):
+def holds_none(
+    folder:str|Path|UPath,   # Or an archive
+    what:str,                # What is wanted, for the message
+    endings:str,             # Of what was expected
+    there:dict[str, int],    # Ending → files: what it holds in place of it
+    advice:str,              # What to do if those are meant
+) -> str:
+    "A sentence on a folder that has nothing of what is wanted"
+    kinds = ', '.join(f'{n:,} {ending}' for ending, n in sorted(there.items())[:8]) + ', …'*(len(there) > 8)
+    said = f'; there are {kinds}: {advice}, if they are meant' if there else ''
+    return f'{folder} holds no {what}: files ending in {endings} were expected{said}'
+
+# %% ../../nbs/data/05_files.ipynb #165f442c
+def _find_below(folder, suffixes, what, endings=None):
     "The files in `folder` and below; hidden ones are left out"
-    found = sorted((p for p in files_below(folder) if p.name.lower().endswith(suffixes)), key=str)
+    meant = suffixes if callable(suffixes) else lambda name: name.lower().endswith(suffixes)
+    found = sorted((p for p in files_below(folder) if meant(p.name)), key=str)
     if not is_remote(folder):
         for p in found: check_plain(p)
     if found: return found
-    endings = ' '.join(suffixes)
-    raise FileNotFoundError(f'{folder} holds no {what}: files ending in {endings} were expected')
+    there = Counter(p.suffix.lower() or 'without ending' for p in files_below(folder) if p.is_file())
+    raise FileNotFoundError(holds_none(folder, what, endings or ' '.join(suffixes), there, 'name them or use a glob'))
 
 # %% ../../nbs/data/05_files.ipynb #4f06d821
-def _find(path, suffixes, what):
+def _find(path, suffixes, what, endings=None):
     "The files that one path means"
     if path.is_file(): return [path]
-    if path.is_dir(): return _find_below(path, suffixes, what)
+    if path.is_dir(): return _find_below(path, suffixes, what, endings)
     found = _matches(path) if has_magic(str(path)) else []
-    if found: return [f for p in found for f in (_find(p, suffixes, what) if p.is_dir() else [as_path(p)])]
+    if found: return [f for p in found for f in (_find(p, suffixes, what, endings) if p.is_dir() else [as_path(p)])]
     wrong = 'matches nothing' if has_magic(str(path)) else 'does not exist'
     raise FileNotFoundError(f'{path} {wrong}: a file of {what}, a folder of them or a glob was expected')
 
 # %% ../../nbs/data/05_files.ipynb #f719bdfc
 def find_files(
     paths:str|Path|Iterable,    # A file, a folder, a glob, or several of them
-    suffixes:tuple[str, ...],   # Of files in a folder; one given by name may be called anything
+    suffixes:tuple[str, ...]|Callable,   # Of files in a folder, or what tells it by name; one given by name may be called anything
     what:str,                   # What is wanted, for messages: 'game records', 'shards'
+    endings:str|None=None,      # What messages call `suffixes`, if these are no tuple or a long one
 ) -> list[Path|UPath]:          # A `FileNotFoundError` if a path, or what is wanted in it, is missing
     "The files that `paths` mean, in order of name"
     files = []
     for path in map(as_path, listed(paths)):
         if is_remote(path):
             path.fs.invalidate_cache()     # others may have written since it was last listed
-            files += _retried(lambda: _find(path, suffixes, what), f'listing {path}')
-        else: files += _find(path, suffixes, what)
+            files += _retried(lambda: _find(path, suffixes, what, endings), f'listing {path}')
+        else: files += _find(path, suffixes, what, endings)
     return files
 
 # %% ../../nbs/data/05_files.ipynb #1d386f8e
@@ -373,6 +389,15 @@ def _list_bytes(whole):
     return number(far + 40, 8) if large else number(at + 12, 4)
 
 # %% ../../nbs/data/05_files.ipynb #1591efbb
+def _why_closed(info):
+    "What keeps a file in a zip from being opened, and what would be right"
+    if info.flag_bits & 1: return 'has a password: pack it again, without one'
+    known = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA
+    if info.compress_type not in known:
+        return f'is compressed in a way that is not known here (number {info.compress_type}): pack it again, by deflate'
+    return 'is damaged: pack or copy it again'
+
+# %% ../../nbs/data/05_files.ipynb #374f391a
 def _unzipped(stream, name, spent, depth):
     "The files in a zip, in its order"
     with seekable(stream) as whole: yield from _unzipped_from(whole, name, spent, depth)
@@ -397,8 +422,8 @@ def _unzipped_from(whole, name, spent, depth):
         if info.is_dir(): continue
         inside = f'{name}/{info.filename}'
         try: member = archive.open(info)
-        except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as e:
-            raise FileError(f'{inside}: {e}; pack it again, without a password') from None
+        except (RuntimeError, NotImplementedError, zipfile.BadZipFile):
+            raise FileError(f'{inside} {_why_closed(info)}') from None
         yield from _unpacked(member, inside, spent, depth, spent)
 
 # %% ../../nbs/data/05_files.ipynb #7e3ab794

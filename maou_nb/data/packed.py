@@ -9,6 +9,7 @@ __all__ = ['TO_APERY', 'FROM_APERY', 'FROM_YANEURAOU', 'BOTH_LOST', 'RESULTS', '
 
 # %% ../../nbs/data/09_packed.ipynb #19564344
 import io
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -583,12 +584,14 @@ def _arrow_format(first):
 # %% ../../nbs/data/09_packed.ipynb #a6a1233d
 MAGIC = {b'\x93NUMPY': 'a NumPy array', b'PK\x03\x04': 'a zip archive', b'\x89PNG\r\n': 'a picture', b'GIF8': 'a picture',
          b'%PDF-': 'a PDF', b'SQLite format 3': 'an SQLite database', b'\x89HDF\r\n': 'an HDF5 file', b'\x7fELF': 'a program',
-         b'RIFF': 'sound or a picture', b'OggS': 'sound', b'7z\xbc\xaf\x27\x1c': 'a 7z archive', b'Rar!\x1a\x07': 'a RAR archive'}
+         b'RIFF': 'sound or a picture', b'OggS': 'sound', b'7z\xbc\xaf\x27\x1c': 'a 7z archive', b'Rar!\x1a\x07': 'a RAR archive',
+         b'MSCF\0': 'a CAB archive', b'\x04\x22\x4d\x18': 'an lz4 archive'}
 
 def known_otherwise(
     first:bytes,      # How the file begins
 ) -> str|None:        # Such as 'a NumPy array'
     "What a file says that it is, if that is none of these formats"
+    if re.match(rb'..-l[hz][0-9sd]-', first, re.S): return 'an LZH archive'
     return next((what for magic, what in MAGIC.items() if first.startswith(magic)), None)
 
 # %% ../../nbs/data/09_packed.ipynb #433ad448

@@ -30,6 +30,7 @@ from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
+from .explained import explained
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
                                 local_file, make_writable, path_inside, read_json)
 from .games import Game
@@ -39,11 +40,12 @@ from .packed import BOTH_LOST
 from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
                                     says_something, tally_table, tally_to_arrow)
-from .position_tables import TableColumns
-from .records import (ABOUT_GAMES, GAMES, ON_BAD, FilterCounts, Filters, count_table,
+from .position_tables import TableColumns, check_tables
+from .records import (ABOUT_GAMES, COPIES, GAMES, ON_BAD, FilterCounts, Filters, count_table,
                                   games_of_table, games_table, keep_games, kept_plies, not_judged,
-                                  passed_over, read_file, record_files)
-from .shards import EVAL_SCALE, GAMES_TABLE, share_of_pieces, write_manifest, write_shard
+                                  passed_over, read_file, record_files, searched_games)
+from .shards import (EVAL_SCALE, GAMES_TABLE, read_manifest, share_of_pieces, write_manifest,
+                                 write_shard)
 from .html import join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
@@ -195,19 +197,20 @@ def _blocks(games):
 def _read_task(task):
     "Parse the files of `task` into a table of games"
     def make(path):
-        report, formats = {'games': 0, 'skipped': []}, {}
-        tables = TableColumns(**task.get('tables', {}))
+        report, formats, others = {'games': 0, 'skipped': []}, {}, Counter()
+        tables = TableColumns(**task['tables'])
         found = (game for file, _ in task['files']
-                 for game in read_file(file, tables, formats.setdefault(file, [])))
+                 for game in read_file(file, tables, formats.setdefault(file, []), others))
         with _arrow_file(path, GAMES) as out:
             for block in _blocks(_good(found, task['on_bad'], report['skipped'])):
                 out.write_table(games_table(block))
                 report['games'] += len(block)
-        return report | {'formats': Counter(' and '.join(sorted({*f})) or 'none known' for f in formats.values())}
+        kinds = Counter(' and '.join(sorted({*f})) or 'none known' for f in formats.values())
+        return report | {'formats': kinds, 'passed_over': others}
     return once(task['path'], make)
 
 # %% ../../nbs/data/15_prepare.ipynb #5ff4a55c
-def _read_all(crew, work, files, on_bad, tables=TableColumns()):
+def _read_all(crew, work, files, on_bad, tables):
     "Tables of the games of all `files`: their paths, and what the tasks report"
     states = [_state(f) for f in files]
     groups = list(_by_size(list(zip(map(str, files), states)), [size for size, _ in states]))
@@ -217,20 +220,13 @@ def _read_all(crew, work, files, on_bad, tables=TableColumns()):
     return [t['path'] for t in tasks], reports
 
 # %% ../../nbs/data/15_prepare.ipynb #e6a1add3
-def _searched(visited):
-    "bool (games,): which games have visits of a search; `visited` says how many moves at each ply"
-    n = visited.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    ends, sums = np.cumsum(n), np.cumsum(np.append(0, visited.flatten().to_numpy().astype(np.int64)))
-    return sums[ends] > sums[ends - n]
-
-# %% ../../nbs/data/15_prepare.ipynb #84d107cd
 _to_choose_by = [c for c in ABOUT_GAMES if c not in ('file', 'index')]
 
 def _about(part):
     "What is known of the games in the table at `part`"
     with _read_arrow(part, _to_choose_by + ['visited']) as reader:
         found = map(reader.get_batch, range(reader.num_record_batches))
-        blocks = [b.drop_columns(['visited']).append_column('searched', pa.array(_searched(b['visited'])))
+        blocks = [b.drop_columns(['visited']).append_column('searched', pa.array(searched_games(b['visited'])))
                   .append_column('tells', b['visited'].is_valid()) for b in found]
         if blocks: return pa.Table.from_batches(blocks)
     fields = [GAMES.field(c) for c in _to_choose_by]
@@ -321,7 +317,7 @@ def _choose(parts, filters, columns, policy):
     table = pa.concat_tables(about)
     policy = _policy_of(table, columns, policy) if columns.played else None
     further = _further_conditions(table, columns, policy)
-    stay, removed = keep_games(table, filters, further)
+    stay, removed = keep_games(table, table['searched'].to_numpy(), filters, further)
     plies = int(table['plies'].to_numpy().astype(np.int64).sum())
     counts = FilterCounts(len(table), plies, removed)
     edges = np.cumsum([0, *map(len, about)])
@@ -525,22 +521,28 @@ class Prepared:
     passed_over: dict = field(default_factory=dict)   # How many files of each ending were not looked at
     found: Found = field(default_factory=Found)       # What the records held, before any condition
     pieces: int = 0                                   # Of `games`, those that are mere pieces
+    replaced: int = 0                                 # Rows of the earlier set of this stage, in whose place this one is
 
 # %% ../../nbs/data/15_prepare.ipynb #e7aff3fd
+_which_copy = ('of copies of a game the whole one stays before pieces, one with a search before others, else the first; '
+              'filters=Filters(duplicates=True) keeps all')
+
 @patch
 def sentence(self:Prepared) -> str:
     "What was made, of what, and what was left out"
     made = f'{_some(self.rows, "row")} in {_some(self.shards, "shard")}'
     came = f' from {_some(self.positions, "position")} of {_of_games(self.games, self.pieces)}'
     said = [made + came*bool(self.games), *_left_out(self.filters), *self.filters.unjudged]
+    if any(g for what, g, _ in self.filters.removed if what in COPIES): said.append(_which_copy)
     if self.pieces:
         said.append('of which games the pieces are is unknown, so no split can keep games apart: '
                     'neighbours of a held-out position may lie on both sides')
     if self.skipped:
-        said.append(f'{_some(len(self.skipped), "record")} skipped that could not be read, listed in .skipped')
+        said.append(f'{_some(len(self.skipped), "record")} skipped that could not be read, in `.skipped` of this result')
     if self.passed_over:
         others = _some(sum(self.passed_over.values()), 'file')
         said.append(f'{others} of other endings not looked at: {" ".join(self.passed_over)}')
+    if self.replaced: said.append(f'in place of an earlier set of {_some(self.replaced, "row")} in this folder')
     return f'stage {self.stage}: ' + '; '.join(said)
 
 # %% ../../nbs/data/15_prepare.ipynb #1d139531
@@ -549,11 +551,15 @@ def lines(self:Prepared) -> list[tuple]:   # (what, kind, files or games or reco
     "What was found and what was left out of it; none for a stage that needs no games"
     if not self.filters.games: return []
     removed = [('left out', *r) for r in self.filters.removed if r[1] or r[2]]
+    games, positions = self.filters.left
+    last = self.positions - positions      # of which each is of a game of its own
     kinds = lambda what, counts: [(what, str(kind) or 'nothing said', n, None) for kind, n in _cut(counts)]
     return [*kinds('files', self.found.files), ('games', 'read', self.filters.games, self.filters.positions),
             *kinds('ended by', self.found.ends), *kinds('result', self.found.results),
-            ('games', 'unknown, as only pieces are there', self.found.pieces, None), *removed,
-            ('games', 'remaining', *self.filters.left), ('records', 'that could not be read', len(self.skipped), None),
+            *[('pieces', 'of games, whose games are unknown', self.found.pieces, None)]*bool(self.found.pieces),
+            *removed, ('games', 'remaining', games, positions),
+            *[('and', 'the last positions, without a move', last, last)]*bool(last),
+            ('records', 'that could not be read', len(self.skipped), None),
             *kinds('not looked at', self.passed_over)]
 
 # %% ../../nbs/data/15_prepare.ipynb #e98953a1
@@ -586,18 +592,29 @@ def _rules_table(columns):
     return table
 
 # %% ../../nbs/data/15_prepare.ipynb #96d013c4
+def _rows_there(folder, columns):
+    "How many rows the set in `folder` has; refuses one of another stage"
+    there = read_manifest(folder)
+    if there is None: return 0
+    stage = there.get('stage', columns.stage)
+    if str(stage) != str(columns.stage):
+        raise ValueError(f'{folder} holds shards of stage {stage}; another folder was expected for those of stage {columns.stage}')
+    return sum(e['rows'] for e in there['shards'])
+
+# %% ../../nbs/data/15_prepare.ipynb #a095e362
+@explained()
 def prepare_rules(
     stage:int|str|Columns,   # A stage's key, or its columns, whose rows the rules alone give
-    folder:str|Path,         # Where the shard goes; local or a URL
+    folder:str|Path,         # Where the shard goes, in place of an earlier set of this stage; local or a URL
 ) -> Prepared:
     "Write the rows of a stage that needs no games"
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
-    table = _rules_table(columns)
+    replaced, table = _rows_there(folder, columns), _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
     entry = write_shard(path, table, columns, 'the rules', stamped=True)
     write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
     seconds = time.perf_counter() - began
-    return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds)
+    return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds, replaced=replaced)
 
 # %% ../../nbs/data/15_prepare.ipynb #87fe7b3f
 def _write_games(folder, parts, chosen):
@@ -611,20 +628,26 @@ def _write_games(folder, parts, chosen):
     return share_of_pieces(*map(np.concatenate, zip(*known)))
 
 # %% ../../nbs/data/15_prepare.ipynb #c3c2bb3f
-def _nothing_left(counts, paths, columns):
+def _not_read(skipped):
+    "A sentence on what could not be read, none if all was"
+    return [f'{_some(len(skipped), "record")} could not be read; the first: {skipped[0]}'] if skipped else []
+
+# %% ../../nbs/data/15_prepare.ipynb #d6860a13
+def _nothing_left(counts, paths, columns, skipped):
     "The error for a set without rows"
-    why = ', '.join(_left_out(counts))
+    why = '; '.join(_left_out(counts) + _not_read(skipped))
     needs = 'it needs games with moves' + ' and a result'*columns.played
     return ValueError(f'{paths} gives no row for stage {columns.stage}, '
                       f'of {_some(counts.games, "game")}: {why or needs}')
 
-# %% ../../nbs/data/15_prepare.ipynb #d6860a13
+# %% ../../nbs/data/15_prepare.ipynb #541be0ff
 def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, filters, counted, on_bad, tables):
     "The four steps, and then the manifest"
     parts, read = _read_all(crew, work, files, on_bad, tables)
     policy, temperature, eval_scale = counted
+    skipped = [s for r in read for s in r['skipped']]
     chosen, counts, policy, whole, ends = _choose(parts, filters, columns, policy)
-    if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns)
+    if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns, skipped)
     how = _counting(columns, policy, temperature, eval_scale)
     of = {'stage': columns.key, 'plugins': plugins, 'how': how}
     runs, expanded = _expand_all(crew, work, parts, chosen, filters, of)
@@ -633,14 +656,15 @@ def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, f
     made_from = f'{games} games' + f', {pieces} of them mere pieces'*bool(pieces)
     entries = _merge_all(crew, work, runs, kept, folder, columns.slug, rows_per_shard, made_from, of)
     rows = sum(e['rows'] for e in entries)
-    if not rows: raise _nothing_left(counts, paths, columns)
+    if not rows: raise _nothing_left(counts, paths, columns, skipped)
 
     share = _write_games(folder, parts, chosen)
     write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **how,
                    games={'whole': whole, 'pieces': pieces}, pieces=share, filters=[list(r) for r in counts.rows()])
     return Prepared(columns.stage, folder, games, kept if columns.played else kept + ends, rows,
-                    len(entries), 0., counts, [s for r in read for s in r['skipped']],
-                    sum(r['again'] for r in read + expanded), found=_what_was_found(parts, read), pieces=pieces)
+                    len(entries), 0., counts, skipped, sum(r['again'] for r in read + expanded),
+                    dict(sum((Counter(r['passed_over']) for r in read), Counter(passed_over(paths)))),
+                    _what_was_found(parts, read), pieces)
 
 # %% ../../nbs/data/15_prepare.ipynb #5fdabaee
 def _working_folder(folder, executor):
@@ -690,20 +714,20 @@ def _scale_asked(eval_average, eval_scale):
 ROWS_PER_SHARD = 200_000   # about 20 MB compressed, 65 MB in memory
 
 # %% ../../nbs/data/15_prepare.ipynb #c174d1b1
+@explained()
 def prepare(
     stage:int|str|Columns,               # A stage's key, or its columns
     paths:str|Path|Iterable,             # Game records: a file, a folder, a glob, or several; local or URLs
-    folder:str|Path,                     # Where the shards go; local or a URL
+    folder:str|Path,                     # Where the shards go, in place of an earlier set of this stage; local or a URL
     rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
-    filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,                # What moves are counted by: `games`, `visits`, each searched position
-                                         # weighing 1, or `summed-visits`; none: visits if there are
-    executor:Executor|None=None,         # Who does the work; none: processes on this machine
-    on_bad:str='raise',                  # At a record that cannot be read: `raise`, or `skip` and list it
-    policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
-    eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
-    eval_scale:float|None=None,          # Of eval_average=win-rate: centipawns to sigmoid(1); none: EVAL_SCALE
-    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
+    filters:Filters=Filters(),           # Which games and positions to take; by default all but copies of a game, see Filters
+    policy:str|None=None,                # Moves count by 'games', 'visits' (1 a searched position) or 'summed-visits'; None: visits if any
+    executor:Executor|None=None,         # Who does the work, any with `submit`; None: processes on this machine
+    on_bad:str='raise',                  # At a record that cannot be read: 'raise', or 'skip' and list it in `.skipped`
+    policy_temperature:float=1.,         # T of policy='visits', above 0: they count as visits^(1/T)
+    eval_average:str='centipawns',       # How evals of equal positions are averaged: as 'centipawns' or as 'win-rate'
+    eval_scale:float|None=None,          # Of eval_average='win-rate': centipawns to sigmoid(1); None: dlshogi's, 756.09
+    tables:TableColumns=TableColumns(),  # What tables of positions call their columns, see TableColumns
 ) -> Prepared:
     "Write the positions of the games, once a fold, with the targets of a stage"
     # a worker that runs its script once more: that lacks its main guard, and who started it says so
@@ -711,11 +735,12 @@ def prepare(
     columns, began = columns_of(stage), time.perf_counter()
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
-    if not isinstance(tables, TableColumns): raise ValueError(f'tables={tables!r}: a TableColumns(…) was expected')
+    check_tables(tables)
     _positive('policy_temperature', policy_temperature)
     counted = policy, policy_temperature, _scale_asked(eval_average, eval_scale)
     _counting(columns, policy or 'visits', *counted[1:])
     make_writable(folder)                      # before an hour of reading
+    replaced = _rows_there(folder, columns)
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
@@ -725,8 +750,7 @@ def prepare(
     except BaseException:
         crew.close(failed=True)
         raise
-    made.seconds = time.perf_counter() - began
+    made.seconds, made.replaced = time.perf_counter() - began, replaced
     crew.close()
     _remove(work)
-    made.passed_over = passed_over(paths)
     return made

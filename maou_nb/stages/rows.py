@@ -15,16 +15,18 @@ import pyarrow as pa
 
 from ..data.board import KINDS, position_ids
 from ..data.columns import Column, Columns, columns_of, register_columns
+from ..data.explained import explained
 from ..data.prepare import ROWS_PER_SHARD, Prepared, prepare, prepare_rules
 from ..data.position_tables import TableColumns
 from ..data.records import Filters
 from ..data.shards import fixed_lists
 
 # %% ../../nbs/stages/30_rows.ipynb #8f2c27e9
+@explained(like=prepare)
 def prepare_stage(
     stage:int|str|Columns,    # A stage's key, such as 2 or 'attacked', or its columns
     paths:str|Path|Iterable|None=None,   # Game records, as for `prepare_stage2`; none for a stage whose rows the rules give
-    folder:str|Path|None=None,           # Where the shards go; local or a URL
+    folder:str|Path|None=None,
     **options,                # As for `prepare_stage3`
 ) -> Prepared:
     "Write the rows of any stage that is registered"
@@ -85,9 +87,8 @@ REACHABLE = register_columns(Columns(
     '1', (Column('reachable', 'reachableSquares', 'squares'),), origin=False, rules=stage1_rows))
 
 # %% ../../nbs/stages/32_reachable.ipynb #ef06a012
-def prepare_stage1(
-    folder:str|Path,   # Where the shard goes; local or a URL
-) -> Prepared:
+@explained(like=prepare_rules)
+def prepare_stage1(folder:str|Path) -> Prepared:
     "Write the 1,105 rows of stage 1"
     return prepare_rules(REACHABLE, folder)
 
@@ -96,14 +97,15 @@ LEGAL_MOVES = register_columns(Columns(
     '2', (Column('legal', 'legalMoves', 'labels'),), legal=True))
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #2df1596e
+@explained(like=prepare)
 def prepare_stage2(
-    paths:str|Path|Iterable,     # Game records: a file, a folder, a glob, several; local or URLs
-    folder:str|Path,             # Where the shards go; local or a URL
-    rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
-    filters:Filters=Filters(),           # Which games and positions to take
-    executor:Executor|None=None,         # Who does the work; none: processes on this machine
-    on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
-    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
+    paths:str|Path|Iterable,
+    folder:str|Path,
+    rows_per_shard:int=ROWS_PER_SHARD,
+    filters:Filters=Filters(),
+    executor:Executor|None=None,
+    on_bad:str='raise',
+    tables:TableColumns=TableColumns(),
 ) -> Prepared:
     "Write every position of the games, once a fold, with its legal moves"
     return prepare(
@@ -115,19 +117,19 @@ POLICY_VALUE = register_columns(Columns('3', (
     Column('value', 'wins', 'rate'), Column('eval', 'evalMean', 'number')), legal=True))
 
 # %% ../../nbs/stages/34_policy_value.ipynb #f18d4257
+@explained(like=prepare)
 def prepare_stage3(
-    paths:str|Path|Iterable,     # Game records: a file, a folder, a glob, several; local or URLs
-    folder:str|Path,             # Where the shards go; local or a URL
-    rows_per_shard:int=ROWS_PER_SHARD,   # At most about so many rows a file
-    filters:Filters=Filters(),           # Which games and positions to take
-    policy:str|None=None,        # Count moves by `games` that played them; by `visits`, where each searched position weighs
-                                 # 1; or by `summed-visits`. None: visits if there are any
-    executor:Executor|None=None,         # Who does the work; none: processes on this machine
-    on_bad:str='raise',          # At a record that cannot be read: `raise`, or `skip` and list it
-    policy_temperature:float=1.,         # T of policy=visits: they count as visits^(1/T)
-    eval_average:str='centipawns',       # How evals of equal positions are averaged: so, or as `win-rate`
-    eval_scale:float|None=None,          # Of eval_average=win-rate; none: dlshogi's, 756.09
-    tables:TableColumns=TableColumns(),  # What tables of positions call their columns
+    paths:str|Path|Iterable,
+    folder:str|Path,
+    rows_per_shard:int=ROWS_PER_SHARD,
+    filters:Filters=Filters(),
+    policy:str|None=None,
+    executor:Executor|None=None,
+    on_bad:str='raise',
+    policy_temperature:float=1.,
+    eval_average:str='centipawns',
+    eval_scale:float|None=None,
+    tables:TableColumns=TableColumns(),
 ) -> Prepared:
     "Write every position of the games, once a fold, with the moves played there and their results"
     return prepare(
