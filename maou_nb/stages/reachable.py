@@ -59,7 +59,7 @@ class Stage1Options(Section):
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
         'Stage 1', 'fixed', '1', ge=1)
     stage1_learning_rate: float | None = option(None,
-        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0)
+        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0, le=1000)
     stage1_pos_weight: float = option(1.0,
         'How much a reachable square counts in the loss, against 1 for one that is not',
         'Stage 1', 'free', '1', gt=0)

@@ -30,7 +30,7 @@ class OptimizerOptions(Section):
     gradient_accumulation_steps: int = option(1,
         'Batches whose gradients are added up to one step: the effective batch is the product',
         'Optimizer', 'fixed', ge=1)
-    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0)
+    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0, le=1000)
     weight_decay: float = option(0.01,
         'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0)
     lr_scheduler: Scheduler = option('warmup_cosine_decay',
