@@ -73,6 +73,7 @@ def _text(value:str) -> str:
     "`value`, or a `ValueError` for what is no name, path or word"
     if not value.strip(): raise ValueError('a text that is not blank was expected')
     if len(value) > LONGEST: raise ValueError(f'a text of at most {LONGEST} characters was expected')
+    if value.endswith('://'): raise ValueError('a URL such as s3://bucket/folder was expected')
     if '\0' in value or any('\ud800' <= c <= '\udfff' for c in value):
         raise ValueError('a text without the zero character, that UTF-8 can write, was expected')
     return value
@@ -140,10 +141,7 @@ def lower(value):
 # %% ../../nbs/data/07_options.ipynb #dfb3c2de
 def one_of(*names:str):
     "The type of an option that chooses from `names`, in any case"
-    def choose(value):
-        if not isinstance(value, list): return lower(value)
-        raise ValueError(f'input should be {", ".join(map(repr, names[:-1]))} or {names[-1]!r}')
-    return Annotated[Literal[names], BeforeValidator(choose)]
+    return Annotated[Literal[names], BeforeValidator(lower)]
 
 # %% ../../nbs/data/07_options.ipynb #8f03050c
 DataPath = str | list[str] | None
@@ -153,7 +151,9 @@ Name = Annotated[str, BeforeValidator(lower)]
 # %% ../../nbs/data/07_options.ipynb #23e836f9
 def _several(value):
     "One text, or several, as a list"
-    return [value] if isinstance(value, str) else [] if value is None else value
+    if isinstance(value, str): return [value]
+    if value is None or isinstance(value, list): return value or []
+    raise ValueError('a text, or a list of texts, was expected')
 
 # %% ../../nbs/data/07_options.ipynb #b8702dc3
 Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]

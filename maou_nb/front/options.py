@@ -6,14 +6,16 @@
 __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'device_problems', 'stage_problems', 'data_problems',
            'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems', 'part_problems',
            'keyword_problems', 'trial_problems', 'layer_problems', 'loss_problems', 'training_problems',
-           'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems', 'place_problems', 'option_of',
-           'try_config', 'make_config']
+           'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems', 'place_problems', 'idle_problems',
+           'option_of', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from types import SimpleNamespace
 
 import torch
 from pydantic import ValidationError
@@ -43,7 +45,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
-from ..train.options import LearnConfig, config_class
+from ..train.options import LearnConfig, config_class, idle_fault
 from ..train.runner import net_of, put_parts, source_maker
 
 # %% ../../nbs/front/60_options.ipynb #93abf99f
@@ -213,10 +215,24 @@ def _of_library(*parts) -> bool:
     return all(part.__module__.startswith('maou_nb.') for part in parts)
 
 # %% ../../nbs/front/60_options.ipynb #23599922
+@lru_cache(4)
+def _in_shapes(
+    cls,           # Of the backbone: who registers another under its name is asked anew
+    name:str,
+    size:str,
+    sizes:tuple,   # (option, value) of each that is set
+) -> Backbone:     # To be looked at, and left as it is
+    "A backbone of the library that is not there"
+    cfg = SimpleNamespace(model_architecture=name, model_size=size, gradient_checkpointing=False, **dict(sizes))
+    with shapes_only(): return backbone_of(cfg)
+
+# %% ../../nbs/front/60_options.ipynb #f09656f4
 def _made(cfg):
     "The backbone of `cfg`; in shapes only if it is the library's"
-    own = cfg.model_architecture in BACKBONES and not _of_library(BACKBONES[cfg.model_architecture])
-    with torch.random.fork_rng() if own else shapes_only(): return backbone_of(cfg)
+    name = cfg.model_architecture
+    if name in BACKBONES and _of_library(cls := BACKBONES[name]):
+        return _in_shapes(cls, name, cfg.model_size, tuple(sizes_of(cfg, name).items()))
+    with torch.random.fork_rng(): return backbone_of(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #4e891257
 def _room(cfg) -> int:
@@ -281,7 +297,8 @@ def model_problems(cfg) -> Iterator[str]:
         yield f'{named}: {large}'
         return
     try:
-        if not _of_library(type(net := _made(cfg))): _try_backbone(net)
+        net = _made(cfg)
+        if not _of_library(BACKBONES[name]): _try_backbone(net)
     except ValueError as e: yield f'{named}: {e}'
 
 # %% ../../nbs/front/60_options.ipynb #2f92ffc7
@@ -577,6 +594,10 @@ def fit_problems(cfg) -> Iterator[str]:
 # %% ../../nbs/front/60_options.ipynb #0442a5dc
 def place_problems(cfg) -> Iterator[str]:
     "Buckets that are not wholly named, and places that are none"
+    far = cfg.run_dir if cfg.run_dir and '://' in cfg.run_dir and not cfg.run_dir.startswith(('file:', 'local:')) else None
+    for flag in ('output_s3', 'output_gcs'):
+        if far and getattr(cfg, flag):
+            yield f'{flag}=True with run_dir={far!r}: a run is copied to one place; one of the two was expected'
     yield from mirror_problems(cfg.output_gcs, cfg.gcs_bucket_name, cfg.gcs_base_path,
                                cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path)
     for option in ('run_dir', 'log_dir', 'model_dir'):
@@ -587,6 +608,12 @@ def place_problems(cfg) -> Iterator[str]:
             if is_remote(path) and not path.name:
                 yield f'{option}={text!r}: a folder in a bucket was expected, such as s3://bucket/folder'
 
+# %% ../../nbs/front/60_options.ipynb #f657c173
+def idle_problems(cfg) -> Iterator[str]:
+    "Options whose own function fails to tell whether they act"
+    for name in type(cfg).model_fields:
+        if fault := idle_fault(cfg, name): yield f'{name}: {fault}'
+
 # %% ../../nbs/front/60_options.ipynb #371a08bb
 def option_of(problem:str) -> str:
     "The option that a sentence of `try_config` is about: it begins with it"
@@ -596,7 +623,7 @@ def option_of(problem:str) -> str:
 RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
          keyword_problems, trial_problems, device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
          resume_problems, memory_problems, fit_problems, watched_problems, place_problems,
-         onnx_problems)
+         onnx_problems, idle_problems)
 
 # %% ../../nbs/front/60_options.ipynb #d035c792
 def _slugs_unknown(cfg):
