@@ -40,7 +40,7 @@ from ..train.folder import RunFolder, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from ..train.options import (
-    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options)
+    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark)
 from ..train.runner import (
     StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
 from ..train.trials import RateTrial
@@ -345,6 +345,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     done = finished_stages(cfg, run)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
+    if vain := vain_remark(cfg): say(vain)
     viewers = _shown(cfg, run, mirror, pictures)
     for stage in stages_of(cfg)[len(result.stages_completed):]:
         try: reached = run_stage(cfg, stage, backbone, accelerator, run, callbacks, say, stop, viewers)

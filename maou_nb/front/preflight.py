@@ -28,7 +28,8 @@ from ..stages.stage import stages_of
 from ..train.checkpoints import CheckpointError
 from ..train.folder import folder_of
 from ..train.loop import make_accelerator
-from ..train.runner import close_sources, put_parts, stage_loop
+from ..train.options import vain_remark
+from ..train.runner import close_sources, loop_remarks, put_parts, stage_loop
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -224,6 +225,7 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator):
     parameters = sum(p.numel() for p in loop.net.parameters())
     try:
         _look_at_data(found, loop, split)
+        for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
         return parameters, _look_at_steps(found, loop)
     except RuntimeError as e:
         found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)
@@ -240,6 +242,7 @@ def preflight(
     cfg, problems = try_config(options)
     for p in problems: found.add('option', p, 'bad')
     if problems: return found
+    if vain := vain_remark(cfg): found.add('options', vain, 'look')
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)

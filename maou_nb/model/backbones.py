@@ -252,9 +252,9 @@ class ResNetOptions(Section):
     "Sizes of the ResNet; none: from model_size"
     prefix: ClassVar[str] = 'resnet_'
     resnet_channels: int | None = option(None,
-        'ResNet: channels; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1)
+        'ResNet: channels; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=16384)
     resnet_blocks: int | None = option(None,
-        'ResNet: residual blocks; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1)
+        'ResNet: residual blocks; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=256)
     resnet_squeeze_excitation: bool | None = option(None,
         'ResNet: scale channels by their mean over the board; none: from model_size',
         'Model', 'fixed', idle=_of_resnet)
@@ -316,13 +316,13 @@ class MixerOptions(Section):
     "Sizes of the MLP-Mixer; none: from model_size"
     prefix: ClassVar[str] = 'mixer_'
     mixer_embed_dim: int | None = option(None,
-        'MLP-Mixer: features a square; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1)
+        'MLP-Mixer: features a square; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
     mixer_num_layers: int | None = option(None,
-        'MLP-Mixer: layers; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1)
+        'MLP-Mixer: layers; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=256)
     mixer_token_dim: int | None = option(None,
-        'MLP-Mixer: hidden width of the mixing over squares; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1)
+        'MLP-Mixer: hidden width of the mixing over squares; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
     mixer_channel_dim: int | None = option(None,
-        'MLP-Mixer: hidden width of the mixing over features; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1)
+        'MLP-Mixer: hidden width of the mixing over features; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
     mixer_dropout: float | None = option(None,
         'MLP-Mixer: dropout; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=0, lt=1)
 
@@ -435,13 +435,13 @@ class ViTOptions(Section):
     "Sizes of the ViT; none: from model_size"
     prefix: ClassVar[str] = 'vit_'
     vit_embed_dim: int | None = option(None,
-        'ViT: features a square; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1)
+        'ViT: features a square; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=16384)
     vit_num_layers: int | None = option(None,
-        'ViT: layers; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1)
+        'ViT: layers; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256)
     vit_num_heads: int | None = option(None,
-        'ViT: attention heads, a divisor of vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1)
+        'ViT: attention heads, a divisor of vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256)
     vit_mlp_ratio: float | None = option(None,
-        'ViT: hidden width of the MLP over vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, gt=0)
+        'ViT: hidden width of the MLP over vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, gt=0, le=64)
     vit_dropout: float | None = option(None,
         'ViT: dropout; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=0, lt=1)
     vit_position: one_of('learned', 'relative') | None = option(None,
@@ -603,7 +603,7 @@ class BackboneOptions(Section):
         'Model', 'fixed', idle=_layers_say)
     trainable_layers: int | None = option(None,
         'Only the last N layer groups train in stage 3, and stages 1 and 2 teach the others; none: all train throughout',
-        'Model', 'fixed', ge=0)
+        'Model', 'fixed', ge=0, le=256)
     resume_backbone_from: OnePath = option(None,
         'Take the backbone from this checkpoint, run folder or file of save_split_params', 'Model', 'silent')
 

@@ -52,7 +52,7 @@ class Stage2Options(Section):
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
         'Stage 2', 'fixed', '2', ge=1)
     stage2_learning_rate: float | None = option(None,
-        'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0)
+        'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0, le=1000)
     stage2_pos_weight: float = option(1.0,
         'How much a legal move counts in the loss, against 1 for an illegal one; '
         'not with the asymmetric loss', 'Stage 2', 'free', '2', _asymmetric, gt=0)
@@ -66,7 +66,7 @@ class Stage2Options(Section):
         'Stage 2', 'free', '2', ge=0, lt=1)
     stage2_hidden_dim: int | None = option(None,
         'Width of a hidden layer in the legal-move head; none: one linear layer',
-        'Stage 2', 'fixed', '2', ge=1)
+        'Stage 2', 'fixed', '2', ge=1, le=16384)
     stage2_head_dropout: float = option(0.0,
         'Dropout after that hidden layer', 'Stage 2', 'free', '2', _linear, ge=0, lt=1)
     legal_moves_head: Name = option('legal_moves',

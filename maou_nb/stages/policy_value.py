@@ -50,6 +50,17 @@ class Stage3Data(Section):
 # %% ../../nbs/stages/34_policy_value.ipynb #af4820e6
 def _not_gce(c): return '' if c.policy_loss == 'gce' else 'of policy_loss=gce'
 
+# %% ../../nbs/stages/34_policy_value.ipynb #72f7bd63
+def _untaught(c):
+    "Why the loss that stops early and picks the best is no good one"
+    weight = {'policy': c.policy_loss_ratio, 'value': c.value_loss_ratio}.get(c.early_stopping_metric, 1)
+    return '' if weight else f'{c.early_stopping_metric}_loss_ratio=0 leaves that loss untaught'
+
+# %% ../../nbs/stages/34_policy_value.ipynb #defe05f6
+def _too_patient(c):
+    "Why `early_stopping_patience` never ends a run"
+    return f'there are only {c.epoch} epochs' if c.early_stopping_patience >= c.epoch else ''
+
 # %% ../../nbs/stages/34_policy_value.ipynb #52c3374b
 class Stage3Steps(Stage3Data):
     "How long stage 3 trains"
@@ -96,10 +107,10 @@ class Stage3Options(Stage3Losses):
     "Options of stage 3"
     early_stopping_patience: int = option(0,
         'Stop after so many epochs without a better early_stopping_metric; 0: never',
-        'Stage 3', 'free', '3', ge=0)
+        'Stage 3', 'free', '3', _too_patient, ge=0)
     early_stopping_metric: one_of('total', 'policy', 'value') = option('total',
         'Which validation loss stops early and picks the best checkpoint: total, policy or value',
-        'Stage 3', 'free', '3')
+        'Stage 3', 'free', '3', _untaught)
     export_onnx: bool = option(False,
         'Write the best checkpoint as ONNX too, in fp32 and fp16', 'Stage 3', 'silent', '3')
     resume_policy_head_from: OnePath = option(None,

@@ -22,7 +22,7 @@ from .stage import Figure, Part, Stage, register_stage
 def scheduler_name(value):
     "Display names of the schedulers are accepted too"
     shown = {'warmup+cosinedecay': 'warmup_cosine_decay', 'cosineannealinglr': 'cosine_annealing_lr'}
-    return shown.get(lower(value), lower(value))
+    return shown.get(lower(value), lower(value)) if isinstance(value, str) else value
 
 # %% ../../nbs/stages/32_reachable.ipynb #2f428990
 SCHEDULERS = ('warmup_cosine_decay', 'cosine_annealing_lr', 'none')
@@ -37,7 +37,8 @@ EarlyScheduler = Annotated[
 class Stage12Options(Section):
     "What stages 1 and 2 share"
     stage12_lr_scheduler: EarlyScheduler = option('auto',
-        'Schedule of stages 1 and 2; auto: warmup_cosine_decay when the batch is over 256, else none',
+        'Schedule of stages 1 and 2; auto: warmup_cosine_decay when the batch, '
+        'times gradient_accumulation_steps, is over 256, else none',
         'Stage 2', 'free', ('1', '2'))
     stage12_weight_decay: float = option(0.0,
         'Weight decay of stages 1 and 2', 'Stage 2', 'free', ('1', '2'), ge=0)
@@ -59,7 +60,7 @@ class Stage1Options(Section):
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
         'Stage 1', 'fixed', '1', ge=1)
     stage1_learning_rate: float | None = option(None,
-        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0)
+        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0, le=1000)
     stage1_pos_weight: float = option(1.0,
         'How much a reachable square counts in the loss, against 1 for one that is not',
         'Stage 1', 'free', '1', gt=0)

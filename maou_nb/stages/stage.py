@@ -529,7 +529,7 @@ def usual_options(stage:Stage) -> dict[str, tuple]:
             0.0, 'fixed', ge=0, lt=1)),
         'epochs': (int, say('Epochs after which the stage ends', 10, 'silent', ge=1)),
         'batch_size': (int | None, say('Rows a step;' + none, None, 'fixed', ge=1)),
-        'learning_rate': (float | None, say('Peak learning rate;' + none, None, gt=0)),
+        'learning_rate': (float | None, say('Peak learning rate;' + none, None, gt=0, le=1000)),
         'threshold': (float | None, say(
             f'{figure} at which the stage ends; none: after its epochs', stage.threshold)),
     }

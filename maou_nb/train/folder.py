@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 from fastcore.basics import patch
+from pydantic import AfterValidator
 
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, is_remote, local_file
 from ..data.files import make_writable, open_append, read_json
@@ -25,14 +27,22 @@ from ..data.options import OnePath, OptionError, Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, MODELS, RESULT, Checkpoints, find_checkpoint, load_tensors
 
 # %% ../../nbs/train/42_folder.ipynb #b352744e
+def _folder_name(value:str|None) -> str|None:
+    "`value`, or a `ValueError` if no folder below another can have this name"
+    if value is None or not (set(value) & {'/', '\\'} or value in ('.', '..') or len(value.encode()) > 200):
+        return value
+    raise ValueError('the name of a folder in runs/ was expected, without / or \\, of at most 200 bytes; '
+                     'run_dir takes a path')
+
+# %% ../../nbs/train/42_folder.ipynb #7ee06ad7
 class FolderOptions(Section):
     "Where a run is"
     run_dir: OnePath = option(None,
         'Folder of the run, or its URL: config, history, result, checkpoints, logs; '
         'none: runs/{run_name}', 'Logs & output', 'silent')
-    run_name: str | None = option(None,
+    run_name: Annotated[str | None, AfterValidator(_folder_name)] = option(None,
         'Name of the run; none: from the time and the architecture',
-        'Logs & output', 'silent', min_length=1)
+        'Logs & output', 'silent')
     log_dir: OnePath = option(None,
         'TensorBoard logs; none: in run_dir if that is given, else ./logs',
         'Logs & output', 'silent')

@@ -15,14 +15,16 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from fastcore.basics import patch
+from pydantic import BeforeValidator
 
 from ..data.batches import BatchStream, DenseBatch, DenseCache, batch_loader
-from ..data.options import Section, one_of, option
+from ..data.options import Section, lower, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
 from ..stages.stage import Stage
@@ -31,9 +33,15 @@ from .checkpoints import (load_optimizer, load_random, optimizer_tensors, part,
 from .optim import make_optimizer, make_scheduler
 
 # %% ../../nbs/train/43_loop.ipynb #e28fb53d
+def _device_name(value):
+    "A device's name in small letters; a `ValueError` for a bare number, which could be of any kind"
+    if isinstance(value, int): raise ValueError(f"a PyTorch device such as 'cuda:{value}' was expected")
+    return lower(value)
+
+# %% ../../nbs/train/43_loop.ipynb #d86dc1fc
 class DeviceOptions(Section):
     "Where and how numbers are computed"
-    gpu: str | None = option(None,
+    gpu: Annotated[str | None, BeforeValidator(_device_name)] = option(None,
         'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
         examples=['cuda:0', 'cpu', 'mps'])
     precision: one_of('auto', 'fp32', 'bf16', 'fp16') = option('auto',

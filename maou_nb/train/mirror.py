@@ -98,12 +98,12 @@ class MirrorOptions(Section):
     "Where a run is copied to while it trains"
     output_s3: bool = option(False,
         'Mirror the run to s3://{s3_bucket_name}/{s3_base_path} while it trains', 'Logs & output', 'silent')
-    s3_bucket_name: str | None = option(None, 'Bucket of output_s3', 'Logs & output', 'silent', idle=_no_s3, min_length=1)
-    s3_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_s3, min_length=1)
+    s3_bucket_name: str | None = option(None, 'Bucket of output_s3', 'Logs & output', 'silent', idle=_no_s3)
+    s3_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_s3)
     output_gcs: bool = option(False,
         'Mirror the run to gs://{gcs_bucket_name}/{gcs_base_path} while it trains', 'Logs & output', 'silent')
-    gcs_bucket_name: str | None = option(None, 'Bucket of output_gcs', 'Logs & output', 'silent', idle=_no_gcs, min_length=1)
-    gcs_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_gcs, min_length=1)
+    gcs_bucket_name: str | None = option(None, 'Bucket of output_gcs', 'Logs & output', 'silent', idle=_no_gcs)
+    gcs_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_gcs)
 
 # %% ../../nbs/train/46_mirror.ipynb #54a28f54
 def mirror_problems(

@@ -15,11 +15,18 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..data.options import Section, one_of, option
 from ..stages.reachable import Scheduler
+from ..stages.stage import stages_of
 
 # %% ../../nbs/train/40_optim.ipynb #fd1122d7
 def _unless(optimizer:str, c) -> str:
     "Why an option of `optimizer` does nothing under config `c`; empty: it acts"
     return '' if c.optimizer == optimizer else f'of optimizer={optimizer}'
+
+# %% ../../nbs/train/40_optim.ipynb #244febab
+def _no_warmup(c) -> str:
+    "Why `warmup_steps` does nothing under config `c`; empty: it acts"
+    warm = {s.of(c, 'scheduler', 'none') for s in stages_of(c)} & {'auto', 'warmup_cosine_decay'}
+    return '' if warm else 'no schedule of the stages that are run warms up'
 
 # %% ../../nbs/train/40_optim.ipynb #4722423f
 class OptimizerOptions(Section):
@@ -30,14 +37,14 @@ class OptimizerOptions(Section):
     gradient_accumulation_steps: int = option(1,
         'Batches whose gradients are added up to one step: the effective batch is the product',
         'Optimizer', 'fixed', ge=1)
-    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0)
+    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0, le=1000)
     weight_decay: float = option(0.01,
         'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0)
     lr_scheduler: Scheduler = option('warmup_cosine_decay',
         'Schedule of stage 3, by optimizer step', 'Optimizer', 'free', '3')
     warmup_steps: int | None = option(None,
         'Steps of linear warm-up; none: an epoch or a tenth of the steps, '
-        'whichever is more, but at most half', 'Optimizer', 'free', ge=0)
+        'whichever is more, but at most half', 'Optimizer', 'free', idle=_no_warmup, ge=0)
     optimizer: one_of('adamw', 'sgd') = option('adamw', 'adamw or sgd', 'Optimizer', 'fixed')
     momentum: float = option(0.9,
         'Momentum of SGD', 'Optimizer', 'free', idle=partial(_unless, 'sgd'), ge=0, lt=1)

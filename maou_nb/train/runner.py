@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_parts',
-           'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop', 'close_sources',
-           'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
-           'run_callbacks', 'run_stage']
+           'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop', 'guess_scores',
+           'loop_remarks', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by',
+           'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
 from collections.abc import Callable
+from fnmatch import fnmatch
 from functools import partial
 
 import torch
@@ -20,7 +21,7 @@ from pydantic import BaseModel, Field
 from xxhash import xxh3_128_hexdigest
 
 from .. import __version__
-from ..data.batches import dense_bytes
+from ..data.batches import BatchStream, dense_bytes
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
@@ -142,7 +143,11 @@ def batch_size_of(cfg, stage:Stage, rows:int) -> int:
     return max(1, min(cfg.batch_size, rows // (LEAST_STEPS * cfg.gradient_accumulation_steps)))
 
 # %% ../../nbs/train/48_runner.ipynb #de1fdabd
-def schedule_of(cfg, stage:Stage, batch_size:int) -> str:
+def schedule_of(
+    cfg,
+    stage:Stage,
+    batch_size:int,    # Rows a step, of all batches whose gradients are added up
+) -> str:
     "The stage's schedule; `auto` by its batch size"
     schedule = stage.of(cfg, 'scheduler', 'none')
     if schedule != 'auto': return schedule
@@ -153,7 +158,8 @@ def settings_of(cfg, stage:Stage, rows:int) -> Settings:
     "How a stage trains under `cfg`"
     batch = batch_size_of(cfg, stage, rows)
     own = lambda role, default=None: stage.of(cfg, role, default)
-    return Settings(batch_size=batch, schedule=schedule_of(cfg, stage, batch),
+    effective = batch * cfg.gradient_accumulation_steps
+    return Settings(batch_size=batch, schedule=schedule_of(cfg, stage, effective),
                     epochs=own('epochs'), lr=own('learning_rate', cfg.learning_ratio),
                     weight_decay=own('weight_decay', 0.), start_epoch=own('start_epoch', 0),
                     compile=own('compile', False), threshold=own('threshold'),
@@ -242,6 +248,56 @@ def stage_loop(
                 split=split, accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
                 before=before, stop=stop)
     return loop, split
+
+# %% ../../nbs/train/48_runner.ipynb #223da255
+def guess_scores(
+    loop:Loop,
+    rows:int=4096,       # At most, the first of those that are judged
+) -> float|None:         # None where the stage's metrics know no guess
+    "What guessing scores of the main figure"
+    source = loop.train if loop.valid is None else loop.valid
+    stream = BatchStream(source, source.plan(min(rows, source.total_rows), shuffle=False))
+    batch = stream.batches(0)[0].decode()
+    b, device = len(batch.board), batch.board.device
+    outputs = {p.name: torch.zeros((b, p.width) if p.width else b, device=device) for p in loop.stage.parts}
+    metrics = loop.stage.metrics().to(device)
+    metrics.update(outputs, batch)
+    guess = metrics.compute().get(f'baseline_{loop.stage.main}')
+    return None if guess is None else float(guess)
+
+# %% ../../nbs/train/48_runner.ipynb #a32abf9f
+def _worth(loop):
+    "What to say of a threshold that guessing meets"
+    wanted, stage = loop.settings.threshold, loop.stage
+    if wanted is None or (guess := guess_scores(loop)) is None: return
+    lower = stage.lower(stage.main)
+    if guess <= wanted if lower else guess >= wanted:
+        yield (f'{stage.option("threshold")}={wanted:g}: guessing scores {guess:.4f} already; '
+               f'a threshold {"below" if lower else "above"} that would be right')
+
+# %% ../../nbs/train/48_runner.ipynb #3a7c54f8
+def _warm(loop):
+    "What to say of a warm-up that never ends, or does not act"
+    warm, total = loop.cfg.warmup_steps, loop.steps_per_epoch * loop.settings.epochs
+    if not warm: return
+    if loop.settings.schedule != 'warmup_cosine_decay':
+        yield f'warmup_steps={warm}: schedule {loop.settings.schedule} does not warm up'
+    elif warm >= total: yield f'warmup_steps={warm}: all {total} steps are warm-up, and the peak is never reached'
+
+# %% ../../nbs/train/48_runner.ipynb #096a9a4f
+def _unmatched(loop):
+    "What to say of globs that no parameter matches"
+    names = [n for n, _ in loop.accelerator.unwrap_model(loop.net).named_parameters()]
+    for glob in getattr(loop.cfg, 'tensorboard_histogram_module', ()):
+        if not any(fnmatch(n, glob) for n in names):
+            yield f'tensorboard_histogram_module={glob!r}: matches no parameter; one is called {names[0]}'
+
+# %% ../../nbs/train/48_runner.ipynb #97d0481d
+def loop_remarks(loop:Loop) -> list[str]:
+    "Sentences on options that act otherwise than whoever set them may expect"
+    few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
+    layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
 
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
@@ -438,6 +494,7 @@ def run_stage(
     rows = {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
+    for remark in loop_remarks(loop): say(f'  {remark}')
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say)
