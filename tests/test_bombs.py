@@ -161,7 +161,8 @@ def test_what_people_pack_is_read(tmp_path):
     (tmp_path/'a.tar.gz').write_bytes(gzip.compress(as_tar([(f'{i}.csa', data) for i in range(3)])))
     assert [len(list(read_games(p))) for p in sorted(tmp_path.iterdir())] == [50]*len(PACKERS) + [150, 150]
 
-@pytest.mark.parametrize('most,said', [(dict(unpacked=1000), 'more than 1,000 bytes come out of it'), (dict(members=2), 'more than 2 files'),
+@pytest.mark.parametrize('most,said', [
+    (dict(unpacked=1000), 'more than 1,000 bytes come out of it'), (dict(members=2), 'more than 2 files'),
                                        (dict(depth=1), 'more than 1 deep')])
 def test_limits_are_options(tmp_path, monkeypatch, most, said):
     (tmp_path/'a.zip').write_bytes(as_zip([(f'{i}.csa.gz', gzip.compress(ONE_FILE.read_bytes())) for i in range(3)]))
@@ -177,7 +178,7 @@ def test_limits_are_options(tmp_path, monkeypatch, most, said):
 def test_a_zip_on_disk_is_not_read_into_memory(tmp_path):
     import tracemalloc
     with zipfile.ZipFile(tmp_path/'a.zip', 'w') as z:
-        z.writestr('b.bin', np.random.default_rng(0).bytes(1 << 26))
+        z.writestr('b.dat', np.random.default_rng(0).bytes(1 << 26))
         z.writestr('a.csa', GAME)
     tracemalloc.start()
     assert len(list(read_games(tmp_path/'a.zip'))) == 1

@@ -4,19 +4,18 @@ What a bucket, a manifest or a result names is read, written and removed inside 
 """
 import inspect, json, os, random, signal, socket, stat
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
 
 from maou_nb.data import files
-from maou_nb.data.files import FileError, as_path, atomic_file, check_plain, file_sha256, find_files, is_inside, open_append, path_inside, read_json
+from maou_nb.data.files import FileError, as_path, atomic_file, file_sha256, find_files, is_inside, path_inside, read_json
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import ShardError, find_shards, read_manifest, write_manifest
 from maou_nb.front.cli import _read_config
-from maou_nb.front.learn import LearnResult, load_run
+from maou_nb.front.learn import load_run
 from maou_nb.front.options import try_config
-from maou_nb.train.checkpoints import CheckpointError, Checkpoints, find_checkpoint, load_tensors
+from maou_nb.train.checkpoints import CheckpointError, Checkpoints, find_checkpoint
 from maou_nb.train.folder import RunFolder, add_line, read_lines
 from maou_nb.train.mirror import Mirror, fetch_run
 from samples import said
@@ -90,7 +89,8 @@ def test_a_result_names_checkpoints(tmp_path, victim, name):
     run = tmp_path/'run'
     run.mkdir()
     (run/'config.json').write_text('{}')
-    stage = dict(stage=3, stage_name='x', achieved_accuracy=1, final_loss=1, epochs_trained=1, threshold_met=True, checkpoints={'best': name})
+    stage = dict(stage=3, stage_name='x', achieved_accuracy=1, final_loss=1, epochs_trained=1,
+                 threshold_met=True, checkpoints={'best': name})
     (run/'result.json').write_text(json.dumps(dict(stage='3', stages_completed=[stage], run_dir='x')))
     with pytest.raises(CheckpointError) as error: find_checkpoint(run)
     assert 'names' in said(error)
@@ -196,10 +196,13 @@ def path_takers():
                 if 'Path' in str(p.annotation): yield f'{m.name}.{name}', f, p.name
 
 # what they need beside the path; those in PURE look at no file
-MORE = {'write_shard': (None, 3, 'x'), 'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
+MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos',), 'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
+        'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
         'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x')}
-PURE = {'is_remote', 'from_folder', 'named_checkpoint'}
+PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'files_below', 'keys_below',
+        'upload', 'download', 'read_file', 'write_shard',
+        'read_lines', 'cut_lines', 'compare'}
 
 def test_every_door_refuses_what_is_no_file(specials, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -240,10 +243,12 @@ def test_special_files_inside_folders(tmp_path):
     assert 'is a pipe' in said(error)
     run = tmp_path/'run'
     run.mkdir()
-    for name in ('config.json', 'run.json', 'result.json', 'history.jsonl', 'run.log', '.process.json', 'checkpoints.json', 'manifest.json'):
+    for name in ('config.json', 'run.json', 'result.json', 'history.jsonl', 'run.log', '.process.json',
+                 'checkpoints.json', 'manifest.json'):
         os.mkfifo(run/name)
     folder = RunFolder(run)
-    doors = [folder.read_config, folder.epochs, lambda: read_lines(folder.history_file), lambda: Checkpoints(run).manifest, lambda: load_run(run),
+    doors = [folder.read_config, folder.epochs, lambda: read_lines(folder.history_file), lambda: Checkpoints(run).manifest,
+             lambda: load_run(run),
              lambda: read_manifest(run), lambda: _read_config(run/'config.json'), lambda: add_line(folder.history_file, {}), folder.log]
     for door in doors:
         with soon(), pytest.raises((FileError, CheckpointError)): door()
@@ -262,7 +267,8 @@ def test_json_is_bounded(tmp_path, monkeypatch):
     (tmp_path/'a.json').write_text('['*200_000)
     with pytest.raises(FileError): read_json(tmp_path/'a.json')
     for name in ('manifest.json', 'checkpoints.json', 'config.json', 'result.json'): (tmp_path/name).write_text('{"a":'*200_000)
-    for door in (lambda: read_manifest(tmp_path), lambda: Checkpoints(tmp_path).manifest, RunFolder(tmp_path).read_config, lambda: load_run(tmp_path)):
+    for door in (lambda: read_manifest(tmp_path), lambda: Checkpoints(tmp_path).manifest, RunFolder(tmp_path).read_config,
+                 lambda: load_run(tmp_path)):
         with pytest.raises((FileError, CheckpointError)): door()
     monkeypatch.setattr(files, 'MOST_JSON', 10)
     with pytest.raises(FileError, match='larger than 10 bytes'): read_json(tmp_path/'a.json')
