@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST_JSON', 'TRIES', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'check_plain', 'as_path', 'is_remote', 'OutsideError',
            'is_inside', 'path_inside', 'read_json', 'open_append', 'copy_file', 'listed', 'files_below', 'holds_none',
-           'find_files', 'Limits', 'limits', 'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together',
-           'upload', 'download', 'atomic_file', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256',
-           'cached_file', 'local_file']
+           'find_files', 'keys_below', 'Limits', 'limits', 'seekable', 'open_files', 'read_whole', 'open_arrow',
+           'put_together', 'upload', 'download', 'atomic_file', 'make_writable', 'cache_folder', 'cache_limit',
+           'file_sha256', 'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -239,6 +239,18 @@ def find_files(
             files += _retried(lambda: _find(path, suffixes, what, endings), f'listing {path}')
         else: files += _find(path, suffixes, what, endings)
     return files
+
+# %% ../../nbs/data/05_files.ipynb #02df211e
+def keys_below(
+    folder:UPath,      # Far away
+) -> dict[str, str]:   # Name as seen from `folder` → URL; hidden ones are left out
+    "What a bucket holds below `folder`, also under names that lead elsewhere"
+    root = folder.path.strip('/') + '/'
+    folder.fs.invalidate_cache()
+    keys = _retried(lambda: folder.fs.find(folder.path), f'listing {folder}')
+    names = {k.removeprefix('/').removeprefix(root): k for k in keys if k.removeprefix('/').startswith(root)}
+    hidden = lambda n: is_inside(n) and any(part[0] == '.' for part in n.split('/'))
+    return {n: folder.fs.unstrip_protocol(k) for n, k in names.items() if not hidden(n)}
 
 # %% ../../nbs/data/05_files.ipynb #1d386f8e
 @dataclass(frozen=True)

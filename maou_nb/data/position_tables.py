@@ -224,9 +224,10 @@ def _check_declared(table, stream, file):
     "`table`, unless far more would come out of it than its size explains"
     about, size = table.metadata, stream.seek(0, io.SEEK_END)
     groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    if sum(g.total_byte_size for g in groups) > limits().most(size):
-        raise ValueError(f'more than {limits().ratio:g} bytes come out for each that is packed in it; '
-                         'if you trust it, set MAOU_NB_LIMITS="ratio=…" higher')
+    declared, most = sum(g.total_byte_size for g in groups), limits().most(size)
+    if declared > most:
+        raise RecordError(f'{file}: {declared:,} bytes come out of it, more than the {most:,.0f} that a file of its size may hold; '
+                          'if you trust it, set MAOU_NB_LIMITS="ratio=… unpacked=…" higher')
     return table
 
 def _slices(batch, rows=1 << 14):
@@ -239,6 +240,7 @@ def _arrow_rows(stream, file):
     try:
         for batch in chain.from_iterable(map(_slices, _batches(stream, file))):
             for row in batch.to_pylist(): yield f'{file}, row {next(numbers):,}', row
+    except RecordError as e: yield file, e
     except (pa.ArrowException, OSError, ValueError, MemoryError) as e:
         said = ' '.join(str(e).split())
         yield file, RecordError(f'{file} is damaged after row {next(numbers) - 1:,} ({said}): copy it again')

@@ -256,7 +256,7 @@ def save_parts(
     heads = sorted({k.split('.')[1] for k in weights if k.startswith('heads.')})
     prefixes = {'backbone': 'backbone.', **{f'{h}_head': f'heads.{h}.' for h in heads}}
     for name, prefix in prefixes.items():
-        path = Path(folder)/f'{name}.safetensors'
+        path = as_path(folder)/f'{name}.safetensors'
         save_tensors(path, part(weights, prefix), {**about, 'part': name})
 
 # %% ../../nbs/train/41_checkpoints.ipynb #8564078a

@@ -25,7 +25,7 @@ from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
-from ..data.files import files_below, find_files, is_inside, is_remote, path_inside, upload
+from ..data.files import files_below, find_files, is_inside, is_remote, keys_below, path_inside, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
@@ -301,10 +301,12 @@ def _note_mirrored(folder:Path, urls):
 def _files_at(url:str) -> dict[str, Path|UPath]:
     "The files below `url`, hidden ones left out, by their names relative to it"
     root = as_path(url)
+    if is_remote(root):
+        try: return {n: as_path(u) for n, u in keys_below(root).items()}
+        except FileNotFoundError: return {}
     try: found = [p for p in find_files(root, ('',), 'files') if p.is_file()]
     except FileNotFoundError: return {}
-    if not is_remote(root): return {p.relative_to(root).as_posix(): p for p in found}
-    return {p.path.strip('/').removeprefix(root.path.strip('/') + '/'): p for p in found}
+    return {p.relative_to(root).as_posix(): p for p in found}
 
 # %% ../../nbs/train/46_mirror.ipynb #9b35fb64
 def _read(path:Path|UPath) -> bytes:
