@@ -200,7 +200,7 @@ MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos'
         'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
         'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x')}
-PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'files_below', 'keys_below',
+PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',
         'upload', 'download', 'read_file', 'write_shard',
         'read_lines', 'cut_lines', 'compare'}
 
