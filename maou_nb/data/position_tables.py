@@ -210,16 +210,7 @@ def _csv_rows(stream, file):
                                          'mend or remove it')
             else: yield where, dict(zip(names, row))
 
-# %% ../../nbs/data/09_position_tables.ipynb #c53a1c4d
-def _batches(stream, file):
-    "The record batches of a table in Parquet or Arrow"
-    stream.seek(0)
-    arrow = stream.read(6).startswith((ARROW_FILE, ARROW_STREAM))
-    if put_together(stream, ARROW_FILE if arrow else b'PAR1'): raise ValueError('several such files were put end to end')
-    if not arrow: return _check_declared(pq.ParquetFile(stream), stream, file).iter_batches(1 << 14)
-    reader = open_arrow(stream)
-    return map(reader.get_batch, range(reader.num_record_batches))
-
+# %% ../../nbs/data/09_position_tables.ipynb #992bbc86
 def _check_declared(table, stream, file):
     "`table`, unless far more would come out of it than its size explains"
     about, size = table.metadata, stream.seek(0, io.SEEK_END)
@@ -230,10 +221,22 @@ def _check_declared(table, stream, file):
                           'if you trust it, set MAOU_NB_LIMITS="ratio=… unpacked=…" higher')
     return table
 
+# %% ../../nbs/data/09_position_tables.ipynb #76c8c7c2
+def _batches(stream, file):
+    "The record batches of a table in Parquet or Arrow"
+    stream.seek(0)
+    arrow = stream.read(6).startswith((ARROW_FILE, ARROW_STREAM))
+    if put_together(stream, ARROW_FILE if arrow else b'PAR1'): raise ValueError('several such files were put end to end')
+    if not arrow: return _check_declared(pq.ParquetFile(stream), stream, file).iter_batches(1 << 14)
+    reader = open_arrow(stream)
+    return map(reader.get_batch, range(reader.num_record_batches))
+
+# %% ../../nbs/data/09_position_tables.ipynb #859aa101
 def _slices(batch, rows=1 << 14):
     "`batch` in parts, as rows of Python take much more memory"
     yield from (batch.slice(i, rows) for i in range(0, len(batch), rows))
 
+# %% ../../nbs/data/09_position_tables.ipynb #c53a1c4d
 def _arrow_rows(stream, file):
     "(where, row) of each row; one error if it is damaged"
     numbers = count(1)
