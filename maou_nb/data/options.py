@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESUMES', 'DataPath', 'OnePath', 'Name', 'Globs', 'OptionError', 'acts', 'About', 'option', 'Section', 'lower',
-           'as_text', 'one_of', 'RowOptions']
+           'as_text', 'one_of', 'is_path', 'RowOptions']
 
 # %% ../../nbs/data/07_options.ipynb #e44f4fc8
 from collections.abc import Callable
@@ -89,6 +89,11 @@ def one_of(*names:str):
 DataPath = Annotated[str | list[str] | None, BeforeValidator(as_text)]
 OnePath = Annotated[str | None, BeforeValidator(as_text)]
 Name = Annotated[str, BeforeValidator(lower)]
+
+# %% ../../nbs/data/07_options.ipynb #ad916c9d
+def is_path(option) -> bool:
+    "Whether a field of a section is a path, or several"
+    return any(getattr(m, 'func', None) is as_text for m in option.metadata)
 
 # %% ../../nbs/data/07_options.ipynb #23e836f9
 def _several(value):

@@ -31,8 +31,9 @@ from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
+from .alone import alone_in
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
-                                local_file, make_writable)
+                                local_file, make_writable, shown)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -584,6 +585,12 @@ def _rules_table(columns):
     return table
 
 # %% ../../nbs/data/15_prepare.ipynb #96d013c4
+def _alone(folder):
+    "The folder is this process's while shards are made in it"
+    here = cache_folder()/'preparing'/xxh3_64_hexdigest(f'{folder} alone'.encode()) if is_remote(folder) else folder
+    return alone_in(here, f'shards are being made in {shown(folder)}')
+
+# %% ../../nbs/data/15_prepare.ipynb #5380459b
 def prepare_rules(
     stage:int|str|Columns,   # A stage's key, or its columns, whose rows the rules alone give
     folder:str|Path,         # Where the shard goes; local or a URL
@@ -592,8 +599,9 @@ def prepare_rules(
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     table = _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
-    entry = write_shard(path, table, columns, 'the rules', stamped=True)
-    write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
+    with _alone(folder):
+        entry = write_shard(path, table, columns, 'the rules', stamped=True)
+        write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
     seconds = time.perf_counter() - began
     return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds)
 
@@ -717,14 +725,15 @@ def prepare(
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
-    try:
-        made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                      rows_per_shard, filters, counted, on_bad, tables)
-    except BaseException:
-        crew.close(failed=True)
-        raise
-    made.seconds = time.perf_counter() - began
-    crew.close()
-    _remove(work)
+    with _alone(folder):
+        try:
+            made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
+                          rows_per_shard, filters, counted, on_bad, tables)
+        except BaseException:
+            crew.close(failed=True)
+            raise
+        made.seconds = time.perf_counter() - began
+        crew.close()
+        _remove(work)
     made.passed_over = passed_over(paths)
     return made
