@@ -9,7 +9,6 @@ __all__ = ['BEAT', 'FRESH', 'FolderLock', 'alone_in', 'age_of', 'read_record', '
 import json
 import os
 import platform
-import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 
 from .. import __version__
 from ..data.files import (FileError, as_path, file_sha256, found_again, is_remote,
-                                shown, whole)
+                                shown)
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -37,7 +37,7 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors)
-from ..train.folder import RunFolder, begun_folder, folder_of
+from ..train.folder import RunFolder, begun_folder
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from ..train.options import (
@@ -281,7 +281,8 @@ def _found_again(stage, then, now):
     "The result of a stage with its paths as they lead from `now`"
     if stage is None: return None
     marks = {k: found_again(v, then, now) for k, v in stage.checkpoints.items()}
-    return stage.model_copy(update={'checkpoints': marks, 'tensorboard': found_again(stage.tensorboard, then, now)})
+    logs = found_again(stage.tensorboard, then, now)
+    return stage.model_copy(update=dict(checkpoints=marks, tensorboard=logs))
 
 # %% ../../nbs/front/62_learn.ipynb #537b9538
 def read_result(

@@ -435,12 +435,12 @@ def settle(self:RunFolder, goes_on:bool):
     "Give the run its id, the one it has if it `goes_on`, and places that are no other run's"
     self.id = (goes_on and self._known_id()) or uuid4().hex
     if goes_on: self.models = self._old_models() or self.models
-    for name, option in (('models', 'model_dir'), ('logs', 'log_dir')):
+    for name, asked in (('models', 'model_dir'), ('logs', 'log_dir')):
         at = getattr(self, name)
         if at.is_relative_to(self.path) or goes_on and self._has(at): continue
         try: setattr(self, name, own_place(at, self.id))
         except OSError as e:
-            raise OptionError(f'{option}: {shown(at)} cannot be written to ({e.strerror}); '
+            raise OptionError(f'{asked}: {shown(at)} cannot be written to ({e.strerror}); '
                               'another folder would be right') from None
 
 # %% ../../nbs/train/42_folder.ipynb #90159953
