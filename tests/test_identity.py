@@ -1,5 +1,5 @@
 "A run is known by what it is: its id, its places, its data, and the one process that trains in it"
-import json, multiprocessing, os, shutil, subprocess, sys, time
+import json, multiprocessing, os, shutil, time
 from pathlib import Path
 
 import psutil
@@ -111,26 +111,29 @@ def test_the_lock_has_one_owner_200_times(tmp_path):
     for p in both: p.join(30)
     assert got.count(True) == got.count(False) == 200
 
-START = '''import json, sys, time
-from maou_nb import learn_multi_stage
-while time.time() < float(sys.argv[2]): time.sleep(0.001)
-if __name__ == "__main__": learn_multi_stage(**json.loads(sys.argv[1]))'''
+def starts(options, count, barrier, said):
+    for n in range(count):
+        barrier.wait()
+        try: learn_multi_stage(**options, run_dir=f'run{n}'); said.put((n, 'trained'))
+        except OptionError as e: said.put((n, str(e)))
 
-def start_both(small, n):
-    options = json.dumps({**small, 'run_dir': f'run{n}', 'stage1_max_epochs': 30, 'stage1_threshold': 1.})
-    both = [subprocess.Popen([sys.executable, '-c', START, options, str(time.time() + 12)], stderr=subprocess.PIPE, text=True)
-            for _ in range(2)]
-    ended = [(p.communicate(timeout=240)[1], p.returncode) for p in both]
-    refused = [e for e, _ in ended if 'is training in' in e]
-    assert len(refused) == 1, ended
-    assert not list(Path(f'run{n}').glob('earlier-*')) and not RunFolder(f'run{n}').was_killed()
+def start_both(small, count):
+    "Two warm processes start `count` runs at the same moment; one trains each, and the other is told"
+    many = multiprocessing.get_context('spawn')
+    barrier, said = many.Barrier(2), many.Queue()
+    both = [many.Process(target=starts, args=({**small, 'stage1_max_epochs': 2}, count, barrier, said)) for _ in range(2)]
+    for p in both: p.start()
+    got = sorted(said.get(timeout=120) for _ in range(2*count))
+    for p in both: p.join(60)
+    for n in range(count):
+        refused, trained = sorted((t for i, t in got if i == n), key=lambda t: t == 'trained')
+        assert 'is training in' in refused and trained == 'trained', got
+        assert not list(Path(f'run{n}').glob('earlier-*')) and not RunFolder(f'run{n}').was_killed()
 
-def test_of_two_starts_one_trains(small):
-    for n in range(3): start_both(small, n)
+def test_of_two_starts_one_trains(small): start_both(small, 3)
 
 @pytest.mark.slow
-def test_of_two_starts_one_trains_twenty_times(small):
-    for n in range(20): start_both(small, n)
+def test_of_two_starts_one_trains_twenty_times(small): start_both(small, 20)
 
 def test_a_clock_that_is_set_changes_nothing(small, monkeypatch):
     "By an hour, forth and back, as the process and psutil see it"
