@@ -20,7 +20,8 @@ from fastcore.basics import patch
 from pydantic import BaseModel, ValidationError
 
 from .. import __version__
-from ..data.files import FileError, as_path, check_plain, is_remote
+from ..data.files import (FileError, as_path, check_plain, file_sha256, found_again,
+                                is_remote, short_path)
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -36,13 +37,14 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors, named_checkpoint)
-from ..train.folder import RunFolder, folder_of
+from ..train.folder import RunFolder, begun_folder
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
-from ..train.options import (
-    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark)
+from maou_nb.train.options import (
+    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
+    with_whole_paths)
 from ..train.runner import (
-    StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
+    StageResult, StageThresholdNotMet, close_sources, plugins_of, put_backbone, run_stage, stage_loop)
 from ..train.trials import RateTrial
 
 # %% ../../nbs/front/62_learn.ipynb #59a55043
@@ -62,7 +64,7 @@ class LearnResult(BaseModel):
     def __repr__(self):
         said = [s.sentence() for s in self.stages_completed]
         stopped = [self.stopped] if self.stopped else []
-        return '\n'.join([*said, *stopped, f'run folder: {self.run_dir}'])
+        return '\n'.join([*said, *stopped, f'run folder: {short_path(self.run_dir)}'])
 
     def __str__(self): return repr(self)
 
@@ -83,10 +85,20 @@ def checkpoint(self:LearnResult,
 ) -> Path:                     # A `FileError` if no epoch was judged yet
     "Where a checkpoint lies"
     if not self.stages():
-        raise FileError(f'{self.run_dir} holds no epoch that was judged yet: '
+        raise FileError(f'{short_path(self.run_dir)} holds no epoch that was judged yet: '
                         'resume_from="latest" goes on with the run')
     stage = self.stages()[-1].stage if stage is None else stage
-    return named_checkpoint(Path(self.run_dir), self[stage].checkpoints[which], 'the result')
+    path = named_checkpoint(Path(self.run_dir), self[stage].checkpoints[which], 'the result')
+    _check_unchanged(path, self[stage].sha256.get(which))
+    return path
+
+# %% ../../nbs/front/62_learn.ipynb #43abd426
+def _check_unchanged(path, sha256):
+    "Refuse a checkpoint that is not the one of this SHA-256"
+    if sha256 is None or not path.exists(): return
+    if (find_checkpoint(path)[1] or file_sha256(path)) == sha256: return
+    raise CheckpointError(f'{short_path(path)} is not the checkpoint that this result names, whose SHA-256 is '
+                          f'{sha256[:8]}…: another was written there since; load_run tells what is there now')
 
 # %% ../../nbs/front/62_learn.ipynb #8068d355
 def _figure_row(s, name):
@@ -122,7 +134,7 @@ def _repr_html_(self:LearnResult):
     best = ', '.join(f'{s.best_epoch} of {s.epochs_trained} (stage {s.stage})'
                      for s in self.stages_completed)
     said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.')
-    folder = tag('p', 'run folder: ', tag('code', self.run_dir))
+    folder = tag('p', 'run folder: ', tag('code', short_path(self.run_dir)))
     curves = map(_curves, self.stages_completed)
     return join_html([stopped, html_table(result_rows(self), heads), said, *curves, folder])
 
@@ -150,7 +162,7 @@ def mirror_folders(
         cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path, run.path.name)
     copies = {run.path: url} if url else {}
     for at, option, name in ((run.models, cfg.model_dir, MODELS), (run.logs, cfg.log_dir, 'logs')):
-        if _remote(option): copies[at] = option
+        if _remote(option): copies[at] = f'{option.rstrip("/")}/{run.path.name}'
         elif url and not at.is_relative_to(run.path): copies[at] = f'{url}/{name}'
     return copies
 
@@ -195,13 +207,15 @@ def _take_up(cfg, run, say):
     "Bring what the run is to go on from"
     source = cfg.resume_from
     url = cfg.run_dir if source == 'latest' else source
-    if url and is_remote(as_path(url)) and _fetched(url, run, say): return
+    if url and is_remote(as_path(url)) and _fetched(url, run, say):
+        run.settle(goes_on=True)          # as the run that came
+        return
     if source == 'latest':
-        say(f'{run.path} holds no checkpoint yet: the run starts afresh')
+        say(f'{run} holds no checkpoint yet: the run starts afresh')
         return
     run.bring(source, stages_of(cfg))
     for remark in missing_plugins(RunFolder(as_path(source)).read_about().get('plugins')): say(remark)
-    say(f'goes on from {source}, in {run.path}')
+    say(f'goes on from {short_path(source)}, in {run}')
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
 def _begun_with(run, stages):
@@ -217,16 +231,21 @@ def open_run(
 ) -> LearnConfig:      # `cfg`, or with older values of options that the run is older than
     "Make the run's folders, with its config in them"
     stages = list(STAGES.values())
+    run.settle(goes_on=bool(cfg.resume_from))
     if cfg.resume_from and not run.begun(stages): _take_up(cfg, run, say)
     goes_on = bool(cfg.resume_from and run.begun(stages))
-    if goes_on: cfg = gone_on_with(cfg, _begun_with(run, stages))
+    if goes_on:
+        run.check_owner(stages)
+        cfg = gone_on_with(cfg, _begun_with(run, stages))
     if goes_on and run.config_file.exists():        # before its own options are written over
-        allowed_changes(run.read_config(), cfg)
-        for remark in missing_plugins(run.read_about().get('plugins')): say(remark)
+        about = run.read_about()
+        allowed_changes(run.read_config(), cfg, about.get('plugins', ()), about.get('version', ''))
+        for remark in missing_plugins(about.get('plugins')): say(remark)
     if not goes_on and (old := run.set_aside()):
-        say(f'an earlier run was in {run.path}: it is kept in {old}')
+        say(f'an earlier run was in {run}: it is kept in {short_path(old)}')
     run.make_writable()
     run.write(run.config_file, json.dumps(saved_options(cfg), indent=1))
+    run.note()
     return cfg
 
 # %% ../../nbs/front/62_learn.ipynb #ac49c301
@@ -246,7 +265,7 @@ def describe_run(
     "Write run.json"
     data = {s.stage: {'fingerprint': s.fingerprint, 'rows': s.rows, 'split': s.split} for s in stages}
     about = {'plugins': plugins_of(cfg), 'data': data}
-    run.write(run.about_file, json.dumps(_machine(accelerator) | about, indent=1))
+    run.note(**_machine(accelerator), **about)
 
 # %% ../../nbs/front/62_learn.ipynb #4139a85b
 @contextmanager
@@ -259,6 +278,14 @@ def _kernels(deterministic):
     finally: torch.use_deterministic_algorithms(before)
 
 # %% ../../nbs/front/62_learn.ipynb #aa64089e
+def _found_again(stage, then, now):
+    "The result of a stage with its paths as they lead from `now`"
+    if stage is None: return None
+    marks = {k: found_again(v, then, now) for k, v in stage.checkpoints.items()}
+    logs = found_again(stage.tensorboard, then, now)
+    return stage.model_copy(update=dict(checkpoints=marks, tensorboard=logs))
+
+# %% ../../nbs/front/62_learn.ipynb #e09dbc43
 def read_result(
     run:RunFolder,
 ) -> LearnResult:    # A `FileError` if there is no run, or none of its stages is finished
@@ -270,7 +297,9 @@ def read_result(
     check_plain(run.result_file)
     try: found = LearnResult.model_validate_json(run.result_file.read_text(encoding='utf-8'))
     except ValidationError: raise FileError(f'{run.result_file} is damaged: copy it again') from None
-    return found.model_copy(update={'run_dir': str(run.path)})
+    again = partial(_found_again, then=found.run_dir, now=run.path)
+    return found.model_copy(update={'run_dir': str(run.path), 'partial': again(found.partial),
+                                    'stages_completed': [*map(again, found.stages_completed)]})
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
 def load_run(
@@ -303,7 +332,7 @@ def new_backbone(cfg:LearnConfig):
     "The backbone a run begins with"
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
-    put_parts(cfg, {'backbone': backbone})
+    put_backbone(cfg, backbone)
     return backbone
 
 # %% ../../nbs/front/62_learn.ipynb #d5c0275d
@@ -320,7 +349,7 @@ def _begin(cfg, run, say):
     accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
     precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     say(f'{cfg.model_architecture}, {sum(p.numel() for p in backbone.parameters()):,} parameters, '
-        f'on {accelerator.device} in {precision}; run folder {run.path}')
+        f'on {accelerator.device} in {precision}; run folder {run}')
     return accelerator, backbone
 
 # %% ../../nbs/front/62_learn.ipynb #e933d604
@@ -387,7 +416,8 @@ def train_run(
     callbacks:Iterable=(),     # Beside those of every run
 ) -> LearnResult:
     "`learn_multi_stage` of options that were checked"
-    callbacks, run = _check_callbacks(callbacks), folder_of(cfg)
+    callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
+    run = begun_folder(cfg)
     RunFolder(run.path, run.path, run.path).make_writable()
     with run.claimed():
         cfg = open_run(cfg, run, say)

@@ -29,7 +29,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import folder_of
 from ..train.loop import make_accelerator
 from ..train.options import vain_remark
-from ..train.runner import close_sources, loop_remarks, put_parts, stage_loop
+from ..train.runner import close_sources, loop_remarks, put_backbone, stage_loop
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -246,7 +246,7 @@ def preflight(
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
-    try: put_parts(cfg, {'backbone': backbone})
+    try: put_backbone(cfg, backbone)
     except CheckpointError as e:
         found.add('option', str(e), 'bad')
         return found

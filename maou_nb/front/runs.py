@@ -22,7 +22,7 @@ from fastcore.basics import patch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from ..data.files import FileError, open_append
+from ..data.files import FileError, as_path, open_append, short_path, whole
 from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
@@ -33,7 +33,7 @@ from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.runner import used_by
-from ..train.options import LearnConfig, config_class, saved_config
+from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
 from ..show.plots import COLORS, Pace, Screen, picture
@@ -43,11 +43,12 @@ def config_of(
     run:RunFolder,
 ) -> LearnConfig:  # A `FileError` if it is no run's folder, or its options are not known here
     "The options of a run"
-    kept = run.read_about().get('plugins')
-    try: return saved_config(run.read_config(), str(run.config_file), kept)
+    about = run.read_about()
+    kept, options = about.get('plugins'), moved_options(run.read_config(), about.get('folder'), run.path)
+    try: return saved_config(options, short_path(run.config_file), kept)
     except OptionError as e:
         if missing_plugins(kept): raise FileError(str(e)) from None
-        raise FileError(f'{run.config_file} holds no options of this version: copy it again ({e})') from None
+        raise FileError(f'{short_path(run.config_file)} holds no options of this version: copy it again ({e})') from None
 
 # %% ../../nbs/front/64_runs.ipynb #49cf1c41
 def _place_text(now, cfg):
@@ -119,7 +120,7 @@ def start_run(
     if unknown := known_here_only(cfg): raise OptionError(unknown)
     run = RunFolder(cfg.run_dir)
     if (other := run.at_work()):
-        raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
+        raise OptionError(f'run_dir: process {other.pid} is training in {run} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
     with open_append(run.log_file) as log: return _spawn(cfg, log)
 
@@ -127,10 +128,11 @@ def start_run(
 def _lives(worker):
     "Whether a process or thread is still there; None is not known"
     if isinstance(worker, threading.Thread): return worker.is_alive()
-    return worker is None or worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    try: return worker is None or psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
 
 # %% ../../nbs/front/64_runs.ipynb #2e40a749
-_wishes = {}      # run folder → the `StopWish` of the thread that trains in it here
+_wishes = {}      # whole path of a run folder → the `StopWish` of the thread that trains in it here
 
 # %% ../../nbs/front/64_runs.ipynb #0d45c58a
 def _train_thread(cfg, run, stop):
@@ -138,7 +140,7 @@ def _train_thread(cfg, run, stop):
     try: train_run(cfg, stop, run.say, pictures=False)
     except (ValueError, RuntimeError) as e: run.say(str(e))
     except Exception as e: run.say(f'{type(e).__name__}: {e}')
-    finally: _wishes.pop(run.path.resolve(), None)
+    finally: _wishes.pop(run.path, None)
 
 # %% ../../nbs/front/64_runs.ipynb #18752c45
 def train_here(
@@ -151,7 +153,7 @@ def train_here(
     run, stop = RunFolder(cfg.run_dir), StopWish()
     run.path.mkdir(parents=True, exist_ok=True)
     run.say(f'$ {as_command(cfg)}   # in a thread')
-    _wishes[run.path.resolve()] = stop
+    _wishes[run.path] = stop
     thread = threading.Thread(target=_train_thread, args=(cfg, run, stop), daemon=True)
     thread.start()
     return thread
@@ -209,7 +211,7 @@ def stop(self:Monitor):
     process = self.run.at_work()
     if process is None: return
     if process.pid != os.getpid(): process.send_signal(signal.SIGTERM)
-    elif (wish := _wishes.get(self.run.path.resolve())): wish.why = 'the Stop button'
+    elif (wish := _wishes.get(self.run.path)): wish.why = 'the Stop button'
 
 # %% ../../nbs/front/64_runs.ipynb #ef51825b
 @patch
@@ -232,7 +234,7 @@ def tell(self:Monitor) -> str:
     if state == 'training': self.patience = 0.
     elif time.monotonic() < self.patience and _lives(self.child):
         state, says = 'starting', 'the process is starting'
-    folder = tag('small', f'run folder: {self.run.path}')
+    folder = tag('small', f'run folder: {self.run}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
     self.status.value = join_html([_state_html(state, says), folder], tag('br'))
     self.log.value = tag('pre', self.run.log(), style=small)
@@ -313,7 +315,7 @@ def watch(self:Monitor,
     starting:bool=False,   # Its process is on its way
 ):
     "Follow the run in `run_dir`"
-    if self.run is None or Path(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
+    if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
     self.patience = time.monotonic() + 30 if starting else 0.
     self.look(force=True)
     if self.thread is not None and self.thread.is_alive(): return
@@ -447,14 +449,14 @@ def compare(
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
-    names = short if len({*short}) == len(short) else [str(f.path) for f in folders]
+    names = short if len({*short}) == len(short) else [str(f) for f in folders]
     return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)})
 
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834
 def _logs(run):
     "Where the TensorBoard log of a run is"
-    places = [config_of(run).log_dir, run.logs, Path('logs')/run.path.name]
-    places = [Path(p) for p in places if p is not None]
+    said = config_of(run).log_dir
+    places = [run.logs, *([as_path(said)] if said else []), Path('logs')/run.path.name]
     found = next((p for p in places if p.exists()), None)
     if found is not None: return found
     raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')

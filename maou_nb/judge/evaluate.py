@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
-from ..data.files import FileError
+from ..data.files import FileError, short_path
 from ..data.shards import ShardError, doubt_of_games, find_shards
 from ..data.sources import StreamingFileSource
 from ..data.splits import BY_GAME, held_folds, split_sources
@@ -353,6 +353,7 @@ def evaluate(
         for batch in tqdm(loader, desc=f'evaluate stage {stage.id}', unit='batch', leave=False):
             dense = batch.to(device, non_blocking=device.type == 'cuda').decode(dense)
             sums.add({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense)
-    name = getattr(net, 'about', {}).get('path') or type(net.backbone).__name__
+    path = getattr(net, 'about', {}).get('path')
+    name = short_path(path) if path else type(net.backbone).__name__
     figures, tables = sums.figures(), sums.tables()
     return Evaluation(name, stage.id, sums.rows, figures, **tables, known=known, stage_name=stage.name)

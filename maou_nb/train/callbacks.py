@@ -236,8 +236,9 @@ class TensorBoard(Callback):
     def __init__(self,
                  folder:str|Path,
                  histograms:int=0,     # Epochs between histograms of weights and gradients; 0: none
-                 globs:tuple=()):      # Of parameters whose names match one of these; empty: of all
-        self.folder, self.histograms, self.globs = Path(folder), histograms, globs
+                 globs:tuple=(),       # Of parameters whose names match one of these; empty: of all
+                 run:str=''):          # The id of the run
+        self.folder, self.histograms, self.globs, self.run = Path(folder), histograms, globs, run
         self.gradients, self.writer = {}, None
 
     def before_fit(self, loop):
@@ -245,6 +246,7 @@ class TensorBoard(Callback):
         if not loop.main_process: return
         purge = loop.step + 1 if loop.resumed else None
         self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=purge)
+        if self.run: self.writer.add_text(f'{loop.stage.slug}/run', self.run, loop.step)
 
     def after_step(self, loop):
         "Write a step's figures if `Steps` took them"
@@ -316,8 +318,9 @@ class Saver(Callback):
                  about:Callable[[Loop], dict]=lambda loop: {},   # What else to say of checkpoints
                  every:int|None=None,      # Steps between checkpoints; None: only after each epoch
                  keep:int=3,               # How many of the last are kept
-                 parts:bool=False):        # Write the best net's parts as files of their own, too
-        self.checkpoints, self.say_about = Checkpoints(folder, keep), about
+                 parts:bool=False,         # Write the best net's parts as files of their own, too
+                 run:str=''):              # The id of the run
+        self.checkpoints, self.say_about = Checkpoints(folder, keep, run), about
         self.every, self.parts = every, parts
         self.about, self.at = {}, None
 
