@@ -37,13 +37,19 @@ class FileError(ValueError):
     "A file that cannot be used: the message names it, what is wrong and what would be right"
 
 # %% ../../nbs/data/05_files.ipynb #aee0aeeb
+def _at_home(path):
+    "`path` with its `~` as the home folder that it means; as it is where there is none"
+    try: return path.expanduser()
+    except RuntimeError: return path
+
+# %% ../../nbs/data/05_files.ipynb #58646ec2
 _extras = {'s3': 's3', 's3a': 's3', 'gs': 'gcs', 'gcs': 'gcs'}  # what `pip install maou_nb[…]` brings
 
 def as_path(
     path:str|os.PathLike,  # Local, or an fsspec URL
 ) -> Path|UPath:           # A `FileError` if the URL's filesystem is not known or not installed
     "`path` as an object with the methods of `pathlib`"
-    if '://' not in str(path): return Path(path)
+    if '://' not in str(path): return _at_home(Path(path))
     protocol = str(path).split('://')[0]
     try:
         found = UPath(path)

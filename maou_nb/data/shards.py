@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['POLICIES', 'EVAL_SCALE', 'MANIFEST', 'FOREIGN', 'GAMES_TABLE', 'SHARD_SUFFIX', 'fixed_lists', 'fixed_bytes',
            'fixed_array', 'shard_bytes', 'write_shard', 'write_manifest', 'ShardError', 'read_manifest', 'Shard',
-           'Foreign', 'share_of_pieces', 'doubt_of_games', 'find_shards', 'read_shard']
+           'Foreign', 'share_of_pieces', 'doubt_of_games', 'content_of', 'contents_of', 'first_of_each', 'find_shards',
+           'read_shard']
 
 # %% ../../nbs/data/12_shards.ipynb #f5f3457b
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
+from xxhash import xxh3_128_digest
 
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
-from .files import (FileError, as_path, atomic_file, find_files, is_remote, listed,
-                                local_file)
+from .files import (FileError, as_path, atomic_file, file_sha256, find_files, is_remote,
+                                listed, local_file)
 from .labels import LABEL_COUNT, LABEL_SCHEME
+from .machine import size_text
 
 # %% ../../nbs/data/12_shards.ipynb #a22b50b2
 def fixed_lists(
@@ -172,10 +177,11 @@ class Shard:
 _not_arrow = (pa.ArrowException, OSError, UnicodeDecodeError)     # what damaged bytes raise
 
 # %% ../../nbs/data/12_shards.ipynb #9a6d62ce
-def _open_ipc(source, path):
-    "An Arrow IPC reader over `source`, or one sentence"
+def _open_ipc(source, path, columns=None):
+    "An Arrow IPC reader over `source`, of the columns with these numbers alone if given; or one sentence"
+    options = ipc.IpcReadOptions(included_fields=columns)
     try:
-        reader = ipc.open_file(source)
+        reader = ipc.open_file(source, options=options)
         reader.schema.names         # a damaged schema shows only when it is asked for
         return reader
     except _not_arrow as e:
@@ -337,6 +343,84 @@ def doubt_of_games(
     return (f'{much} of the positions came from pieces of games (HCPE, PSV, lone positions), whose games are unknown, '
             'so neighbours of a held-out position may lie on both sides')
 
+# %% ../../nbs/data/12_shards.ipynb #e2e6fd4a
+_hashed = {}     # (path, bytes, time of its last change) → SHA-256, of files in no manifest
+
+def _stamp(shard):
+    "What the file of `shard` is known by in `_hashed`"
+    path = local_file(shard.path).resolve()
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+# %% ../../nbs/data/12_shards.ipynb #884e04e5
+def content_of(shard:Shard) -> str:
+    "The SHA-256 of the file of `shard`: its manifest's, or that of its bytes"
+    if shard.sha256: return shard.sha256
+    stamp = _stamp(shard)
+    if stamp not in _hashed: _hashed[stamp] = file_sha256(stamp[0])
+    return _hashed[stamp]
+
+# %% ../../nbs/data/12_shards.ipynb #f5118b0c
+def contents_of(
+    shards:list[Shard],
+    say:Callable=print,   # Told of files that are read for it
+) -> list[str]:
+    "The SHA-256 of each of `shards`"
+    new = {k: s for s in shards if not s.sha256 and (k := _stamp(s)) not in _hashed}
+    if new:
+        size, one = size_text(sum(k[1] for k in new)), len(new) == 1
+        say(f'  {len(new)} shard{"s"*(not one)} of {size} {"is" if one else "are"} in no manifest: '
+            f'{"its" if one else "their"} SHA-256 is computed, to know the rows again')
+        with ThreadPoolExecutor(4) as pool: list(pool.map(content_of, new.values()))
+    return [content_of(s) for s in shards]
+
+# %% ../../nbs/data/12_shards.ipynb #c91aaa13
+_GLIMPSE = 1 << 16     # bytes
+
+def _glimpse(shard):
+    "The size of a file, and a hash of its begin, middle and end"
+    path = local_file(shard.path)
+    size = path.stat().st_size
+    with path.open('rb') as f:
+        def part(at):
+            f.seek(max(at, 0))
+            return f.read(_GLIMPSE)
+        return size, xxh3_128_digest(b''.join(map(part, (0, size//2, size - _GLIMPSE))))
+
+# %% ../../nbs/data/12_shards.ipynb #65ba21d4
+def _told_apart(shards):
+    "Something for each of `shards`, equal only for those with the same bytes"
+    if all(s.sha256 or is_remote(s.path) for s in shards): return [content_of(s) for s in shards]
+    if any(is_remote(s.path) for s in shards): return [content_of(s) for s in shards]
+    looks = [_glimpse(s) for s in shards]
+    times = Counter(looks)
+    return [content_of(s) if times[look] > 1 else look for s, look in zip(shards, looks)]
+
+# %% ../../nbs/data/12_shards.ipynb #5d3c1483
+def first_of_each(
+    shards:list[Shard],
+) -> list[int]:           # For each the number of the first with the same bytes: its own, if there is none before
+    "Which of `shards` are copies of one before, or the same file once more"
+    first, groups = list(range(len(shards))), {}
+    for i, s in enumerate(shards): groups.setdefault(s.rows, []).append(i)
+    for rows, group in groups.items():
+        if len(group) == 1 or not rows: continue
+        seen = {}
+        for i, key in zip(group, _told_apart([shards[i] for i in group])):
+            first[i] = seen.setdefault(key, i)
+    return first
+
+# %% ../../nbs/data/12_shards.ipynb #04faf7b1
+def _each_once(shards, on_skip):
+    "`shards` without copies of those before"
+    first = first_of_each(shards)
+    for i, j in enumerate(first):
+        if i == j or not on_skip: continue
+        same = shards[i].path == shards[j].path
+        on_skip(f'{shards[i].path} {"is named twice" if same else f"has the bytes of {shards[j].path}"}: '
+                'its rows are read once')
+    return [s for i, s in enumerate(shards) if first[i] == i]
+
 # %% ../../nbs/data/12_shards.ipynb #85f5481f
 SHARD_SUFFIX = '.feather'
 
@@ -356,7 +440,7 @@ def find_shards(
     on_bad:str='raise',       # Or `skip`: read all rows, and leave out damaged shards and bad foreign rows
     on_skip:Callable[[str], None]|None=None,  # Called with a sentence for each that is left out
 ) -> list[Shard]:             # A `ShardError` or `FileNotFoundError` names the first that does not fit
-    "The shards that `paths` mean, with their row counts; no row is read"
+    "The shards that `paths` mean, each once, with their row counts; no row is read"
     columns = columns_of(stage)
     suffixes = dict.fromkeys([SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)])
     found = find_files(paths, tuple(suffixes), 'shards')
@@ -368,8 +452,9 @@ def find_shards(
         except ShardError as e:
             if on_bad == 'raise': raise
             if on_skip: on_skip(str(e))
-    if on_bad != 'raise': return _usable(paths, found, columns, manifests, on_skip)
-    return [_shard(p, columns, manifests[p.parent]) for p in found]
+    if on_bad != 'raise': shards = _usable(paths, found, columns, manifests, on_skip)
+    else: shards = [_shard(p, columns, manifests[p.parent]) for p in found]
+    return _each_once(shards, on_skip)
 
 # %% ../../nbs/data/12_shards.ipynb #33ce5fdc
 def _largest(column):

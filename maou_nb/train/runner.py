@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_parts',
-           'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop', 'close_sources',
-           'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
-           'run_callbacks', 'run_stage']
+           'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop',
+           'trained_of', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by',
+           'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -28,6 +28,7 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
+from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -77,6 +78,13 @@ def _check_found(cfg, stage, found, ratio):
     if split: raise OptionError(f'{stage.option("test_ratio")}={ratio:g}: {split}')
 
 # %% ../../nbs/train/48_runner.ipynb #2bb19a2e
+def _in_files_of_their_own(stage, train, valid, say):
+    "Two sources of different files, and how many games they share; an `OptionError` if they are not different"
+    option = stage.option('validation')
+    if same := on_both_sides(train.shards, valid.shards): raise OptionError(f'{option}: {same}')
+    return train, valid, apart_split(train, valid, option, say)
+
+# %% ../../nbs/train/48_runner.ipynb #cbec109f
 def sources_of(
     cfg,
     stage:Stage,
@@ -88,8 +96,7 @@ def sources_of(
     path, apart, columns = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.columns
     ratio = stage.held_out(cfg)
     _check_found(cfg, stage, found_shards(cfg, stage), ratio)     # without damaged ones left out
-    if apart is not None:
-        return make(path, columns), make(apart, columns), f'of {stage.option("validation")}'
+    if apart is not None: return _in_files_of_their_own(stage, make(path, columns), make(apart, columns), say)
     if ratio: return split_sources(make, path, columns, ratio)
     return make(path, columns), None, 'none held out'
 
@@ -183,11 +190,20 @@ def _capped(cfg, stage, settings):
            f'{settings.batch_size} is used ({stage.option("batch_size")} sets it)')
 
 # %% ../../nbs/train/48_runner.ipynb #c706698f
+def judged_rows(
+    rows:int,      # Of validation
+    split:str,     # How they were held out
+) -> str:
+    "So many rows, and how they were held out; those whose games are trained on are not called so"
+    held = 'held out' if held_name(split).startswith('held-out') else 'to judge on'
+    return f'{rows:,} {held}, {split}'
+
+# %% ../../nbs/train/48_runner.ipynb #b63513c8
 def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:bool):
     "Sentences on what was decided for a stage"
     together = cfg.gradient_accumulation_steps
     batch = f'{settings.batch_size}' + f' × {together}'*(together > 1)
-    held = f'{rows["valid"]:,} held out, {split}' if 'valid' in rows else f'{split}, judged on the training rows'
+    held = f'{judged_rows(rows["valid"], split)}' if 'valid' in rows else f'{split}, judged on the training rows'
     yield (f'stage {stage.id}: {rows["train"]:,} rows to train on, {held}; batch {batch}, '
            f'learning rate {settings.lr:g}, schedule {settings.schedule}')
     yield from _capped(cfg, stage, settings)
@@ -243,6 +259,15 @@ def stage_loop(
                 before=before, stop=stop)
     return loop, split
 
+# %% ../../nbs/train/48_runner.ipynb #2a2bf622
+def trained_of(
+    loop:Loop,
+    say:Callable=print,     # Told of files that must be read for their SHA-256
+) -> Trained:
+    "Both sides of the rows of `loop`"
+    if loop.trained is None: loop.trained = trained_on(loop.train, loop.valid, loop.split, say)
+    return loop.trained
+
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
     "Let go of the rows of `loop`"
@@ -261,7 +286,7 @@ class StageResult(BaseModel):
     threshold_met: bool
     threshold: float | None = None
     metric: str = ''                   # Which figure `achieved_accuracy` is
-    judged_on: str = ''                # 'held-out games', 'held-out rows' or 'training rows'
+    judged_on: str = ''                # As `held_name` says it: 'held-out games', …; or 'training rows'
     best_epoch: int = 0                # Which epoch the `best` checkpoint is of
     metrics: dict[str, float] = Field(default_factory=dict)    # All of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
@@ -269,6 +294,7 @@ class StageResult(BaseModel):
     parameters: int = 0                # Of backbone and heads
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
+    overlap: dict[str, float] = Field(default_factory=dict)    # Validation games, those trained on; {}: not known
     checkpoints: dict[str, str] = Field(default_factory=dict)  # By mark, as seen from the run
     tensorboard: str = ''              # Likewise
     history: list[dict] = Field(default_factory=list)          # One dict an epoch
@@ -327,7 +353,7 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        rows=rows, split=split, fingerprint=fingerprint(loop.train),
+        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -359,6 +385,7 @@ def about_checkpoint(loop:Loop) -> dict:
     plugins = plugins_of(loop.cfg)
     about = {'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
+             'trained': trained_of(loop).saved(),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
 
@@ -438,6 +465,7 @@ def run_stage(
     rows = {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
+    trained_of(loop, say).saved()      # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say)
