@@ -104,8 +104,10 @@ def test_every_door_gives_it(run, sets, copies, door):
 
 def test_it_is_shown(run, sets):
     for data, words in ((sets/'first', 'it was trained on most of them'), (None, 'held out')):
-        judged, browser, boards = evaluate(run.dir, data, device='cpu'), browse(run.dir, data, rows=2), show_results(run.dir, data, n=1, rows=2)
-        shown = repr(judged), judged._repr_html_(), browser.on.value, browser._repr_mimebundle_()['text/html'], boards._repr_html_(), repr(boards)
+        judged, browser = evaluate(run.dir, data, device='cpu'), browse(run.dir, data, rows=2)
+        boards = show_results(run.dir, data, n=1, rows=2)
+        shown = (repr(judged), judged._repr_html_(), browser.on.value, browser._repr_mimebundle_()['text/html'],
+                 boards._repr_html_(), repr(boards))
         assert all(words in text for text in shown)
     assert 'trained' not in browse(sets/'first', stage=3, rows=2).on.value
 
@@ -143,7 +145,8 @@ def test_games_on_both_sides_are_said_at_every_door(sets, tmp_path, shared):
     assert ('held out' in lines['rows'][0]) == (not shared)
     known = evaluate(tmp_path/'run', device='cpu').known
     assert known == ('20 of their 30 games (66.7%) were trained on' if shared else 'none of their 20 games was trained on')
-    assert rows_to_judge(load_net(tmp_path/'run'), options['stage3_validation_data_path'])[1] == known == review(tmp_path/'run', rows=1).known
+    assert rows_to_judge(load_net(tmp_path/'run'), options['stage3_validation_data_path'])[1] == known
+    assert review(tmp_path/'run', rows=1).known == known
 
 def test_every_spelling_of_validation_rows(sets, spelled):
     for how, path in spelled('most'):
@@ -158,7 +161,8 @@ def test_the_same_shards_on_both_sides_are_refused(sets, spelled, tmp_path):
     ways = [w for w in spelled('first') if w[0].startswith('first,') or w[0].endswith((', str', ', glob'))]
     for how, path in [*ways, ('one of them', one), ('one and others', [sets/'others', one])]:
         options = {**TINY, 'stage3_data_path': str(sets/'first'), 'stage3_validation_data_path': path}
-        with pytest.raises(OptionError, match='stage3_validation_data_path: .* is trained on as .*first/') as e: make_config(**options, run_dir='none')
+        with pytest.raises(OptionError, match='stage3_validation_data_path: .* is trained on as .*first/') as e:
+            make_config(**options, run_dir='none')
         assert '\n' not in str(e.value), how
     found = preflight(**options)
     assert not found.ready and 'is trained on as' in repr(found)
@@ -213,7 +217,8 @@ def forgetful(run, out, **about):
 def test_older_checkpoints(sets, run, copies, tmp_path):
     "They are asked about their own shards, as long as these are there; else nothing is claimed"
     net = forgetful(run, tmp_path)
-    for data in (None, sets/'first', sets/'loose', sets/'most', sets/'others'): assert rows_to_judge(net, data)[1] == rows_to_judge(run.net, data)[1]
+    for data in (None, sets/'first', sets/'loose', sets/'most', sets/'others'):
+        assert rows_to_judge(net, data)[1] == rows_to_judge(run.net, data)[1]
     for about in ({'data': '0'*32}, {'config': {**net.about['config'], 'stage3_data_path': str(tmp_path/'gone')}}):
         lost = forgetful(run, tmp_path, **about)
         assert all('not known' in rows_to_judge(lost, sets/name)[1] for name in ('first', 'others'))
@@ -270,7 +275,8 @@ def test_files_are_told_apart_without_hashing_them(sets, copies, tmp_path, monke
     for _ in range(2): side_of(StreamingFileSource(tmp_path, 3), heard.append)
     assert len(asked) == 8 and len(heard) == 1 and '8 shards of' in heard[0]
     (tmp_path/'3.feather').write_bytes((tmp_path/'4.feather').read_bytes())       # other bytes in the same place
-    assert len(find_shards(tmp_path, 3)) == 7 and content_of(find_shards(tmp_path/'3.feather', 3)[0]) == content_of(find_shards(tmp_path/'4.feather', 3)[0])
+    one, other = (find_shards(tmp_path/f'{i}.feather', 3)[0] for i in (3, 4))
+    assert len(find_shards(tmp_path, 3)) == 7 and content_of(one) == content_of(other)
 
 def test_copies_are_found_whatever_their_order(sets, copies):
     rng, all_of_them = np.random.default_rng(0), [s for p in ('first', 'loose', 'copy', 'most') for s in find_shards(sets/p, 3)]
