@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['POLICIES', 'EVAL_SCALE', 'MANIFEST', 'FOREIGN', 'GAMES_TABLE', 'SHARD_SUFFIX', 'fixed_lists', 'fixed_bytes',
            'fixed_array', 'shard_bytes', 'write_shard', 'write_manifest', 'ShardError', 'read_manifest', 'Shard',
-           'Foreign', 'share_of_pieces', 'doubt_of_games', 'content_of', 'contents_of', 'first_of_each', 'find_shards',
-           'read_shard']
+           'open_ipc', 'damaged', 'Foreign', 'share_of_pieces', 'doubt_of_games', 'content_of', 'contents_of',
+           'first_of_each', 'find_shards', 'read_shard']
 
 # %% ../../nbs/data/12_shards.ipynb #f5f3457b
 import hashlib
@@ -177,8 +177,12 @@ class Shard:
 _not_arrow = (pa.ArrowException, OSError, UnicodeDecodeError)     # what damaged bytes raise
 
 # %% ../../nbs/data/12_shards.ipynb #9a6d62ce
-def _open_ipc(source, path, columns=None):
-    "An Arrow IPC reader over `source`, of the columns with these numbers alone if given; or one sentence"
+def open_ipc(
+    source,                       # What Arrow opens: bytes, or a map of a file
+    path:str|Path,                # Its name in messages
+    columns:list[int]|None=None,  # Only the columns with these numbers; None: all
+):                                # A `ShardError` of one sentence if it is damaged
+    "An Arrow IPC reader over `source`"
     options = ipc.IpcReadOptions(included_fields=columns)
     try:
         reader = ipc.open_file(source, options=options)
@@ -189,7 +193,10 @@ def _open_ipc(source, path, columns=None):
                          'a shard made by one of the prepare functions was expected') from None
 
 # %% ../../nbs/data/12_shards.ipynb #d89c5d08
-def _damaged(path, what):
+def damaged(
+    path:str|Path,
+    what,            # Is wrong with it: words, or an error
+) -> ShardError:
     "The error for a file that is not as it was written"
     return ShardError(f'{path} is damaged: {" ".join(str(what).split())}; copy or prepare it again')
 
@@ -235,7 +242,7 @@ def _folds(table, path):
     "The fold of each row, if they are folds"
     column = table['fold']
     if column.null_count or len(table) and column.to_numpy().max() >= FOLDS:
-        raise _damaged(path, f'it has folds beyond 0…{FOLDS - 1}')
+        raise damaged(path, f'it has folds beyond 0…{FOLDS - 1}')
     return column.to_numpy()
 
 # %% ../../nbs/data/12_shards.ipynb #be01d1c5
@@ -243,14 +250,14 @@ def _folds(table, path):
 def _read_footer(path, columns, size, mtime):
     "Rows, rows of each fold, eval scale of a shard without a manifest; kept while the file stays as it is"
     with pa.memory_map(str(path)) as f:
-        reader = _open_ipc(f, path)
+        reader = open_ipc(f, path)
         scale = _check_schema(reader.schema, path, columns).get('eval_scale')
         names = reader.schema.names
     known = 'fold' in names
     one = ipc.IpcReadOptions(included_fields=[names.index('fold' if known else 'id')])
     with pa.memory_map(str(path)) as f:
         try: table = ipc.open_file(f, options=one).read_all()
-        except _not_arrow as e: raise _damaged(path, e) from None
+        except _not_arrow as e: raise damaged(path, e) from None
         folds = np.bincount(_folds(table, path), minlength=FOLDS).tolist() if known else None
     return len(table), tuple(folds) if known else None, scale
 
@@ -287,7 +294,7 @@ def _check_listed(path, columns, manifest, entry):
     if entry['bytes'] != size:
         raise ShardError(f"{path} has {size:,} bytes where its manifest says {entry['bytes']:,}: "
                          'it is damaged, copy or prepare it again')
-    with pa.memory_map(str(path)) as f: _check_schema(_open_ipc(f, path).schema, path, columns)
+    with pa.memory_map(str(path)) as f: _check_schema(open_ipc(f, path).schema, path, columns)
 
 # %% ../../nbs/data/12_shards.ipynb #ac97491e
 def _shard(path, columns, manifest):
@@ -485,7 +492,7 @@ def _check_rows(table, path, columns):
     wrong += [n for n, top in most.items() if n in names and _largest(table[n]) > top]
     if 'moveLabels' in names: wrong += _wrong_moves(table)
     if 'fold' in names: _folds(table, path)
-    if wrong: raise _damaged(path, f'its column {wrong[0]} has values that cannot be')
+    if wrong: raise damaged(path, f'its column {wrong[0]} has values that cannot be')
 
 # %% ../../nbs/data/12_shards.ipynb #6b45d4ea
 def _as_now(table, columns):
@@ -508,11 +515,11 @@ def read_shard(
         return next(t for t in tried if t is not None)
     data = path.read_bytes()
     if shard.sha256 and hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise _damaged(shard.path, 'its SHA-256 is not the one in its manifest')
+        raise damaged(shard.path, 'its SHA-256 is not the one in its manifest')
     try:
-        table = _open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
+        table = open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
         table.validate(full=True)
-    except _not_arrow as e: raise _damaged(shard.path, e) from None
+    except _not_arrow as e: raise damaged(shard.path, e) from None
     _check_schema(table.schema, shard.path, shard.columns)
     if not shard.sha256: _check_rows(table, shard.path, shard.columns)
     return _as_now(table, shard.columns)
