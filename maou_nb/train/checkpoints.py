@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
-           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
+           'load_tensors', 'read_about', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
            'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
@@ -66,6 +66,16 @@ def load_tensors(
     except SafetensorError as e:
         raise CheckpointError(f'{path} is not a safetensors file ({e}): '
                               'a checkpoint of maou_nb was expected') from None
+
+# %% ../../nbs/train/41_checkpoints.ipynb #3c4e4f1b
+def read_about(
+    path:str|Path,
+) -> dict:          # A `CheckpointError` if the file is damaged, missing or something else
+    "What was said of the tensors in `path`"
+    try:
+        with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('maou_nb', '{}'))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f'{path} cannot be read ({e}): a checkpoint of maou_nb was expected') from None
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_backbone',
-           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop',
-           'guess_scores', 'loop_remarks', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result',
-           'used_by', 'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
+           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks',
+           'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
+           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
+           'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -29,6 +30,7 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
+from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -79,6 +81,13 @@ def _check_found(cfg, stage, found, ratio):
     if split: raise OptionError(f'{stage.option("test_ratio")}={ratio:g}: {split}')
 
 # %% ../../nbs/train/48_runner.ipynb #2bb19a2e
+def _in_files_of_their_own(stage, train, valid, say):
+    "Two sources of different files, and how many games they share; an `OptionError` if they are not different"
+    option = stage.option('validation')
+    if same := on_both_sides(train.shards, valid.shards): raise OptionError(f'{option}: {same}')
+    return train, valid, apart_split(train, valid, option, say)
+
+# %% ../../nbs/train/48_runner.ipynb #61eac564
 def sources_of(
     cfg,
     stage:Stage,
@@ -90,8 +99,7 @@ def sources_of(
     path, apart, columns = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.columns
     ratio = stage.held_out(cfg)
     _check_found(cfg, stage, found_shards(cfg, stage), ratio)     # without damaged ones left out
-    if apart is not None:
-        return make(path, columns), make(apart, columns), f'of {stage.option("validation")}'
+    if apart is not None: return _in_files_of_their_own(stage, make(path, columns), make(apart, columns), say)
     if ratio: return split_sources(make, path, columns, ratio)
     return make(path, columns), None, 'none held out'
 
@@ -213,11 +221,20 @@ def _capped(cfg, stage, settings):
            f'{settings.batch_size} is used ({stage.option("batch_size")} sets it)')
 
 # %% ../../nbs/train/48_runner.ipynb #c706698f
+def judged_rows(
+    rows:int,      # Of validation
+    split:str,     # How they were held out
+) -> str:
+    "So many rows, and how they were held out; those whose games are trained on are not called so"
+    held = 'held out' if held_name(split).startswith('held-out') else 'to judge on'
+    return f'{rows:,} {held}, {split}'
+
+# %% ../../nbs/train/48_runner.ipynb #01ae266a
 def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:bool):
     "Sentences on what was decided for a stage"
     together = cfg.gradient_accumulation_steps
     batch = f'{settings.batch_size}' + f' × {together}'*(together > 1)
-    held = f'{rows["valid"]:,} held out, {split}' if 'valid' in rows else f'{split}, judged on the training rows'
+    held = f'{judged_rows(rows["valid"], split)}' if 'valid' in rows else f'{split}, judged on the training rows'
     yield (f'stage {stage.id}: {rows["train"]:,} rows to train on, {held}; batch {batch}, '
            f'learning rate {settings.lr:g}, schedule {settings.schedule}')
     yield from _capped(cfg, stage, settings)
@@ -323,6 +340,15 @@ def loop_remarks(loop:Loop) -> list[str]:
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
     return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
 
+# %% ../../nbs/train/48_runner.ipynb #56c8dccd
+def trained_of(
+    loop:Loop,
+    say:Callable=print,     # Told of files that must be read for their SHA-256
+) -> Trained:
+    "Both sides of the rows of `loop`"
+    if loop.trained is None: loop.trained = trained_on(loop.train, loop.valid, loop.split, say)
+    return loop.trained
+
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
     "Let go of the rows of `loop`"
@@ -341,7 +367,7 @@ class StageResult(BaseModel):
     threshold_met: bool
     threshold: float | None = None
     metric: str = ''                   # Which figure `achieved_accuracy` is
-    judged_on: str = ''                # 'held-out games', 'held-out rows' or 'training rows'
+    judged_on: str = ''                # As `held_name` says it: 'held-out games', …; or 'training rows'
     best_epoch: int = 0                # Which epoch the `best` checkpoint is of
     metrics: dict[str, float] = Field(default_factory=dict)    # All of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
@@ -349,6 +375,7 @@ class StageResult(BaseModel):
     parameters: int = 0                # Of backbone and heads
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
+    overlap: dict[str, float] = Field(default_factory=dict)    # Validation games, those trained on; {}: not known
     checkpoints: dict[str, str] = Field(default_factory=dict)  # By mark, as seen from the run
     sha256: dict[str, str] = Field(default_factory=dict)       # Of each of them
     tensorboard: str = ''              # As seen from the run
@@ -409,7 +436,7 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        rows=rows, split=split, fingerprint=fingerprint(loop.train),
+        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -445,6 +472,7 @@ def about_checkpoint(
     saved = {} if run is None else {'run': run.id, 'folder': str(run.checkpoints(loop.stage))}
     about = {'saved': saved, 'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
+             'trained': trained_of(loop).saved(),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
 
@@ -528,6 +556,7 @@ def run_stage(
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
+    trained_of(loop, say).saved()      # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say)
