@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from .. import __version__
-from ..data.files import FileError, as_path, is_remote
+from ..data.files import FileError, as_path, is_remote, parsed_json
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -35,8 +35,8 @@ from ..show.tables import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
-    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors)
-from ..train.folder import RunFolder, folder_of
+    CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints)
+from ..train.folder import RunFolder, fits_row, folder_of
 from ..train.loop import Callback, Stopped, StopWish, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from ..train.options import (
@@ -86,7 +86,10 @@ def checkpoint(self:LearnResult,
         raise FileError(f'{self.run_dir} holds no epoch that was judged yet: '
                         'resume_from="latest" goes on with the run')
     stage = self.stages()[-1].stage if stage is None else stage
-    return Path(self.run_dir)/self[stage].checkpoints[which]
+    found = self[stage].checkpoints
+    if which in found: return Path(self.run_dir)/found[which]
+    raise FileError(f'{self.run_dir} names no {which} checkpoint of stage {stage}: '
+                    f'{", ".join(found) or "none"} there')
 
 # %% ../../nbs/front/62_learn.ipynb #8068d355
 def _figure_row(s, name):
@@ -205,9 +208,10 @@ def _take_up(cfg, run, say):
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
 def _begun_with(run, stages):
-    "The options that a run was begun with: its file's, or those of its newest checkpoint"
-    if run.config_file.exists(): return run.read_config()
-    return load_tensors(find_checkpoint(run.models/run.begun(stages)[-1].slug)[0])[1].get('config', {})
+    "The options that a run was begun with: those of its newest checkpoint, else its file's"
+    try: kept = Checkpoints(run.checkpoints(run.begun(stages)[-1])).said_by_newest().get('config')
+    except CheckpointError: kept = None
+    return kept if isinstance(kept, dict) and kept else run.read_config()
 
 # %% ../../nbs/front/62_learn.ipynb #8b9f2d23
 def open_run(
@@ -219,10 +223,12 @@ def open_run(
     stages = list(STAGES.values())
     if cfg.resume_from and not run.begun(stages): _take_up(cfg, run, say)
     goes_on = bool(cfg.resume_from and run.begun(stages))
-    if goes_on: cfg = gone_on_with(cfg, _begun_with(run, stages))
-    if goes_on and run.config_file.exists():        # before its own options are written over
-        allowed_changes(run.read_config(), cfg)
+    if goes_on:
+        begun_with = _begun_with(run, stages)
+        cfg = gone_on_with(cfg, begun_with)
+        allowed_changes(begun_with, cfg)        # before anything is written over
         for remark in missing_plugins(run.read_about().get('plugins')): say(remark)
+        run.mend(stages, say)
     if not goes_on and (old := run.set_aside()):
         say(f'an earlier run was in {run.path}: it is kept in {old}')
     run.make_writable()
@@ -267,9 +273,13 @@ def read_result(
     if not run.result_file.exists():
         raise FileError(f'{run.path} holds a run of which no stage is finished: '
                         'resume_from="latest" goes on with it')
-    try: found = LearnResult.model_validate_json(run.result_file.read_text(encoding='utf-8'))
-    except ValidationError: raise FileError(f'{run.result_file} is damaged: copy it again') from None
-    return found.model_copy(update={'run_dir': str(run.path)})
+    try:
+        found = LearnResult.model_validate(parsed_json(run.result_file.read_bytes()))
+        rows = [row for s in found.stages() for row in s.history]
+        if all(fits_row(row, run.history_file.name) for row in rows):
+            return found.model_copy(update={'run_dir': str(run.path)})
+    except (ValueError, OSError): pass      # no JSON, or other fields
+    raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
 def load_run(
@@ -285,17 +295,20 @@ def load_run(
 def finished_stages(
     cfg:LearnConfig,
     run:RunFolder,
+    say:Callable=print,   # Told if the checkpoints must be asked
 ) -> list[StageResult]:   # A `CheckpointError` if the folder does not tell
-    "Results of the stages whose successor has begun"
+    "Results of the stages whose successor has begun; none if all stages must be asked, by going on with each"
     stages = stages_of(cfg)
     begun = run.begun(stages)
     before = stages[:stages.index(begun[-1])] if begun else ()
     if not before: return []
     try: return [read_result(run)[s.id] for s in before]
-    except (FileError, CheckpointError, KeyError):
-        raise CheckpointError(f'{run.result_file} does not tell what stage {before[-1].id} reached, '
-                              f'though stage {begun[-1].id} has begun: copy it from where the run was, '
-                              'or begin another run') from None
+    except (FileError, CheckpointError, KeyError): pass
+    told = f'{run.result_file} does not tell what stage {before[-1].id} reached, though stage {begun[-1].id} has begun'
+    if not all(s in begun for s in before):
+        raise CheckpointError(f'{told}: copy it from where the run was, or begin another run')
+    say(f'{told}: it is asked of the checkpoints')
+    return []
 
 # %% ../../nbs/front/62_learn.ipynb #706ff104
 def new_backbone(cfg:LearnConfig):
@@ -341,7 +354,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     "Train what is left of a run"
     accelerator, backbone = _begin(cfg, run, say)
     asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
-    done = finished_stages(cfg, run)
+    done = finished_stages(cfg, run, say)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
     viewers = _shown(cfg, run, mirror, pictures)

@@ -200,8 +200,10 @@ def before_fit(self:Steps, loop):
     "Take away lines that the run will write again; go on with the others"
     self.begun, self.last = time.monotonic(), 0.
     own = loop.stage.id
+    # a stage that is finished writes nothing again, and later ones may have lines
     written = lambda row: row['stage'] == own and row['step'] <= loop.step
-    if loop.main_process: cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
+    if loop.main_process and not loop.finished:
+        cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
     loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
     self._mark(loop)
 
@@ -316,8 +318,9 @@ class Saver(Callback):
                  about:Callable[[Loop], dict]=lambda loop: {},   # What else to say of checkpoints
                  every:int|None=None,      # Steps between checkpoints; None: only after each epoch
                  keep:int=3,               # How many of the last are kept
-                 parts:bool=False):        # Write the best net's parts as files of their own, too
-        self.checkpoints, self.say_about = Checkpoints(folder, keep), about
+                 parts:bool=False,         # Write the best net's parts as files of their own, too
+                 say:Callable=print):      # Told of checkpoints that were deleted meanwhile
+        self.checkpoints, self.say_about = Checkpoints(folder, keep, say), about
         self.every, self.parts = every, parts
         self.about, self.at = {}, None
 
