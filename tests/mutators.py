@@ -1,5 +1,6 @@
-"Ways to spoil a file: its bytes, its JSON, its lines; for the fuzz tests"
-import copy, json, math
+"Ways to spoil a file: its bytes, its JSON, its lines; and a process of its own for a fuzz, whose memory is measured"
+import contextlib, copy, io, json, math, resource, subprocess, sys, tempfile, warnings
+from pathlib import Path
 
 ODD = (None, True, -1, 0, 3, 10**30, -1e308, math.nan, math.inf, '', 'x', '../../x', '<b>', 'é'*50, [], {}, [[1]], {'a': {}}, '1', 1e-9)
 WHOLE = (b'', b'\n', b'{', b'[]', b'null', b'7', b'"text"', b'{}', b'\xff\xfe\x00', b'[' * 50_000, b'{"a":' * 50_000, b'\0' * 4096,
@@ -66,3 +67,19 @@ def spoil(name, data, others, rng):
     if how < 0.2: return rng.choice(others)
     if how < 0.45: return spoil_bytes(data, rng)
     return spoil_lines(data, rng) if name.endswith('.jsonl') else spoil_json(data, rng)
+
+def run_apart(file, what, n, seed=1):
+    "How many results and how many sentences the fuzz `what` of a test file had, in a process that needed less than 1 GB"
+    done = subprocess.run([sys.executable, file, what, str(n), str(seed)], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr[-4000:])
+    fine, refused, peak = json.loads(done.stdout.splitlines()[-1])
+    assert peak < 1e9
+    return fine, refused
+
+def fuzz_here(kinds):
+    "What `run_apart` asks this process for"
+    what, n, seed = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    warnings.simplefilter('ignore')
+    with tempfile.TemporaryDirectory() as tmp, contextlib.redirect_stdout(io.StringIO()):
+        fine, refused = kinds[what](n, seed, Path(tmp))
+    print(json.dumps([fine, refused, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024]))

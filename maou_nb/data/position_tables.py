@@ -8,7 +8,6 @@ __all__ = ['TABLE_FORMATS', 'TableColumns', 'table_format', 'read_position_table
 # %% ../../nbs/data/09_position_tables.ipynb #9266b1ee
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 from rsshogi.core import Board, Move
 
 from .board import playable
-from .files import ARROW_FILE, ARROW_STREAM, open_arrow, put_together, seekable
+from .files import ARROW_FILE, ARROW_STREAM, open_arrow, parsed_json, put_together, seekable
 from .games import MATE, Game, RecordError, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
@@ -125,9 +124,8 @@ def _text(stream):
 # %% ../../nbs/data/09_position_tables.ipynb #01d61d41
 def _object(line):
     "The JSON object on `line`; None if there is none"
-    try: row = json.loads(line)
-    except (ValueError, RecursionError): row = None
-    return row if isinstance(row, dict) else None
+    try: return parsed_json(line)
+    except ValueError: return None
 
 def _json_rows(stream, file):
     "(where, row) of each line of JSON"

@@ -32,7 +32,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
-                                local_file, make_writable)
+                                local_file, make_writable, parsed_json)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -54,8 +54,9 @@ def once(
     path = as_path(path)
     note = path.with_name(path.name + '.json')
     if note.exists() and path.exists():
-        report = json.loads(note.read_text())
-        if report.pop('sha256') == file_sha256(path): return report | {'again': True}
+        try: report = parsed_json(note.read_bytes())
+        except ValueError: report = {}      # as if there were none
+        if report.pop('sha256', None) == file_sha256(path): return report | {'again': True}
     report = make(str(path))
     with atomic_file(note, 'w') as f: json.dump(report | {'sha256': file_sha256(path)}, f)
     return report | {'again': False}
@@ -366,7 +367,7 @@ def _read_run(path, low, high):
     "The rows of a run with ids from `low` up to `high`, as a tally; None if it has none"
     low, high = np.uint64(low), np.uint64(high)
     with _read_arrow(path) as reader:
-        firsts = np.array(json.loads(reader.schema.metadata[b'first_ids']), np.uint64)
+        firsts = np.array(parsed_json(reader.schema.metadata[b'first_ids'], list), np.uint64)
         begin = max(int(np.searchsorted(firsts, low)) - 1, 0)
         end = int(np.searchsorted(firsts, high, side='right'))
         if begin >= end: return None

@@ -9,7 +9,6 @@ __all__ = ['HEAD', 'USAGE', 'flag_of', 'flags', 'noes', 'usage_of', 'help_text',
 # %% ../../nbs/front/63_cli.ipynb #33122cf7
 import ast
 import difflib
-import json
 import os
 import re
 import shlex
@@ -24,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .. import __version__
-from ..data.files import FileError, as_path
+from ..data.files import FileError, as_path, parsed_json
 from ..data.options import OptionError
 from ..data.plugins import PluginError, load_plugins, missing_plugins
 from .options import OTHER_NAMES, make_config
@@ -216,13 +215,12 @@ def _read_words(argv):
 def _read_config(path):
     "The options that a saved config holds"
     meant = 'the config.json of a run was expected'
-    try: options = json.loads(as_path(path).read_text(encoding='utf-8'))
+    try: options = parsed_json(as_path(path).read_bytes())
     except OSError as e:
         why = e.strerror or type(e).__name__
         raise FileError(f'--config={path}: cannot be read ({why}); {meant}') from None
     except FileError as e: raise FileError(f'--config: {e}') from None
-    except ValueError: options = None
-    if not isinstance(options, dict): raise FileError(f'--config={path}: is no JSON object; {meant}')
+    except ValueError: raise FileError(f'--config={path}: is no JSON object; {meant}') from None
     of_a_run = {'resume_from', 'run_dir'} <= options.keys()      # a run writes all of its options
     return as_begun(options) if of_a_run else options
 

@@ -7,7 +7,6 @@ __all__ = ['HEADS', 'SMALL', 'mirror_url', 'MirrorOptions', 'mirror_problems', '
 
 # %% ../../nbs/train/46_mirror.ipynb #01630fae
 import atexit
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
 from ..data.files import FileError, as_path, atomic_file, download, file_sha256, find_files
-from ..data.files import is_remote, upload
+from ..data.files import is_remote, parsed_json, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
@@ -145,7 +144,7 @@ def _sign(path:Path):
 def _named(manifest:bytes|str, where) -> dict[str, str]:
     "The SHA-256 of each checkpoint that `manifest`, read from `where`, names; a `FileError` if it is none"
     try:
-        files = json.loads(manifest)['files'].items()
+        files = parsed_json(manifest)['files'].items()
         return {name: facts['sha256'] for name, facts in files if '/' not in name and name != '..'}
     except (ValueError, LookupError, TypeError, AttributeError): pass
     raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again')
