@@ -49,7 +49,8 @@ ODD = {'wins beyond count': ('wins', cell(0, 9.)), 'wins below 0': ('wins', cell
        'move wins': ('moveWins', cell(0, 9.)), 'move wins nan': ('moveWins', cell(0, float('nan'))),
        'move counts': ('moveCounts', cell(0, 9.)), 'negative': ('moveCounts', cell(2, -1.)),
        'label': ('moveLabels', cell(0, 1496)),
-       'eval inf': ('evalMean', cell(0, float('inf'))), 'piece 29': ('boardIdPositions', cell(0, 29)), 'hand': ('piecesInHand', cell(0, 19)),
+       'eval inf': ('evalMean', cell(0, float('inf'))), 'piece 29': ('boardIdPositions', cell(0, 29)),
+       'hand': ('piecesInHand', cell(0, 19)),
        'fold': ('fold', cell(0, 100))}
 
 @pytest.mark.parametrize('what', ODD)

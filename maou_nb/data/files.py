@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'as_path', 'is_remote', 'parsed_json', 'listed', 'find_files',
-           'open_files', 'open_arrow', 'put_together', 'seekable', 'upload', 'download', 'atomic_file', 'make_writable',
-           'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
+           'open_files', 'open_arrow', 'put_together', 'seekable', 'upload', 'download', 'DiskError', 'disk_words',
+           'disk_in_words', 'naming', 'atomic_file', 'clear_parts', 'make_writable', 'cache_folder', 'cache_limit',
+           'file_sha256', 'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
+import errno
 import gzip
 import hashlib
 import io
 import json
 import lzma
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -28,6 +31,7 @@ from pathlib import Path
 from stat import S_ISREG
 from threading import get_ident
 
+import psutil
 import pyarrow as pa
 import pyarrow.ipc as ipc
 from upath import UPath
@@ -344,6 +348,48 @@ def download(path:UPath, local:Path):
         _same_size(path, local, f'fetching {path}')
     _retried(fetch, f'fetching {path}')
 
+# %% ../../nbs/data/05_files.ipynb #d4599519
+class DiskError(OSError):
+    "A disk that cannot be written or read: the message names the path, what is wrong and what is free"
+
+# %% ../../nbs/data/05_files.ipynb #23d6ca08
+_troubles = {errno.ENOSPC: 'the disk is full', errno.EDQUOT: 'the quota of this account is used up',
+             errno.EIO: 'the disk has a fault', errno.EROFS: 'the disk cannot be written to',
+             errno.EACCES: 'this account may not', errno.EPERM: 'this account may not'}
+
+def disk_words(
+    error:OSError,
+    at:str|Path='.',   # Where it was, if the error does not name a file
+) -> str:              # Empty: it is no trouble of a disk
+    "What `error` means for who wants to write: the path, what is wrong, what is free there"
+    if isinstance(error, DiskError): return str(error)
+    if error.errno not in _troubles: return ''
+    path = Path(str(error.filename or at))
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path('.'))
+    said = f'{path}: {_troubles[error.errno]} ({error.strerror})'
+    try: return f'{said}; {shutil.disk_usage(there).free / 1e9:,.1f} GB are free there'
+    except OSError: return said
+
+# %% ../../nbs/data/05_files.ipynb #32c26e72
+@contextmanager
+def disk_in_words(
+    at:str|Path,   # Where it was, if an error does not name a file
+):
+    "Raise what goes wrong with a disk meanwhile as a `DiskError` of one sentence"
+    try: yield
+    except OSError as e:
+        if isinstance(e, DiskError) or not (said := disk_words(e, at)): raise
+        raise DiskError(f'{said}; make room or choose another folder, then go on') from e
+
+# %% ../../nbs/data/05_files.ipynb #e6f491ce
+@contextmanager
+def naming(path:str|Path):
+    "An error of the system that names no file names `path`"
+    try: yield
+    except OSError as e:
+        if e.errno is not None and e.filename is None: e.filename = str(path)
+        raise
+
 # %% ../../nbs/data/05_files.ipynb #b4ff522f
 @contextmanager
 def atomic_file(
@@ -357,12 +403,28 @@ def atomic_file(
     folder.mkdir(parents=True, exist_ok=True)
     part = folder/f'.{path.name}.{os.getpid()}.{get_ident()}.part'      # of this process and thread alone
     try:
-        with open(part, mode, encoding=None if 'b' in mode else 'utf-8') as f:
+        with naming(path), open(part, mode, encoding=None if 'b' in mode else 'utf-8') as f:
             yield f
             f.flush()
             os.fsync(f.fileno())
         upload(part, path) if remote else os.replace(part, path)
     finally: part.unlink(missing_ok=True)
+
+# %% ../../nbs/data/05_files.ipynb #fe06e9a5
+_left_over = re.compile(r'\..+\.(?:fetched|(\d+)\.\d+)\.part')
+
+def clear_parts(
+    folder:str|Path|UPath,   # And those below
+) -> int:                    # How many there were
+    "Remove what processes that are gone had begun to write in `folder`"
+    folder, gone = as_path(folder), 0
+    if is_remote(folder): return 0      # there nothing is seen before it is whole
+    for p in folder.rglob('.*.part'):
+        found = _left_over.fullmatch(p.name)
+        if not found or found[1] and psutil.pid_exists(int(found[1])): continue
+        p.unlink(missing_ok=True)
+        gone += 1
+    return gone
 
 # %% ../../nbs/data/05_files.ipynb #743051fc
 def make_writable(

@@ -31,7 +31,7 @@ from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
-from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
+from .files import (as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
                                 local_file, make_writable, parsed_json)
 from .games import Game
 from .labels import LABEL_COUNT
@@ -593,8 +593,10 @@ def prepare_rules(
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     table = _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
-    entry = write_shard(path, table, columns, 'the rules', stamped=True)
-    write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
+    with disk_in_words(folder):
+        clear_parts(folder)
+        entry = write_shard(path, table, columns, 'the rules', stamped=True)
+        write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
     seconds = time.perf_counter() - began
     return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds)
 
@@ -715,12 +717,14 @@ def prepare(
     counted = policy, policy_temperature, _scale_asked(eval_average, eval_scale)
     _counting(columns, policy or 'visits', *counted[1:])
     make_writable(folder)                      # before an hour of reading
+    clear_parts(folder)                        # of one that was killed
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
     try:
-        made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                      rows_per_shard, filters, counted, on_bad, tables)
+        with disk_in_words(work):
+            made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
+                          rows_per_shard, filters, counted, on_bad, tables)
     except BaseException:
         crew.close(failed=True)
         raise

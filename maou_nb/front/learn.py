@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from .. import __version__
-from ..data.files import FileError, as_path, is_remote, parsed_json
+from ..data.files import FileError, as_path, clear_parts, disk_in_words, is_remote, parsed_json
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -37,7 +37,7 @@ from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints)
 from ..train.folder import RunFolder, fits_row, folder_of
-from ..train.loop import Callback, Stopped, StopWish, make_accelerator
+from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from ..train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options)
@@ -399,8 +399,10 @@ def train_run(
 ) -> LearnResult:
     "`learn_multi_stage` of options that were checked"
     callbacks, run = _check_callbacks(callbacks), folder_of(cfg)
+    import_compiler()
     RunFolder(run.path, run.path, run.path).make_writable()
-    with run.claimed():
+    with disk_in_words(run.path), run.claimed():
+        for folder in {run.path, run.models, run.logs}: clear_parts(folder)
         cfg = open_run(cfg, run, say)
         with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
             return _run(cfg, run, stop, mirror, say, pictures, callbacks)

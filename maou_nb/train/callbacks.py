@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import add_line, cut_lines, read_lines
-from .loop import Callback, Loop, OutOfRoom
+from .loop import Callback, Loop, OutOfRoom, WorkerGone
 from .optim import OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
@@ -358,5 +358,5 @@ def save(self:Saver, loop, marks=(), **figures):
 def after_fit(self:Saver, loop):
     "Save where the run was stopped"
     if loop.error is None or not loop.whole: return
-    if isinstance(loop.error, (OutOfRoom, OSError)): return
+    if isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone): return
     if self.at not in (None, (loop.epoch, loop.step)): self.save(loop)

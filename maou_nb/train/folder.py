@@ -22,7 +22,7 @@ import psutil
 from fastcore.basics import patch
 
 from ..data.files import (FileError, as_path, atomic_file, is_remote, local_file,
-                                make_writable, parsed_json)
+                                make_writable, naming, parsed_json)
 from ..data.options import OnePath, OptionError, Section, option
 from .checkpoints import (
     ABOUT, CONFIG, MANIFEST, MODELS, RESULT, CheckpointError, Checkpoints, find_checkpoint, load_tensors)
@@ -50,7 +50,7 @@ class FolderOptions(Section):
 # %% ../../nbs/train/42_folder.ipynb #32913ec7
 def add_line(path:Path, row:dict):
     "Add a row to a `.jsonl` file"
-    with open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
+    with naming(path), open(path, 'a', encoding='utf-8') as f: f.write(json.dumps(row) + '\n')
 
 # %% ../../nbs/train/42_folder.ipynb #35fdf0cc
 def _is_count(x): return isinstance(x, int) and 0 <= x < 1 << 53
@@ -345,7 +345,9 @@ def claimed(self:RunFolder):
                           'and another run_dir, or to wait, would be right')
     self._say_at_work(True)
     try: yield
-    finally: self._say_at_work(False)
+    finally:
+        try: self._say_at_work(False)
+        except OSError: self.process_file.unlink(missing_ok=True)       # on a full disk there is room for that
 
 # %% ../../nbs/train/42_folder.ipynb #dbfe457a
 @patch
