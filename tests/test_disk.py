@@ -62,9 +62,11 @@ def test_a_run_on_a_disk_that_fails_at_any_write(tmp_path, failing):
         error = [*ERRORS][i % 4]
         m = failing(left, error)
         try:
-            with pytest.raises((OutOfRoom, DiskError, OptionError)) as e: learn_multi_stage(**dict(options, run_dir=tmp_path/f'run{i}'))
+            learn_multi_stage(**dict(options, run_dir=tmp_path/f'run{i}'))
+            assert Failing.seen <= left         # lines of steps go by the clock, so one write more or less may be needed
+        except (OutOfRoom, DiskError, OptionError) as e:
+            if not isinstance(e, OptionError): is_a_sentence(e, tmp_path, ERRORS[error])
         finally: m.undo()
-        if not isinstance(e.value, OptionError): is_a_sentence(e.value, tmp_path, ERRORS[error])
     assert learn_multi_stage(**dict(options, run_dir=tmp_path/f'run{i}')).stages_completed      # the last got furthest
 
 @pytest.mark.parametrize('error', ERRORS)

@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from .. import __version__
-from ..data.files import FileError, as_path, clear_parts, disk_in_words, is_remote, parsed_json
+from ..data.files import FileError, as_path, clear_parts, disk_in_words, is_remote, is_there, parsed_json
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -164,14 +164,16 @@ class Mirroring(Callback):
         mirror:Mirror,
         every:int|None,   # Steps between checkpoints within an epoch; none: there are none
     ):
-        self.mirror, self.every = mirror, every
+        self.mirror, self.every, self.behind = mirror, every, 0
 
     def after_step(self, loop):
         "After a checkpoint between epochs"
         if self.every and loop.step % self.every == 0: self.mirror.sync()
 
     def after_epoch(self, loop):
-        "After an epoch's"
+        "After an epoch's; says so if the copy has not kept up since the one before"
+        if (behind := self.mirror.asked - self.mirror.done) > 1 and behind > self.behind: self.mirror.say_behind()
+        self.behind = behind
         self.mirror.sync()
 
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
@@ -188,7 +190,7 @@ def _mirrored(cfg, run, say):
 def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
     kept = (f'{MODELS}/{s.slug}/{MANIFEST}' for s in STAGES.values())
-    if not any((as_path(url)/name).exists() for name in (CONFIG, *kept)): return False
+    if not any(is_there(as_path(url)/name) for name in (CONFIG, *kept)): return False
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True
