@@ -22,7 +22,8 @@ def test_no_account_is_one_sentence_at_once(monkeypatch, door, error):
     began = time.monotonic()
     with pytest.raises(PermissionError) as e: DOORS[door]('memory://no-account')
     text = str(e.value)
-    assert 'no-account' in text and 'are credentials here' in text and str(error) in text and '\n' not in text and time.monotonic() - began < 2
+    assert 'no-account' in text and 'are credentials here' in text and str(error) in text and '\n' not in text
+    assert time.monotonic() - began < 2
 
 def test_a_network_that_does_not_answer_is_said_soon_and_given_up(monkeypatch):
     monkeypatch.setattr(files, 'PATIENCE', 0.2); monkeypatch.setattr(files, 'LIMIT', 0.5)
