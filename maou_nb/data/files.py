@@ -53,8 +53,7 @@ def as_path(
     protocol = str(path).split('://')[0]
     try:
         found = UPath(path)
-        # a filesystem that is not installed shows here; s3fs tries again by itself, inside of our tries
-        if hasattr(found.fs, 'retries'): found.fs.retries = 1
+        found.fs    # a filesystem that is not installed shows here
     except (ImportError, ValueError) as e:
         how = (f'pip install "maou_nb[{_extras[protocol]}]" brings it' if protocol in _extras else
                f'a local path, or a URL such as s3://bucket/folder, was expected ({e})')
