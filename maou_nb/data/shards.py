@@ -11,6 +11,7 @@ __all__ = ['POLICIES', 'EVAL_SCALE', 'MANIFEST', 'FOREIGN', 'GAMES_TABLE', 'SHAR
 # %% ../../nbs/data/12_shards.ipynb #f5f3457b
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from xxhash import xxh3_128_digest
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
 from .files import (FileError, OutsideError, as_path, atomic_file, file_sha256, find_files,
-                                is_remote, listed, local_file, path_inside, read_json)
+                                is_remote, listed, local_file, parsed_json, path_inside, read_json)
 from .labels import LABEL_COUNT, LABEL_SCHEME
 from .machine import size_text
 
@@ -135,7 +136,7 @@ def read_manifest(
 ) -> dict|None:        # None if there is none; a `ShardError` if it cannot be read
     "The manifest in `folder`"
     path = as_path(folder)/MANIFEST
-    try: manifest = read_json(path)
+    try: manifest = read_json(path, object)
     except FileNotFoundError: return None
     except FileError as e: raise ShardError(f'{e}, or prepare these shards again') from None
     if not _lists_shards(manifest):
@@ -147,11 +148,19 @@ def read_manifest(
     return manifest
 
 # %% ../../nbs/data/12_shards.ipynb #d9fcd296
+def _is_scale(x): return x is None or isinstance(x, (int, float)) and 0 < x < math.inf
+
 def _lists_shards(manifest):
     "Whether this is a manifest, and not some other JSON"
     shards = manifest.get('shards') if isinstance(manifest, dict) else None
-    needed = {'name', 'rows', 'bytes', 'sha256', 'folds'}
-    return isinstance(shards, list) and all(isinstance(e, dict) and needed <= e.keys() for e in shards)
+    count = lambda x: isinstance(x, int) and 0 <= x < 1 << 53
+    of_folds = lambda x, rows: isinstance(x, list) and len(x) == FOLDS and all(map(count, x)) and sum(x) == rows
+    def good(e):
+        if not isinstance(e, dict) or not {'name', 'rows', 'bytes', 'sha256', 'folds'} <= e.keys(): return False
+        named = isinstance(e['name'], str) and isinstance(e['sha256'], str)
+        counted = count(e['rows']) and count(e['bytes'])
+        return named and counted and (not e['folds'] or of_folds(e['folds'], e['rows']))
+    return isinstance(shards, list) and _is_scale(manifest.get('eval_scale')) and all(map(good, shards))
 
 # %% ../../nbs/data/12_shards.ipynb #93223d68
 @dataclass(frozen=True)
@@ -209,9 +218,9 @@ def _mark(schema, path, columns):
     if raw is None:
         raise ShardError(f'{path} is an Arrow file without the mark of maou_nb: '
                          f'shards made by {columns.made_by} were expected')
-    try: about = json.loads(raw)
-    except ValueError: about = None
-    if isinstance(about, dict): return about
+    try: about = parsed_json(raw)
+    except ValueError: about = {'eval_scale': ''}
+    if _is_scale(about.get('eval_scale')): return about
     raise ShardError(f'{path} has a mark of maou_nb that cannot be read: prepare it again')
 
 # %% ../../nbs/data/12_shards.ipynb #17f78d71
@@ -231,13 +240,16 @@ def _check_schema(schema, path, columns):
     if about.get('labels') != LABEL_SCHEME:
         raise ShardError(f"{path} numbers its move labels as {about.get('labels')!r}: "
                          f'{LABEL_SCHEME!r} was expected; prepare it again from its records')
+    twice = [name for name, n in Counter(schema.names).items() if n > 1]
+    if twice: raise ShardError(f'{path} has the column {twice[0]} more than once: prepare it again')
     types = dict(zip(schema.names, schema.types))
-    fits = lambda f: types.get(f.name) in (f.type, _before.get(f.name, f.type))
-    wrong = [f.name for f in columns.schema if f.name not in ORIGIN and not fits(f)]
-    if wrong:
-        raise ShardError(f'{path} lacks the columns {", ".join(wrong)}, '
-                         'or has them in another type: prepare it again')
-    return about
+    lacking = [f.name for f in columns.schema if f.name not in (*ORIGIN, *types)]
+    if lacking: raise ShardError(f'{path} lacks the columns {", ".join(lacking)}: prepare it again')
+    fits = lambda f: types[f.name] in (f.type, _before.get(f.name, f.type))
+    wrong = [f for f in columns.schema if f.name in types and not fits(f)]
+    if not wrong: return about
+    name, kind = wrong[0].name, wrong[0].type
+    raise ShardError(f'{path} has the column {name} as {types[name]}: {kind} was expected; prepare it again')
 
 # %% ../../nbs/data/12_shards.ipynb #473ddf7b
 def _folds(table, path):
@@ -286,6 +298,7 @@ def _unlisted(path, columns):
         if stage == columns.stage: return Shard(path, columns, rows, foreign=kind)
         raise ShardError(f'{path} holds rows of stage {stage}: rows of stage {columns.stage} were expected')
     rows, folds, scale = _read_footer(local, columns, stat.st_size, stat.st_mtime_ns)
+    if not rows: raise ShardError(f'{path} holds no rows: a shard made by {columns.made_by} was expected')
     return Shard(path, columns, rows, folds, eval_scale=scale)
 
 # %% ../../nbs/data/12_shards.ipynb #510c4bae
@@ -467,11 +480,44 @@ def find_shards(
 
 # %% ../../nbs/data/12_shards.ipynb #33ce5fdc
 def _largest(column):
-    "The largest number in a column of lists, -1 if there is none"
+    "The largest number in a column of lists, -1 if there is none; beyond all if one is not known"
     flat = column.combine_chunks().flatten()
+    if flat.null_count: return np.inf
     return flat.to_numpy().max() if len(flat) else -1
 
 # %% ../../nbs/data/12_shards.ipynb #0cd00653
+_MORE = 1 + 1e-3
+
+def _beyond(sums, counts) -> bool:
+    "Whether some of `sums`, of results from 0 to 1, are no sums of so many"
+    return not ((sums >= 0) & (sums <= counts*_MORE)).all()     # what is no number is not ≥ 0
+
+# %% ../../nbs/data/12_shards.ipynb #186f2d01
+def _wrong_rates(table, columns):
+    "Columns of sums and means with values that no games could give"
+    counts = table['count'].to_numpy()
+    if len(counts) and counts.min() < 1: yield 'count'
+    for t in columns.targets:
+        if t.kind == 'rate' and _beyond(table[t.column].to_numpy(), counts): yield t.column
+
+# %% ../../nbs/data/12_shards.ipynb #42f92796
+def _sum_beyond(table, name, most, n) -> bool:
+    "Whether the parts in a column of moves add up to more than `most` of their row"
+    rows = np.repeat(np.arange(len(n)), n)
+    sums = np.bincount(rows, table[name].combine_chunks().flatten().to_numpy(), minlength=len(n))
+    return _beyond(sums, most)
+
+# %% ../../nbs/data/12_shards.ipynb #c627fe70
+def _wrong_sums(table, policy):
+    "Columns of moves whose parts are more than their row's whole, where it is known what is counted"
+    n = table['moveLabels'].combine_chunks().value_lengths().to_numpy()
+    flat = {k: table[k].combine_chunks().flatten().to_numpy() for k in ('moveCounts', 'moveWins')}
+    if _beyond(flat['moveWins'], flat['moveCounts']): yield 'moveWins'
+    if policy not in ('games', 'visits'): return
+    for name, whole in (('moveCounts', 'count'), ('moveWins', 'wins')):
+        if whole in table.column_names and _sum_beyond(table, name, table[whole].to_numpy(), n): yield name
+
+# %% ../../nbs/data/12_shards.ipynb #48e84b8d
 def _wrong_moves(table):
     "Columns of moves with values that no position could give"
     n = table['moveLabels'].combine_chunks().value_lengths().to_numpy()
@@ -481,18 +527,21 @@ def _wrong_moves(table):
         values = column.flatten().to_numpy()
         odd = column.flatten().null_count or not (np.isfinite(values) & (values >= 0)).all()
         if odd or not np.array_equal(column.value_lengths().to_numpy(), n): yield name
-    if len(n) and table['count'].to_numpy().min() < 1: yield 'count'
 
 # %% ../../nbs/data/12_shards.ipynb #5f30b639
-def _check_rows(table, path, columns):
-    "Refuse rows that no position could give"
+def _check_rows(table, path, columns, policy=None):
+    "Refuse rows that no position could give; `policy` is what `moveCounts` count, if that is known"
     kinds = {t.column: t.kind for t in columns.targets}
     names = table.column_names
     wrong = [n for n in names if kinds.get(n) != 'number' and table[n].null_count]
     most = {'boardIdPositions': 28, 'piecesInHand': 18}
     most |= {n: 1 for n, kind in kinds.items() if kind == 'squares'}
     wrong += [n for n, top in most.items() if n in names and _largest(table[n]) > top]
-    if 'moveLabels' in names: wrong += _wrong_moves(table)
+    numbers = [n for n in names if kinds.get(n) == 'number']
+    wrong += [n for n in numbers if np.isinf(table[n].to_numpy()).any()]      # one that is not known is null, or NaN
+    if 'count' in names and not wrong: wrong += _wrong_rates(table, columns)
+    if 'moveLabels' in names and not wrong: wrong += _wrong_moves(table)
+    if 'moveLabels' in names and not wrong: wrong += _wrong_sums(table, policy)
     if 'fold' in names: _folds(table, path)
     if wrong: raise damaged(path, f'its column {wrong[0]} has values that cannot be')
 
@@ -522,8 +571,8 @@ def read_shard(
         table = open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
         table.validate(full=True)
     except _not_arrow as e: raise damaged(shard.path, e) from None
-    _check_schema(table.schema, shard.path, shard.columns)
-    if not shard.sha256: _check_rows(table, shard.path, shard.columns)
+    about = _check_schema(table.schema, shard.path, shard.columns)
+    if not shard.sha256: _check_rows(table, shard.path, shard.columns, about.get('policy'))
     return _as_now(table, shard.columns)
 
 # %% ../../nbs/data/12_shards.ipynb #07af48af

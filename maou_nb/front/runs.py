@@ -78,7 +78,9 @@ def state_of(
         gone = 'its process is gone without a word: was it killed?'
         return 'failed', f'{gone} All up to its last checkpoint is there'
     try: result = read_result(run)
-    except FileError: result = None
+    except FileError as e:
+        if run.result_file.exists(): return 'failed', str(e)
+        result = None
     if result and result.stopped: return 'stopped', result.stopped
     last = run.log(1)
     if result and len(result.stages_completed) == len(stages_of(config_of(run))):

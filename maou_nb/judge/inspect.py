@@ -7,7 +7,6 @@ __all__ = ['DEEP', 'COPIED', 'AT_LEAST', 'show_batch', 'ShardInfo', 'shard_info'
            'ShuffleMeter', 'shuffle_meter']
 
 # %% ../../nbs/judge/50_inspect.ipynb #82ecfc23
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from fastcore.basics import patch
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..data.batches import Batch, BatchStream, DenseBatch
 from ..data.columns import NO_PLY, columns_of
-from ..data.files import as_path, find_files, local_file
+from ..data.files import as_path, find_files, local_file, parsed_json
 from ..data.labels import LABEL_SCHEME
 from ..data.old import read_old
 from ..data.records import FilterCounts
@@ -84,9 +83,9 @@ def _open_arrow(file, path, columns=None):
 # %% ../../nbs/judge/50_inspect.ipynb #032bf3cd
 def _mark(schema):
     "What a shard says of itself in its `schema`; None: it is none of ours"
-    try: about = json.loads((schema.metadata or {})[b'maou_nb'])
+    try: about = parsed_json((schema.metadata or {})[b'maou_nb'])
     except (KeyError, ValueError): return None
-    said = about.get('stage') if isinstance(about, dict) else None
+    said = about.get('stage')
     return about if isinstance(said, int|str) else None     # a damaged mark may hold a list there
 
 # %% ../../nbs/judge/50_inspect.ipynb #5aedd3da
