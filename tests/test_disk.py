@@ -24,13 +24,13 @@ class Failing(io.FileIO):
 def failing(monkeypatch, tmp_path):
     "Has writes below the test's folder fail after so many, with an error; a context"
     real = io.open
-    def opened(file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, *rest, **more):
-        writes = set(mode) & set('wax') and not rest and not more
+    def opened(file, mode='r', buffering=-1, encoding=None, errors=None, newline=None, opener=None, **more):
+        writes = set(mode) & set('wax') and not more
         if not writes or not str(file).startswith(str(tmp_path)):
-            return real(file, mode, buffering, encoding, errors, newline, *rest, **more)
+            return real(file, mode, buffering, encoding, errors, newline, opener=opener, **more)
         if Failing.error == errno.EACCES and Failing.seen >= Failing.left:
             raise PermissionError(errno.EACCES, 'Permission denied', str(file))
-        raw = io.BufferedWriter(Failing(file, mode.replace('b', '').replace('t', '')))
+        raw = io.BufferedWriter(Failing(file, mode.replace('b', '').replace('t', ''), opener=opener))
         return raw if 'b' in mode else io.TextIOWrapper(raw, encoding, errors, newline)
     def after(writes, error):
         Failing.left, Failing.error, Failing.seen = writes, error, 0
@@ -79,7 +79,7 @@ def test_prepare_on_a_disk_that_fails(tmp_path, failing, error):
     for i, left in enumerate(range(Failing.seen)):
         m = failing(left, error)
         try:
-            with pytest.raises((DiskError, OSError)) as e: prepare_stage2(one, tmp_path/f'{i}'); prepare_stage1(tmp_path/f'{i}')
+            with pytest.raises((DiskError, OSError)) as e: prepare_stage2(one, tmp_path/f'{i}'); prepare_stage1(tmp_path/f'{i}-1')
         finally: m.undo()
         assert type(e.value) is DiskError or 'cannot be written to' in str(e.value)
         if type(e.value) is DiskError: is_a_sentence(e.value, tmp_path, ERRORS[error])

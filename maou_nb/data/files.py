@@ -40,6 +40,7 @@ from threading import Timer, get_ident
 import psutil
 import pyarrow as pa
 import pyarrow.ipc as ipc
+from fsspec.config import conf
 from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
@@ -62,15 +63,21 @@ def check_plain(
 # %% ../../nbs/data/05_files.ipynb #aee0aeeb
 _extras = {'s3': 's3', 's3a': 's3', 'gs': 'gcs', 'gcs': 'gcs'}  # what `pip install maou_nb[…]` brings
 
+# s3fs asks each server five times, and its library five times for each of them: `_retried` does so here
+_once = {'config_kwargs': {'retries': {'total_max_attempts': 1}}}
+_patience = {'s3': _once, 's3a': _once}      # what `fsspec.config.conf` does not say otherwise
+
 def as_path(
     path:str|os.PathLike,  # Local, or an fsspec URL
 ) -> Path|UPath:           # A `FileError` if the URL's filesystem is not known or not installed
     "`path` as an object with the methods of `pathlib`"
     if '://' not in str(path): return _local_path(path)
     protocol = str(path).split('://')[0]
+    patient = _patience.get(protocol, {}) if isinstance(path, str) else {}
     try:
-        found = UPath(path)
-        found.fs    # a filesystem that is not installed shows here
+        found = UPath(path, **{k: v for k, v in patient.items() if k not in conf.get(protocol, {})})
+        fs = found.fs    # a filesystem that is not installed shows here
+        if patient: fs.retries = 2
     except (ImportError, ValueError) as e:
         how = (f'pip install "maou_nb[{_extras[protocol]}]" brings it' if protocol in _extras else
                f'a local path, or a URL such as s3://bucket/folder, was expected ({e})')
@@ -216,8 +223,9 @@ def _retried(f, what):
                 time.sleep(0.2 * 2**attempt)
 
 # %% ../../nbs/data/05_files.ipynb #2b9062e6
-def is_there(path:Path|UPath) -> bool:
+def is_there(path:str|Path|UPath) -> bool:
     "Whether something lies at `path`; asked again if a connection breaks"
+    path = as_path(path)
     return _retried(path.exists, f'looking for {path}') if is_remote(path) else path.exists()
 
 # %% ../../nbs/data/05_files.ipynb #9cf96f18

@@ -619,7 +619,7 @@ def prepare_rules(
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     replaced, table = _rows_there(folder, columns), _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
-    with _alone(folder), disk_in_words(folder):
+    with disk_in_words(folder), _alone(folder):
         clear_parts(folder)
         entry = write_shard(path, table, columns, 'the rules', stamped=True)
         write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
@@ -754,7 +754,7 @@ def prepare(
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
-    with _alone(folder):
+    with disk_in_words(folder), _alone(folder):
         clear_parts(folder)                    # of one that was killed
         try:
             with disk_in_words(work):

@@ -39,7 +39,7 @@ from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
 from ..train.folder import RunFolder, begun_folder, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator
-from ..train.mirror import Mirror, fetch_run, mirror_url
+from ..train.mirror import Mirror, fetch_run, mirror_url, sends_to
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
@@ -204,6 +204,8 @@ def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
     kept = (f'{MODELS}/{s.slug}/{MANIFEST}' for s in STAGES.values())
     if not any(is_there(as_path(url)/name) for name in (CONFIG, *kept)): return False
+    if other := sends_to(url):
+        raise OptionError(f'resume_from: {other}, trains the run at {url}: its end, or another run, was expected')
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True
@@ -225,10 +227,12 @@ def _take_up(cfg, run, say):
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
 def _begun_with(run, stages):
-    "The options that a run was begun with: those of its newest checkpoint, else its file's"
-    try: kept = Checkpoints(run.checkpoints(run.begun(stages)[-1])).said_by_newest().get('config')
-    except CheckpointError: kept = None
-    return kept if isinstance(kept, dict) and kept else run.read_config()
+    "Options, plugins and version that a run was begun with: those of its newest checkpoint, else its files'"
+    try: about = Checkpoints(run.checkpoints(run.begun(stages)[-1])).said_by_newest()
+    except CheckpointError: about = {}
+    if not (isinstance(kept := about.get('config'), dict) and kept):
+        kept, about = run.read_config(), run.read_about()
+    return kept, about.get('plugins', ()), about.get('version', '')
 
 # %% ../../nbs/front/62_learn.ipynb #8b9f2d23
 def open_run(
@@ -243,10 +247,10 @@ def open_run(
     goes_on = bool(cfg.resume_from and run.begun(stages))
     if goes_on:
         run.check_owner(stages)
-        begun_with, about = _begun_with(run, stages), run.read_about()
+        begun_with, plugins, version = _begun_with(run, stages)
         cfg = gone_on_with(cfg, begun_with)
-        allowed_changes(begun_with, cfg, about.get('plugins', ()), about.get('version', ''))   # before anything is written over
-        for remark in missing_plugins(about.get('plugins')): say(remark)
+        allowed_changes(begun_with, cfg, plugins, version)      # before anything is written over
+        for remark in missing_plugins(plugins): say(remark)
         run.mend(stages, say)
     if not goes_on and (old := run.set_aside()):
         say(f'an earlier run was in {run}: it is kept in {short_path(old)}')

@@ -371,7 +371,7 @@ class Comparison:
 def _values(self:Comparison, n, name):
     "The last value of a figure of stage `n` in each run; of seconds the sum"
     histories = [epochs.get(n, []) for _, epochs in self.runs.values()]
-    if name == 'seconds': return [sum(e['seconds'] for e in h) or None for h in histories]
+    if name == 'seconds': return [sum(e.get('seconds') or 0 for e in h) or None for h in histories]
     last = [h[-1] if h else {} for h in histories]
     return [r.get(f'valid/{name}', r.get(f'train_eval/{name}')) for r in last]
 

@@ -24,7 +24,7 @@ from .ask import as_net, evaluating
 from .evaluate import rows_to_judge
 from ..model.heads import Net
 from ..show.boards import LETTERS, Gallery, letters_of
-from ..data.html import Html, join_html, tag
+from ..data.html import join_html, tag
 from ..stages.stage import STAGES, Stage, stage_of
 from ..train.checkpoints import CheckpointError
 from ..train.loop import best_device
@@ -190,8 +190,8 @@ class Browser:
         self.place = W.BoundedIntText(min=1, max=len(found), value=1, description='Row', continuous_update=False)
         self.back = W.Button(icon='arrow-left', tooltip='Row before', layout=narrow)
         self.forth = W.Button(icon='arrow-right', tooltip='Next row', layout=narrow)
-        self.of, self.board, self.on = W.HTML(f'of {len(found):,}'), W.HTML(), W.HTML(tag('small', found.on))
-        rows = [W.HBox([self.sort, self.letters]), W.HBox([self.back, self.place, self.forth, self.of]), self.on, self.board]
+        self.of, self.board, on = W.HTML(f'of {len(found):,}'), W.HTML(), W.HTML(tag('small', found.on))
+        rows = [W.HBox([self.sort, self.letters]), W.HBox([self.back, self.place, self.forth, self.of]), on, self.board]
         self.box = W.VBox(rows)
         self.box.add_class('maou-browser')
         self._listen()
@@ -211,13 +211,13 @@ def _listen(self:Browser):
 @patch
 def draw(self:Browser):
     "Show the row"
-    self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
+    self.shown = self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
 
 # %% ../../nbs/judge/54_review.ipynb #6290583e
 @patch
 def _repr_mimebundle_(self:Browser, **kwargs):
-    shown = join_html([Html(self.on.value), Html(self.board.value)])
-    return {**self.box._repr_mimebundle_(**kwargs), 'text/html': shown, 'text/plain': self.found.on}
+    html = join_html([tag('small', self.found.on), self.shown])
+    return {**self.box._repr_mimebundle_(**kwargs), 'text/html': html, 'text/plain': self.found.on}
 
 # %% ../../nbs/judge/54_review.ipynb #257601b8
 @patch

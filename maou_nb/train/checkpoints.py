@@ -65,7 +65,8 @@ def load_tensors(
             tensors = {k: f.get_tensor(k) for k in f.keys()} if whole else {}
             return tensors, parsed_json((f.metadata() or {}).get('maou_nb', '{}'))
     except (SafetensorError, ValueError, AttributeError) as e:      # what damaged bytes raise
-        raise CheckpointError(f'{path} is not a safetensors file ({" ".join(str(e).split())}): '
+        what = 'is not a safetensors file' if isinstance(e, SafetensorError) else 'cannot be read as a checkpoint'
+        raise CheckpointError(f'{path} {what} ({" ".join(str(e).split())}): '
                               'a checkpoint of maou_nb was expected') from None
 
 # %% ../../nbs/train/41_checkpoints.ipynb #3c4e4f1b
@@ -73,10 +74,7 @@ def read_about(
     path:str|Path,
 ) -> dict:          # A `CheckpointError` if the file is damaged, missing or something else
     "What was said of the tensors in `path`"
-    try:
-        with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('maou_nb', '{}'))
-    except (SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(f'{path} cannot be read ({e}): a checkpoint of maou_nb was expected') from None
+    return load_tensors(path, whole=False)[1]
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -146,8 +144,9 @@ CONFIG, ABOUT, RESULT, MODELS = 'config.json', 'run.json', 'result.json', 'check
 # %% ../../nbs/train/41_checkpoints.ipynb #cbaba4c1
 def _checked_names(manifest, path):
     "`manifest`, read from `path`, unless it names files elsewhere: what it no longer names is removed"
-    marked = {v for k, v in manifest.items() if k != 'files' and isinstance(v, str)}
-    for name in {*manifest['files'], *marked}: path_inside(path.parent, name, path)
+    files = manifest.get('files')
+    marked = {v for k, v in manifest.items() if k not in ('files', 'run') and isinstance(v, str)}
+    for name in {*(files if isinstance(files, dict) else ()), *marked}: path_inside(path.parent, name, path)
     return manifest
 
 # %% ../../nbs/train/41_checkpoints.ipynb #f5e465b2
@@ -158,7 +157,7 @@ def manifest(self:Checkpoints) -> dict:
     if not path.exists(): return {'last': None, 'best': None, 'files': {}}
     try:
         manifest = read_json(path)
-        if _lists_checkpoints(manifest): return _checked_names(manifest, path)
+        if _lists_checkpoints(_checked_names(manifest, path)): return manifest
     except OutsideError as e: raise CheckpointError(str(e)) from None
     except ValueError: pass
     raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')

@@ -26,7 +26,7 @@ import psutil
 from fastcore.basics import patch
 from pydantic import AfterValidator
 
-from ..data.alone import FolderLock, beating, elsewhere_at_work, read_record, write_record
+from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
 from ..data.files import (FileError, as_path, atomic_file, check_plain, copy_file, found_again, is_remote, local_file,
                                 make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
 from ..data.options import OnePath, OptionError, Section, option
@@ -122,6 +122,7 @@ def _warn_of(damaged:int, path:Path):
 # %% ../../nbs/train/42_folder.ipynb #ef85fdd4
 def _rows_in(path:Path) -> tuple[list[dict], int]:
     "The rows of a `.jsonl` file, and how many of its whole lines are no rows"
+    check_plain(path)
     if not path.is_file(): return [], 0
     data = path.read_bytes()
     return _parsed(data[:data.rfind(b'\n') + 1].splitlines(), path)
@@ -198,7 +199,7 @@ class RunFolder:
         self.result_file = self.path/RESULT
         self.history_file, self.steps_file, self.watched_file = (self.path/n for n in LINES)
         self.log_file = self.path/'run.log'
-        self.process_file = self.path/'.process.json'
+        self.process_file = self.path/RECORD
         self.onnx = self.path/'onnx'
         self.id = ''                 # Known once the run is opened
         self.models = whole(models or self._noted(MODELS))
