@@ -63,7 +63,8 @@ def test_a_run_on_a_disk_that_fails_at_any_write(tmp_path, failing):
         m = failing(left, error)
         try:
             learn_multi_stage(**dict(options, run_dir=tmp_path/f'run{i}'))
-            assert Failing.seen <= left         # lines of steps go by the clock, so one write more or less may be needed
+            # lines of steps go by the clock, so one write more or less may be needed; the last word is not needed
+            assert Failing.seen <= left or not (tmp_path/f'run{i}'/'.process.json').exists()
         except (OutOfRoom, DiskError, OptionError) as e:
             if not isinstance(e, OptionError): is_a_sentence(e, tmp_path, ERRORS[error])
         finally: m.undo()

@@ -337,8 +337,9 @@ def found_again(
     now:str|Path,          # … and where it is
 ) -> str:                  # As it is, if it leads somewhere, or no other does either
     "A path that was written down, or what it has become"
+    if not isinstance(path, str) or not isinstance(then, (str, Path)): return path     # who damaged it said something else
     old = as_path(path)
-    if then is None or is_remote(old) or not old.is_absolute() or _is_there(old): return path
+    if is_remote(old) or not old.is_absolute() or _is_there(old): return path
     new = Path(os.path.normpath(whole(now)/os.path.relpath(old, then)))
     return str(new) if _is_there(new) else path
 

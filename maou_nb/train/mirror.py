@@ -27,7 +27,7 @@ from xxhash import xxh3_64_hexdigest
 
 from ..data.alone import RECORD, beating, elsewhere_at_work, read_record, write_record
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
-from ..data.files import files_below, find_files, is_inside, is_remote, keys_below, parsed_json, path_inside, upload
+from ..data.files import files_below, find_files, is_inside, is_remote, is_there, keys_below, parsed_json, path_inside, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
@@ -371,6 +371,7 @@ def sends_to(
 ) -> str:                    # Empty: nobody, as far as signs of life tell
     "Which other process sends a run to `url` now, in words"
     record = as_path(url)/RECORD
+    if not is_there(record): return ''
     said = read_record(record)
     before = folder is not None and (said.get('host'), said.get('folder')) == (platform.node(), str(folder))
     return '' if before or mark and said.get('mark') == mark else elsewhere_at_work(record)
