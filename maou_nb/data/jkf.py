@@ -16,7 +16,7 @@ from rsshogi.core import Board, Square
 from .board import HAND_KINDS
 from .files import read_whole
 from maou_nb.data.games import (
-    CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals,
+    CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_result, decode, game_of, handicap_start, kif_evals,
     or_mate)
 from .moves import moves_meant
 
@@ -197,22 +197,16 @@ def _ending(
     if special == 'ILLEGAL_ACTION': return '%-ILLEGAL_ACTION' if black else '%+ILLEGAL_ACTION'
     return f'%{special}' if special else ''
 
-# %% ../../nbs/data/09_jkf.ipynb #f3b38b98
+# %% ../../nbs/data/09_jkf.ipynb #3cb07846
 _texts = _Value(lambda c: isinstance(c, list) and all(isinstance(t, str) for t in c), 'a list of texts')
-_csa_comment = re.compile(r'\*{1,2}[ \t]*(?=[-+]?\d+(?:[ \t]|$)|[-+]?[ \t]*mate)')
 
-def _as_kif(comment):
-    "A comment, of which an eval of CSA is in KIF's words"
-    found = _csa_comment.match(comment)
-    return f'*評価値={csa_eval(comment[found.end():]):.0f}' if found else comment
-
-# %% ../../nbs/data/09_jkf.ipynb #707fc87e
+# %% ../../nbs/data/09_jkf.ipynb #ce023048
 def _entry(entry, where):
     "(move, ending, comments) of an entry of `moves`"
     _only(entry, 'comments move time special forks', where)
     _object.of(entry, 'time', where)
     _list.of(entry, 'forks', where)
-    said = [_as_kif(line) for text in _texts.of(entry, 'comments', where) or () for line in text.split('\n')]
+    said = [line for text in _texts.of(entry, 'comments', where) or () for line in text.split('\n')]
     return _object.of(entry, 'move', where), _special.of(entry, 'special', where), said
 
 # %% ../../nbs/data/09_jkf.ipynb #0d45b16e
@@ -309,7 +303,7 @@ def read_jkf(
     file:str,                     # For messages and `Game.file`
 ) -> Iterator[Game|RecordError]:  # The error in place of a game that cannot be read, for the caller
     "The games of a JKF file, one by one"
-    try: text = decode(read_whole(stream, file), f'{file},')
+    try: text = decode(read_whole(stream, file).removesuffix(b'\x1a'), f'{file},')
     except ValueError as e: return (yield RecordError(str(e)))
     for index, value in enumerate(_values(text, file)):
         try: yield value if isinstance(value, RecordError) else parse_jkf(value, file, index)
