@@ -198,7 +198,7 @@ def centipawns(
 _of_after = re.compile(r'#|\*解析|\*[ \t]+\S.*[ 　]評価値')
 _bare_eval = re.compile(r'\*{1,2}[ \t]*([-+]?\d+(?:\.\d+)?)(?![^\s,])')      # a word of its own
 _named_eval = re.compile(r'評価値[ 　=＝:：]*([-+]?\d+)(?![,\d])|\A#(?:形勢|指し手)\[([-+]?\d+)\]')
-_mate = re.compile(r'(?:\A\*{1,2}|評価値[=＝:：]?)\s*([-+]?)\s*[Mm]ate[\s:]*(-?)|評価値[ 　=＝:：]*([-+])詰|詰み[=＝](先|後)手勝ち')
+_mate = re.compile(r'(?:\A\*{1,2}|評価値[=＝:：]?)\s*(?:([-+])\s*)?[Mm]ate[\s:]*(-?)|評価値[ 　=＝:：]*([-+])詰|詰み[=＝](先|後)手勝ち')
 
 def eval_said(
     comment:str,    # Less its first star
@@ -540,7 +540,7 @@ def ending_of(
     return end, next(iter(results), None)
 
 # %% ../../nbs/data/08_games.ipynb #55cb074b
-_no_words = rf'[{"".join(MARKS)}][ 　]*[1-9１-９同]|[0-9]+[ 　]+[1-9１-９同]'
+_no_words = rf'[{"".join(MARKS)}][ 　]{{0,9}}[1-9１-９同]|[0-9]{{1,6}}[ 　]{{1,9}}[1-9１-９同]'
 ENDING_LINE = rf'まで(?:(?!{_no_words})[\w 　\t、。，．・（）()！!{"".join(MARKS)}])*'
 
 # %% ../../nbs/data/08_games.ipynb #5ce54ee4

@@ -284,18 +284,26 @@ _json = json.JSONDecoder(object_pairs_hook=_once)
 _next_game = re.compile(r'\n(?=\{\s*"(?:header|initial|moves)")')
 _between = re.compile(r'[\s,]*')
 
-def _values(text, file):
-    "The JSON values of a file, lists in their parts; a `RecordError` for what is none"
+def _values(text, file, line=1):
+    "The JSON values of a text that begins on `line`, lists in their parts; a `RecordError` for what is none"
     at = _between.match(text).end()
     while at < len(text):
         try: value, end = _json.raw_decode(text, at)
         except (ValueError, RecursionError) as e:
-            line, why = 1 + text.count('\n', 0, getattr(e, 'pos', at)), getattr(e, 'msg', e)
-            yield RecordError(f'{file}, line {line}: no JSON that can be read ({why}): a game in JKF was expected')
-            following = _next_game.search(text, at)
-            value, end = [], following.end() if following else len(text)
+            broken, why = line + text.count('\n', 0, getattr(e, 'pos', at)), getattr(e, 'msg', e)
+            yield RecordError(f'{file}, line {broken}: no JSON that can be read ({why}): a game in JKF was expected')
+            yield from _rest(text, at, file, line)
+            return
         yield from value if isinstance(value, list) else [value]
         at = _between.match(text, end).end()
+
+def _rest(text, at, file, line):
+    "The values behind one that broke off at `at`: each line that begins a game is read for itself, as errors cost by the length of their text"
+    starts = [m.end() for m in _next_game.finditer(text, at)]
+    counted = 0
+    for begin, end in zip(starts, [*starts[1:], len(text)]):
+        line, counted = line + text.count('\n', counted, begin), begin
+        yield from _values(text[begin:end], file, line)
 
 # %% ../../nbs/data/09_jkf.ipynb #11f2fd26
 def read_jkf(
