@@ -16,7 +16,7 @@ from rsshogi.core import Board, Move
 
 sys.path.insert(0, str(Path(__file__).parent))
 from maou_nb.data.files import open_files
-from maou_nb.data.games import Game, RecordError, game_of, read_text
+from maou_nb.data.games import MATE, Game, RecordError, game_of, read_text
 from maou_nb.data.packed import HCPE, PSV, packed_format, read_hcpe_table, read_packed, write_hcpe, write_hcpe3, write_psv
 from samples import GAMES
 
@@ -56,7 +56,7 @@ def packed(): return dict(zip(('hcpe', 'psv'), cshogi_records()))
 def assert_same(again, games):
     assert ([(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in again]
             == [(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in games])
-    for g, h in zip(again, games): np.testing.assert_array_equal(g.evals, np.clip(np.nan_to_num(h.evals), -32767, 32767))
+    for g, h in zip(again, games): np.testing.assert_array_equal(g.evals, np.clip(np.nan_to_num(h.evals), -MATE, MATE))
 
 @pytest.mark.parametrize('format', ['hcpe', 'psv'])
 def test_what_cshogi_packed(packed, games, format):

@@ -60,6 +60,7 @@ class Game:
     visits: Visits | None = None   # Of a search, if there was one
     tells_visits: bool = False     # The format has visits: without them nothing was searched
     ply: int | None = 0            # Of its first position, from 0; None: a piece that does not know where it begins
+    told: int = 1                  # How often a log told it, each time with more moves
 
     @cached_property
     def key(self) -> int:
@@ -979,18 +980,20 @@ def _goes_on(line, before, guessed):
 def usi_lines(
     stream:io.BufferedReader,
     file:str='',               # For messages
-) -> Iterator[tuple[int, bytes]]:
-    "(line, bytes) of each game of a file of USI; other words of the protocol are passed over"
-    number, last, guessed = 0, (0, b''), False
-    for line in (line.strip() for block in _blocks(stream, file=file) for line in block.removesuffix(b'\n').split(b'\n')):
-        number += 1
+) -> Iterator[tuple[int, bytes, int]]:
+    "(line, bytes, how many lines told it) of each game of a file of USI; other words of the protocol are passed over"
+    last, guessed = (0, b'', 0), False
+    lines = (line for block in _blocks(stream, file=file) for line in block.removesuffix(b'\n').split(b'\n'))
+    for number, line in enumerate(lines, 1):
+        line = line.removeprefix(b'\xef\xbb\xbf').strip()
         other = _usi_else.match(line)
         if other and not other[1]:
             guessed = bool(other[2]) or guessed and not line.startswith(b'ponderhit')
             continue
-        if last[1] and not _goes_on(line, last[1], guessed): yield last
-        told = line and line[:1] != b'#' and not other
-        last, guessed = (number, line) if told else (0, b''), False
+        more = _goes_on(line, last[1], guessed)
+        if last[1] and not more: yield last
+        plain = line and line[:1] != b'#' and not other
+        last, guessed = (number, line, last[2]*more + 1) if plain else (0, b'', 0), False
     if last[1]: yield last
 
 # %% ../../nbs/data/08_games.ipynb #4f8fe44f
@@ -1007,9 +1010,12 @@ def read_text(
     "The games of a text file, one by one"
     parse, games = TEXT_FORMATS[format]
     blank = b'\xef\xbb\xbf \t\r\n'
-    pieces = ((first, data) for first, data in games(stream, file) if data.strip(blank))
-    for index, (first, data) in enumerate(pieces):
-        try: yield parse(decode(data, f'{file}, line {first},'), file, index, first)
+    pieces = (piece for piece in games(stream, file) if piece[1].strip(blank))
+    for index, (first, data, *told) in enumerate(pieces):
+        try:
+            game = parse(decode(data, f'{file}, line {first},'), file, index, first)
+            if told: game.told = told[0]
+            yield game
         except RecordError as e: yield e
         except (ValueError, OverflowError) as e:      # of one game, not of those after it
             said = ' '.join(str(e).split())
