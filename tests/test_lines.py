@@ -52,18 +52,24 @@ def test_what_stands_behind_a_move_or_an_ending_is_not_lost(format):
                     assert known(read(spoiled, format)) != before, lines[at] + blank + more
     assert asked > 200
 
-@pytest.mark.parametrize('line', ['   1 ７六歩(77) 2 ３四歩(33)', '   1 ７六歩(77)   ( 0:01/00:00:01) 2 ３四歩(33)', '   1 ７六歩(77) まで1手で中断',
-                                  '1 ７六歩(77)\nまで1手で先手の勝ち 2 ３四歩(33)', '1 ７六歩(77)\nまで1手で先手の勝ち手合割：平手', '1 ７六歩(77)\nまで1手で中断▲２六歩'])
+TOO_LONG = ('   1 ７六歩(77) 2 ３四歩(33)', '   1 ７六歩(77)   ( 0:01/00:00:01) 2 ３四歩(33)', '   1 ７六歩(77) まで1手で中断',
+            '1 ７六歩(77)\nまで1手で先手の勝ち 2 ３四歩(33)', '1 ７六歩(77)\nまで1手で先手の勝ち手合割：平手',
+            '1 ７六歩(77)\nまで1手で中断▲２六歩')
+TIMES = ('', '  ', '   ( 0:01/00:00:01)', '(0:01/00:00:01)+', ' （0:01/00:00:01）', '　+', '\t(00:01 / 00:00:01) (x)', ' ( 1:00/) ')
+
+@pytest.mark.parametrize('line', TOO_LONG)
 def test_a_line_of_kif_ends_where_it_ends(line):
     with pytest.raises(RecordError, match=f'a.kif, line {1 + line.count(chr(10))}: '): parse_kif(f'{line}\n', 'a.kif')
 
-@pytest.mark.parametrize('behind', ['', '  ', '   ( 0:01/00:00:01)', '(0:01/00:00:01)+', ' （0:01/00:00:01）', '　+', '\t(00:01 / 00:00:01) (x)', ' ( 1:00/) '])
+@pytest.mark.parametrize('behind', TIMES)
 def test_times_may_stand_behind_a_move(behind):
     assert parse_kif(f'1 ７六歩(77){behind}\n2 投了{behind}\n').usi == ['7g7f']
 
-@pytest.mark.parametrize('text, format', [('手合割：平手\nまで\n', 'kif'), ('先手：A\nまで\n', 'ki2'), ('PI\n+\n', 'csa')])
-def test_a_text_without_moves_and_ending_is_no_game(text, format):
-    [said] = read(text, format)
+NO_GAMES = {'kif': '手合割：平手\nまで\n', 'ki2': '先手：A\nまで\n', 'csa': 'PI\n+\n'}
+
+@pytest.mark.parametrize('format', NO_GAMES)
+def test_a_text_without_moves_and_ending_is_no_game(format):
+    [said] = read(NO_GAMES[format], format)
     assert 'no ' in str(said) and 'game starts here' in str(said)
 
 @pytest.mark.parametrize('format', ['csa', 'kif', 'ki2', 'usi', 'jkf'])
@@ -73,20 +79,21 @@ def test_the_end_mark_of_dos_is_passed_over(format):
 
 # --- evals
 
-THOUGHT = ['* {}', '** {} -3334FU'[1:], '*評価値={}', '*対局 時間 00:03.1 深さ 18/24 ノード数 120345 評価値 {} 読み筋 △８四歩(83)']
+THOUGHT = ['* {}', '* {} -3334FU', '*評価値={}', '*対局 時間 00:03.1 深さ 18/24 ノード数 120345 評価値 {} 読み筋 △８四歩(83)']
 ANALYSED = ['#評価値={}', '*解析 0 ○ 候補1 時間 00:01.0 深さ 20/28 ノード数 1234567 評価値 {} 読み筋 △３四歩(33)',
             '*解析 深さ 20 評価値 {} 読み筋', '* 0 候補1 深さ 12/20 評価値 {} 読み筋 ▲２六歩', '#形勢[{}] ▲２六歩', '#指し手[{}]']
+KIF, CSA = ('７六歩(77)', '３四歩(33)', '２六歩(27)', '８四歩(83)'), ('+7776FU', '-3334FU', '+2726FU', '-8384FU')
 
-def evals(format, comments):
-    "Evals of ７六歩 ３四歩 ２六歩 ８四歩, with `comments` (less the star that begins one) behind each"
-    kif, csa = ('７六歩(77)', '３四歩(33)', '２六歩(27)', '８四歩(83)'), ('+7776FU', '-3334FU', '+2726FU', '-8384FU')
-    if format == 'kif': text = '\n'.join(l for i, m in enumerate(kif) for l in (f'{i + 1} {m}', *(f'*{c}' for c in comments[i])))
-    if format == 'csa': text = '\n'.join(l for i, m in enumerate(csa) for l in (m, *(f"'*{c}" for c in comments[i])))
-    if format != 'jkf': found = (parse_kif if format == 'kif' else parse_csa)(text if format == 'kif' else f'PI\n+\n{text}\n').evals
-    else:
-        moves = [{'move': {'from': dict(x=int(m[1]), y=int(m[2])), 'to': dict(x=int(m[3]), y=int(m[4])), 'piece': m[5:]},
-                  'comments': comments[i]} for i, m in enumerate(csa)]
-        found = parse_jkf({'moves': [{}, *moves]}).evals
+def in_kif(said): return parse_kif('\n'.join(l for i, m in enumerate(KIF) for l in (f'{i + 1} {m}', *(f'*{c}' for c in said[i]))))
+def in_csa(said): return parse_csa('\n'.join(['PI', '+', *(l for m, of in zip(CSA, said) for l in (m, *(f"'*{c}" for c in of)))]))
+def in_jkf(said):
+    place = lambda digits: dict(zip('xy', map(int, digits)))
+    moves = [{'from': place(m[1:3]), 'to': place(m[3:5]), 'piece': m[5:]} for m in CSA]
+    return parse_jkf({'moves': [{}, *({'move': m, 'comments': of} for m, of in zip(moves, said))]})
+
+def evals(format, said):
+    "Evals of ７六歩 ３四歩 ２六歩 ８四歩, with the comments `said` (less the star that begins one) behind each"
+    found = {'kif': in_kif, 'csa': in_csa, 'jkf': in_jkf}[format](said).evals
     return [None if e != e else e for e in found.tolist()]
 
 @pytest.mark.parametrize('format', ['kif', 'csa', 'jkf'])
@@ -100,9 +107,10 @@ def test_an_eval_is_of_the_position_that_its_writer_meant(format):
 
 @pytest.mark.parametrize('format', ['kif', 'csa', 'jkf'])
 def test_mates_and_remarks(format):
-    for words, value in (('*詰み=先手勝ち:5手', MATE), ('*詰み=後手勝ち', -MATE), ('*対局 評価値 +詰 5 読み筋', MATE), ('*評価値=-30001', -MATE),
-                         ('* mate 5', MATE), ('* -mate 5', -MATE), ('評価は互角', None), ('*30手目', None), ('*読み筋=△３四歩', None)):
-        if value or format != 'csa': assert evals(format, [[words], [], [], []])[0] == value, words
+    mates = {'*詰み=先手勝ち:5手': MATE, '*詰み=後手勝ち': -MATE, '*対局 評価値 +詰 5 読み筋': MATE, '*評価値=-30001': -MATE,
+             '* mate 5': MATE, '* -mate 5': -MATE}
+    for words, value in mates.items(): assert evals(format, [[words], [], [], []])[0] == value, words
+    for words in ('評価は互角', '*30手目', '*読み筋=△３四歩', '*評価値は後で'): assert evals(format, [[words]]*4) == [None]*4, words
     assert evals(format, [['#詰み=後手勝ち'], [], [], []]) == [None, -MATE, None, None]
 
 @pytest.mark.parametrize('remark', ['3,2726FU が本線', '好手。2726FU, も有力', '7776FU, 2726FU', '10,7776FUより', '2726FU,(笑)'])
@@ -112,9 +120,19 @@ def test_a_remark_is_no_search(remark):
 
 # --- logs of engines
 
-CHATTER = ['go btime 0 wtime 0 byoyomi 1000', 'info depth 1 score cp 3 pv 2g2f', 'info string position startpos', 'bestmove 2g2f', 'isready',
-           'readyok', 'setoption name Threads value 4', 'usi', 'id name X', 'option name Y type spin default 1 min 1 max 9', 'usiok', 'stop']
-GAMES = [g.usi for g in read(ONE_FILE.read_text(), "csa")[:6]]
+CHATTER = """go btime 0 wtime 0 byoyomi 1000
+info depth 1 score cp 3 pv 2g2f
+info string position startpos
+bestmove 2g2f
+isready
+readyok
+setoption name Threads value 4
+usi
+id name X
+option name Y type spin default 1 min 1 max 9
+usiok
+stop""".split('\n')
+GAMES = [g.usi for g in read(ONE_FILE.read_text(), 'csa')[:6]]
 
 def log_of(moves, rng, step):
     "What a GUI and an engine say to each other in a game"
@@ -127,7 +145,8 @@ def log_of(moves, rng, step):
 
 @pytest.mark.parametrize('seed', range(8))
 def test_a_log_of_an_engine_is_its_games(seed, tmp_path):
-    rng, lines, expected = random.Random(seed), rng_chatter(seed), []
+    rng, expected = random.Random(seed), []
+    lines = rng.choices(CHATTER, k=seed)
     for moves in rng.sample(GAMES, 4):
         log, plies = log_of(moves, rng, rng.choice((1, 2)))
         lines, expected = lines + log, [*expected, moves[:plies]]
@@ -135,11 +154,10 @@ def test_a_log_of_an_engine_is_its_games(seed, tmp_path):
     path.write_text('\n'.join(lines) + '\n')
     assert [g.usi for g in read_file(path)] == expected
 
-def rng_chatter(seed): return random.Random(f'first{seed}').choices(CHATTER, k=seed)
-
 def test_a_guess_of_a_move_is_no_game():
-    log = ['position startpos moves 7g7f', 'go ponder', 'stop', 'bestmove 2g2f', 'position startpos moves 3c3d'.replace('3c3d', '2g2f 3c3d'), 'go ponder',
-           'info depth 2', 'stop', 'bestmove 2f2e', 'position startpos moves 2g2f 8c8d', 'go', 'bestmove 2f2e', 'position startpos moves 2g2f 8c8d 2f2e 8d8e']
+    at = 'position startpos moves '
+    log = [f'{at}7g7f', 'go ponder', 'stop', 'bestmove 2g2f', f'{at}2g2f 3c3d', 'go ponder', 'info depth 2', 'stop', 'bestmove 2f2e',
+           f'{at}2g2f 8c8d', 'go', 'bestmove 2f2e', f'{at}2g2f 8c8d 2f2e 8d8e', 'go ponder', 'ponderhit']
     assert [g.usi for g in read('\n'.join(log), 'usi')] == [['2g2f', '8c8d', '2f2e', '8d8e']]
 
 def test_a_game_that_is_the_beginning_of_another_stays():
@@ -163,13 +181,19 @@ BOARD = ('後手の持駒：飛\n  ９ ８ ７ ６ ５ ４ ３ ２ １\n+-------
          + '+---------------------------+\n先手の持駒：角　銀　\n手数＝0    まで\n')
 CSA_BOARD = 'P1-KY-KE-GI-KI-OU-KI-GI-KE-KY\n' + ''.join(f'P{i} * \n' for i in range(2, 10))
 GROWING = {      # what is repeated, before a game or after it
-    'csa': ["N+A\n'c\n", 'V2.2\n', "'c\n", '$X:1\n', 'PI\n+\n', CSA_BOARD, "'** 1\n", "'v=0.5,1\n", '/\n', '%TORYO\n', 'T1\n', 'N+A,PI,\n'],
-    'kif': ['手合割：平手\n', '先手：A\n*c\n', '# KIF\n', '*c\n', BOARD, '変化：2手\n', 'まで\n', '   1 投了\n', '先手番\n', '後手の持駒：歩\n', '&b\n', '\n'],
+    'csa': ["N+A\n'c\n", 'V2.2\n', "'c\n", '$X:1\n', 'PI\n+\n', CSA_BOARD, "'** 1\n", "'v=0.5,1\n", '/\n', '%TORYO\n', 'T1\n',
+            'N+A,PI,\n'],
+    'kif': ['手合割：平手\n', '先手：A\n*c\n', '# KIF\n', '*c\n', BOARD, '変化：2手\n', 'まで\n', '   1 投了\n', '先手番\n',
+            '後手の持駒：歩\n', '&b\n', '\n'],
     'ki2': ['手合割：平手\n', '先手：A\n*c\n', '# KI2\n', '*c\n', BOARD, '変化：2手\n', 'まで\n', '投了\n', '▲７六歩\n', '\n'],
-    'usi': ['startpos\n', '# c\n', '\n', 'position startpos\n', 'usinewgame\n', 'info x\n', 'go ponder\n', 'position startpos moves 7g7f\n'],
+    'usi': ['startpos\n', '# c\n', '\n', 'position startpos\n', 'usinewgame\n', 'info x\n', 'go ponder\n',
+            'position startpos moves 7g7f\n'],
     'jkf': ['{"header"\n', '{"moves":[]}\n', '[\n', '{"header":{"a":"b"},\n', '{}\n', '"a"\n']}
-LONG = {'csa': ["'** ", "'summary:a:", 'N+', '$', "'v=0.5,", "'", '+', 'T', '%'], 'kif': ['*評価値', '**対局 ', '先手：', 'まで', '1 ', '手合割：', '|', '* '],
-        'ki2': ['*評価値', 'まで', '▲', '先手：', '|', '変化：', '* '], 'usi': ['startpos moves ', 'position ', 'sfen ', 'info ', '#'], 'jkf': ['{"', '[', '{"moves": [']}
+LONG = {         # how a line begins
+    'csa': ["'** ", "'summary:a:", 'N+', '$', "'v=0.5,", "'", '+', 'T', '%'],
+    'kif': ['*評価値', '**対局 ', '先手：', 'まで', '1 ', '手合割：', '|', '* '],
+    'ki2': ['*評価値', 'まで', '▲', '先手：', '|', '変化：', '* '],
+    'usi': ['startpos moves ', 'position ', 'sfen ', 'info ', '#'], 'jkf': ['{"', '[', '{"moves": [']}
 REPEATED = '1', ' ', ' win:', '先手', ',', '7g7f ', '(', '評価値', ' 評価値', '+7776FU,', '詰', '/', '候補 ', '９'
 ONE = {'csa': 'PI\n+\n+7776FU\n%TORYO\n', 'kif': '手合割：平手\n1 ７六歩(77)\n2 投了\n', 'ki2': '手合割：平手\n▲７六歩\n投了\n',
        'usi': 'startpos moves 7g7f\n', 'jkf': '{"moves":[{},{"special":"TORYO"}]}\n'}
@@ -195,12 +219,19 @@ def grows_too_fast(path, make, n):
 @pytest.mark.parametrize('format', GROWING)
 def test_time_grows_with_length(format, tmp_path):
     "Whatever headers, comments, boards and starts a file repeats, and however long a line is"
-    path, slow = tmp_path/f'x.{format}', {}
-    one = ONE[format]
+    path, one, slow = tmp_path/f'x.{format}', ONE[format], {}
+    def ask(name, part, size, make):
+        if found := grows_too_fast(path, make, size//len(part.encode())): slow[name] = found
     for part in GROWING[format]:
-        for make in (lambda n: part*n + one, lambda n: one + part*n):
-            if found := grows_too_fast(path, make, 12_000//len(part.encode())): slow[part] = found
+        ask(part, part, 12_000, lambda n: part*n + one)
+        ask(part, part, 12_000, lambda n: one + part*n)
     for begin in LONG[format]:
-        for part in REPEATED:
-            if found := grows_too_fast(path, lambda n: f'{one}{begin}{part*n}\n{one}', 6_000//len(part.encode())): slow[begin + part] = found
+        for part in REPEATED: ask(begin + part, part, 6_000, lambda n: f'{one}{begin}{part*n}\n{one}')
     assert not slow, slow
+
+def test_what_was_joined_is_counted(tmp_path):
+    from maou_nb import prepare_stage2
+    (tmp_path/'a.usi').write_text('\n'.join(f'position startpos moves {" ".join(GAMES[0][:n])}\ngo\nbestmove x' for n in range(1, 40, 2)))
+    made = prepare_stage2(tmp_path/'a.usi', tmp_path/'out')
+    assert (made.games, made.found.joined) == (1, 19)
+    assert ('lines', 'of logs that a later line goes on with', 19, None) in made.lines()

@@ -213,7 +213,7 @@ def eval_said(
 
 # %% ../../nbs/data/08_games.ipynb #622106b5
 _csa_visits = re.compile(r'(?:v=[-+.\de]+,)?\d{1,9}((?:,\d{4}[A-Z]{2},\d{1,9})+),?$')
-_csa_search = re.compile(r'v=[^,]*,\d+,[^,]|v=.*,\d{4}[A-Z]{2}|(?=[\dA-Z,]+$)(?:\d+,\d{4}[A-Z]{2}|.*\d{4}[A-Z]{2},)')    # or begins as one does
+_csa_search = re.compile(r'v=[^,]*,\d+,[^,]|v=.*,\d{4}[A-Z]{2}|(?=[\dA-Z,]+$)(?:\d+,\d{4}[A-Z]{2}|.*\d{4}[A-Z]{2},)')    # or begins so
 
 def _searched(comment):
     "(move in CSA, visits) of each move that the comment says was visited; none if it is a remark of other words"

@@ -298,9 +298,8 @@ def _values(text, file, line=1):
         at = _between.match(text, end).end()
 
 def _rest(text, at, file, line):
-    "The values behind one that broke off at `at`: each line that begins a game is read for itself, as errors cost by the length of their text"
-    starts = [m.end() for m in _next_game.finditer(text, at)]
-    counted = 0
+    "The values behind one that broke off at `at`, where a line begins a game; each is read alone, as an error counts the lines before it"
+    starts, counted = [m.end() for m in _next_game.finditer(text, at)], 0
     for begin, end in zip(starts, [*starts[1:], len(text)]):
         line, counted = line + text.count('\n', counted, begin), begin
         yield from _values(text[begin:end], file, line)

@@ -26,6 +26,19 @@ from .explained import explained
 from .files import ARROW_FILE, ARROW_STREAM, FileError, limits, open_arrow, put_together, seekable
 from .games import ENCODINGS, MATE, Game, RecordError, centipawns, first_ply, game_of
 
+# %% ../../nbs/data/09_position_tables.ipynb #db589773
+_winners = {'b', 'w', 'black', 'white', 'sente', 'gote', '先手', '後手', '先', '後'}      # who won, whoever moves
+
+def _word(text):
+    "A word for a result, or the number that is written"
+    try: return float(text)
+    except ValueError: return text.strip().lower() or None
+
+def _as_written(result):
+    "A number or word for a result, as it is looked up; None if it can be none"
+    if isinstance(result, str): return _word(result)
+    return float(result) if isinstance(result, (int, float)) and not isinstance(result, bool) and result == result else None
+
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
 @explained()
 @dataclass(frozen=True)
@@ -44,18 +57,6 @@ class TableColumns:
         codes = list(map(_as_written, self.results))
         if None in codes or len({*codes}) < 3: raise ValueError(said)
         if {codes[0], codes[2]} <= _winners: raise ValueError(f'{said}, and these name the winner')
-
-def _as_written(result):
-    "A number or word for a result, as it is looked up; None if it can be none"
-    if isinstance(result, str): return _word(result)
-    return float(result) if isinstance(result, (int, float)) and not isinstance(result, bool) and result == result else None
-
-def _word(text):
-    "A word for a result, or the number that is written"
-    try: return float(text)
-    except ValueError: return text.strip().lower() or None
-
-_winners = {'b', 'w', 'black', 'white', 'sente', 'gote', '先手', '後手', '先', '後'}      # who won, whoever moves
 
 # %% ../../nbs/data/09_position_tables.ipynb #faacdcad
 def check_tables(tables):
