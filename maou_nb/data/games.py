@@ -198,7 +198,7 @@ def centipawns(
 # %% ../../nbs/data/08_games.ipynb #8e5a4166
 _of_after = re.compile(r'#|\*解析|\*[ \t]+\S.*[ 　]評価値')
 _bare_eval = re.compile(r'\*{1,2}[ \t]*([-+]?\d+(?:\.\d+)?)(?![^\s,])')      # a word of its own
-_named_eval = re.compile(r'評価値[ 　=＝:：]*([-+]?\d+)(?![,\d])|\A#(?:形勢|指し手)\[([-+]?\d+)\]')
+_named_eval = re.compile(r'評価値[ 　=＝:：]+([-+]?\d+)(?![,\d])|\A#(?:形勢|指し手)\[([-+]?\d+)\]')
 _mate = re.compile(r'(?:\A\*{1,2}|評価値[=＝:：]?)\s*(?:([-+])\s*)?[Mm]ate[\s:]*(-?)|評価値[ 　=＝:：]*([-+])詰|詰み[=＝](先|後)手勝ち')
 
 def eval_said(
