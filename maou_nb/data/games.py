@@ -892,9 +892,10 @@ def _note(seen, pattern, text):
 
 def _csa_begins(line, new, seen):
     "Whether the header `line` begins a game; None: it parts two games"
-    played = _note(seen, _csa_played, new)
-    version, to_move = (played or _note(seen, p, new) for p in (_csa_version, _csa_to_move))
-    if line[:1] == b'/': return False if line[1:].strip() else None
+    if line[:1] == b'/' and not line[1:].strip(): return None
+    if _note(seen, _csa_played, new): return line[:1] != b'/'
+    version, to_move = _note(seen, _csa_version, new), _note(seen, _csa_to_move, new)
+    if line[:1] == b'/': return False
     return version if line.removeprefix(b'\xef\xbb\xbf')[:1] == b'V' else to_move
 
 # %% ../../nbs/data/08_games.ipynb #f1a83eee
