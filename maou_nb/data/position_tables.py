@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -185,16 +186,20 @@ def _lines(text, file):
 # %% ../../nbs/data/09_position_tables.ipynb #a9ecbcf7
 def _object(line):
     "(the JSON object on `line` or None, what is wrong with it)"
-    twice = []
-    def once(pairs):
-        if len(found := dict(pairs)) < len(pairs): twice.append([k for k, _ in pairs])
-        return found
-    try: row = json.loads(line, object_pairs_hook=once)
+    try: row = json.loads(line)
     except (ValueError, RecursionError): row = None
     if not isinstance(row, dict): return None, f'{line.strip()[:20]!r} is no JSON object, one of which a line was expected'
-    if not twice: return row, None
-    key = next(k for k in twice[0] if twice[0].count(k) > 1)
-    return row, f'its key {key[:20]!r} stands twice, and once was expected; mend or remove this row'
+    if line.count(':') == len(row) or not (twice := _twice(line)): return row, None      # a colon behind each key
+    return row, f'its key {twice[0][:20]!r} stands twice, and once was expected; mend or remove this row'
+
+def _twice(line):
+    "The keys that stand twice in an object of the JSON on `line`"
+    found = []
+    def look(pairs):
+        keys = Counter(k for k, _ in pairs)
+        found.extend(k for k, n in keys.items() if n > 1)
+    json.loads(line, object_pairs_hook=look)
+    return found
 
 def _json_rows(stream, file):
     "(where, row) of each line of JSON"
@@ -211,6 +216,7 @@ def _delimiter(head):
 
 def _fields(line, part):
     "(the fields of a line of CSV, what is wrong with it)"
+    if '"' not in line: return line.rstrip('\r\n').split(part), None
     try: return next(csv.reader([line], delimiter=part, strict=True), []), None
     except csv.Error as e:
         why = 'a quote is opened and not closed on it' if line.count('"') % 2 else e
