@@ -347,6 +347,8 @@ def as_file_error(
 ) -> FileError:        # Itself if it is one
     "The sentence on a file that a library could not read"
     if isinstance(error, FileError): return error
+    if isinstance(error, OSError) and error.strerror:      # of the system: of a disk that is full, or not allowed
+        return FileError(f'{name} cannot be read ({error.strerror}): is it a file, and are you allowed to?')
     said = ' '.join(str(error).split())[:200] or type(error).__name__
     return FileError(f'{name} is damaged or packed in a way that is not known here ({said}): pack or copy it again')
 
