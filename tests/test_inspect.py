@@ -18,7 +18,8 @@ from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.columns import columns_of
 from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
-from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, read_columns, shard_info, show_batch, shuffle_meter
+from maou_nb.data.trained import read_columns
+from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, shard_info, show_batch, shuffle_meter
 from maou_nb.show.boards import move_text
 from samples import ONE_FILE, said
 

@@ -24,7 +24,7 @@ from rsshogi.core import Board, Move
 
 from .board import playable
 from .explained import explained
-from .files import ARROW_FILE, ARROW_STREAM, FileError, limits, open_arrow, put_together, seekable
+from .files import ARROW_FILE, ARROW_STREAM, FileError, limits, open_arrow, parsed_json, put_together, seekable
 from .games import ENCODINGS, MATE, Game, RecordError, centipawns, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #db589773
@@ -186,9 +186,8 @@ def _lines(text, file):
 # %% ../../nbs/data/09_position_tables.ipynb #a9ecbcf7
 def _object(line):
     "(the JSON object on `line` or None, what is wrong with it)"
-    try: row = json.loads(line)
-    except (ValueError, RecursionError): row = None
-    if not isinstance(row, dict): return None, f'{line.strip()[:20]!r} is no JSON object, one of which a line was expected'
+    try: row = parsed_json(line)
+    except ValueError: return None, f'{line.strip()[:20]!r} is no JSON object, one of which a line was expected'
     if line.count(':') == len(row) or not (twice := _twice(line)): return row, None      # a colon behind each key
     return row, f'its key {twice[0][:20]!r} stands twice, and once was expected; mend or remove this row'
 

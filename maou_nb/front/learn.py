@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from .. import __version__
-from ..data.files import (FileError, as_path, check_plain, file_sha256, found_again,
-                                is_remote, short_path)
+from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_sha256, found_again,
+                                is_remote, is_there, read_json, short_path)
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -36,9 +36,9 @@ from ..data.html import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
-    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder
-from ..train.loop import Callback, Stopped, StopWish, make_accelerator
+    CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
+from ..train.folder import RunFolder, begun_folder, fits_row
+from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator
 from ..train.mirror import Mirror, fetch_run, mirror_url
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
@@ -88,7 +88,11 @@ def checkpoint(self:LearnResult,
         raise FileError(f'{short_path(self.run_dir)} holds no epoch that was judged yet: '
                         'resume_from="latest" goes on with the run')
     stage = self.stages()[-1].stage if stage is None else stage
-    path = named_checkpoint(Path(self.run_dir), self[stage].checkpoints[which], 'the result')
+    found = self[stage].checkpoints
+    if which not in found:
+        raise FileError(f'{short_path(self.run_dir)} names no {which} checkpoint of stage {stage}: '
+                        f'{", ".join(found) or "none"} there')
+    path = named_checkpoint(Path(self.run_dir), found[which], 'the result')
     _check_unchanged(path, self[stage].sha256.get(which))
     return path
 
@@ -173,14 +177,16 @@ class Mirroring(Callback):
         mirror:Mirror,
         every:int|None,   # Steps between checkpoints within an epoch; none: there are none
     ):
-        self.mirror, self.every = mirror, every
+        self.mirror, self.every, self.behind = mirror, every, 0
 
     def after_step(self, loop):
         "After a checkpoint between epochs"
         if self.every and loop.step % self.every == 0: self.mirror.sync()
 
     def after_epoch(self, loop):
-        "After an epoch's"
+        "After an epoch's; says so if the copy has not kept up since the one before"
+        if (behind := self.mirror.asked - self.mirror.done) > 1 and behind > self.behind: self.mirror.say_behind()
+        self.behind = behind
         self.mirror.sync()
 
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
@@ -197,7 +203,7 @@ def _mirrored(cfg, run, say):
 def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
     kept = (f'{MODELS}/{s.slug}/{MANIFEST}' for s in STAGES.values())
-    if not any((as_path(url)/name).exists() for name in (CONFIG, *kept)): return False
+    if not any(is_there(as_path(url)/name) for name in (CONFIG, *kept)): return False
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True
@@ -219,9 +225,10 @@ def _take_up(cfg, run, say):
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
 def _begun_with(run, stages):
-    "The options that a run was begun with: its file's, or those of its newest checkpoint"
-    if run.config_file.exists(): return run.read_config()
-    return load_tensors(find_checkpoint(run.models/run.begun(stages)[-1].slug)[0])[1].get('config', {})
+    "The options that a run was begun with: those of its newest checkpoint, else its file's"
+    try: kept = Checkpoints(run.checkpoints(run.begun(stages)[-1])).said_by_newest().get('config')
+    except CheckpointError: kept = None
+    return kept if isinstance(kept, dict) and kept else run.read_config()
 
 # %% ../../nbs/front/62_learn.ipynb #8b9f2d23
 def open_run(
@@ -236,11 +243,11 @@ def open_run(
     goes_on = bool(cfg.resume_from and run.begun(stages))
     if goes_on:
         run.check_owner(stages)
-        cfg = gone_on_with(cfg, _begun_with(run, stages))
-    if goes_on and run.config_file.exists():        # before its own options are written over
-        about = run.read_about()
-        allowed_changes(run.read_config(), cfg, about.get('plugins', ()), about.get('version', ''))
+        begun_with, about = _begun_with(run, stages), run.read_about()
+        cfg = gone_on_with(cfg, begun_with)
+        allowed_changes(begun_with, cfg, about.get('plugins', ()), about.get('version', ''))   # before anything is written over
         for remark in missing_plugins(about.get('plugins')): say(remark)
+        run.mend(stages, say)
     if not goes_on and (old := run.set_aside()):
         say(f'an earlier run was in {run}: it is kept in {short_path(old)}')
     run.make_writable()
@@ -294,12 +301,15 @@ def read_result(
     if not run.result_file.exists():
         raise FileError(f'{run.path} holds a run of which no stage is finished: '
                         'resume_from="latest" goes on with it')
-    check_plain(run.result_file)
-    try: found = LearnResult.model_validate_json(run.result_file.read_text(encoding='utf-8'))
-    except ValidationError: raise FileError(f'{run.result_file} is damaged: copy it again') from None
-    again = partial(_found_again, then=found.run_dir, now=run.path)
-    return found.model_copy(update={'run_dir': str(run.path), 'partial': again(found.partial),
-                                    'stages_completed': [*map(again, found.stages_completed)]})
+    try:
+        found = LearnResult.model_validate(read_json(run.result_file))
+        again = partial(_found_again, then=found.run_dir, now=run.path)
+        rows = [row for s in found.stages() for row in s.history]
+        if all(fits_row(row, run.history_file.name) for row in rows):
+            return found.model_copy(update={'run_dir': str(run.path), 'partial': again(found.partial),
+                                            'stages_completed': [*map(again, found.stages_completed)]})
+    except (ValueError, OSError): pass      # no JSON, or other fields
+    raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
 def load_run(
@@ -315,17 +325,20 @@ def load_run(
 def finished_stages(
     cfg:LearnConfig,
     run:RunFolder,
+    say:Callable=print,   # Told if the checkpoints must be asked
 ) -> list[StageResult]:   # A `CheckpointError` if the folder does not tell
-    "Results of the stages whose successor has begun"
+    "Results of the stages whose successor has begun; none if all stages must be asked, by going on with each"
     stages = stages_of(cfg)
     begun = run.begun(stages)
     before = stages[:stages.index(begun[-1])] if begun else ()
     if not before: return []
     try: return [read_result(run)[s.id] for s in before]
-    except (FileError, CheckpointError, KeyError):
-        raise CheckpointError(f'{run.result_file} does not tell what stage {before[-1].id} reached, '
-                              f'though stage {begun[-1].id} has begun: copy it from where the run was, '
-                              'or begin another run') from None
+    except (FileError, CheckpointError, KeyError): pass
+    told = f'{run.result_file} does not tell what stage {before[-1].id} reached, though stage {begun[-1].id} has begun'
+    if not all(s in begun for s in before):
+        raise CheckpointError(f'{told}: copy it from where the run was, or begin another run')
+    say(f'{told}: it is asked of the checkpoints')
+    return []
 
 # %% ../../nbs/front/62_learn.ipynb #706ff104
 def new_backbone(cfg:LearnConfig):
@@ -371,7 +384,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     "Train what is left of a run"
     accelerator, backbone = _begin(cfg, run, say)
     asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
-    done = finished_stages(cfg, run)
+    done = finished_stages(cfg, run, say)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
     if vain := vain_remark(cfg): say(vain)
@@ -418,8 +431,10 @@ def train_run(
     "`learn_multi_stage` of options that were checked"
     callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
     run = begun_folder(cfg)
+    import_compiler()
     RunFolder(run.path, run.path, run.path).make_writable()
-    with run.claimed():
+    with disk_in_words(run.path), run.claimed():
+        for folder in {run.path, run.models, run.logs}: clear_parts(folder)
         cfg = open_run(cfg, run, say)
         with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
             return _run(cfg, run, stop, mirror, say, pictures, callbacks)

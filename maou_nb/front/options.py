@@ -32,6 +32,7 @@ from ..data.plugins import PluginError, load_plugins, missing_plugins
 from ..data.shards import find_shards
 from ..data.sources import FileSource
 from ..data.splits import packed_problem, scale_problem, split_problem
+from ..data.trained import on_both_sides
 from ..judge.watch import watched_problems
 from ..model.backbones import (
     BACKBONES, SECTIONS, Backbone, backbone_of, parameter_count, sizes_of)
@@ -132,6 +133,13 @@ def _shard_problems(cfg, stage, name, path):
         if problem: yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
 
 # %% ../../nbs/front/60_options.ipynb #6ce6f3ec
+def _same_rows_problems(cfg, stage):
+    "Shards that are given for training and for validation"
+    try: train, valid = (find_shards(stage.of(cfg, role), stage.columns) for role in ('data', 'validation'))
+    except (OSError, ValueError): return            # said elsewhere
+    if same := on_both_sides(train, valid): yield f'{stage.option("validation")}: {same}'
+
+# %% ../../nbs/front/60_options.ipynb #1201e51c
 def data_problems(cfg) -> Iterator[str]:
     "Data paths that are missing, or hold something else"
     for s in stages_of(cfg):
@@ -140,7 +148,9 @@ def data_problems(cfg) -> Iterator[str]:
             yield f'{name}: stage={_choice_text(cfg.stage)} needs the shards of stage {s.id}; none were given'
             continue
         yield from _shard_problems(cfg, s, name, path)
-        if apart is not None: yield from _shard_problems(cfg, s, s.option('validation'), apart)
+        if apart is None: continue
+        yield from _shard_problems(cfg, s, s.option('validation'), apart)
+        yield from _same_rows_problems(cfg, s)
 
 # %% ../../nbs/front/60_options.ipynb #d7d6aec7
 def _device_mode_problems(cfg, mode):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_of', 'state_of', 'known_here_only', 'start_run', 'train_here', 'show_widgets', 'Monitor', 'attach',
-           'stages_in', 'Comparison', 'first_row', 'main_figure', 'comparison_figure', 'compare', 'tensorboard']
+           'stages_in', 'Comparison', 'trained_in', 'first_row', 'main_figure', 'comparison_figure', 'compare',
+           'tensorboard']
 
 # %% ../../nbs/front/64_runs.ipynb #aa97294b
 import os
@@ -31,11 +32,13 @@ from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
+from ..train.checkpoints import CheckpointError, Checkpoints, read_about
 from ..train.folder import RunFolder
 from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
+from ..data.trained import Trained, in_words, overlap, read_trained
 from ..show.plots import COLORS, Pace, Screen, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
@@ -75,7 +78,9 @@ def state_of(
         gone = 'its process is gone without a word: was it killed?'
         return 'failed', f'{gone} All up to its last checkpoint is there'
     try: result = read_result(run)
-    except FileError: result = None
+    except FileError as e:
+        if run.result_file.exists(): return 'failed', str(e)
+        result = None
     if result and result.stopped: return 'stopped', result.stopped
     last = run.log(1)
     if result and len(result.stages_completed) == len(stages_of(config_of(run))):
@@ -348,7 +353,11 @@ def stages_in(
 # %% ../../nbs/front/64_runs.ipynb #f748bd3c
 class Comparison:
     "Runs side by side: their figures, the options in which they differ, and their curves"
-    def __init__(self, runs:dict): self.runs = runs    # Name → (options, epochs by stage)
+    def __init__(self,
+        runs:dict,               # Name → (options, epochs by stage)
+        trained:dict|None=None,  # Name → what each stage was trained and judged on; none: not known
+    ):
+        self.runs, self.trained = runs, trained or {}
 
     def differences(self) -> list[tuple]:
         "(option, its value in each run) where they differ; places and names of the run apart"
@@ -374,6 +383,43 @@ def figures(self:Comparison) -> list[tuple]:
     rows = [(n, k, self._values(n, k)) for n in stages_in(self.runs) for k in names(n)]
     return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
+# %% ../../nbs/front/64_runs.ipynb #3091cde5
+def trained_in(run:RunFolder) -> dict[int|str, Trained]:
+    "Stage → what it was trained and judged on, as far as the checkpoints of `run` tell"
+    try: kept = {s.stage: run.path/s.checkpoints['last'] for s in read_result(run).stages()}
+    except (FileError, LookupError): kept = {}
+    found = {}
+    for stage in STAGES.values():
+        try: about = read_about(kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or '')
+        except CheckpointError: continue
+        if 'trained' in about: found[stage.id] = read_trained(about['trained'])
+    return found
+
+# %% ../../nbs/front/64_runs.ipynb #8b0b4014
+@patch
+def _pair(self:Comparison, n, judged, other):
+    "What to say of stage `n` of two runs: on what one is judged, and what the other was trained on"
+    ours, theirs = (self.trained[name][n] for name in (judged, other))
+    if ours.valid is None: return
+    found = overlap(theirs.train, ours.valid)
+    if found.trained or found.shared:
+        yield f'stage {n}: {other} has seen some of the rows that {judged} is judged on: {in_words(found)}'
+
+# %% ../../nbs/front/64_runs.ipynb #296d175b
+@patch
+def remarks(self:Comparison) -> list[str]:
+    "Sentences on figures that cannot be compared, as they are of other rows, or of rows trained on"
+    said = []
+    for n in stages_in(self.runs):
+        known = [name for name in self.runs if n in self.trained.get(name, ())]
+        if lost := [name for name, (_, epochs) in self.runs.items() if n in epochs and name not in known]:
+            said.append(f'stage {n}: which rows {", ".join(lost)} had is not known')
+        rows = [(t.valid or t.train) for name in known for t in [self.trained[name][n]]]
+        if any((r.shards, r.folds) != (rows[0].shards, rows[0].folds) for r in rows):
+            said.append(f'stage {n}: {", ".join(known)} are judged on different rows')
+        said += [text for a in known for b in known if a != b for text in self._pair(n, a, b)]
+    return said
+
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
 
@@ -382,7 +428,7 @@ def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, fl
 def __repr__(self:Comparison):
     table = lambda rows: [' | '.join(map(_cell_text, row)) for row in rows]
     differ, reached = table(self.differences()), table(self.figures())
-    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached])
+    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached, *self.remarks()])
 
 # %% ../../nbs/front/64_runs.ipynb #d2b26df8
 def first_row(runs:dict, stage) -> dict:
@@ -438,7 +484,7 @@ def _repr_html_(self:Comparison):
     if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
     reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
     curves = picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
-    return join_html([*options, *reached, curves])
+    return join_html([*options, *reached, *(tag('p', text) for text in self.remarks()), curves])
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
 def compare(
@@ -450,7 +496,8 @@ def compare(
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
-    return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)})
+    return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)},
+                      {n: trained_in(f) for n, f in zip(names, folders)})
 
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834
 def _logs(run):

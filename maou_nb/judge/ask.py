@@ -86,7 +86,8 @@ def _net_said(about, path):
 # %% ../../nbs/judge/51_ask.ipynb #5159a2a0
 def _check_weights(weights, own, path, about):
     "Refuse weights of another network than the one that is described"
-    differ = {k for k in set(weights) & set(own) if weights[k].shape != own[k].shape}
+    kind = lambda t: (t.shape, t.is_floating_point())
+    differ = {k for k in set(weights) & set(own) if kind(weights[k]) != kind(own[k])}
     wrong = sorted(set(weights) ^ set(own) | differ)
     if not wrong: return
     usual = 'a checkpoint as learn_multi_stage wrote it was expected'

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import add_line, cut_lines, read_lines
-from .loop import Callback, Loop, OutOfRoom
+from .loop import Callback, Loop, OutOfRoom, WorkerGone
 from .optim import OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
@@ -200,8 +200,10 @@ def before_fit(self:Steps, loop):
     "Take away lines that the run will write again; go on with the others"
     self.begun, self.last = time.monotonic(), 0.
     own = loop.stage.id
+    # a stage that is finished writes nothing again, and later ones may have lines
     written = lambda row: row['stage'] == own and row['step'] <= loop.step
-    if loop.main_process: cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
+    if loop.main_process and not loop.finished:
+        cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
     loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
     self._mark(loop)
 
@@ -319,8 +321,9 @@ class Saver(Callback):
                  every:int|None=None,      # Steps between checkpoints; None: only after each epoch
                  keep:int=3,               # How many of the last are kept
                  parts:bool=False,         # Write the best net's parts as files of their own, too
-                 run:str=''):              # The id of the run
-        self.checkpoints, self.say_about = Checkpoints(folder, keep, run), about
+                 run:str='',               # The id of the run
+                 say:Callable=print):      # Told of checkpoints that were deleted meanwhile
+        self.checkpoints, self.say_about = Checkpoints(folder, keep, run, say), about
         self.every, self.parts = every, parts
         self.about, self.at = {}, None
 
@@ -358,5 +361,5 @@ def save(self:Saver, loop, marks=(), **figures):
 def after_fit(self:Saver, loop):
     "Save where the run was stopped"
     if loop.error is None or not loop.whole: return
-    if isinstance(loop.error, (OutOfRoom, OSError)): return
+    if isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone): return
     if self.at not in (None, (loop.epoch, loop.step)): self.save(loop)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
-           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
+           'load_tensors', 'read_about', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
            'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..data.files import (OutsideError, as_path, atomic_file, file_sha256, found_again,
-                                is_remote, local_file, path_inside, read_json)
+                                is_remote, local_file, parsed_json, path_inside, read_json)
 from ..data.labels import LABEL_SCHEME
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..stages.stage import STAGES
@@ -52,20 +52,31 @@ def save_tensors(
 def load_tensors(
     path:str|Path,
     sha256:str|None=None,  # What the file should have; None: not known
+    whole:bool=True,       # False: no tensor is read, only what was said about them
 ) -> tuple[dict[str, Tensor], dict]:  # Tensors on the CPU, and what was said about them
     "What `save_tensors` wrote to `path`; a `CheckpointError` if it is damaged or something else"
     path = as_path(path)
-    if not path.exists(): raise CheckpointError(f'{path} does not exist: a checkpoint was expected')
+    if not path.is_file(): raise CheckpointError(f'{path} does not exist: a checkpoint was expected')
     if sha256 and file_sha256(path) != sha256:
         raise CheckpointError(f'{path} is damaged: its SHA-256 is not the one in its manifest; '
                               'use an earlier checkpoint')
     try:
         with safe_open(path, 'pt') as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
-            return tensors, json.loads((f.metadata() or {}).get('maou_nb', '{}'))
-    except SafetensorError as e:
-        raise CheckpointError(f'{path} is not a safetensors file ({e}): '
+            tensors = {k: f.get_tensor(k) for k in f.keys()} if whole else {}
+            return tensors, parsed_json((f.metadata() or {}).get('maou_nb', '{}'))
+    except (SafetensorError, ValueError, AttributeError) as e:      # what damaged bytes raise
+        raise CheckpointError(f'{path} is not a safetensors file ({" ".join(str(e).split())}): '
                               'a checkpoint of maou_nb was expected') from None
+
+# %% ../../nbs/train/41_checkpoints.ipynb #3c4e4f1b
+def read_about(
+    path:str|Path,
+) -> dict:          # A `CheckpointError` if the file is damaged, missing or something else
+    "What was said of the tensors in `path`"
+    try:
+        with safe_open(path, 'pt') as f: return json.loads((f.metadata() or {}).get('maou_nb', '{}'))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f'{path} cannot be read ({e}): a checkpoint of maou_nb was expected') from None
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -112,12 +123,22 @@ class Checkpoints:
     "The checkpoints of one stage: the last ones, and the best by each mark"
     def __init__(self,
                  folder:str|Path,
-                 keep:int=3,   # How many of the last are kept beside the best
-                 run:str=''):  # The id of the run that saves here; '': none, or it only looks
-        self.folder, self.keep, self.run = Path(folder), keep, run
+                 keep:int=3,            # How many of the last are kept beside the best
+                 run:str='',            # The id of the run that saves here; '': none, or it only looks
+                 say:Callable=print):   # Told of what was deleted or changed meanwhile
+        self.folder, self.keep, self.run, self.say = Path(folder), keep, run, say
+        self.written = None             # the manifest that was written last
 
 # %% ../../nbs/train/41_checkpoints.ipynb #498fadc7
 MANIFEST = 'checkpoints.json'
+
+# %% ../../nbs/train/41_checkpoints.ipynb #5fc63ce8
+def _lists_checkpoints(manifest:dict) -> bool:
+    "Whether this is a manifest of checkpoints, and not some other JSON"
+    files, marks = manifest.get('files'), {k: v for k, v in manifest.items() if k not in ('files', 'run')}
+    if not isinstance(files, dict) or not {'last', 'best'} <= marks.keys(): return False
+    known = all(isinstance(f, dict) and isinstance(f.get('sha256'), str) for f in files.values())
+    return known and all(name is None or isinstance(name, str) and name in files for name in marks.values())
 
 # %% ../../nbs/train/41_checkpoints.ipynb #6ff08e07
 CONFIG, ABOUT, RESULT, MODELS = 'config.json', 'run.json', 'result.json', 'checkpoints'
@@ -137,11 +158,27 @@ def manifest(self:Checkpoints) -> dict:
     if not path.exists(): return {'last': None, 'best': None, 'files': {}}
     try:
         manifest = read_json(path)
-        known = all('sha256' in f for f in manifest['files'].values())
-        if known and {'last', 'best'} <= manifest.keys(): return _checked_names(manifest, path)
+        if _lists_checkpoints(manifest): return _checked_names(manifest, path)
     except OutsideError as e: raise CheckpointError(str(e)) from None
-    except (ValueError, LookupError, AttributeError, TypeError): pass
+    except ValueError: pass
     raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')
+
+# %% ../../nbs/train/41_checkpoints.ipynb #73147238
+@patch
+def _left(self:Checkpoints) -> dict:
+    "The manifest, without the checkpoints that are gone; says which they are"
+    before = self.written
+    try: found = self.manifest if before is None or (self.folder/MANIFEST).exists() else before
+    except CheckpointError as e:
+        if before is None: raise
+        found = before
+        self.say(f'{e}; what was written last is taken')
+    gone = sorted(n for n in {**found['files'], **(before or found)['files']} if not (self.folder/n).exists())
+    if gone:
+        self.say(f'{self.folder}: {", ".join(gone)} {"were" if len(gone) > 1 else "was"} deleted while the run trains; '
+                 'it goes on, and saves anew')
+    files = {n: f for n, f in found['files'].items() if n not in gone}
+    return {k: files if k == 'files' else v if v in files else None for k, v in found.items()}
 
 # %% ../../nbs/train/41_checkpoints.ipynb #1f34eb06
 @patch(as_prop=True)
@@ -159,7 +196,7 @@ def save(
     marks:tuple=(),              # What it is the best at so far, such as best or best_policy
 ) -> Path:
     "Add a checkpoint as the last, and under `marks`; remove what is neither marked nor among the last"
-    old, name = self.manifest, f'{name}.safetensors'
+    old, name = self._left(), f'{name}.safetensors'
     sha = save_tensors(self.folder/name, tensors, about)
     facts = {k: v for k, v in about.items() if isinstance(v, (int, float, str))}
     files = {n: f for n, f in old['files'].items() if n != name}
@@ -169,6 +206,7 @@ def save(
     wanted = {*list(files)[-self.keep:], *(v for k, v in new.items() if k not in ('files', 'run'))}
     new['files'] = {n: f for n, f in files.items() if n in wanted}
     with atomic_file(self.folder/MANIFEST, 'w') as f: json.dump(new, f, indent=1)
+    self.written = new
     for n in files.keys() - wanted: (self.folder/n).unlink(missing_ok=True)
     return self.folder/name
 
@@ -189,6 +227,14 @@ def load(
     path = self.path(which)
     if path is None: raise CheckpointError(f'{self.folder} holds no checkpoint yet')
     return load_tensors(path, self.manifest['files'][path.name]['sha256'])
+
+# %% ../../nbs/train/41_checkpoints.ipynb #e04e8a23
+@patch
+def said_by_newest(self:Checkpoints) -> dict:
+    "What the newest checkpoint says beside its tensors, which are not read"
+    files = [*self.manifest['files']]
+    if not files: raise CheckpointError(f'{self.folder} holds no checkpoint yet')
+    return load_tensors(self.folder/files[-1], whole=False)[1]
 
 # %% ../../nbs/train/41_checkpoints.ipynb #7229e5fe
 @patch

@@ -7,7 +7,6 @@ __all__ = ['HEADS', 'SMALL', 'mirror_url', 'MirrorOptions', 'mirror_problems', '
 
 # %% ../../nbs/train/46_mirror.ipynb #01630fae
 import atexit
-import json
 import os
 import re
 import shutil
@@ -25,7 +24,7 @@ from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
-from ..data.files import files_below, find_files, is_inside, is_remote, keys_below, path_inside, upload
+from ..data.files import files_below, find_files, is_inside, is_remote, keys_below, parsed_json, path_inside, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
@@ -145,8 +144,8 @@ def _sign(path:Path):
 def _named(manifest:bytes|str, where:Path|UPath) -> dict[str, str]:
     "The SHA-256 of each checkpoint that `manifest`, read from `where`, names; a `FileError` if it is none"
     try:
-        named = {name: facts['sha256'] for name, facts in json.loads(manifest)['files'].items()}
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        named = {name: facts['sha256'] for name, facts in parsed_json(manifest)['files'].items()}
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise FileError(f'{where} is damaged: a manifest of checkpoints was expected; copy it again') from None
     for name in named: path_inside(where.parent, name, where)
     return named
@@ -218,7 +217,7 @@ class Mirror:
         self.sent, self.stale = {}, set()                # URL → sign of what is there; an earlier run's URLs
         self.failed, self.kinds = set(), set()           # URLs of the last pass; kinds of failure told
         self.refused = None                              # Why nothing is sent
-        self.looked = self.closed = self.quiet = False
+        self.looked = self.closed = self.quiet = self.last = False
         self._turn, self._saying = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name='mirror', daemon=True)
         atexit.register(self._at_exit)
@@ -244,7 +243,9 @@ def _work(self:Mirror):
             self._turn.wait_for(lambda: self.asked > self.done or self.closed)
             if self.asked == self.done: return
             upto = self.asked
-        try: self._pass()
+        try:
+            if self.last: self._miss()
+            self._pass()
         except Exception as e: self._report(e)
         with self._turn:
             self.done = upto
@@ -519,6 +520,25 @@ def _unsent(self:Mirror) -> str:
     files, are = ('file', 'is') if len(left) == 1 else ('files', 'are')
     return f'{len(left)} {files} of {self.home} ({names}) {are} not at {self.folders[self.home]}'
 
+# %% ../../nbs/train/46_mirror.ipynb #24377bb9
+@patch
+def _miss(self:Mirror):
+    "Forget that files were sent which are not there any more, and say so"
+    if not self.looked or self.refused: return
+    there = {f'{url}/{name}' for url in self.folders.values() for name in _files_at(url)}
+    gone = [u for u, sign in self.sent.items() if sign not in (None, 'gone') and u not in there]
+    if not gone: return
+    for u in gone: del self.sent[u]
+    self._tell(f'{len(gone)} file{"s"*(len(gone) > 1)} of {self.home} ({basename(gone[0])}, …) had been deleted at '
+               f'{self.folders[self.home]}, and {"are" if len(gone) > 1 else "is"} sent again')
+
+# %% ../../nbs/train/46_mirror.ipynb #98caa06f
+@patch
+def say_behind(self:Mirror):
+    "Say that the copy has not kept up"
+    self._tell(f'{self.folders[self.home]}: the copy is behind, {self.asked - self.done} syncs wait to be sent; '
+               'training goes on')
+
 # %% ../../nbs/train/46_mirror.ipynb #3fd241b7
 @patch
 def close(
@@ -526,6 +546,7 @@ def close(
     timeout:float=60,  # Seconds to wait for the last pass
 ) -> bool:             # Is everything there?
     "Sync a last time, and wait for it; what was not sent is said"
+    self.last = True
     if not self.closed: self.sync()
     with self._turn:
         self.closed = True

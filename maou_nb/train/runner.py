@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_backbone',
-           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'remarks', 'own_callbacks', 'stage_loop',
-           'guess_scores', 'loop_remarks', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result',
-           'used_by', 'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
+           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks',
+           'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
+           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
+           'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -29,6 +30,7 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
+from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -36,9 +38,9 @@ from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels,
-                                       load_part, part, put_part)
-from .folder import RunFolder, from_folder
-from .loop import Callback, Loop, Settings, Stopped, StopWish
+                                       load_part, part, put_part, random_tensors)
+from .folder import LINES, RunFolder, fits_row, from_folder
+from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, saved_options
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
@@ -79,6 +81,13 @@ def _check_found(cfg, stage, found, ratio):
     if split: raise OptionError(f'{stage.option("test_ratio")}={ratio:g}: {split}')
 
 # %% ../../nbs/train/48_runner.ipynb #2bb19a2e
+def _in_files_of_their_own(stage, train, valid, say):
+    "Two sources of different files, and how many games they share; an `OptionError` if they are not different"
+    option = stage.option('validation')
+    if same := on_both_sides(train.shards, valid.shards): raise OptionError(f'{option}: {same}')
+    return train, valid, apart_split(train, valid, option, say)
+
+# %% ../../nbs/train/48_runner.ipynb #61eac564
 def sources_of(
     cfg,
     stage:Stage,
@@ -90,8 +99,7 @@ def sources_of(
     path, apart, columns = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.columns
     ratio = stage.held_out(cfg)
     _check_found(cfg, stage, found_shards(cfg, stage), ratio)     # without damaged ones left out
-    if apart is not None:
-        return make(path, columns), make(apart, columns), f'of {stage.option("validation")}'
+    if apart is not None: return _in_files_of_their_own(stage, make(path, columns), make(apart, columns), say)
     if ratio: return split_sources(make, path, columns, ratio)
     return make(path, columns), None, 'none held out'
 
@@ -213,11 +221,20 @@ def _capped(cfg, stage, settings):
            f'{settings.batch_size} is used ({stage.option("batch_size")} sets it)')
 
 # %% ../../nbs/train/48_runner.ipynb #c706698f
+def judged_rows(
+    rows:int,      # Of validation
+    split:str,     # How they were held out
+) -> str:
+    "So many rows, and how they were held out; those whose games are trained on are not called so"
+    held = 'held out' if held_name(split).startswith('held-out') else 'to judge on'
+    return f'{rows:,} {held}, {split}'
+
+# %% ../../nbs/train/48_runner.ipynb #01ae266a
 def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:bool):
     "Sentences on what was decided for a stage"
     together = cfg.gradient_accumulation_steps
     batch = f'{settings.batch_size}' + f' × {together}'*(together > 1)
-    held = f'{rows["valid"]:,} held out, {split}' if 'valid' in rows else f'{split}, judged on the training rows'
+    held = f'{judged_rows(rows["valid"], split)}' if 'valid' in rows else f'{split}, judged on the training rows'
     yield (f'stage {stage.id}: {rows["train"]:,} rows to train on, {held}; batch {batch}, '
            f'learning rate {settings.lr:g}, schedule {settings.schedule}')
     yield from _capped(cfg, stage, settings)
@@ -323,6 +340,15 @@ def loop_remarks(loop:Loop) -> list[str]:
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
     return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
 
+# %% ../../nbs/train/48_runner.ipynb #56c8dccd
+def trained_of(
+    loop:Loop,
+    say:Callable=print,     # Told of files that must be read for their SHA-256
+) -> Trained:
+    "Both sides of the rows of `loop`"
+    if loop.trained is None: loop.trained = trained_on(loop.train, loop.valid, loop.split, say)
+    return loop.trained
+
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
     "Let go of the rows of `loop`"
@@ -341,7 +367,7 @@ class StageResult(BaseModel):
     threshold_met: bool
     threshold: float | None = None
     metric: str = ''                   # Which figure `achieved_accuracy` is
-    judged_on: str = ''                # 'held-out games', 'held-out rows' or 'training rows'
+    judged_on: str = ''                # As `held_name` says it: 'held-out games', …; or 'training rows'
     best_epoch: int = 0                # Which epoch the `best` checkpoint is of
     metrics: dict[str, float] = Field(default_factory=dict)    # All of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
@@ -349,6 +375,7 @@ class StageResult(BaseModel):
     parameters: int = 0                # Of backbone and heads
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
+    overlap: dict[str, float] = Field(default_factory=dict)    # Validation games, those trained on; {}: not known
     checkpoints: dict[str, str] = Field(default_factory=dict)  # By mark, as seen from the run
     sha256: dict[str, str] = Field(default_factory=dict)       # Of each of them
     tensorboard: str = ''              # As seen from the run
@@ -409,7 +436,7 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        rows=rows, split=split, fingerprint=fingerprint(loop.train),
+        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -445,6 +472,7 @@ def about_checkpoint(
     saved = {} if run is None else {'run': run.id, 'folder': str(run.checkpoints(loop.stage))}
     about = {'saved': saved, 'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
+             'trained': trained_of(loop).saved(),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
 
@@ -485,12 +513,97 @@ def _check_net(loop, tensors):
                       f'{len(wrong)} tensors differ, the first is {wrong[0]}; has a plugin changed since?')
 
 # %% ../../nbs/train/48_runner.ipynb #4eca2796
-def go_on(loop:Loop, tensors:dict, about:dict, say:Callable):
-    "Put `loop` where a checkpoint was taken, if it is of the same run"
+def _is_count(x): return isinstance(x, int) and 0 <= x < 1 << 53
+
+_SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': _is_count,
+         'epoch': _is_count, 'batch': _is_count, 'step': _is_count, 'history': lambda x: isinstance(x, list),
+         'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict)}
+
+def _odd_facts(loop, about):
+    "What a checkpoint says that cannot be"
+    wrong = [k for k, fits in _SAID.items() if not fits(about.get(k))]
+    yield from (f'its {k} is {str(about.get(k))[:40]!r}' for k in wrong)
+    if wrong: return
+    epoch, batch, history = about['epoch'], about['batch'], about['history']
+    if about.get('stage') != loop.stage.id: yield f'it is of stage {str(about.get("stage"))[:40]!r}'
+    if batch > loop.batches_per_epoch: yield f'batch {batch} is beyond the {loop.batches_per_epoch} of an epoch'
+    steps = epoch*loop.steps_per_epoch + -(-batch // loop.cfg.gradient_accumulation_steps)
+    if about['step'] != steps: yield f'its step is {about["step"]} where {steps} were taken'
+    if not all(fits_row(r, LINES[0]) and r['stage'] == loop.stage.id for r in history): yield 'its history holds odd rows'
+    elif len(history) > epoch: yield f'its history has {len(history)} epochs of {epoch}'
+
+# %% ../../nbs/train/48_runner.ipynb #d581838f
+def _unlike(name, tensor, like):
+    "How a tensor differs from what it must be like, if it does"
+    kind = lambda t: 'floats' if t.is_floating_point() else str(t.dtype).removeprefix('torch.')
+    for what, a, b in (('of shape', tuple(tensor.shape), tuple(like.shape)), ('of', kind(tensor), kind(like))):
+        if a != b: yield f'{name} is {what} {a} where {b} was expected'
+
+# %% ../../nbs/train/48_runner.ipynb #bcd7eec3
+def _unlike_all(tensors, like):
+    "How named tensors differ from those that must be there"
+    yield from (f'{k} is missing' for k in like if k not in tensors)
+    yield from (f'{k} is not of this run' for k in tensors if k not in like)
+    for k in tensors.keys() & like.keys(): yield from _unlike(k, tensors[k], like[k])
+
+# %% ../../nbs/train/48_runner.ipynb #4a298501
+_STATE = {'adamw': ('step', 'exp_avg', 'exp_avg_sq'), 'sgd': ('momentum_buffer',)}   # of a parameter in an optimizer
+
+def _odd_optimizer(loop, tensors):
+    "What of an optimizer's state cannot be"
+    own = [p for group in loop.optimizer.param_groups for p in group['params']]
+    names, scalar = _STATE[loop.cfg.optimizer], torch.zeros(())
+    numbers = {k.split('.')[1] for k in tensors}
+    fits = {str(i): p for i, p in enumerate(own)}
+    if odd := numbers - fits.keys(): yield f'the optimizer has no parameter {min(odd)[:40]!r}'
+    like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names}
+    if not odd: yield from _unlike_all(tensors, like)
+
+# %% ../../nbs/train/48_runner.ipynb #a26b63cd
+def _odd_means(loop, tensors, batch):
+    "What of the sums of an epoch that is not over cannot be"
+    if (batch > 0) != bool(tensors): yield 'the sums of its epoch are missing' if batch else 'it has sums of an epoch'
+    if not tensors: return
+    like = Means(loop.stage, loop.device).tensors()
+    odd = {k: v for k, v in tensors.items() if not k.startswith('sum.') and k != 'norms'}
+    yield from _unlike_all(odd, like)
+    for k in tensors.keys() - odd.keys(): yield from _unlike(k, tensors[k], torch.zeros(()))
+    if 'rows' in odd and not list(_unlike('', odd['rows'], like['rows'])):
+        rows, steps = odd['rows'].tolist()
+        if rows < 0 or steps < 0 or bool(steps) != ('norms' in tensors): yield 'its sums are of no rows'
+
+# %% ../../nbs/train/48_runner.ipynb #c6aac27d
+def _odd_tensors(loop, tensors, batch):
+    "What a checkpoint holds that its run could not have written"
+    averaged = {} if loop.averaged is None else loop.averaged.state_dict()
+    for prefix, own in (('net.', loop.accelerator.unwrap_model(loop.net).state_dict()), ('ema.', averaged)):
+        yield from _unlike_all(part(tensors, prefix, strip=False), {f'{prefix}{k}': v for k, v in own.items()})
+    now, drawn = random_tensors(), part(tensors, 'random.', strip=False)
+    if 'random.cpu' not in drawn: yield 'random.cpu is missing'
+    for k in drawn.keys() & now.keys(): yield from _unlike(k, drawn[k], now[k])
+    yield from _odd_optimizer(loop, part(tensors, 'optimizer.', strip=False))
+    yield from _odd_means(loop, part(tensors, 'means.'), batch)
+
+# %% ../../nbs/train/48_runner.ipynb #947e4960
+def _refuse_odd(loop, odd, where):
+    "Raise a `CheckpointError` if a checkpoint has something odd"
+    found = list(odd)
+    if not found: return
+    more = f', and {len(found) - 1} more' if len(found) > 1 else ''
+    raise CheckpointError(f'{where or "resume_from"}: the checkpoint of stage {loop.stage.id} is whole, '
+                          f'but no run wrote it so: {found[0]}{more}; use an earlier one, or begin another run')
+
+# %% ../../nbs/train/48_runner.ipynb #fec9449b
+def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
+    "Put `loop` where a checkpoint in folder `where` was taken, if it is of the same run"
     check_labels(about, f'resume_from: the checkpoint of stage {loop.stage.id}')
+    _refuse_odd(loop, (f'its {k} is {str(about.get(k))[:40]!r}' for k in ('config', 'data', 'epoch', 'epochs')
+                       if not _SAID[k](about.get(k))), where)
     free = allowed_changes(about['config'], loop.cfg, about.get('plugins', ()), about.get('version', ''))
     _check_same(loop, about)
     _check_net(loop, tensors)
+    _refuse_odd(loop, _odd_facts(loop, about), where)
+    _refuse_odd(loop, _odd_tensors(loop, tensors, about['batch']), where)
     if (wrote := about.get('version')) != __version__:
         say(f'  version {wrote} wrote the checkpoint, and {__version__} goes on')
     for change in free: say(f'  changed since the run began: {change}')
@@ -499,12 +612,12 @@ def go_on(loop:Loop, tensors:dict, about:dict, say:Callable):
     _say_where(loop, about['epochs'], say)
 
 # %% ../../nbs/train/48_runner.ipynb #bbd52652
-def run_callbacks(cfg, stage:Stage, run:RunFolder) -> list[Callback]:
+def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[Callback]:
     "What writes a stage's files, and shows how far it is"
     board = TensorBoard(run.events(stage), cfg.tensorboard_histogram_frequency,
                         cfg.tensorboard_histogram_module, run.id)
     saver = Saver(run.checkpoints(stage), partial(about_checkpoint, run=run), cfg.checkpoint_every,
-                  cfg.keep_checkpoints, cfg.save_split_params, run.id)
+                  cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
     return [Watch(), Progress(), *lines, board, saver]
 
@@ -522,15 +635,16 @@ def run_stage(
 ) -> StageResult:                # A `Stopped` carries as `partial` what was reached, if anything
     "Train a stage, from its newest checkpoint if it has one"
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
-    callbacks = [*callbacks, *run_callbacks(cfg, stage, run), *viewers]
+    callbacks = [*callbacks, *run_callbacks(cfg, stage, run, say), *viewers]
     loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
     rows = {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
+    trained_of(loop, say).saved()      # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
-        if newest: go_on(loop, *newest, say)
+        if newest: go_on(loop, *newest, say, run.checkpoints(stage))
         loop.fit()
         # what was judged is what goes on
         if loop.averaged is not None: backbone.load_state_dict(loop.averaged.backbone.state_dict())
