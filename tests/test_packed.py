@@ -16,7 +16,7 @@ from rsshogi.core import Board, Move
 
 sys.path.insert(0, str(Path(__file__).parent))
 from maou_nb.data.files import open_files
-from maou_nb.data.games import Game, RecordError, game_of, read_text
+from maou_nb.data.games import MATE, Game, RecordError, game_of, read_text
 from maou_nb.data.packed import HCPE, PSV, packed_format, read_hcpe_table, read_packed, write_hcpe, write_hcpe3, write_psv
 from samples import GAMES
 
@@ -56,7 +56,7 @@ def packed(): return dict(zip(('hcpe', 'psv'), cshogi_records()))
 def assert_same(again, games):
     assert ([(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in again]
             == [(g.key, g.fold, g.start, g.result, g.moves.tolist()) for g in games])
-    for g, h in zip(again, games): np.testing.assert_array_equal(g.evals, np.clip(np.nan_to_num(h.evals), -32767, 32767))
+    for g, h in zip(again, games): np.testing.assert_array_equal(g.evals, np.clip(np.nan_to_num(h.evals), -MATE, MATE))
 
 @pytest.mark.parametrize('format', ['hcpe', 'psv'])
 def test_what_cshogi_packed(packed, games, format):
@@ -333,3 +333,22 @@ def test_damaged_files(n):
     assert plies > n and errors > n
 
 if __name__ == '__main__': read_spoiled(int(sys.argv[1]), seed=int(sys.argv[1]))
+
+@pytest.mark.parametrize('format', ['hcpe', 'psv', 'hcpe3', 'hcpe_table'])
+def test_no_eval_is_more_than_a_mate(format):
+    "As cshogi's tools and others write one: ±32,000, ±32,700"
+    start, usi = Board().to_sfen().rsplit(' ', 1)[0], '7g7f 3c3d 2g2f 8c8d 2f2e'.split()
+    board, evals, records = cshogi.Board(), [32700, -32767, 32000, -30001, 29_999], {'hcpe': b'', 'psv': b''}
+    game = game_of(start, [Move.from_usi(m) for m in usi], evals, 1.)
+    for move, eval in zip(usi, evals):
+        seen, own = -eval if board.turn else eval, int(board.turn == 0)
+        h, p = np.zeros(1, cshogi.HuffmanCodedPosAndEval), np.zeros(1, cshogi.PackedSfenValue)
+        board.to_hcp(h['hcp'][0]); board.to_psfen(p['sfen'][0])
+        h['eval'], h['bestMove16'], h['gameResult'] = seen, cshogi.move16(board.move_from_usi(move)), 1
+        p['score'], p['move'], p['game_result'] = seen, cshogi.move16_to_psv(cshogi.move16(board.move_from_usi(move))), 2*own - 1
+        records = {'hcpe': records['hcpe'] + h.tobytes(), 'psv': records['psv'] + p.tobytes()}
+        board.push_usi(move)
+    records['hcpe3'] = hcpe3_by_hand(game)[0]
+    records['hcpe_table'] = feather(table(np.frombuffer(records['hcpe'], cshogi.HuffmanCodedPosAndEval), [game]))
+    found = [e for g in read(records[format], format) for e in g.evals.tolist()]
+    assert found == [MATE, -MATE, MATE, -MATE, 29_999]

@@ -1,14 +1,18 @@
 """Tables of positions, prepared as games are: columns found or named, results by their values, nothing lost in silence"""
-import csv, json, random
+import csv, io, json, random
 
 import pyarrow as pa
 import pyarrow.csv, pyarrow.ipc as ipc, pyarrow.parquet as pq
 import pytest
+from rsshogi.core import Board
 
 from maou_nb import prepare_stage2, prepare_stage3
-from maou_nb.data.position_tables import TableColumns
+from maou_nb.data.games import RecordError
+from maou_nb.data.position_tables import TableColumns, read_position_table
 from maou_nb.data.records import read_games
 from samples import ONE_FILE
+
+S = Board().to_sfen()
 
 @pytest.fixture(scope='module')
 def rows():
@@ -88,3 +92,66 @@ def test_a_folder_of_other_tables_is_left_alone(rows, tmp_path, tmp_path_factory
     (tmp_path/'a.csa').write_bytes(ONE_FILE.read_bytes())
     made = prepare_stage3(tmp_path, tmp_path_factory.mktemp('out'))
     assert made.games == 50 and made.passed_over == {'.csv': 1}
+
+# --- a row is a line, a name stands once, and a result is what was declared
+
+def lines_read(text, name='x.csv', **how):
+    "(games, sentences) of a table"
+    games, said = [], []
+    for game in read_position_table(io.BytesIO(text.encode()), name.split('.')[1], name, TableColumns(**how)):
+        (said.append(str(game)) if isinstance(game, RecordError) else games.append(game))
+    return games, said
+
+ROWS = [f'{S},{move},{eval}' for move, eval in (('7g7f', 1), ('2g2f', 2), ('5g5f', 3), ('6i7h', 4))]
+
+@pytest.mark.parametrize('part', ',;\t')
+@pytest.mark.parametrize('at', [0, 1, 2, 3])
+@pytest.mark.parametrize('field', [0, 1, 2])
+@pytest.mark.parametrize('newline', ['\n', '\r\n', '\r'])
+def test_an_open_quote_costs_its_own_line_and_names_it(part, at, field, newline):
+    rows = [row.split(',') for row in ROWS]
+    rows[at][field] = '"' + rows[at][field]
+    games, said = lines_read(newline.join(map(part.join, [['sfen', 'move', 'eval'], *rows])))
+    assert len(games) == 3 and [g.evals.tolist() for g in games] == [[e] for e in (1., 2., 3., 4.) if e != at + 1]
+    assert len(said) == 1 and f'x.csv, line {at + 2}: ' in said[0] and 'a quote is opened and not closed' in said[0]
+
+NO_HEADS = ('"sfen,move,eval', 'sfen,"move,eval', 'sfen,move,"eval', 'sfen,move,"ev"al', 'sfen,move,"eval\n(cp)"',
+            'sfen,move,move')
+
+@pytest.mark.parametrize('head', NO_HEADS)
+def test_a_first_line_that_is_none_is_a_sentence(head):
+    games, said = lines_read('\n'.join([head, *ROWS]))
+    assert not games and len(said) == 1 and said[0].startswith('x.csv, line 1: ')
+
+def test_a_doubled_column_is_refused_in_every_format():
+    [said] = lines_read(f'{{"sfen":"{S}","move":"7g7f","move":"2g2f"}}\n', 'x.jsonl')[1]
+    assert "x.jsonl, line 1: its key 'move' stands twice" in said
+    table, out = pa.Table.from_arrays([pa.array([S]), pa.array(['7g7f']), pa.array(['2g2f'])], names=['sfen', 'move', 'move']), io.BytesIO()
+    pq.write_table(table, out)
+    streamed = io.BytesIO()
+    with ipc.new_stream(streamed, table.schema) as w: w.write_table(table)
+    for data, format in ((out, 'parquet'), (streamed, 'arrow')):
+        [said] = list(read_position_table(io.BytesIO(data.getvalue()), format, 'x', TableColumns()))
+        assert "x: two of its columns have one name, 'move'" in str(said)
+
+def results(values, **how): return lines_read('\n'.join(['sfen,move,result', *(f'{S},7g7f,{v}' for v in values)]), **how)
+
+@pytest.mark.parametrize('three, odd', [((1, .5, 0), '-1'), ((1, 0, -1), '0.5'), (('win', 'draw', 'loss'), '1'),
+                                        (('勝', '分', '負'), 'draw'), ((2, 1, 0), '-1')])
+def test_what_was_not_declared_is_named_by_its_line(three, odd):
+    games, said = results([*three, odd], results=three)
+    assert [g.result for g in games] == [1., .5, 0.] and len(said) == 1 and 'x.csv, line 5: its result ' in said[0]
+
+CLEAR = {'wdl': [1., .5, 0.], 'wl': [1., 0.], 'WL': [1., 0.]}
+MAY_NAME_THE_WINNER = 'w', 'wd', 'bw', 'b', ('black', 'white'), ('先手', '後手'), ('win', 'loss', 'b')
+
+@pytest.mark.parametrize('values, meant', [*CLEAR.items(), *((values, None) for values in MAY_NAME_THE_WINNER)])
+def test_letters_that_may_name_the_winner_are_refused(values, meant):
+    games, said = results(values)
+    if meant: assert [g.result for g in games] == meant and not said
+    else: assert not games and len(said) == 1 and said[0].startswith('x.csv: its results ')
+
+def test_letters_may_be_declared():
+    assert [g.result for g in results('wd', results=('w', 'd', 'l'))[0]] == [1., .5]
+    for three in (('b', 'd', 'w'), ('black', 'draw', 'white'), ('先手', '引分', '後手')):
+        with pytest.raises(ValueError, match='these name the winner'): TableColumns(results=three)

@@ -6,9 +6,10 @@
 __all__ = ['MOST_JSON', 'TRIES', 'PATIENCE', 'LIMIT', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'check_plain', 'as_path',
            'is_remote', 'whole', 'short_path', 'OutsideError', 'is_inside', 'path_inside', 'parsed_json', 'read_json',
            'open_append', 'copy_file', 'is_there', 'listed', 'files_below', 'holds_none', 'find_files', 'keys_below',
-           'found_again', 'Limits', 'limits', 'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together',
-           'upload', 'download', 'DiskError', 'disk_words', 'disk_in_words', 'naming', 'atomic_file', 'clear_parts',
-           'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
+           'found_again', 'Limits', 'limits', 'LimitError', 'as_file_error', 'seekable', 'open_files', 'read_whole',
+           'open_arrow', 'put_together', 'upload', 'download', 'DiskError', 'disk_words', 'disk_in_words', 'naming',
+           'atomic_file', 'clear_parts', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file',
+           'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -26,7 +27,6 @@ import tempfile
 import time
 import warnings
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -370,16 +370,21 @@ def limits() -> Limits:    # A `FileError` if the variable is none
                     f'of {", ".join(names)}')
 
 # %% ../../nbs/data/05_files.ipynb #9c43e65c
+class LimitError(FileError):
+    "A file of which more comes out than the limits allow; nothing more is read of it"
+
 class _Spent:
     "What came out of the file `name` of `size` bytes so far"
     def __init__(self, name, size, given=None):
         self.name, self.limits, self.bytes, self.members = name, given or limits(), 0, 0
         self.most = self.limits.most(size or 0)      # some far places do not say how large a file is
+        self.refused = None
 
     def refuse(self, what, limit):
-        "Refuse the file"
-        raise FileError(f'{self.name}: {what}, as in a file that is meant to fill memory or disk; '
-                        f'if you trust it, set MAOU_NB_LIMITS="{limit}=…" higher')
+        "Refuse the file, from now on"
+        self.refused = LimitError(f'{self.name}: {what}, as in a file that is meant to fill memory or disk; '
+                                  f'if you trust it, set MAOU_NB_LIMITS="{limit}=…" higher')
+        raise self.refused
 
     def take(self, n):
         "Count `n` bytes that came out"
@@ -389,14 +394,24 @@ class _Spent:
             self.refuse(f'more than {self.limits.ratio:g} bytes come out for each that is packed in it', 'ratio')
 
     def add_member(self):
-        "Count a file that is packed in it"
+        "Count a file that is packed in it; after a limit was passed there is none"
+        if self.refused: raise self.refused
         self.members += 1
         if self.members > self.limits.members: self.refuse(f'more than {self.limits.members:,.0f} files are packed in it', 'members')
 
 # %% ../../nbs/data/05_files.ipynb #ef0a4b15
-_breaks = (OSError, EOFError, RuntimeError, NotImplementedError,    # what unpacking damaged bytes can raise
-           zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowInvalid)
+def as_file_error(
+    error:Exception,   # Whatever was raised while a file was read
+    name:str,          # Of that file
+) -> FileError:        # Itself if it is one
+    "The sentence on a file that a library could not read"
+    if isinstance(error, FileError): return error
+    if isinstance(error, OSError) and error.strerror:      # of the system: of a disk that is full, or not allowed
+        return FileError(f'{name} cannot be read ({error.strerror}): is it a file, and are you allowed to?')
+    said = ' '.join(str(error).split())[:200] or type(error).__name__
+    return FileError(f'{name} is damaged or packed in a way that is not known here ({said}): pack or copy it again')
 
+# %% ../../nbs/data/05_files.ipynb #914df1fc
 class _Guarded(io.RawIOBase):
     "A stream whose failures are sentences that name the file, and whose bytes a `_Spent` counts"
     def __init__(self, stream, name, spent=None, seeks=False):
@@ -409,10 +424,7 @@ class _Guarded(io.RawIOBase):
 
     def readinto(self, out):
         try: data = self.stream.read(len(out))
-        except _breaks as e:
-            said = ' '.join(str(e).split())
-            raise FileError(f'{self.name_} is damaged or packed in a way that is not known here ({said}): '
-                            'pack or copy it again') from None
+        except Exception as e: raise as_file_error(e, self.name_) from None
         out[:len(data)] = data
         if self.spent: self.spent.take(len(data))
         return len(data)
@@ -454,7 +466,7 @@ def _is_tar(first):
 
 # %% ../../nbs/data/05_files.ipynb #ef0994bd
 def _unpacked(stream, name, spent, depth=0, counted=None, seeks=False):
-    "`stream` itself, or what is packed in it, as (name, stream) pairs"
+    "`stream` itself, or what is packed in it, as `open_files` has it"
     stream = io.BufferedReader(_Guarded(stream, name, counted, seeks), 1 << 18)
     first = stream.peek(512)[:512]
     opened = next((o for sign, o in _packers.items() if first.startswith(sign)), None)
@@ -464,6 +476,12 @@ def _unpacked(stream, name, spent, depth=0, counted=None, seeks=False):
     if opened: yield from _unpacked(opened(stream), name, spent, depth + 1, spent)
     elif into: yield from into(stream, name, spent, depth + 1)
     else: yield name, stream
+
+def _opened(open_one, name, spent, depth, counted):
+    "What is in one of the files of an archive, which `open_one` opens; an error in its place ends none of the others"
+    try: yield from _unpacked(open_one(), name, spent, depth, counted)
+    except LimitError: raise
+    except Exception as e: yield name, as_file_error(e, name)
 
 # %% ../../nbs/data/05_files.ipynb #051f1968
 @contextmanager
@@ -510,24 +528,23 @@ def _open_zip(whole, name, spent):
     if _list_bytes(whole) > 128*spent.limits.members:
         spent.refuse(f'the list of the files packed in {name} is too long', 'members')
     try: archive = zipfile.ZipFile(whole)
-    except zipfile.BadZipFile as e:
-        raise FileError(f'{name} is damaged ({e}): pack or copy it again') from None
+    except Exception as e: raise as_file_error(e, name) from None
     if before := min((info.header_offset for info in archive.infolist()), default=0):
         raise FileError(f'{name}: {before:,} bytes stand before its first file, as if two zips were put end to end; '
                         'pack what is in them anew')
     return archive
+
+def _open_in_zip(archive, info, name):
+    try: return archive.open(info)
+    except Exception: raise FileError(f'{name} {_why_closed(info)}') from None
 
 def _unzipped_from(whole, name, spent, depth):
     "The files in the zip in `whole`, which can be read from any place"
     archive = _open_zip(whole, name, spent)
     for info in archive.infolist():
         spent.add_member()
-        if info.is_dir(): continue
         inside = f'{name}/{info.filename}'
-        try: member = archive.open(info)
-        except (RuntimeError, NotImplementedError, zipfile.BadZipFile):
-            raise FileError(f'{inside} {_why_closed(info)}') from None
-        yield from _unpacked(member, inside, spent, depth, spent)
+        if not info.is_dir(): yield from _opened(partial(_open_in_zip, archive, info, inside), inside, spent, depth, spent)
 
 # %% ../../nbs/data/05_files.ipynb #7e3ab794
 _about = tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
@@ -549,25 +566,30 @@ class _Member(tarfile.TarInfo):
 
 # %% ../../nbs/data/05_files.ipynb #af613652
 def _untarred(stream, name, spent, depth):
-    "The files in a tar, in its order"
+    "The files in a tar, in its order; where it breaks off, how many there were before is said"
+    found = 0
     try:
         with tarfile.open(fileobj=stream, mode='r|', tarinfo=_Member) as archive:
             for info in archive:
                 spent.add_member()
                 archive.members.clear()     # or it would remember all of them
                 if not info.isfile(): continue
-                holes = spent if info.issparse() else None      # which take no bytes of the tar
-                yield from _unpacked(archive.extractfile(info), f'{name}/{info.name}', spent, depth, holes)
+                holes, inside = spent if info.issparse() else None, f'{name}/{info.name}'     # holes take no bytes of the tar
+                yield from _opened(partial(archive.extractfile, info), inside, spent, depth, holes)
+                found += 1
             while rest := archive.fileobj.read(1 << 16):
                 if rest.strip(b'\0'): raise tarfile.ReadError('more stands after its end, as of two put end to end')
-    except tarfile.TarError as e:
-        raise FileError(f'{name} is damaged ({e}): pack or copy it again') from None
+    except LimitError: raise
+    except Exception as e:
+        said = str(as_file_error(e, name) if not isinstance(e, tarfile.TarError) else
+                   f'{name} is damaged ({e}): pack or copy it again')
+        raise FileError(f'{said}; it was read as far as its file {found:,}') from None
 
 # %% ../../nbs/data/05_files.ipynb #c7644f10
 def open_files(
     path:str|Path|UPath,         # One file; gzip, bzip2, xz, zstd, zip and tar are opened, also inside one another
     limits:Limits|None=None,     # Of what is packed in it; none: those of `MAOU_NB_LIMITS`
-) -> Iterator[tuple[str, io.BufferedReader]]:
+) -> Iterator[tuple[str, io.BufferedReader|FileError]]:   # An error in place of a file in an archive that cannot be opened
     "What `path` holds: (name, stream) for the file, or for each file packed in it"
     path = as_path(path)
     spent = _Spent(str(path), path.stat().st_size, limits)

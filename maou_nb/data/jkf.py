@@ -16,7 +16,7 @@ from rsshogi.core import Board, Square
 from .board import HAND_KINDS
 from .files import read_whole
 from maou_nb.data.games import (
-    CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_eval, csa_result, decode, game_of, handicap_start, kif_evals,
+    CSA_KINDS, ENDINGS, Game, RecordError, check_length, check_start, csa_result, decode, game_of, handicap_start, kif_evals,
     or_mate)
 from .moves import moves_meant
 
@@ -197,22 +197,16 @@ def _ending(
     if special == 'ILLEGAL_ACTION': return '%-ILLEGAL_ACTION' if black else '%+ILLEGAL_ACTION'
     return f'%{special}' if special else ''
 
-# %% ../../nbs/data/09_jkf.ipynb #f3b38b98
+# %% ../../nbs/data/09_jkf.ipynb #3cb07846
 _texts = _Value(lambda c: isinstance(c, list) and all(isinstance(t, str) for t in c), 'a list of texts')
-_csa_comment = re.compile(r'\*{1,2}[ \t]*(?=[-+]?\d+(?:[ \t]|$)|[-+]?[ \t]*mate)')
 
-def _as_kif(comment):
-    "A comment, of which an eval of CSA is in KIF's words"
-    found = _csa_comment.match(comment)
-    return f'*評価値={csa_eval(comment[found.end():]):.0f}' if found else comment
-
-# %% ../../nbs/data/09_jkf.ipynb #707fc87e
+# %% ../../nbs/data/09_jkf.ipynb #ce023048
 def _entry(entry, where):
     "(move, ending, comments) of an entry of `moves`"
     _only(entry, 'comments move time special forks', where)
     _object.of(entry, 'time', where)
     _list.of(entry, 'forks', where)
-    said = [_as_kif(line) for text in _texts.of(entry, 'comments', where) or () for line in text.split('\n')]
+    said = [line for text in _texts.of(entry, 'comments', where) or () for line in text.split('\n')]
     return _object.of(entry, 'move', where), _special.of(entry, 'special', where), said
 
 # %% ../../nbs/data/09_jkf.ipynb #0d45b16e
@@ -290,18 +284,25 @@ _json = json.JSONDecoder(object_pairs_hook=_once)
 _next_game = re.compile(r'\n(?=\{\s*"(?:header|initial|moves)")')
 _between = re.compile(r'[\s,]*')
 
-def _values(text, file):
-    "The JSON values of a file, lists in their parts; a `RecordError` for what is none"
+def _values(text, file, line=1):
+    "The JSON values of a text that begins on `line`, lists in their parts; a `RecordError` for what is none"
     at = _between.match(text).end()
     while at < len(text):
         try: value, end = _json.raw_decode(text, at)
         except (ValueError, RecursionError) as e:
-            line, why = 1 + text.count('\n', 0, getattr(e, 'pos', at)), getattr(e, 'msg', e)
-            yield RecordError(f'{file}, line {line}: no JSON that can be read ({why}): a game in JKF was expected')
-            following = _next_game.search(text, at)
-            value, end = [], following.end() if following else len(text)
+            broken, why = line + text.count('\n', 0, getattr(e, 'pos', at)), getattr(e, 'msg', e)
+            yield RecordError(f'{file}, line {broken}: no JSON that can be read ({why}): a game in JKF was expected')
+            yield from _rest(text, at, file, line)
+            return
         yield from value if isinstance(value, list) else [value]
         at = _between.match(text, end).end()
+
+def _rest(text, at, file, line):
+    "The values behind one that broke off at `at`, where a line begins a game; each is read alone, as an error counts the lines before it"
+    starts, counted = [m.end() for m in _next_game.finditer(text, at)], 0
+    for begin, end in zip(starts, [*starts[1:], len(text)]):
+        line, counted = line + text.count('\n', counted, begin), begin
+        yield from _values(text[begin:end], file, line)
 
 # %% ../../nbs/data/09_jkf.ipynb #11f2fd26
 def read_jkf(
@@ -309,7 +310,7 @@ def read_jkf(
     file:str,                     # For messages and `Game.file`
 ) -> Iterator[Game|RecordError]:  # The error in place of a game that cannot be read, for the caller
     "The games of a JKF file, one by one"
-    try: text = decode(read_whole(stream, file), f'{file},')
+    try: text = decode(read_whole(stream, file).removesuffix(b'\x1a'), f'{file},')
     except ValueError as e: return (yield RecordError(str(e)))
     for index, value in enumerate(_values(text, file)):
         try: yield value if isinstance(value, RecordError) else parse_jkf(value, file, index)

@@ -10,11 +10,13 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 from rsshogi.core import Board
 
 from .games import (
-    ENDING_IN_WORDS, MARKS, PIECE_WORDS, TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, check_length, ending_of, game_of,
+    ENDING_IN_WORDS, ENDING_LINE, MARKS, PIECE_WORDS, TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, check_length, cut_before,
+    ending_of, game_of,
     in_any_encoding, kif_evals, kif_start, not_to_move, or_mate, read_text)
 from .moves import moves_meant
 
@@ -35,7 +37,7 @@ def _square(two):
 
 # %% ../../nbs/data/09_ki2.ipynb #09679277
 _marks = f'[{"".join(MARKS)}]'
-_line = re.compile(rf"""[ 　]*(?P<end>まで.*|(?!{_marks}?[ 　]*[1-9１-９同]){ENDING_IN_WORDS}) | \*(?P<comment>.*)
+_line = re.compile(rf"""[ 　]*(?P<end>{ENDING_LINE}|(?!{_marks}?[ 　]*[1-9１-９同]){ENDING_IN_WORDS}) | \*(?P<comment>.*)
     | (?P<note>[#&].*|手数[-＝=：:].*) | [ 　]*(?P<variation>変化[：:].*)
     | (?P<head>\w[^\s：:*|+]{{0,19}}[：:].* | [先後上下]手番 | [ 　]*[9９][ 　]+[8８][ 0-9０-９　]* | \+-+\+ | \|.*)
     | (?P<blank>)""", re.X)
@@ -181,8 +183,8 @@ def parse_ki2(
     "The main line of the game that `text` holds; no result without an ending or with 中断"
     read = _Read(text, file, first_line)
     main = read.main
-    if not main.moves and not main.end:
-        raise RecordError(f'{file}, line {first_line}: no KI2 game starts here: moves such as ▲７六歩 were expected')
+    nothing = RecordError(f'{file}, line {first_line}: no KI2 game starts here: moves such as ▲７六歩 were expected')
+    if not main.moves and not main.end: raise nothing
     start = kif_start('\n'.join(read.head), file, first_line)
     board = Board(start)
     moves, foul = _play(board, main, file)
@@ -190,6 +192,7 @@ def parse_ki2(
     black, drawn = board.turn.value == 0, any(line.startswith('|') for line in read.head)
     if foul: end, result = '%ILLEGAL_MOVE', float(not black)      # who made it has lost
     else: end, result = or_mate(*ending_of(main.ends, black, len(moves), not drawn, file), board)
+    if not moves and not end: raise nothing
     return game_of(start, moves, kif_evals(read.said, len(moves)), result, end=end, file=file, index=index)
 
 # %% ../../nbs/data/09_ki2.ipynb #e5ca34d8
@@ -213,13 +216,14 @@ def _last_line(piece):
         end = begin
     return b''
 
-def _begins(line, piece):
-    "Whether a header, a board or moves begin a game after the text `piece`"
-    if not _of_moves.match(line): return bool(_has_moves.search(piece))
-    return bool(_ends_game.match(_last_line(piece)))
+def _begins(line, new, seen):
+    "Whether a header, a board or moves begin a game"
+    if _has_moves not in seen and _has_moves.search(new): seen.add(_has_moves)
+    if not _of_moves.match(line): return _has_moves in seen
+    return bool(_ends_game.match(_last_line(new)))
 
 # %% ../../nbs/data/09_ki2.ipynb #85976b62
-TEXT_FORMATS['ki2'] = parse_ki2, _head, _begins
+TEXT_FORMATS['ki2'] = parse_ki2, partial(cut_before, _head, _begins)
 
 def read_ki2(
     stream:io.BufferedReader,

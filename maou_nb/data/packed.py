@@ -23,7 +23,7 @@ from rsshogi.core import Board, Move
 
 from .files import ARROW_FILE, ARROW_STREAM, as_path, atomic_file, open_arrow, put_together, seekable
 from .board import playable
-from .games import check_length, Game, RecordError, Visits, usi_of
+from .games import MATE, centipawns, check_length, Game, RecordError, Visits, usi_of
 
 # %% ../../nbs/data/09_packed.ipynb #6077348d
 def _move_tables():
@@ -69,9 +69,9 @@ def _from_black(
     evals:np.ndarray,  # int16 (N,): of the side to move
     white:np.ndarray,  # (N,): 1 where White moves
 ) -> np.ndarray:       # float32 (N,); flipping twice gives the same back
-    "Evals as Black sees them"
+    "Evals as Black sees them, none of them more than a mate"
     signs = 1 - 2*np.asarray(white, np.float32)
-    return evals.astype(np.float32)*signs + 0     # + 0: no negative zeros
+    return np.clip(evals.astype(np.float32), -MATE, MATE)*signs + 0     # + 0: no negative zeros
 
 # %% ../../nbs/data/09_packed.ipynb #16f89319
 def _turns(records):
@@ -188,7 +188,7 @@ def _fields(game, code, format):
         raise ValueError(f'{_where(game)}: nobody knows its result, and {format} cannot say so; '
                          'leave the game out')
     white = (np.arange(len(game)) + (game.start.split()[1] == 'w')) % 2
-    evals = np.clip(np.nan_to_num(_from_black(game.evals, white)), -32767, 32767).astype(np.int16)
+    evals = np.nan_to_num(_from_black(game.evals, white)).astype(np.int16)
     winner = 3 if game.end == BOTH_LOST else {1.: 1, .5: 0, 0.: 2}[game.result]
     return _packed_positions(game, code), evals, white, winner
 
@@ -468,7 +468,7 @@ def _table_columns(batch, first, file):
     evals = column('eval', _integers, 'integers') or [None]*n
     moves = FROM_APERY[np.array([(c or 0) & 0xffff for c in codes], np.int64)].tolist()
     wrong = list(map(_row_fault, hcp, moves, results, codes))
-    evals = [np.nan if e is None else -e if h and h[0] & 1 else e for h, e in zip(hcp, evals)]
+    evals = [np.nan if e is None else centipawns(-e if h and h[0] & 1 else e) for h, e in zip(hcp, evals)]
     return hcp, moves, evals, _table_tags(column, results, first), wrong
 
 # %% ../../nbs/data/09_packed.ipynb #a619555a

@@ -8,8 +8,10 @@ __all__ = ['TABLE_FORMATS', 'TableColumns', 'check_tables', 'encoding_of', 'tabl
 # %% ../../nbs/data/09_position_tables.ipynb #9266b1ee
 import csv
 import io
+import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,8 +24,21 @@ from rsshogi.core import Board, Move
 
 from .board import playable
 from .explained import explained
-from .files import ARROW_FILE, ARROW_STREAM, limits, open_arrow, parsed_json, put_together, seekable
+from .files import ARROW_FILE, ARROW_STREAM, FileError, limits, open_arrow, parsed_json, put_together, seekable
 from .games import ENCODINGS, MATE, Game, RecordError, centipawns, first_ply, game_of
+
+# %% ../../nbs/data/09_position_tables.ipynb #db589773
+_winners = {'b', 'w', 'black', 'white', 'sente', 'gote', '先手', '後手', '先', '後'}      # who won, whoever moves
+
+def _word(text):
+    "A word for a result, or the number that is written"
+    try: return float(text)
+    except ValueError: return text.strip().lower() or None
+
+def _as_written(result):
+    "A number or word for a result, as it is looked up; None if it can be none"
+    if isinstance(result, str): return _word(result)
+    return float(result) if isinstance(result, (int, float)) and not isinstance(result, bool) and result == result else None
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
 @explained()
@@ -37,8 +52,12 @@ class TableColumns:
     results: tuple|None = None # How a win, a draw and a loss are written, such as (1, 0.5, 0); None: by the values
 
     def __post_init__(self):
-        three = self.results is None or isinstance(self.results, (tuple, list)) and len(set(self.results)) == 3
-        if not three: raise ValueError(f'results={self.results!r}: how a win, a draw and a loss are written was expected')
+        if self.results is None: return
+        said = f'results={self.results!r}: how a win, a draw and a loss of the side to move are written was expected'
+        if not isinstance(self.results, (tuple, list)) or len(self.results) != 3: raise ValueError(said)
+        codes = list(map(_as_written, self.results))
+        if None in codes or len({*codes}) < 3: raise ValueError(said)
+        if {codes[0], codes[2]} <= _winners: raise ValueError(f'{said}, and these name the winner')
 
 # %% ../../nbs/data/09_position_tables.ipynb #faacdcad
 def check_tables(tables):
@@ -99,9 +118,12 @@ def _centipawns(value):
 # %% ../../nbs/data/09_position_tables.ipynb #a1d95865
 _words = {'win': 1., 'won': 1., 'w': 1., 'draw': .5, 'drawn': .5, 'd': .5, 'loss': 0., 'lose': 0., 'lost': 0., 'l': 0.}
 
-def _code(value):
-    "A result as it is written: a number, a word, or None"
-    if isinstance(value, str) and value.strip().lower() in _words: return value.strip().lower()
+def _code(
+    value,     # As the table has it
+    known,     # Words that are results
+):
+    "A result as it is written: a number, a word that is `known`, or None"
+    if isinstance(value, str) and (word := value.strip().lower()) in known: return word
     return _number(value)
 
 # %% ../../nbs/data/09_position_tables.ipynb #267747fd
@@ -110,7 +132,11 @@ def _whole(value): return isinstance(value, int) or isinstance(value, str) and v
 def _meaning(seen, whole, file) -> dict:
     "Result of 0…1 of each of the codes `seen`; `whole`: they are written as whole numbers"
     numbers = {c for c in seen if not isinstance(c, str)}
-    words = {c: _words[c] for c in seen if isinstance(c, str)}
+    words = {c: _words[c] for c in seen if c in _words}
+    if named := {c for c in seen if c in _winners} - ({'w'} if 'l' in seen and 'b' not in seen else set()):
+        if named == {'w'}: what = "w may be a win, or White; say TableColumns(results=('w', 'd', 'l')) if it is a win"
+        else: what = f'{" and ".join(sorted(named))} name the winner; 1, 0, -1 or 1, 0.5, 0 for the side to move was expected'
+        raise RecordError(f'{file}: its results {what}')
     if odd := numbers - {1., .5, 0., -1.}:
         raise RecordError(f'{file}: its result {min(odd):g} is none: 1, 0, -1 or 1, 0.5, 0 for the side to move was expected')
     if {.5, -1.} <= numbers: raise RecordError(f'{file}: its results are both 0.5 and -1; 1, 0, -1 or 1, 0.5, 0 was expected')
@@ -147,66 +173,68 @@ def _text(stream):
     finally: text.detach()      # or the stream would be closed with it
 
 # %% ../../nbs/data/09_position_tables.ipynb #01d61d41
+def _lines(text, file):
+    "(number, line) of each line of `text`, which is no longer than `Limits.text`; less the end mark of DOS behind the last"
+    most, number = int(limits().text), 0
+    while line := text.readline(most + 1):
+        number += 1
+        if len(line) > most:
+            raise RecordError(f'{file}: {line[:20]!r} is of a row of more than {most:,} bytes; '
+                              'set MAOU_NB_LIMITS="text=…" higher if it is one')
+        if line != '\x1a': yield number, line
+
+# %% ../../nbs/data/09_position_tables.ipynb #a9ecbcf7
 def _object(line):
-    "The JSON object on `line`; None if there is none"
-    try: return parsed_json(line)
-    except ValueError: return None
+    "(the JSON object on `line` or None, what is wrong with it)"
+    try: row = parsed_json(line)
+    except ValueError: return None, f'{line.strip()[:20]!r} is no JSON object, one of which a line was expected'
+    if line.count(':') == len(row) or not (twice := _twice(line)): return row, None      # a colon behind each key
+    return row, f'its key {twice[0][:20]!r} stands twice, and once was expected; mend or remove this row'
 
-class _Lines:
-    "The lines of `text`; those of one row are no longer than `Limits.text`"
-    def __init__(self, text, file): self.text, self.file, self.most, self.row = text, file, int(limits().text), 0
-    def __iter__(self): return self
-
-    def __next__(self):
-        if not (line := self.text.readline(self.most + 1)): raise StopIteration
-        self.row += len(line)
-        if self.row <= self.most: return line
-        raise RecordError(f'{self.file}: {line[:20]!r} is of a row of more than {self.most:,} bytes; '
-                          'set MAOU_NB_LIMITS="text=…" higher if it is one')
+def _twice(line):
+    "The keys that stand twice in an object of the JSON on `line`"
+    found = []
+    def look(pairs):
+        keys = Counter(k for k, _ in pairs)
+        found.extend(k for k, n in keys.items() if n > 1)
+    json.loads(line, object_pairs_hook=look)
+    return found
 
 def _json_rows(stream, file):
     "(where, row) of each line of JSON"
     with _text(stream) as text:
-        lines = _Lines(text, file)
-        for number, line in enumerate(lines, 1):
-            lines.row = 0
+        for number, line in _lines(text, file):
             if not line.strip(): continue
-            where, row = f'{file}, line {number:,}', _object(line)
-            yield where, RecordError(f'{where}: {line.strip()[:20]!r} is no JSON object, one of which a line '
-                                     'was expected') if row is None else row
+            where, (row, wrong) = f'{file}, line {number:,}', _object(line)
+            yield where, RecordError(f'{where}: {wrong}') if wrong else row
 
-# %% ../../nbs/data/09_position_tables.ipynb #a9ecbcf7
-def _each(rows):
-    "The rows of a CSV that are not blank; what is wrong with one in its place"
-    while True:
-        try: row = next(rows)
-        except StopIteration: return
-        except csv.Error as e: row = e
-        if row: yield row
-
+# %% ../../nbs/data/09_position_tables.ipynb #9adb7ce3
 def _delimiter(head):
     "What parts the columns that `head` names: whatever of these stands there most often"
     return max(',;\t', key=head.count)
 
+def _fields(line, part):
+    "(the fields of a line of CSV, what is wrong with it)"
+    if '"' not in line: return line.rstrip('\r\n').split(part), None
+    try: return next(csv.reader([line], delimiter=part, strict=True), []), None
+    except csv.Error as e:
+        why = 'a quote is opened and not closed on it' if line.count('"') % 2 else e
+        return [], f'it is no row of CSV ({why}); a row a line was expected: mend or remove it'
+
 def _csv_rows(stream, file):
-    "(where, row) of each row under the first, which names the columns"
+    "(where, row) of each line under the first, which names the columns"
     with _text(stream) as text:
-        lines = _Lines(text, file)
-        first = next(lines, '')
-        part = dict(delimiter=_delimiter(first), strict=True)
-        names, rows = next(csv.reader([first], **part), []), csv.reader(lines, **part)
-        if len(set(names)) < len(names):
-            yield file, RecordError(f'{file}: two of its columns have one name in {first.strip()[:80]!r}; rename one')
-            return
-        for row in _each(rows):
-            lines.row = 0
-            where = f'{file}, line {rows.line_num + 1:,}'
-            if isinstance(row, csv.Error):
-                yield where, RecordError(f'{where}: it is no row of CSV ({row}); mend or remove it')
-            elif len(row) != len(names):
-                yield where, RecordError(f'{where}: it has {len(row)} fields where the first line has {len(names)}; '
-                                         'mend or remove it')
-            else: yield where, dict(zip(names, row))
+        lines = _lines(text, file)
+        _, first = next(lines, (1, ''))
+        names, wrong = _fields(first, part := _delimiter(first))
+        if len(set(names)) < len(names): wrong = f'two of its columns have one name in {first.strip()[:80]!r}; rename one'
+        if wrong: return (yield file, RecordError(f'{file}, line 1: {wrong}'))
+        for number, line in lines:
+            if not line.strip('\r\n'): continue
+            where, (row, wrong) = f'{file}, line {number:,}', _fields(line, part)
+            if not wrong and len(row) != len(names):
+                wrong = f'it has {len(row)} fields where the first line has {len(names)}; mend or remove it'
+            yield where, RecordError(f'{where}: {wrong}') if wrong else dict(zip(names, row))
 
 # %% ../../nbs/data/09_position_tables.ipynb #992bbc86
 def _check_declared(table, stream, file):
@@ -225,8 +253,11 @@ def _batches(stream, file):
     stream.seek(0)
     arrow = stream.read(6).startswith((ARROW_FILE, ARROW_STREAM))
     if put_together(stream, ARROW_FILE if arrow else b'PAR1'): raise ValueError('several such files were put end to end')
-    if not arrow: return _check_declared(pq.ParquetFile(stream), stream, file).iter_batches(1 << 14)
-    reader = open_arrow(stream)
+    reader = open_arrow(stream) if arrow else _check_declared(pq.ParquetFile(stream), stream, file)
+    names = reader.schema.names if arrow else reader.schema_arrow.names
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise RecordError(f'{file}: two of its columns have one name, {twice[:40]!r}; rename one')
+    if not arrow: return reader.iter_batches(1 << 14)
     return map(reader.get_batch, range(reader.num_record_batches))
 
 # %% ../../nbs/data/09_position_tables.ipynb #859aa101
@@ -240,17 +271,19 @@ def _arrow_rows(stream, file):
     numbers = count(1)
     try:
         for batch in chain.from_iterable(map(_slices, _batches(stream, file))):
+            batch.validate(full=True)      # or what is damaged might point anywhere in memory
             for row in batch.to_pylist(): yield f'{file}, row {next(numbers):,}', row
-    except RecordError as e: yield file, e
-    except (pa.ArrowException, OSError, ValueError, MemoryError) as e:
+    except FileError as e: yield file, RecordError(str(e))
+    except Exception as e:
         said = ' '.join(str(e).split())
         yield file, RecordError(f'{file} is damaged after row {next(numbers) - 1:,} ({said}): copy it again')
 
 # %% ../../nbs/data/09_position_tables.ipynb #b747bdcf
-_sfen_of = re.compile(r'(?:position )?(?:sfen )?(?:[1-9PLNSGBRKplnsgbrk+]+/){8}[1-9PLNSGBRKplnsgbrk+]+ [bw] ')
+_a_rank = '[1-9PLNSGBRKplnsgbrk+]{1,18}'
+_sfen_of = re.compile(f'(?:position )?(?:sfen )?(?:{_a_rank}/){{8}}{_a_rank} [bw] ')
 
 def _as_json(line):
-    row = _object(line)
+    row, _ = _object(line)
     return row is not None and any(isinstance(v, str) and _sfen_of.match(v) for v in row.values())
 
 
@@ -321,13 +354,18 @@ def _value(parse, value, of):
     except (ValueError, TypeError, OverflowError): return None, f'its {of} {str(value)[:20]!r} is none'
 
 # %% ../../nbs/data/09_position_tables.ipynb #d3d38c45
+def _shown(code): return code if isinstance(code, str) else f'{code:g}'
+
+# %% ../../nbs/data/09_position_tables.ipynb #53ceeace
 def _game(row, layout, meaning, board, **about):
     "(the game of one row, None), or (None, what is wrong with it)"
     sfen, move, eval, result = (row.get(name) if name is not None else None for name in layout)
     if wrong := _start_of(sfen, board): return None, wrong
     (move, bad_move), (eval, bad_eval) = _move_of(move, board), _value(_centipawns, eval, 'eval')
-    code, bad_result = _value(_code, result, 'result')
+    code, bad_result = _value(lambda v: _code(v, meaning), result, 'result')
     if wrong := bad_move or bad_eval or bad_result: return None, wrong
+    if code is not None and code not in meaning:
+        return None, f'its result {str(result)[:20]!r} is none of those that were declared, {", ".join(map(_shown, meaning))}'
     black, won = board.turn.value == 0, meaning.get(code)
     if eval is not None and not black: eval = -eval + 0
     if won is not None and not black: won = 1 - won
@@ -343,7 +381,7 @@ def _codes(stream, format, layout, file):
     seen, whole = set(), True
     for _, row in TABLE_FORMATS[format](stream, file):
         value = row.get(layout[3]) if isinstance(row, dict) else None
-        code, _ = _value(_code, value, 'result')
+        code, _ = _value(lambda v: _code(v, _words.keys() | _winners), value, 'result')
         if code is None: continue
         seen.add(code)
         if len(seen) > 100: break      # whatever they are, they are no results
@@ -354,7 +392,7 @@ def _codes(stream, format, layout, file):
 def _results(stream, format, layout, columns, file):
     "What each code of a result means"
     if columns.results is not None:
-        return dict(zip((_code(c) for c in columns.results), (1., .5, 0.)))
+        return dict(zip(map(_as_written, columns.results), (1., .5, 0.)))
     return _meaning(*_codes(stream, format, layout, file), file) if layout[3] is not None else {}
 
 # %% ../../nbs/data/09_position_tables.ipynb #673cc5f3

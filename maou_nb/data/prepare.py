@@ -199,7 +199,7 @@ def _blocks(games):
 def _read_task(task):
     "Parse the files of `task` into a table of games"
     def make(path):
-        report, formats, others = {'games': 0, 'skipped': []}, {}, Counter()
+        report, formats, others = {'games': 0, 'skipped': [], 'joined': 0}, {}, Counter()
         tables = TableColumns(**task['tables'])
         found = (game for file, _ in task['files']
                  for game in read_file(file, tables, formats.setdefault(file, []), others))
@@ -207,6 +207,7 @@ def _read_task(task):
             for block in _blocks(_good(found, task['on_bad'], report['skipped'])):
                 out.write_table(games_table(block))
                 report['games'] += len(block)
+                report['joined'] += sum(game.told - 1 for game in block)
         kinds = Counter(' and '.join(sorted({*f})) or 'none known' for f in formats.values())
         return report | {'formats': kinds, 'passed_over': others}
     return once(task['path'], make)
@@ -478,6 +479,7 @@ class Found:
     ends: dict = field(default_factory=dict)      # CSA's word → games; '' where nothing is said
     results: dict = field(default_factory=dict)   # Black won, draw, White won, both lost, not known → games
     pieces: int = 0                               # Games that are mere pieces: whose game it was is unknown
+    joined: int = 0                               # Lines of logs of USI that a later line goes on with
 
 # %% ../../nbs/data/15_prepare.ipynb #8c9fab60
 _results = {1.: 'Black won', .5: 'draw', 0.: 'White won', None: 'not known'}
@@ -494,7 +496,7 @@ def _what_was_found(parts, reports):
     results, ends = {_results.get(r, r): n for r, n in _counted(about['result']).items()}, _counted(about['end'])
     if lost := ends.get(BOTH_LOST): results |= {'White won': results['White won'] - lost, 'both lost': lost}
     return Found(dict(files.most_common()), ends, {result: n for result, n in results.items() if n},
-                 int((~about['whole'].to_numpy(zero_copy_only=False)).sum()))
+                 int((~about['whole'].to_numpy(zero_copy_only=False)).sum()), sum(r['joined'] for r in reports))
 
 # %% ../../nbs/data/15_prepare.ipynb #e671076e
 KINDS_SHOWN = 8
@@ -559,6 +561,7 @@ def lines(self:Prepared) -> list[tuple]:   # (what, kind, files or games or reco
     return [*kinds('files', self.found.files), ('games', 'read', self.filters.games, self.filters.positions),
             *kinds('ended by', self.found.ends), *kinds('result', self.found.results),
             *[('pieces', 'of games, whose games are unknown', self.found.pieces, None)]*bool(self.found.pieces),
+            *[('lines', 'of logs that a later line goes on with', self.found.joined, None)]*bool(self.found.joined),
             *removed, ('games', 'remaining', games, positions),
             *[('and', 'the last positions, without a move', last, last)]*bool(last),
             ('records', 'that could not be read', len(self.skipped), None),

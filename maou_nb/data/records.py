@@ -23,8 +23,8 @@ from fastcore.basics import patch
 
 from .columns import NO_PLY
 from .explained import explained
-from .files import (ARROW_FILE, ARROW_STREAM, as_path, files_below, find_files, holds_none, listed,
-                                open_files, seekable)
+from .files import (ARROW_FILE, ARROW_STREAM, FileError, LimitError, as_file_error, as_path, files_below,
+                                find_files, holds_none, listed, open_files, seekable)
 from .games import TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, Visits, read_text
 from .jkf import read_jkf
 from .ki2 import read_ki2
@@ -181,6 +181,15 @@ def _read_stream(name, stream, path, tables, formats):
             yield game
     if not found: yield RecordError(f'{name} was read as {format} and holds no game: a game record was expected')
 
+# %% ../../nbs/data/10_records.ipynb #2fa82caa
+def _games_in(name, stream, path, tables, formats):
+    "The games of one file that was opened, or the error in its place"
+    try:
+        if isinstance(stream, FileError): raise stream
+        yield from _read_stream(name, stream, path, tables, formats)
+    except LimitError: raise
+    except Exception as e: yield RecordError(str(as_file_error(e, name)))
+
 # %% ../../nbs/data/10_records.ipynb #691203e2
 def _members(path, others):
     "What `path` holds, as `open_files` has it, without what endings tell to be no records: that is counted in `others`"
@@ -207,11 +216,10 @@ def read_file(
         whole = as_path(path)
         for name, stream in _members(path, here):
             found = True
-            yield from _read_stream(name, stream, whole, tables, formats)
-    except ValueError as e:
-        yield e if isinstance(e, RecordError) else RecordError(str(e))
+            yield from _games_in(name, stream, whole, tables, formats)
     except OSError as e:
         yield RecordError(f'{path} cannot be read ({e.strerror or e}): is it a file, and are you allowed to?')
+    except Exception as e: yield RecordError(str(as_file_error(e, path)))
     else:
         if not found: yield RecordError(holds_none(path, 'game records', _expected, here, 'unpack and name them'))
     finally: others.update(here)
