@@ -192,8 +192,8 @@ def compiled(run, backend, **options):
     real = torch.nn.Module.compile
     # only inductor takes its options
     own = lambda options: {'options': options} if backend == 'inductor' else {}
-    with patch.object(torch.nn.Module, 'compile', lambda self, dynamic, options: real(self, backend=backend, dynamic=dynamic, **own(options))):
-        r = run.afresh(**options)
+    def compile(self, dynamic, options): return real(self, backend=backend, dynamic=dynamic, **own(options))
+    with patch.object(torch.nn.Module, 'compile', compile): r = run.afresh(**options)
     return r, counters['stats']['unique_graphs']
 @row
 def compilation(run, few):
