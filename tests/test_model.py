@@ -128,6 +128,21 @@ def test_dropout_of_a_compiled_net():
     assert torch.equal(drop.eval()(x), x)
 
 
+@architectures
+def test_a_net_is_one_graph(name):
+    "In training and in evaluation, in 32 and 16 bits: dynamo refuses `fullgraph` where a graph would break"
+    torch.compiler.reset()
+    net, batch, graphs = make_net(name, **({'blocks': 1} if 'resnet' in name else {'num_layers': 1})), make_batch(), []
+    net.compile(fullgraph=True, dynamic=False, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    for training in (True, False):
+        net.train(training)
+        for half in (False, True):
+            for again in range(2):
+                with torch.set_grad_enabled(training), torch.autocast('cpu', torch.bfloat16, enabled=half):
+                    outputs = net(batch['board'], batch['hands'])
+    assert {k: tuple(v.shape) for k, v in outputs.items()} == SHAPES and len(graphs) == 4
+
+
 @pytest.mark.parametrize('fused', [None, True])
 def test_an_optimizer_goes_on_in_its_layout(fused):
     "Means lie in memory as the weights do, also after they were in a file, and steps are equal to the last bit"
