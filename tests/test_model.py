@@ -128,7 +128,7 @@ def test_dropout_of_a_compiled_net():
     assert torch.equal(drop.eval()(x), x)
 
 
-@architectures
+@pytest.mark.parametrize('name', ARCHITECTURES)
 def test_a_net_is_one_graph(name):
     "In training and in evaluation, in 32 and 16 bits: dynamo refuses `fullgraph` where a graph would break"
     torch.compiler.reset()

@@ -238,7 +238,8 @@ def test_no_size_is_compiled_for_a_short_batch(run):
     "One graph to train, one to judge by, and one of the averaged net where there is one, however batches fall"
     for ema in (None, 0.9):
         with counted_compilation() as count:
-            r = run.afresh(stage=1, stage1_batch_size=100, stage1_max_epochs=2, stage12_compilation=True, ema_decay=ema)
+            r = run.afresh(stage=1, stage1_batch_size=100, stage1_max_epochs=2, stage12_compilation=True, ema_decay=ema,
+                           watched_positions=('startpos',))
         assert count['short'] == 2 and count['compiled'] == count['whole'] == 22 and count['graphs'] == 2, ema
         eager = run.afresh(stage=1, stage1_batch_size=100, stage1_max_epochs=2, ema_decay=ema)
         assert torch.allclose(weights(r), weights(eager), atol=1e-4)

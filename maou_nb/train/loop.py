@@ -245,7 +245,7 @@ def _take(self:Loop, net):
     "Make the optimizer, and let accelerate and the callbacks have the network"
     s = self.settings
     # in fp16 an overflow skips the step, which a fused one would not say
-    fused = self.device.type == 'cuda' and self.accelerator.scaler is None or None
+    fused = True if self.device.type == 'cuda' and self.accelerator.scaler is None else None
     optimizer = make_optimizer(net, s.lr, s.weight_decay, self.cfg, fused)
     self.net = net
     self._check_needs()
