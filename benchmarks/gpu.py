@@ -427,9 +427,9 @@ def how(precision, cache, compiled=False):
 PLAIN = dict(precision='bf16', compiled=False)
 JOBS = [
     *for_each(speed, how('bf16', 'file')),
-    *for_each(speed, how('bf16', 'device', True)),
     *for_each(resume, dict(precision='bf16')),
     job(syncs, architecture='vit', precision='bf16', cache='file'),
+    *for_each(speed, how('bf16', 'device', True)),
     *for_each(curve, {}),
     job(syncs, architecture='vit', precision='bf16', cache='device'),
     job(syncs, architecture='vit', precision='fp16', cache='file'),
