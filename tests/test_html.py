@@ -122,7 +122,7 @@ class Named(OptionTable):
 
 def reviewed():
     taught = SimpleNamespace(mistakes=lambda *row: (HOSTILE, HOSTILE))
-    return dict(taught=taught, row=lambda i: (None, None), _line=lambda i: HOSTILE, stage=HOSTILE,
+    return dict(taught=taught, on=HOSTILE, row=lambda i: (None, None), _line=lambda i: HOSTILE, stage=HOSTILE,
                 order=lambda *by: [0], orders=lambda: [], show=lambda i, letters: Review.show(found_rows, i, letters))
 
 class Rows(SimpleNamespace):

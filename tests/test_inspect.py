@@ -18,7 +18,8 @@ from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.data.columns import columns_of
 from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
-from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, read_columns, shard_info, show_batch, shuffle_meter
+from maou_nb.data.trained import read_columns
+from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, shard_info, show_batch, shuffle_meter
 from maou_nb.show.boards import move_text
 from samples import ONE_FILE, said
 
@@ -204,7 +205,7 @@ def test_a_set_in_a_bucket(tmp_path, monkeypatch):
     assert one.facts()['SHA-256'] == info.shards[1].sha256 and one.bytes < info.bytes and one.boards.svgs != info.boards.svgs
 
 def test_an_empty_shard(tmp_path):
-    write_shard(tmp_path/'a.feather', columns_of(3).schema.empty_table(), 3, 'nothing')
+    write_manifest(tmp_path, [write_shard(tmp_path/'a.feather', columns_of(3).schema.empty_table(), 3, 'nothing')], stage=3)
     info = shard_info(tmp_path)
     assert info.rows == 0 and len(info.boards.svgs) == 0 and info._repr_html_()
     with pytest.raises(ValueError, match='has no row'): shuffle_meter(StreamingFileSource(tmp_path, 3), 8)
@@ -252,8 +253,8 @@ def test_what_is_wrong_is_a_sentence(shards, tmp_path):
         fails(name, shard_info, 'without the mark of maou_nb')
     as_text = table.set_column(table.column_names.index('game'), 'game', table['game'].cast(pa.string()))
     with pa.ipc.new_file(str(tmp_path/'text.feather'), as_text.schema) as w: w.write_table(as_text)
-    fails('text.feather', lambda p: audit(StreamingFileSource(p, 3)), 'has another type, or gaps, in game: uint64 was expected')
-    fails('text.feather', lambda p: shuffle_meter(StreamingFileSource(p, 3), 8), 'has another type')
+    fails('text.feather', lambda p: audit(StreamingFileSource(p, 3)), 'has the column game as string: uint64 was expected')
+    fails('text.feather', lambda p: shuffle_meter(StreamingFileSource(p, 3), 8), 'has the column game as string')
     (tmp_path/'old').mkdir(); write_old(table.slice(0, 20), tmp_path/'old'/'x.feather', 3)
     fails('x.feather', lambda p: shuffle_meter(StreamingFileSource(tmp_path/'old', 3), 8), 'knows no games')
 

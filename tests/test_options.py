@@ -229,17 +229,17 @@ def run_dir(run, few):
 def run_name(run, few, monkeypatch):
     monkeypatch.chdir(few)
     r = run(stage=1, run_dir='leave out', run_name='mine')
-    assert r.dir == Path('runs/mine') and Path('logs/mine/stage1').is_dir() and Path('models/mine/stage1').is_dir()
+    assert r.dir == few/'runs'/'mine' and Path('logs/mine/stage1').is_dir() and Path('models/mine/stage1').is_dir()
 @row
 def log_dir(run, few):
     for name in ('l', 'm'):
         run(stage=1, log_dir=few/name)
-        assert list((few/name/'stage1').glob('events*'))
+        assert list((few/name).glob('*/stage1/events*'))
 @row
 def model_dir(run, few):
     for name in ('k', 'n'):
         r = run(stage=1, model_dir=few/name)
-        assert list((few/name/'stage1').glob('*.safetensors')) and r.result.checkpoint(1).is_relative_to(few/name)
+        assert list((few/name).glob('*/stage1/*.safetensors')) and r.result.checkpoint(1).is_relative_to(few/name)
 
 @pytest.mark.parametrize('name', ROWS)
 def test_option_acts(name, request): check(ROWS[name], request)

@@ -67,7 +67,8 @@ def stage3_validation_data_path(run, few):
     counts = {n: sum(s.rows for s in find_shards(few/n/'stage3', 3)) for n in ('twelve', 'six')}
     r = run(stage3_validation_data_path=few/'six'/'stage3')
     assert run().stage.rows['train'] < counts['twelve'] and r.stage.rows == {'train': counts['twelve'], 'valid': counts['six']}
-    assert (run().stage.judged_on, r.stage.judged_on) == ('held-out games', 'held-out rows')
+    named = 'validation rows, 100% of whose games are trained on'       # the six are of the twelve
+    assert (run().stage.judged_on, r.stage.judged_on) == ('held-out games', named)
     with pytest.raises(OptionError, match='stage3_validation_data_path=.*stage 3 is not run'):
         run(stage=1, stage3_validation_data_path=few/'six'/'stage3')
 @row

@@ -66,10 +66,13 @@ def test_a_manifest_of_checkpoints_names_its_own(tmp_path, victim, name, where):
     name = name.replace('/victim', str(victim)) if name[0] == '/' else name
     made = kept(tmp_path/'run')
     spoil(tmp_path/'run'/'checkpoints.json', name, where)
-    doors = [lambda: made.save('step-2', {}, {}), lambda: made.load(), lambda: made.load_newest(), lambda: find_checkpoint(tmp_path/'run')]
+    again = Checkpoints(made.folder)
+    doors = [lambda: again.save('step-2', {}, {}), lambda: made.load(), lambda: made.load_newest(), lambda: find_checkpoint(tmp_path/'run')]
     for door in doors:
         with pytest.raises(CheckpointError) as error: door()
         assert 'names' in said(error)
+    made.save('step-2', {}, {})         # who wrote the manifest last still knows it
+    assert victim.exists() and 'victim' not in (made.folder/'checkpoints.json').read_text()
 
 @pytest.mark.parametrize('name', OUT)
 def test_a_manifest_of_shards_names_its_own(tmp_path, victim, name):
@@ -199,10 +202,12 @@ def path_takers():
 MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos',), 'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
         'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
-        'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x')}
+        'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x'),
+        'adapter_of': ('policy_head',), 'alone_in': ('x is done',), 'is_there': ()}
 PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',
         'upload', 'download', 'read_file', 'write_shard',
-        'read_lines', 'cut_lines', 'compare'}
+        'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'disk_in_words', 'naming', 'damaged',
+        'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
 
 def test_every_door_refuses_what_is_no_file(specials, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

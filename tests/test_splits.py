@@ -102,6 +102,7 @@ def several(shards, tmp_path_factory):
     labels = [rng.choice(1496, k, replace=False).astype(np.uint16) for k in n]
     counts = [rng.integers(1, 4, k).astype(np.uint32) for k in n]
     made = {'moveLabels': labels, 'moveCounts': counts, 'moveWins': [(c*rng.random(len(c))).astype(np.float32) for c in counts]}
+    made |= {'count': [c.sum() for c in counts], 'wins': [w.sum() for w in made['moveWins']]}
     for name, column in made.items():
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name),
                                  pa.array(column, table.schema.field(name).type))

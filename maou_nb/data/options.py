@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESUMES', 'LONGEST', 'LARGEST', 'TINIEST', 'HUGEST', 'DataPath', 'OnePath', 'Name', 'Globs', 'OptionError', 'acts',
-           'About', 'option', 'plain', 'shown', 'Section', 'lower', 'one_of', 'RowOptions']
+           'About', 'option', 'plain', 'shown', 'Section', 'lower', 'one_of', 'is_path', 'RowOptions']
 
 # %% ../../nbs/data/07_options.ipynb #e44f4fc8
 import sys
@@ -144,9 +144,15 @@ def one_of(*names:str):
     return Annotated[Literal[names], BeforeValidator(lower)]
 
 # %% ../../nbs/data/07_options.ipynb #8f03050c
-DataPath = str | list[str] | None
-OnePath = str | None
+_PATH = 'a path'      # a mark: such an option is kept whole
+DataPath = Annotated[str | list[str] | None, _PATH]
+OnePath = Annotated[str | None, _PATH]
 Name = Annotated[str, BeforeValidator(lower)]
+
+# %% ../../nbs/data/07_options.ipynb #ad916c9d
+def is_path(option) -> bool:
+    "Whether a field of a section is a path, or several"
+    return _PATH in option.metadata
 
 # %% ../../nbs/data/07_options.ipynb #23e836f9
 def _several(value):

@@ -8,7 +8,6 @@ __all__ = ['TABLE_FORMATS', 'TableColumns', 'check_tables', 'encoding_of', 'tabl
 # %% ../../nbs/data/09_position_tables.ipynb #9266b1ee
 import csv
 import io
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from rsshogi.core import Board, Move
 
 from .board import playable
 from .explained import explained
-from .files import ARROW_FILE, ARROW_STREAM, limits, open_arrow, put_together, seekable
+from .files import ARROW_FILE, ARROW_STREAM, limits, open_arrow, parsed_json, put_together, seekable
 from .games import ENCODINGS, MATE, Game, RecordError, centipawns, first_ply, game_of
 
 # %% ../../nbs/data/09_position_tables.ipynb #fb63f748
@@ -150,9 +149,8 @@ def _text(stream):
 # %% ../../nbs/data/09_position_tables.ipynb #01d61d41
 def _object(line):
     "The JSON object on `line`; None if there is none"
-    try: row = json.loads(line)
-    except (ValueError, RecursionError): row = None
-    return row if isinstance(row, dict) else None
+    try: return parsed_json(line)
+    except ValueError: return None
 
 class _Lines:
     "The lines of `text`; those of one row are no longer than `Limits.text`"

@@ -30,9 +30,10 @@ from xxhash import xxh3_64_hexdigest
 
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
+from .alone import alone_in
 from .explained import explained
-from .files import (as_path, atomic_file, cache_folder, file_sha256, is_remote,
-                                local_file, make_writable, path_inside, read_json)
+from .files import (as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
+                                local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -57,8 +58,9 @@ def once(
     path = as_path(path)
     note = path.with_name(path.name + '.json')
     if note.exists() and path.exists():
-        report = read_json(note)
-        if report.pop('sha256') == file_sha256(path): return report | {'again': True}
+        try: report = read_json(note)
+        except ValueError: report = {}      # as if there were none
+        if report.pop('sha256', None) == file_sha256(path): return report | {'again': True}
     report = make(str(path))
     with atomic_file(note, 'w') as f: json.dump(report | {'sha256': file_sha256(path)}, f)
     return report | {'again': False}
@@ -363,7 +365,7 @@ def _read_run(path, low, high):
     "The rows of a run with ids from `low` up to `high`, as a tally; None if it has none"
     low, high = np.uint64(low), np.uint64(high)
     with _read_arrow(path) as reader:
-        firsts = np.array(json.loads(reader.schema.metadata[b'first_ids']), np.uint64)
+        firsts = np.array(parsed_json(reader.schema.metadata[b'first_ids'], list), np.uint64)
         begin = max(int(np.searchsorted(firsts, low)) - 1, 0)
         end = int(np.searchsorted(firsts, high, side='right'))
         if begin >= end: return None
@@ -602,6 +604,12 @@ def _rows_there(folder, columns):
     return sum(e['rows'] for e in there['shards'])
 
 # %% ../../nbs/data/15_prepare.ipynb #a095e362
+def _alone(folder):
+    "The folder is this process's while shards are made in it"
+    here = cache_folder()/'preparing'/xxh3_64_hexdigest(f'{folder} alone'.encode()) if is_remote(folder) else folder
+    return alone_in(here, f'shards are being made in {short_path(folder)}')
+
+# %% ../../nbs/data/15_prepare.ipynb #ed35418e
 @explained()
 def prepare_rules(
     stage:int|str|Columns,   # A stage's key, or its columns, whose rows the rules alone give
@@ -611,8 +619,10 @@ def prepare_rules(
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     replaced, table = _rows_there(folder, columns), _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
-    entry = write_shard(path, table, columns, 'the rules', stamped=True)
-    write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
+    with disk_in_words(folder), _alone(folder):
+        clear_parts(folder)
+        entry = write_shard(path, table, columns, 'the rules', stamped=True)
+        write_manifest(folder, [entry], stage=columns.stage, prepared_from='the rules')
     seconds = time.perf_counter() - began
     return Prepared(columns.stage, folder, 0, len(table), len(table), 1, seconds, replaced=replaced)
 
@@ -744,13 +754,16 @@ def prepare(
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
     crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
-    try:
-        made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                      rows_per_shard, filters, counted, on_bad, tables)
-    except BaseException:
-        crew.close(failed=True)
-        raise
-    made.seconds, made.replaced = time.perf_counter() - began, replaced
-    crew.close()
-    _remove(work)
+    with disk_in_words(folder), _alone(folder):
+        clear_parts(folder)                    # of one that was killed
+        try:
+            with disk_in_words(work):
+                made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
+                              rows_per_shard, filters, counted, on_bad, tables)
+        except BaseException:
+            crew.close(failed=True)
+            raise
+        made.seconds, made.replaced = time.perf_counter() - began, replaced
+        crew.close()
+        _remove(work)
     return made

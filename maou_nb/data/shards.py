@@ -5,12 +5,16 @@
 # %% auto #0
 __all__ = ['POLICIES', 'EVAL_SCALE', 'MANIFEST', 'FOREIGN', 'GAMES_TABLE', 'SHARD_SUFFIX', 'fixed_lists', 'fixed_bytes',
            'fixed_array', 'shard_bytes', 'write_shard', 'write_manifest', 'ShardError', 'read_manifest', 'Shard',
-           'Foreign', 'share_of_pieces', 'doubt_of_games', 'find_shards', 'read_shard']
+           'open_ipc', 'damaged', 'Foreign', 'share_of_pieces', 'doubt_of_games', 'content_of', 'contents_of',
+           'first_of_each', 'find_shards', 'read_shard']
 
 # %% ../../nbs/data/12_shards.ipynb #f5f3457b
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
+from xxhash import xxh3_128_digest
 
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
-from .files import (FileError, OutsideError, as_path, atomic_file, find_files, is_remote, listed,
-                                local_file, path_inside, read_json)
+from .files import (FileError, OutsideError, as_path, atomic_file, file_sha256, find_files,
+                                is_remote, listed, local_file, parsed_json, path_inside, read_json)
 from .labels import LABEL_COUNT, LABEL_SCHEME
+from .machine import size_text
 
 # %% ../../nbs/data/12_shards.ipynb #a22b50b2
 def fixed_lists(
@@ -130,7 +136,7 @@ def read_manifest(
 ) -> dict|None:        # None if there is none; a `ShardError` if it cannot be read
     "The manifest in `folder`"
     path = as_path(folder)/MANIFEST
-    try: manifest = read_json(path)
+    try: manifest = read_json(path, object)
     except FileNotFoundError: return None
     except FileError as e: raise ShardError(f'{e}, or prepare these shards again') from None
     if not _lists_shards(manifest):
@@ -142,11 +148,19 @@ def read_manifest(
     return manifest
 
 # %% ../../nbs/data/12_shards.ipynb #d9fcd296
+def _is_scale(x): return x is None or isinstance(x, (int, float)) and 0 < x < math.inf
+
 def _lists_shards(manifest):
     "Whether this is a manifest, and not some other JSON"
     shards = manifest.get('shards') if isinstance(manifest, dict) else None
-    needed = {'name', 'rows', 'bytes', 'sha256', 'folds'}
-    return isinstance(shards, list) and all(isinstance(e, dict) and needed <= e.keys() for e in shards)
+    count = lambda x: isinstance(x, int) and 0 <= x < 1 << 53
+    of_folds = lambda x, rows: isinstance(x, list) and len(x) == FOLDS and all(map(count, x)) and sum(x) == rows
+    def good(e):
+        if not isinstance(e, dict) or not {'name', 'rows', 'bytes', 'sha256', 'folds'} <= e.keys(): return False
+        named = isinstance(e['name'], str) and isinstance(e['sha256'], str)
+        counted = count(e['rows']) and count(e['bytes'])
+        return named and counted and (not e['folds'] or of_folds(e['folds'], e['rows']))
+    return isinstance(shards, list) and _is_scale(manifest.get('eval_scale')) and all(map(good, shards))
 
 # %% ../../nbs/data/12_shards.ipynb #93223d68
 @dataclass(frozen=True)
@@ -174,10 +188,15 @@ class Shard:
 _not_arrow = (pa.ArrowException, OSError, UnicodeDecodeError)     # what damaged bytes raise
 
 # %% ../../nbs/data/12_shards.ipynb #9a6d62ce
-def _open_ipc(source, path):
-    "An Arrow IPC reader over `source`, or one sentence"
+def open_ipc(
+    source,                       # What Arrow opens: bytes, or a map of a file
+    path:str|Path,                # Its name in messages
+    columns:list[int]|None=None,  # Only the columns with these numbers; None: all
+):                                # A `ShardError` of one sentence if it is damaged
+    "An Arrow IPC reader over `source`"
+    options = ipc.IpcReadOptions(included_fields=columns)
     try:
-        reader = ipc.open_file(source)
+        reader = ipc.open_file(source, options=options)
         reader.schema.names         # a damaged schema shows only when it is asked for
         return reader
     except _not_arrow as e:
@@ -185,7 +204,10 @@ def _open_ipc(source, path):
                          'a shard made by one of the prepare functions was expected') from None
 
 # %% ../../nbs/data/12_shards.ipynb #d89c5d08
-def _damaged(path, what):
+def damaged(
+    path:str|Path,
+    what,            # Is wrong with it: words, or an error
+) -> ShardError:
     "The error for a file that is not as it was written"
     return ShardError(f'{path} is damaged: {" ".join(str(what).split())}; copy or prepare it again')
 
@@ -196,9 +218,9 @@ def _mark(schema, path, columns):
     if raw is None:
         raise ShardError(f'{path} is an Arrow file without the mark of maou_nb: '
                          f'shards made by {columns.made_by} were expected')
-    try: about = json.loads(raw)
-    except ValueError: about = None
-    if isinstance(about, dict): return about
+    try: about = parsed_json(raw)
+    except ValueError: about = {'eval_scale': ''}
+    if _is_scale(about.get('eval_scale')): return about
     raise ShardError(f'{path} has a mark of maou_nb that cannot be read: prepare it again')
 
 # %% ../../nbs/data/12_shards.ipynb #17f78d71
@@ -218,20 +240,23 @@ def _check_schema(schema, path, columns):
     if about.get('labels') != LABEL_SCHEME:
         raise ShardError(f"{path} numbers its move labels as {about.get('labels')!r}: "
                          f'{LABEL_SCHEME!r} was expected; prepare it again from its records')
+    twice = [name for name, n in Counter(schema.names).items() if n > 1]
+    if twice: raise ShardError(f'{path} has the column {twice[0]} more than once: prepare it again')
     types = dict(zip(schema.names, schema.types))
-    fits = lambda f: types.get(f.name) in (f.type, _before.get(f.name, f.type))
-    wrong = [f.name for f in columns.schema if f.name not in ORIGIN and not fits(f)]
-    if wrong:
-        raise ShardError(f'{path} lacks the columns {", ".join(wrong)}, '
-                         'or has them in another type: prepare it again')
-    return about
+    lacking = [f.name for f in columns.schema if f.name not in (*ORIGIN, *types)]
+    if lacking: raise ShardError(f'{path} lacks the columns {", ".join(lacking)}: prepare it again')
+    fits = lambda f: types[f.name] in (f.type, _before.get(f.name, f.type))
+    wrong = [f for f in columns.schema if f.name in types and not fits(f)]
+    if not wrong: return about
+    name, kind = wrong[0].name, wrong[0].type
+    raise ShardError(f'{path} has the column {name} as {types[name]}: {kind} was expected; prepare it again')
 
 # %% ../../nbs/data/12_shards.ipynb #473ddf7b
 def _folds(table, path):
     "The fold of each row, if they are folds"
     column = table['fold']
     if column.null_count or len(table) and column.to_numpy().max() >= FOLDS:
-        raise _damaged(path, f'it has folds beyond 0…{FOLDS - 1}')
+        raise damaged(path, f'it has folds beyond 0…{FOLDS - 1}')
     return column.to_numpy()
 
 # %% ../../nbs/data/12_shards.ipynb #be01d1c5
@@ -239,14 +264,14 @@ def _folds(table, path):
 def _read_footer(path, columns, size, mtime):
     "Rows, rows of each fold, eval scale of a shard without a manifest; kept while the file stays as it is"
     with pa.memory_map(str(path)) as f:
-        reader = _open_ipc(f, path)
+        reader = open_ipc(f, path)
         scale = _check_schema(reader.schema, path, columns).get('eval_scale')
         names = reader.schema.names
     known = 'fold' in names
     one = ipc.IpcReadOptions(included_fields=[names.index('fold' if known else 'id')])
     with pa.memory_map(str(path)) as f:
         try: table = ipc.open_file(f, options=one).read_all()
-        except _not_arrow as e: raise _damaged(path, e) from None
+        except _not_arrow as e: raise damaged(path, e) from None
         folds = np.bincount(_folds(table, path), minlength=FOLDS).tolist() if known else None
     return len(table), tuple(folds) if known else None, scale
 
@@ -273,6 +298,7 @@ def _unlisted(path, columns):
         if stage == columns.stage: return Shard(path, columns, rows, foreign=kind)
         raise ShardError(f'{path} holds rows of stage {stage}: rows of stage {columns.stage} were expected')
     rows, folds, scale = _read_footer(local, columns, stat.st_size, stat.st_mtime_ns)
+    if not rows: raise ShardError(f'{path} holds no rows: a shard made by {columns.made_by} was expected')
     return Shard(path, columns, rows, folds, eval_scale=scale)
 
 # %% ../../nbs/data/12_shards.ipynb #510c4bae
@@ -283,7 +309,7 @@ def _check_listed(path, columns, manifest, entry):
     if entry['bytes'] != size:
         raise ShardError(f"{path} has {size:,} bytes where its manifest says {entry['bytes']:,}: "
                          'it is damaged, copy or prepare it again')
-    with pa.memory_map(str(path)) as f: _check_schema(_open_ipc(f, path).schema, path, columns)
+    with pa.memory_map(str(path)) as f: _check_schema(open_ipc(f, path).schema, path, columns)
 
 # %% ../../nbs/data/12_shards.ipynb #ac97491e
 def _shard(path, columns, manifest):
@@ -339,6 +365,84 @@ def doubt_of_games(
     return (f'{much} of the positions came from pieces of games (HCPE, PSV, lone positions), whose games are unknown, '
             'so neighbours of a held-out position may lie on both sides')
 
+# %% ../../nbs/data/12_shards.ipynb #ead1b593
+_hashed = {}     # (path, bytes, time of its last change) → SHA-256, of files in no manifest
+
+def _stamp(shard):
+    "What the file of `shard` is known by in `_hashed`"
+    path = local_file(shard.path).resolve()
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns
+
+# %% ../../nbs/data/12_shards.ipynb #27a00a1d
+def content_of(shard:Shard) -> str:
+    "The SHA-256 of the file of `shard`: its manifest's, or that of its bytes"
+    if shard.sha256: return shard.sha256
+    stamp = _stamp(shard)
+    if stamp not in _hashed: _hashed[stamp] = file_sha256(stamp[0])
+    return _hashed[stamp]
+
+# %% ../../nbs/data/12_shards.ipynb #532cbcfa
+def contents_of(
+    shards:list[Shard],
+    say:Callable=print,   # Told of files that are read for it
+) -> list[str]:
+    "The SHA-256 of each of `shards`"
+    new = {k: s for s in shards if not s.sha256 and (k := _stamp(s)) not in _hashed}
+    if new:
+        size, one = size_text(sum(k[1] for k in new)), len(new) == 1
+        say(f'  {len(new)} shard{"s"*(not one)} of {size} {"is" if one else "are"} in no manifest: '
+            f'{"its" if one else "their"} SHA-256 is computed, to know the rows again')
+        with ThreadPoolExecutor(4) as pool: list(pool.map(content_of, new.values()))
+    return [content_of(s) for s in shards]
+
+# %% ../../nbs/data/12_shards.ipynb #70e02e58
+_GLIMPSE = 1 << 16     # bytes
+
+def _glimpse(shard):
+    "The size of a file, and a hash of its begin, middle and end"
+    path = local_file(shard.path)
+    size = path.stat().st_size
+    with path.open('rb') as f:
+        def part(at):
+            f.seek(max(at, 0))
+            return f.read(_GLIMPSE)
+        return size, xxh3_128_digest(b''.join(map(part, (0, size//2, size - _GLIMPSE))))
+
+# %% ../../nbs/data/12_shards.ipynb #d38bd4ea
+def _told_apart(shards):
+    "Something for each of `shards`, equal only for those with the same bytes"
+    if all(s.sha256 or is_remote(s.path) for s in shards): return [content_of(s) for s in shards]
+    if any(is_remote(s.path) for s in shards): return [content_of(s) for s in shards]
+    looks = [_glimpse(s) for s in shards]
+    times = Counter(looks)
+    return [content_of(s) if times[look] > 1 else look for s, look in zip(shards, looks)]
+
+# %% ../../nbs/data/12_shards.ipynb #e5dfea6b
+def first_of_each(
+    shards:list[Shard],
+) -> list[int]:           # For each the number of the first with the same bytes: its own, if there is none before
+    "Which of `shards` are copies of one before, or the same file once more"
+    first, groups = list(range(len(shards))), {}
+    for i, s in enumerate(shards): groups.setdefault(s.rows, []).append(i)
+    for rows, group in groups.items():
+        if len(group) == 1 or not rows: continue
+        seen = {}
+        for i, key in zip(group, _told_apart([shards[i] for i in group])):
+            first[i] = seen.setdefault(key, i)
+    return first
+
+# %% ../../nbs/data/12_shards.ipynb #072080b7
+def _each_once(shards, on_skip):
+    "`shards` without copies of those before"
+    first = first_of_each(shards)
+    for i, j in enumerate(first):
+        if i == j or not on_skip: continue
+        same = shards[i].path == shards[j].path
+        on_skip(f'{shards[i].path} {"is named twice" if same else f"has the bytes of {shards[j].path}"}: '
+                'its rows are read once')
+    return [s for i, s in enumerate(shards) if first[i] == i]
+
 # %% ../../nbs/data/12_shards.ipynb #85f5481f
 SHARD_SUFFIX = '.feather'
 
@@ -358,7 +462,7 @@ def find_shards(
     on_bad:str='raise',       # Or `skip`: read all rows, and leave out damaged shards and bad foreign rows
     on_skip:Callable[[str], None]|None=None,  # Called with a sentence for each that is left out
 ) -> list[Shard]:             # A `ShardError` or `FileNotFoundError` names the first that does not fit
-    "The shards that `paths` mean, with their row counts; no row is read"
+    "The shards that `paths` mean, each once, with their row counts; no row is read"
     columns = columns_of(stage)
     suffixes = dict.fromkeys([SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)])
     found = find_files(paths, tuple(suffixes), 'shards')
@@ -370,16 +474,50 @@ def find_shards(
         except ShardError as e:
             if on_bad == 'raise': raise
             if on_skip: on_skip(str(e))
-    if on_bad != 'raise': return _usable(paths, found, columns, manifests, on_skip)
-    return [_shard(p, columns, manifests[p.parent]) for p in found]
+    if on_bad != 'raise': shards = _usable(paths, found, columns, manifests, on_skip)
+    else: shards = [_shard(p, columns, manifests[p.parent]) for p in found]
+    return _each_once(shards, on_skip)
 
 # %% ../../nbs/data/12_shards.ipynb #33ce5fdc
 def _largest(column):
-    "The largest number in a column of lists, -1 if there is none"
+    "The largest number in a column of lists, -1 if there is none; beyond all if one is not known"
     flat = column.combine_chunks().flatten()
+    if flat.null_count: return np.inf
     return flat.to_numpy().max() if len(flat) else -1
 
 # %% ../../nbs/data/12_shards.ipynb #0cd00653
+_MORE = 1 + 1e-3
+
+def _beyond(sums, counts) -> bool:
+    "Whether some of `sums`, of results from 0 to 1, are no sums of so many"
+    return not ((sums >= 0) & (sums <= counts*_MORE)).all()     # what is no number is not ≥ 0
+
+# %% ../../nbs/data/12_shards.ipynb #186f2d01
+def _wrong_rates(table, columns):
+    "Columns of sums and means with values that no games could give"
+    counts = table['count'].to_numpy()
+    if len(counts) and counts.min() < 1: yield 'count'
+    for t in columns.targets:
+        if t.kind == 'rate' and _beyond(table[t.column].to_numpy(), counts): yield t.column
+
+# %% ../../nbs/data/12_shards.ipynb #42f92796
+def _sum_beyond(table, name, most, n) -> bool:
+    "Whether the parts in a column of moves add up to more than `most` of their row"
+    rows = np.repeat(np.arange(len(n)), n)
+    sums = np.bincount(rows, table[name].combine_chunks().flatten().to_numpy(), minlength=len(n))
+    return _beyond(sums, most)
+
+# %% ../../nbs/data/12_shards.ipynb #c627fe70
+def _wrong_sums(table, policy):
+    "Columns of moves whose parts are more than their row's whole, where it is known what is counted"
+    n = table['moveLabels'].combine_chunks().value_lengths().to_numpy()
+    flat = {k: table[k].combine_chunks().flatten().to_numpy() for k in ('moveCounts', 'moveWins')}
+    if _beyond(flat['moveWins'], flat['moveCounts']): yield 'moveWins'
+    if policy not in ('games', 'visits'): return
+    for name, whole in (('moveCounts', 'count'), ('moveWins', 'wins')):
+        if whole in table.column_names and _sum_beyond(table, name, table[whole].to_numpy(), n): yield name
+
+# %% ../../nbs/data/12_shards.ipynb #48e84b8d
 def _wrong_moves(table):
     "Columns of moves with values that no position could give"
     n = table['moveLabels'].combine_chunks().value_lengths().to_numpy()
@@ -389,20 +527,23 @@ def _wrong_moves(table):
         values = column.flatten().to_numpy()
         odd = column.flatten().null_count or not (np.isfinite(values) & (values >= 0)).all()
         if odd or not np.array_equal(column.value_lengths().to_numpy(), n): yield name
-    if len(n) and table['count'].to_numpy().min() < 1: yield 'count'
 
 # %% ../../nbs/data/12_shards.ipynb #5f30b639
-def _check_rows(table, path, columns):
-    "Refuse rows that no position could give"
+def _check_rows(table, path, columns, policy=None):
+    "Refuse rows that no position could give; `policy` is what `moveCounts` count, if that is known"
     kinds = {t.column: t.kind for t in columns.targets}
     names = table.column_names
     wrong = [n for n in names if kinds.get(n) != 'number' and table[n].null_count]
     most = {'boardIdPositions': 28, 'piecesInHand': 18}
     most |= {n: 1 for n, kind in kinds.items() if kind == 'squares'}
     wrong += [n for n, top in most.items() if n in names and _largest(table[n]) > top]
-    if 'moveLabels' in names: wrong += _wrong_moves(table)
+    numbers = [n for n in names if kinds.get(n) == 'number']
+    wrong += [n for n in numbers if np.isinf(table[n].to_numpy()).any()]      # one that is not known is null, or NaN
+    if 'count' in names and not wrong: wrong += _wrong_rates(table, columns)
+    if 'moveLabels' in names and not wrong: wrong += _wrong_moves(table)
+    if 'moveLabels' in names and not wrong: wrong += _wrong_sums(table, policy)
     if 'fold' in names: _folds(table, path)
-    if wrong: raise _damaged(path, f'its column {wrong[0]} has values that cannot be')
+    if wrong: raise damaged(path, f'its column {wrong[0]} has values that cannot be')
 
 # %% ../../nbs/data/12_shards.ipynb #6b45d4ea
 def _as_now(table, columns):
@@ -425,13 +566,13 @@ def read_shard(
         return next(t for t in tried if t is not None)
     data = path.read_bytes()
     if shard.sha256 and hashlib.sha256(data).hexdigest() != shard.sha256:
-        raise _damaged(shard.path, 'its SHA-256 is not the one in its manifest')
+        raise damaged(shard.path, 'its SHA-256 is not the one in its manifest')
     try:
-        table = _open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
+        table = open_ipc(pa.py_buffer(data), shard.path).read_all().combine_chunks()
         table.validate(full=True)
-    except _not_arrow as e: raise _damaged(shard.path, e) from None
-    _check_schema(table.schema, shard.path, shard.columns)
-    if not shard.sha256: _check_rows(table, shard.path, shard.columns)
+    except _not_arrow as e: raise damaged(shard.path, e) from None
+    about = _check_schema(table.schema, shard.path, shard.columns)
+    if not shard.sha256: _check_rows(table, shard.path, shard.columns, about.get('policy'))
     return _as_now(table, shard.columns)
 
 # %% ../../nbs/data/12_shards.ipynb #07af48af

@@ -26,7 +26,7 @@ from xxhash import xxh3_128_hexdigest
 
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
 from .columns import FOLDS, INLINE, Columns, columns_of
-from .files import cache_folder, cache_limit, cached_file, is_remote, local_file
+from .files import cache_folder, cache_limit, cached_file, is_remote, local_file, parsed_json
 from .machine import free_memory, free_shared, size_text
 from .order import WINDOW_ROWS, Plan
 from .rows import (
@@ -67,6 +67,7 @@ class StreamingFileSource:
         "Hold no rows"
         self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
         self._numbers = None      # set where the rows held are more than the rows chosen
+        self._games = None        # keys of its games, once they were asked for
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -352,7 +353,7 @@ def _write_copy(self:StreamingFileSource, path):
 # %% ../../nbs/data/18_sources.ipynb #d16164e4
 def _map_copy(path, columns):
     "The arrays of an unpacked copy, mapped: records, labels and counts of further moves, folds"
-    with open(path, 'rb') as f: about = json.loads(f.read(int.from_bytes(f.read(8), 'little')))
+    with open(path, 'rb') as f: about = parsed_json(f.read(int.from_bytes(f.read(8), 'little')))
     data = np.memmap(path, np.uint8, 'r', offset=_HEADER).view(np.ndarray)
     get = lambda name, dtype: data[slice(*about[name]['data_offsets'])].view(dtype)
     further = get('labels', np.uint16), get('counts', np.float32)
@@ -504,7 +505,7 @@ def share(self:StreamingFileSource) -> 'StreamingFileSource':   # Itself
 @patch
 def __getstate__(self:StreamingFileSource):
     "What a worker gets: no rows but shared ones, and nobody to talk to"
-    stay = '_lock', '_open', '_reader', '_held', '_numbers'
+    stay = '_lock', '_open', '_reader', '_held', '_numbers', '_games'
     return {k: v for k, v in self.__dict__.items() if k not in stay} | {'say': print}
 
 # %% ../../nbs/data/18_sources.ipynb #13530d92

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from .. import __version__
-from ..data.files import FileError, as_path, check_plain, is_remote
+from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_sha256, found_again,
+                                is_remote, is_there, read_json, short_path)
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
@@ -35,14 +36,15 @@ from ..data.html import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
-    CONFIG, MANIFEST, MODELS, CheckpointError, find_checkpoint, load_tensors, named_checkpoint)
-from ..train.folder import RunFolder, folder_of
-from ..train.loop import Callback, Stopped, StopWish, make_accelerator, precision_of
-from ..train.mirror import Mirror, fetch_run, mirror_url
-from ..train.options import (
-    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark)
+    CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
+from ..train.folder import RunFolder, begun_folder, fits_row
+from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
+from ..train.mirror import Mirror, fetch_run, mirror_url, sends_to
+from maou_nb.train.options import (
+    LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
+    with_whole_paths)
 from ..train.runner import (
-    StageResult, StageThresholdNotMet, close_sources, plugins_of, put_parts, run_stage, stage_loop)
+    StageResult, StageThresholdNotMet, close_sources, plugins_of, put_backbone, run_stage, stage_loop)
 from ..train.trials import RateTrial
 
 # %% ../../nbs/front/62_learn.ipynb #59a55043
@@ -62,7 +64,7 @@ class LearnResult(BaseModel):
     def __repr__(self):
         said = [s.sentence() for s in self.stages_completed]
         stopped = [self.stopped] if self.stopped else []
-        return '\n'.join([*said, *stopped, f'run folder: {self.run_dir}'])
+        return '\n'.join([*said, *stopped, f'run folder: {short_path(self.run_dir)}'])
 
     def __str__(self): return repr(self)
 
@@ -83,10 +85,24 @@ def checkpoint(self:LearnResult,
 ) -> Path:                     # A `FileError` if no epoch was judged yet
     "Where a checkpoint lies"
     if not self.stages():
-        raise FileError(f'{self.run_dir} holds no epoch that was judged yet: '
+        raise FileError(f'{short_path(self.run_dir)} holds no epoch that was judged yet: '
                         'resume_from="latest" goes on with the run')
     stage = self.stages()[-1].stage if stage is None else stage
-    return named_checkpoint(Path(self.run_dir), self[stage].checkpoints[which], 'the result')
+    found = self[stage].checkpoints
+    if which not in found:
+        raise FileError(f'{short_path(self.run_dir)} names no {which} checkpoint of stage {stage}: '
+                        f'{", ".join(found) or "none"} there')
+    path = named_checkpoint(Path(self.run_dir), found[which], 'the result')
+    _check_unchanged(path, self[stage].sha256.get(which))
+    return path
+
+# %% ../../nbs/front/62_learn.ipynb #43abd426
+def _check_unchanged(path, sha256):
+    "Refuse a checkpoint that is not the one of this SHA-256"
+    if sha256 is None or not path.exists(): return
+    if (find_checkpoint(path)[1] or file_sha256(path)) == sha256: return
+    raise CheckpointError(f'{short_path(path)} is not the checkpoint that this result names, whose SHA-256 is '
+                          f'{sha256[:8]}…: another was written there since; load_run tells what is there now')
 
 # %% ../../nbs/front/62_learn.ipynb #8068d355
 def _figure_row(s, name):
@@ -122,7 +138,7 @@ def _repr_html_(self:LearnResult):
     best = ', '.join(f'{s.best_epoch} of {s.epochs_trained} (stage {s.stage})'
                      for s in self.stages_completed)
     said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.')
-    folder = tag('p', 'run folder: ', tag('code', self.run_dir))
+    folder = tag('p', 'run folder: ', tag('code', short_path(self.run_dir)))
     curves = map(_curves, self.stages_completed)
     return join_html([stopped, html_table(result_rows(self), heads), said, *curves, folder])
 
@@ -150,7 +166,7 @@ def mirror_folders(
         cfg.output_s3, cfg.s3_bucket_name, cfg.s3_base_path, run.path.name)
     copies = {run.path: url} if url else {}
     for at, option, name in ((run.models, cfg.model_dir, MODELS), (run.logs, cfg.log_dir, 'logs')):
-        if _remote(option): copies[at] = option
+        if _remote(option): copies[at] = f'{option.rstrip("/")}/{run.path.name}'
         elif url and not at.is_relative_to(run.path): copies[at] = f'{url}/{name}'
     return copies
 
@@ -161,14 +177,16 @@ class Mirroring(Callback):
         mirror:Mirror,
         every:int|None,   # Steps between checkpoints within an epoch; none: there are none
     ):
-        self.mirror, self.every = mirror, every
+        self.mirror, self.every, self.behind = mirror, every, 0
 
     def after_step(self, loop):
         "After a checkpoint between epochs"
         if self.every and loop.step % self.every == 0: self.mirror.sync()
 
     def after_epoch(self, loop):
-        "After an epoch's"
+        "After an epoch's; says so if the copy has not kept up since the one before"
+        if (behind := self.mirror.asked - self.mirror.done) > 1 and behind > self.behind: self.mirror.say_behind()
+        self.behind = behind
         self.mirror.sync()
 
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
@@ -185,7 +203,9 @@ def _mirrored(cfg, run, say):
 def _fetched(url, run, say):
     "Whether a run was found at `url` and fetched"
     kept = (f'{MODELS}/{s.slug}/{MANIFEST}' for s in STAGES.values())
-    if not any((as_path(url)/name).exists() for name in (CONFIG, *kept)): return False
+    if not any(is_there(as_path(url)/name) for name in (CONFIG, *kept)): return False
+    if other := sends_to(url):
+        raise OptionError(f'resume_from: {other}, trains the run at {url}: its end, or another run, was expected')
     fetch_run(url, run.path)
     say(f'fetched {url} to {run.path}')
     return True
@@ -195,19 +215,24 @@ def _take_up(cfg, run, say):
     "Bring what the run is to go on from"
     source = cfg.resume_from
     url = cfg.run_dir if source == 'latest' else source
-    if url and is_remote(as_path(url)) and _fetched(url, run, say): return
+    if url and is_remote(as_path(url)) and _fetched(url, run, say):
+        run.settle(goes_on=True)          # as the run that came
+        return
     if source == 'latest':
-        say(f'{run.path} holds no checkpoint yet: the run starts afresh')
+        say(f'{run} holds no checkpoint yet: the run starts afresh')
         return
     run.bring(source, stages_of(cfg))
     for remark in missing_plugins(RunFolder(as_path(source)).read_about().get('plugins')): say(remark)
-    say(f'goes on from {source}, in {run.path}')
+    say(f'goes on from {short_path(source)}, in {run}')
 
 # %% ../../nbs/front/62_learn.ipynb #b61e6a0d
 def _begun_with(run, stages):
-    "The options that a run was begun with: its file's, or those of its newest checkpoint"
-    if run.config_file.exists(): return run.read_config()
-    return load_tensors(find_checkpoint(run.models/run.begun(stages)[-1].slug)[0])[1].get('config', {})
+    "Options, plugins and version that a run was begun with: those of its newest checkpoint, else its files'"
+    try: about = Checkpoints(run.checkpoints(run.begun(stages)[-1])).said_by_newest()
+    except CheckpointError: about = {}
+    if not (isinstance(kept := about.get('config'), dict) and kept):
+        kept, about = run.read_config(), run.read_about()
+    return kept, about.get('plugins', ()), about.get('version', '')
 
 # %% ../../nbs/front/62_learn.ipynb #8b9f2d23
 def open_run(
@@ -217,16 +242,21 @@ def open_run(
 ) -> LearnConfig:      # `cfg`, or with older values of options that the run is older than
     "Make the run's folders, with its config in them"
     stages = list(STAGES.values())
+    run.settle(goes_on=bool(cfg.resume_from))
     if cfg.resume_from and not run.begun(stages): _take_up(cfg, run, say)
     goes_on = bool(cfg.resume_from and run.begun(stages))
-    if goes_on: cfg = gone_on_with(cfg, _begun_with(run, stages))
-    if goes_on and run.config_file.exists():        # before its own options are written over
-        allowed_changes(run.read_config(), cfg)
-        for remark in missing_plugins(run.read_about().get('plugins')): say(remark)
+    if goes_on:
+        run.check_owner(stages)
+        begun_with, plugins, version = _begun_with(run, stages)
+        cfg = gone_on_with(cfg, begun_with)
+        allowed_changes(begun_with, cfg, plugins, version)      # before anything is written over
+        for remark in missing_plugins(plugins): say(remark)
+        run.mend(stages, say)
     if not goes_on and (old := run.set_aside()):
-        say(f'an earlier run was in {run.path}: it is kept in {old}')
+        say(f'an earlier run was in {run}: it is kept in {short_path(old)}')
     run.make_writable()
     run.write(run.config_file, json.dumps(saved_options(cfg), indent=1))
+    run.note()
     return cfg
 
 # %% ../../nbs/front/62_learn.ipynb #ac49c301
@@ -246,7 +276,7 @@ def describe_run(
     "Write run.json"
     data = {s.stage: {'fingerprint': s.fingerprint, 'rows': s.rows, 'split': s.split} for s in stages}
     about = {'plugins': plugins_of(cfg), 'data': data}
-    run.write(run.about_file, json.dumps(_machine(accelerator) | about, indent=1))
+    run.note(**_machine(accelerator), **about)
 
 # %% ../../nbs/front/62_learn.ipynb #4139a85b
 @contextmanager
@@ -259,6 +289,14 @@ def _kernels(deterministic):
     finally: torch.use_deterministic_algorithms(before)
 
 # %% ../../nbs/front/62_learn.ipynb #aa64089e
+def _found_again(stage, then, now):
+    "The result of a stage with its paths as they lead from `now`"
+    if stage is None: return None
+    marks = {k: found_again(v, then, now) for k, v in stage.checkpoints.items()}
+    logs = found_again(stage.tensorboard, then, now)
+    return stage.model_copy(update=dict(checkpoints=marks, tensorboard=logs))
+
+# %% ../../nbs/front/62_learn.ipynb #e09dbc43
 def read_result(
     run:RunFolder,
 ) -> LearnResult:    # A `FileError` if there is no run, or none of its stages is finished
@@ -267,10 +305,15 @@ def read_result(
     if not run.result_file.exists():
         raise FileError(f'{run.path} holds a run of which no stage is finished: '
                         'resume_from="latest" goes on with it')
-    check_plain(run.result_file)
-    try: found = LearnResult.model_validate_json(run.result_file.read_text(encoding='utf-8'))
-    except ValidationError: raise FileError(f'{run.result_file} is damaged: copy it again') from None
-    return found.model_copy(update={'run_dir': str(run.path)})
+    try:
+        found = LearnResult.model_validate(read_json(run.result_file))
+        again = partial(_found_again, then=found.run_dir, now=run.path)
+        rows = [row for s in found.stages() for row in s.history]
+        if all(fits_row(row, run.history_file.name) for row in rows):
+            return found.model_copy(update={'run_dir': str(run.path), 'partial': again(found.partial),
+                                            'stages_completed': [*map(again, found.stages_completed)]})
+    except (ValueError, OSError): pass      # no JSON, or other fields
+    raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
 def load_run(
@@ -286,24 +329,27 @@ def load_run(
 def finished_stages(
     cfg:LearnConfig,
     run:RunFolder,
+    say:Callable=print,   # Told if the checkpoints must be asked
 ) -> list[StageResult]:   # A `CheckpointError` if the folder does not tell
-    "Results of the stages whose successor has begun"
+    "Results of the stages whose successor has begun; none if all stages must be asked, by going on with each"
     stages = stages_of(cfg)
     begun = run.begun(stages)
     before = stages[:stages.index(begun[-1])] if begun else ()
     if not before: return []
     try: return [read_result(run)[s.id] for s in before]
-    except (FileError, CheckpointError, KeyError):
-        raise CheckpointError(f'{run.result_file} does not tell what stage {before[-1].id} reached, '
-                              f'though stage {begun[-1].id} has begun: copy it from where the run was, '
-                              'or begin another run') from None
+    except (FileError, CheckpointError, KeyError): pass
+    told = f'{run.result_file} does not tell what stage {before[-1].id} reached, though stage {begun[-1].id} has begun'
+    if not all(s in begun for s in before):
+        raise CheckpointError(f'{told}: copy it from where the run was, or begin another run')
+    say(f'{told}: it is asked of the checkpoints')
+    return []
 
 # %% ../../nbs/front/62_learn.ipynb #706ff104
 def new_backbone(cfg:LearnConfig):
     "The backbone a run begins with"
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
-    put_parts(cfg, {'backbone': backbone})
+    put_backbone(cfg, backbone)
     return backbone
 
 # %% ../../nbs/front/62_learn.ipynb #d5c0275d
@@ -319,7 +365,7 @@ def _begin(cfg, run, say):
     "The accelerator and the backbone of a run, and a line about them"
     accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
     say(f'{cfg.model_architecture}, {sum(p.numel() for p in backbone.parameters()):,} parameters, '
-        f'on {accelerator.device} in {precision_of(accelerator)}; run folder {run.path}')
+        f'on {accelerator.device} in {precision_of(accelerator)}; run folder {run}')
     return accelerator, backbone
 
 # %% ../../nbs/front/62_learn.ipynb #e933d604
@@ -341,7 +387,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     "Train what is left of a run"
     accelerator, backbone = _begin(cfg, run, say)
     asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
-    done = finished_stages(cfg, run)
+    done = finished_stages(cfg, run, say)
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
     if vain := vain_remark(cfg): say(vain)
@@ -386,9 +432,12 @@ def train_run(
     callbacks:Iterable=(),     # Beside those of every run
 ) -> LearnResult:
     "`learn_multi_stage` of options that were checked"
-    callbacks, run = _check_callbacks(callbacks), folder_of(cfg)
+    callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
+    run = begun_folder(cfg)
+    import_compiler()
     RunFolder(run.path, run.path, run.path).make_writable()
-    with run.claimed():
+    with disk_in_words(run.path), run.claimed():
+        for folder in {run.path, run.models, run.logs}: clear_parts(folder)
         cfg = open_run(cfg, run, say)
         with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
             return _run(cfg, run, stop, mirror, say, pictures, callbacks)

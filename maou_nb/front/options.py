@@ -14,7 +14,7 @@ import difflib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 
 import torch
@@ -32,6 +32,7 @@ from ..data.plugins import PluginError, load_plugins, missing_plugins
 from ..data.shards import find_shards
 from ..data.sources import FileSource
 from ..data.splits import packed_problem, scale_problem, split_problem
+from ..data.trained import on_both_sides
 from ..judge.watch import watched_problems
 from ..model.backbones import (
     BACKBONES, SECTIONS, Backbone, backbone_of, parameter_count, sizes_of)
@@ -46,7 +47,7 @@ from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
 from ..train.options import LearnConfig, config_class, idle_fault
-from ..train.runner import net_of, put_parts, source_maker
+from ..train.runner import net_of, put_backbone, put_head, source_maker
 
 # %% ../../nbs/front/60_options.ipynb #93abf99f
 OTHER_NAMES = {   # as others call them
@@ -134,6 +135,13 @@ def _shard_problems(cfg, stage, name, path):
         if problem: yield f'{stage.option("test_ratio")}={ratio:g}: {problem}'
 
 # %% ../../nbs/front/60_options.ipynb #6ce6f3ec
+def _same_rows_problems(cfg, stage):
+    "Shards that are given for training and for validation"
+    try: train, valid = (find_shards(stage.of(cfg, role), stage.columns) for role in ('data', 'validation'))
+    except (OSError, ValueError): return            # said elsewhere
+    if same := on_both_sides(train, valid): yield f'{stage.option("validation")}: {same}'
+
+# %% ../../nbs/front/60_options.ipynb #1201e51c
 def data_problems(cfg) -> Iterator[str]:
     "Data paths that are missing, or hold something else"
     for s in stages_of(cfg):
@@ -142,7 +150,9 @@ def data_problems(cfg) -> Iterator[str]:
             yield f'{name}: stage={_choice_text(cfg.stage)} needs the shards of stage {s.id}; none were given'
             continue
         yield from _shard_problems(cfg, s, name, path)
-        if apart is not None: yield from _shard_problems(cfg, s, s.option('validation'), apart)
+        if apart is None: continue
+        yield from _shard_problems(cfg, s, s.option('validation'), apart)
+        yield from _same_rows_problems(cfg, s)
 
 # %% ../../nbs/front/60_options.ipynb #d7d6aec7
 def _device_mode_problems(cfg, mode):
@@ -575,22 +585,22 @@ def _wanted_parts(cfg):
     return [n for n, path in of.items() if path and not any(_checkpoint_problems(n, path))]
 
 # %% ../../nbs/front/60_options.ipynb #fe582701
-def _parts_made(cfg):
-    "The backbone and the heads of all stages of `cfg`, by name"
+def _takers(cfg):
+    "Name → what loads that part, the backbone or a head of one of the stages of `cfg`"
     with torch.random.fork_rng():
         backbone = backbone_of(cfg)
         nets = [net_of(cfg, s, backbone) for s in stages_of(cfg)]
-    return {'backbone': backbone} | {h: m for net in nets for h, m in net.heads.items()}
+    heads = {h: partial(put_head, cfg, net, h) for net in nets for h in net.heads}
+    return {'backbone': partial(put_backbone, cfg, backbone)} | heads
 
 # %% ../../nbs/front/60_options.ipynb #9cae7886
 def fit_problems(cfg) -> Iterator[str]:
     "Parts of a net that do not fit"
     if not (wanted := _wanted_parts(cfg)) or any(part_problems(cfg)) or _too_large(cfg): return
-    try: made = _parts_made(cfg)
+    try: takers = _takers(cfg)
     except ValueError: return         # the net itself is at fault, which is said
-    for name, module in made.items():
-        if name not in wanted: continue
-        try: put_parts(cfg, {name: module})
+    for name in takers.keys() & wanted:
+        try: takers[name]()
         except CheckpointError as e: yield str(e)
 
 # %% ../../nbs/front/60_options.ipynb #0442a5dc

@@ -7,11 +7,11 @@ __all__ = ['BAD', 'GOOD', 'QUIET', 'PRESETS', 'Field', 'LearnPanel']
 
 # %% ../../nbs/front/66_panel.ipynb #1dcb8b53
 import threading
-from datetime import datetime
 
 import ipywidgets as W
 from fastcore.basics import patch
 
+from ..data.files import short_path
 from ..data.plugins import load_plugins
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
@@ -20,6 +20,7 @@ from ..data.options import OptionError
 from .options import option_of, try_config, valid_part
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import section_of, stages_of
+from ..train.folder import begun_folder
 from ..train.options import (
     about, choices_of, config_class, default_text, help_of,
     is_bool, is_list, is_optional, tabs, why_idle)
@@ -312,7 +313,7 @@ def look(self:LearnPanel) -> threading.Thread:
 # %% ../../nbs/front/66_panel.ipynb #d198f984
 def _new_folder(cfg):
     "Where a run of `cfg` is to be, which names no folder"
-    return f'runs/{cfg.run_name or f"{datetime.now():%Y%m%d-%H%M%S}-{cfg.model_architecture}"}'
+    return short_path(begun_folder(cfg).path)
 
 # %% ../../nbs/front/66_panel.ipynb #63f2c2da
 @patch

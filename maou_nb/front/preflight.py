@@ -21,6 +21,7 @@ from ..data.files import FileError
 from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
+from ..data.splits import held_name
 from .options import try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
@@ -29,7 +30,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import folder_of
 from ..train.loop import make_accelerator, precision_of
 from ..train.options import vain_remark
-from ..train.runner import close_sources, loop_remarks, put_parts, stage_loop
+from ..train.runner import close_sources, judged_rows, loop_remarks, put_backbone, stage_loop
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -84,9 +85,12 @@ def _look_at_rows(found, loop, split):
     train, valid, stage = loop.train, loop.valid, loop.stage
     shards = len(train.shards)
     said = f'{train.total_rows:,} in {shards:,} shard{"s" * (shards != 1)}'
-    if valid: said += f', {valid.total_rows:,} held out, {split}'
+    if valid: said += f', {judged_rows(valid.total_rows, split)}'
     else: said += '; none held out: it is judged on the rows it trains on'
-    found.add('rows', said, 'good' if valid or not stage.columns.origin else 'look', stage.id)
+    apart = valid and held_name(split).startswith('held-out')
+    found.add('rows', said, 'good' if apart or not stage.columns.origin else 'look', stage.id)
+    for text in dict.fromkeys([*train.skipped, *(valid.skipped if valid else ())]):
+        found.add('left out', text, 'look', stage.id)
 
 # %% ../../nbs/front/65_preflight.ipynb #13ffb853
 def _look_at_split(found, train, valid, stage):
@@ -245,7 +249,7 @@ def preflight(
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
-    try: put_parts(cfg, {'backbone': backbone})
+    try: put_backbone(cfg, backbone)
     except CheckpointError as e:
         found.add('option', str(e), 'bad')
         return found

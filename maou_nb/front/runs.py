@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_of', 'state_of', 'known_here_only', 'start_run', 'train_here', 'show_widgets', 'Monitor', 'attach',
-           'stages_in', 'Comparison', 'first_row', 'main_figure', 'comparison_figure', 'compare', 'tensorboard']
+           'stages_in', 'Comparison', 'trained_in', 'first_row', 'main_figure', 'comparison_figure', 'compare',
+           'tensorboard']
 
 # %% ../../nbs/front/64_runs.ipynb #aa97294b
 import os
@@ -22,7 +23,7 @@ from fastcore.basics import patch
 from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
-from ..data.files import FileError, open_append
+from ..data.files import FileError, as_path, open_append, short_path, whole
 from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
@@ -31,11 +32,13 @@ from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
+from ..train.checkpoints import CheckpointError, Checkpoints, read_about
 from ..train.folder import RunFolder
 from ..train.runner import used_by
-from ..train.options import LearnConfig, config_class, saved_config
+from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
+from ..data.trained import Trained, in_words, overlap, read_trained
 from ..show.plots import COLORS, Pace, Screen, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
@@ -43,11 +46,12 @@ def config_of(
     run:RunFolder,
 ) -> LearnConfig:  # A `FileError` if it is no run's folder, or its options are not known here
     "The options of a run"
-    kept = run.read_about().get('plugins')
-    try: return saved_config(run.read_config(), str(run.config_file), kept)
+    about = run.read_about()
+    kept, options = about.get('plugins'), moved_options(run.read_config(), about.get('folder'), run.path)
+    try: return saved_config(options, short_path(run.config_file), kept)
     except OptionError as e:
         if missing_plugins(kept): raise FileError(str(e)) from None
-        raise FileError(f'{run.config_file} holds no options of this version: copy it again ({e})') from None
+        raise FileError(f'{short_path(run.config_file)} holds no options of this version: copy it again ({e})') from None
 
 # %% ../../nbs/front/64_runs.ipynb #49cf1c41
 def _place_text(now, cfg):
@@ -74,7 +78,9 @@ def state_of(
         gone = 'its process is gone without a word: was it killed?'
         return 'failed', f'{gone} All up to its last checkpoint is there'
     try: result = read_result(run)
-    except FileError: result = None
+    except FileError as e:
+        if run.result_file.exists(): return 'failed', str(e)
+        result = None
     if result and result.stopped: return 'stopped', result.stopped
     last = run.log(1)
     if result and len(result.stages_completed) == len(stages_of(config_of(run))):
@@ -119,7 +125,7 @@ def start_run(
     if unknown := known_here_only(cfg): raise OptionError(unknown)
     run = RunFolder(cfg.run_dir)
     if (other := run.at_work()):
-        raise OptionError(f'run_dir: process {other.pid} is training in {run.path} already; attach shows it')
+        raise OptionError(f'run_dir: process {other.pid} is training in {run} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
     with open_append(run.log_file) as log: return _spawn(cfg, log)
 
@@ -127,10 +133,11 @@ def start_run(
 def _lives(worker):
     "Whether a process or thread is still there; None is not known"
     if isinstance(worker, threading.Thread): return worker.is_alive()
-    return worker is None or worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE
+    try: return worker is None or psutil.Process(worker.pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
 
 # %% ../../nbs/front/64_runs.ipynb #2e40a749
-_wishes = {}      # run folder → the `StopWish` of the thread that trains in it here
+_wishes = {}      # whole path of a run folder → the `StopWish` of the thread that trains in it here
 
 # %% ../../nbs/front/64_runs.ipynb #0d45c58a
 def _train_thread(cfg, run, stop):
@@ -138,7 +145,7 @@ def _train_thread(cfg, run, stop):
     try: train_run(cfg, stop, run.say, pictures=False)
     except (ValueError, RuntimeError) as e: run.say(str(e))
     except Exception as e: run.say(f'{type(e).__name__}: {e}')
-    finally: _wishes.pop(run.path.resolve(), None)
+    finally: _wishes.pop(run.path, None)
 
 # %% ../../nbs/front/64_runs.ipynb #18752c45
 def train_here(
@@ -151,7 +158,7 @@ def train_here(
     run, stop = RunFolder(cfg.run_dir), StopWish()
     run.path.mkdir(parents=True, exist_ok=True)
     run.say(f'$ {as_command(cfg)}   # in a thread')
-    _wishes[run.path.resolve()] = stop
+    _wishes[run.path] = stop
     thread = threading.Thread(target=_train_thread, args=(cfg, run, stop), daemon=True)
     thread.start()
     return thread
@@ -209,7 +216,7 @@ def stop(self:Monitor):
     process = self.run.at_work()
     if process is None: return
     if process.pid != os.getpid(): process.send_signal(signal.SIGTERM)
-    elif (wish := _wishes.get(self.run.path.resolve())): wish.why = 'the Stop button'
+    elif (wish := _wishes.get(self.run.path)): wish.why = 'the Stop button'
 
 # %% ../../nbs/front/64_runs.ipynb #ef51825b
 @patch
@@ -232,7 +239,7 @@ def tell(self:Monitor) -> str:
     if state == 'training': self.patience = 0.
     elif time.monotonic() < self.patience and _lives(self.child):
         state, says = 'starting', 'the process is starting'
-    folder = tag('small', f'run folder: {self.run.path}')
+    folder = tag('small', f'run folder: {self.run}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
     self.status.value = join_html([_state_html(state, says), folder], tag('br'))
     self.log.value = tag('pre', self.run.log(), style=small)
@@ -313,7 +320,7 @@ def watch(self:Monitor,
     starting:bool=False,   # Its process is on its way
 ):
     "Follow the run in `run_dir`"
-    if self.run is None or Path(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
+    if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
     self.patience = time.monotonic() + 30 if starting else 0.
     self.look(force=True)
     if self.thread is not None and self.thread.is_alive(): return
@@ -346,7 +353,11 @@ def stages_in(
 # %% ../../nbs/front/64_runs.ipynb #f748bd3c
 class Comparison:
     "Runs side by side: their figures, the options in which they differ, and their curves"
-    def __init__(self, runs:dict): self.runs = runs    # Name → (options, epochs by stage)
+    def __init__(self,
+        runs:dict,               # Name → (options, epochs by stage)
+        trained:dict|None=None,  # Name → what each stage was trained and judged on; none: not known
+    ):
+        self.runs, self.trained = runs, trained or {}
 
     def differences(self) -> list[tuple]:
         "(option, its value in each run) where they differ; places and names of the run apart"
@@ -360,7 +371,7 @@ class Comparison:
 def _values(self:Comparison, n, name):
     "The last value of a figure of stage `n` in each run; of seconds the sum"
     histories = [epochs.get(n, []) for _, epochs in self.runs.values()]
-    if name == 'seconds': return [sum(e['seconds'] for e in h) or None for h in histories]
+    if name == 'seconds': return [sum(e.get('seconds') or 0 for e in h) or None for h in histories]
     last = [h[-1] if h else {} for h in histories]
     return [r.get(f'valid/{name}', r.get(f'train_eval/{name}')) for r in last]
 
@@ -372,6 +383,43 @@ def figures(self:Comparison) -> list[tuple]:
     rows = [(n, k, self._values(n, k)) for n in stages_in(self.runs) for k in names(n)]
     return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
+# %% ../../nbs/front/64_runs.ipynb #3091cde5
+def trained_in(run:RunFolder) -> dict[int|str, Trained]:
+    "Stage → what it was trained and judged on, as far as the checkpoints of `run` tell"
+    try: kept = {s.stage: run.path/s.checkpoints['last'] for s in read_result(run).stages()}
+    except (FileError, LookupError): kept = {}
+    found = {}
+    for stage in STAGES.values():
+        try: about = read_about(kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or '')
+        except CheckpointError: continue
+        if 'trained' in about: found[stage.id] = read_trained(about['trained'])
+    return found
+
+# %% ../../nbs/front/64_runs.ipynb #8b0b4014
+@patch
+def _pair(self:Comparison, n, judged, other):
+    "What to say of stage `n` of two runs: on what one is judged, and what the other was trained on"
+    ours, theirs = (self.trained[name][n] for name in (judged, other))
+    if ours.valid is None: return
+    found = overlap(theirs.train, ours.valid)
+    if found.trained or found.shared:
+        yield f'stage {n}: {other} has seen some of the rows that {judged} is judged on: {in_words(found)}'
+
+# %% ../../nbs/front/64_runs.ipynb #296d175b
+@patch
+def remarks(self:Comparison) -> list[str]:
+    "Sentences on figures that cannot be compared, as they are of other rows, or of rows trained on"
+    said = []
+    for n in stages_in(self.runs):
+        known = [name for name in self.runs if n in self.trained.get(name, ())]
+        if lost := [name for name, (_, epochs) in self.runs.items() if n in epochs and name not in known]:
+            said.append(f'stage {n}: which rows {", ".join(lost)} had is not known')
+        rows = [(t.valid or t.train) for name in known for t in [self.trained[name][n]]]
+        if any((r.shards, r.folds) != (rows[0].shards, rows[0].folds) for r in rows):
+            said.append(f'stage {n}: {", ".join(known)} are judged on different rows')
+        said += [text for a in known for b in known if a != b for text in self._pair(n, a, b)]
+    return said
+
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
 
@@ -380,7 +428,7 @@ def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, fl
 def __repr__(self:Comparison):
     table = lambda rows: [' | '.join(map(_cell_text, row)) for row in rows]
     differ, reached = table(self.differences()), table(self.figures())
-    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached])
+    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached, *self.remarks()])
 
 # %% ../../nbs/front/64_runs.ipynb #d2b26df8
 def first_row(runs:dict, stage) -> dict:
@@ -436,7 +484,7 @@ def _repr_html_(self:Comparison):
     if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
     reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
     curves = picture(comparison_figure(self.runs), f'curves of {", ".join(self.runs)}')
-    return join_html([*options, *reached, curves])
+    return join_html([*options, *reached, *(tag('p', text) for text in self.remarks()), curves])
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
 def compare(
@@ -447,14 +495,15 @@ def compare(
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
-    names = short if len({*short}) == len(short) else [str(f.path) for f in folders]
-    return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)})
+    names = short if len({*short}) == len(short) else [str(f) for f in folders]
+    return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)},
+                      {n: trained_in(f) for n, f in zip(names, folders)})
 
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834
 def _logs(run):
     "Where the TensorBoard log of a run is"
-    places = [config_of(run).log_dir, run.logs, Path('logs')/run.path.name]
-    places = [Path(p) for p in places if p is not None]
+    said = config_of(run).log_dir
+    places = [run.logs, *([as_path(said)] if said else []), Path('logs')/run.path.name]
     found = next((p for p in places if p.exists()), None)
     if found is not None: return found
     raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')

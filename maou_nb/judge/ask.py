@@ -15,8 +15,7 @@ import torch
 from rsshogi.core import Board
 
 from ..data.board import playable
-from ..data.files import local_file
-from ..data.labels import LABEL_SCHEME
+from ..data.files import as_path, local_file
 from ..data.options import OptionError
 from ..data.plugins import missing_plugins, warn_of_plugins
 from ..model.backbones import backbone_of
@@ -24,8 +23,8 @@ from ..model.heads import Net
 from ..show.boards import Position, read_position
 from ..data.html import join_html
 from ..stages.stage import STAGES, Stage, stage_of_heads
-from ..train.checkpoints import CheckpointError, find_checkpoint, load_tensors, part
-from ..train.options import LearnConfig, config_class, saved_config
+from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part
+from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.runner import net_of
 
 # %% ../../nbs/judge/51_ask.ipynb #df97890a
@@ -35,9 +34,7 @@ def _check_about(about, path):
     if not isinstance(said.get('config'), dict) or not isinstance(said.get('stage'), int|str):
         raise CheckpointError(f'{path} does not say what network it holds: '
                               'a checkpoint written by learn_multi_stage was expected')
-    labels = about.get('labels', LABEL_SCHEME)
-    if labels != LABEL_SCHEME:
-        raise CheckpointError(f'{path} numbers its move labels as {labels!r}: {LABEL_SCHEME!r} was expected')
+    check_labels(about, path)
 
 # %% ../../nbs/judge/51_ask.ipynb #67193e8e
 def _read(path):
@@ -89,7 +86,8 @@ def _net_said(about, path):
 # %% ../../nbs/judge/51_ask.ipynb #5159a2a0
 def _check_weights(weights, own, path, about):
     "Refuse weights of another network than the one that is described"
-    differ = {k for k in set(weights) & set(own) if weights[k].shape != own[k].shape}
+    kind = lambda t: (t.shape, t.is_floating_point())
+    differ = {k for k in set(weights) & set(own) if kind(weights[k]) != kind(own[k])}
     wrong = sorted(set(weights) ^ set(own) | differ)
     if not wrong: return
     usual = 'a checkpoint as learn_multi_stage wrote it was expected'
@@ -108,7 +106,9 @@ def load_net(
     weights = _weights(tensors, which_weights, path)
     _check_weights(weights, net.state_dict(), path, about)
     net.load_state_dict(weights)
-    net.about = {**about, 'path': str(path)}
+    then = about.get('saved', {}).get('folder')
+    config = moved_options(about['config'], then, as_path(path).parent)
+    net.about = {**about, 'path': str(path), 'config': config}
     warn_of_plugins(about.get('plugins'))
     return net.eval()
 

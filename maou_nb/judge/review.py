@@ -24,7 +24,7 @@ from .ask import as_net, evaluating
 from .evaluate import rows_to_judge
 from ..model.heads import Net
 from ..show.boards import LETTERS, Gallery, letters_of
-from ..data.html import tag
+from ..data.html import join_html, tag
 from ..stages.stage import STAGES, Stage, stage_of
 from ..train.checkpoints import CheckpointError
 from ..train.loop import best_device
@@ -37,6 +37,7 @@ class Review:
     net: Net|None                    # None: rows are shown as they are
     plan: Plan
     errors: pl.DataFrame             # A row each: its number, and its figures
+    known: str = ''                  # How these rows stand to those the network was trained on, if that is known
 
     @property
     def stage(self) -> int|str:
@@ -47,6 +48,11 @@ class Review:
     def taught(self) -> Stage:
         "The stage itself"
         return stage_of(self.source.columns.key)
+
+    @property
+    def on(self) -> str:
+        "What rows these are"
+        return f'stage {self.stage}, {self.source.total_rows:,} rows' + f', {self.known}'*bool(self.known)
 
     def __len__(self): return len(self.errors)
 
@@ -99,14 +105,14 @@ def _shards_at(
 
 # %% ../../nbs/judge/54_review.ipynb #c4e3de8c
 def _shards_of(of, data, stage, folds):
-    "(network or None, source) of what is to be looked at"
+    "(network or None, source, how it stands to what was trained on) of what is to be looked at"
     why = ''
     if data is None and isinstance(of, (str, Path, list)):     # shards themselves, or a checkpoint
         source, why = _shards_at(of, stage, folds)
-        if source is not None: return None, source
+        if source is not None: return None, source, ''
     try: net = as_net(of, stage)
     except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
-    return net, rows_to_judge(net, data, stage, folds)[0]
+    return net, *rows_to_judge(net, data, stage, folds)
 
 # %% ../../nbs/judge/54_review.ipynb #762524b9
 @torch.no_grad()
@@ -135,12 +141,12 @@ def review(
 ) -> Review:
     "Ask a network about rows, and keep how wrong it is on each"
     if rows < 1: raise ValueError(f'rows={rows!r}: one or more were expected')
-    net, source = _shards_of(of, data, stage, folds)
+    net, source, known = _shards_of(of, data, stage, folds)
     if not source.total_rows: raise ShardError(f'{of if data is None else data}: no rows to look at')
     plan, n = source.plan(batch_size, shuffle=False), min(rows, source.total_rows)
     parts = [] if net is None else list(_errors(source, net, plan, -(-n // batch_size)))
     columns = {k: torch.cat([p[k] for p in parts])[:n].numpy() for k in parts[0]} if parts else {}
-    return Review(source, net, plan, pl.DataFrame({'row': np.arange(n), **columns}))
+    return Review(source, net, plan, pl.DataFrame({'row': np.arange(n), **columns}), known)
 
 # %% ../../nbs/judge/54_review.ipynb #aa10dca7
 @patch
@@ -170,7 +176,7 @@ def show_results(
     "Boards of a network's answers, the worst first"
     found = of if isinstance(of, Review) else review(of, data, stage, **options)
     if worst == 'auto': worst = next(iter(found.orders()), None)
-    return Gallery(*(found.show(i, letters) for i in found.order(worst)[:n]))
+    return Gallery(*(found.show(i, letters) for i in found.order(worst)[:n]), said=found.on)
 
 # %% ../../nbs/judge/54_review.ipynb #ef4c13f5
 class Browser:
@@ -184,8 +190,8 @@ class Browser:
         self.place = W.BoundedIntText(min=1, max=len(found), value=1, description='Row', continuous_update=False)
         self.back = W.Button(icon='arrow-left', tooltip='Row before', layout=narrow)
         self.forth = W.Button(icon='arrow-right', tooltip='Next row', layout=narrow)
-        self.of, self.board = W.HTML(f'of {len(found):,}'), W.HTML()
-        rows = [W.HBox([self.sort, self.letters]), W.HBox([self.back, self.place, self.forth, self.of]), self.board]
+        self.of, self.board, on = W.HTML(f'of {len(found):,}'), W.HTML(), W.HTML(tag('small', found.on))
+        rows = [W.HBox([self.sort, self.letters]), W.HBox([self.back, self.place, self.forth, self.of]), on, self.board]
         self.box = W.VBox(rows)
         self.box.add_class('maou-browser')
         self._listen()
@@ -205,13 +211,13 @@ def _listen(self:Browser):
 @patch
 def draw(self:Browser):
     "Show the row"
-    self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
+    self.shown = self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
 
 # %% ../../nbs/judge/54_review.ipynb #6290583e
 @patch
 def _repr_mimebundle_(self:Browser, **kwargs):
-    plain = f'{len(self.found):,} rows of stage {self.found.stage}'
-    return {**self.box._repr_mimebundle_(**kwargs), 'text/html': self.board.value, 'text/plain': plain}
+    html = join_html([tag('small', self.found.on), self.shown])
+    return {**self.box._repr_mimebundle_(**kwargs), 'text/html': html, 'text/plain': self.found.on}
 
 # %% ../../nbs/judge/54_review.ipynb #257601b8
 @patch

@@ -100,6 +100,7 @@ class Watched(Callback):
     def before_fit(self, loop):
         "Take away lines that the run will write again; ask a network that has learnt nothing yet"
         if not loop.main_process: return
+        if loop.resumed and loop.finished: return       # it writes nothing again
         own, done = loop.stage.id, loop.epoch if loop.resumed else -1
         cut_lines(self.path, lambda row: row['stage'] in loop.before or row['stage'] == own and row['epoch'] <= done)
         if not loop.resumed: self.ask(loop)

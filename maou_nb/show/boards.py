@@ -65,12 +65,13 @@ def sfen(self:Position) -> str:
 # %% ../../nbs/show/03_boards.ipynb #52f06cd6
 class Gallery:
     "Pictures of boards in a row, wrapped where the page is narrow"
-    def __init__(self, *svgs:Html): self.svgs = svgs
-    def __repr__(self): return f'{len(self.svgs)} boards'
+    def __init__(self, *svgs:Html, said:str=''): self.svgs, self.said = svgs, said     # And what they are of
+    def __repr__(self): return f'{len(self.svgs)} boards' + f': {self.said}'*bool(self.said)
 
     def _repr_html_(self):
         style = 'display:flex;flex-wrap:wrap;gap:8px'
-        return tag('div', *self.svgs, style=style)
+        said = [tag('div', self.said)]*bool(self.said)
+        return join_html([*said, tag('div', *self.svgs, style=style)])
 
 # %% ../../nbs/show/03_boards.ipynb #a4d228e0
 LETTERS = {   # of the 14 kinds, by piece code - 1

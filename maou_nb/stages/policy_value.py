@@ -39,7 +39,8 @@ class Stage3Data(Section):
     "What stage 3 is trained and judged on"
     stage3_data_path: DataPath = option(None, 'Shards of stage 3, likewise', 'Data', 'silent', '3')
     stage3_validation_data_path: DataPath = option(None,
-        'Shards to judge stage 3 on; test_ratio is not used then', 'Data', 'silent', '3')
+        'Shards to judge stage 3 on, none of which is trained on; test_ratio is not used then. '
+        'Games that are trained on, too, are counted', 'Data', 'silent', '3')
     test_ratio: float = option(0.2,
         'Share of stage 3 held out for validation: by game, to the nearest fold, and by fold where '
         'records are pieces of games (HCPE, PSV); by file, or by row of a single file, where rows know no games',

@@ -22,7 +22,8 @@ from .stage import Figure, Part, Stage, register_stage
 def scheduler_name(value):
     "Display names of the schedulers are accepted too"
     shown = {'warmup+cosinedecay': 'warmup_cosine_decay', 'cosineannealinglr': 'cosine_annealing_lr'}
-    return shown.get(lower(value), lower(value)) if isinstance(value, str) else value
+    name = lower(value)
+    return shown.get(name, name) if isinstance(name, str) else name
 
 # %% ../../nbs/stages/32_reachable.ipynb #2f428990
 SCHEDULERS = ('warmup_cosine_decay', 'cosine_annealing_lr', 'none')

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import add_line, cut_lines, read_lines
-from .loop import Callback, Loop, OutOfRoom
+from .loop import Callback, Loop, OutOfRoom, WorkerGone
 from .optim import OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
@@ -206,8 +206,10 @@ def before_fit(self:Steps, loop):
     "Take away lines that the run will write again; go on with the others"
     self.begun, self.last = time.monotonic(), 0.
     own = loop.stage.id
+    # a stage that is finished writes nothing again, and later ones may have lines
     written = lambda row: row['stage'] == own and row['step'] <= loop.step
-    if loop.main_process: cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
+    if loop.main_process and not loop.finished:
+        cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
     loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
     self._mark(loop)
 
@@ -242,8 +244,9 @@ class TensorBoard(Callback):
     def __init__(self,
                  folder:str|Path,
                  histograms:int=0,     # Epochs between histograms of weights and gradients; 0: none
-                 globs:tuple=()):      # Of parameters whose names match one of these; empty: of all
-        self.folder, self.histograms, self.globs = Path(folder), histograms, globs
+                 globs:tuple=(),       # Of parameters whose names match one of these; empty: of all
+                 run:str=''):          # The id of the run
+        self.folder, self.histograms, self.globs, self.run = Path(folder), histograms, globs, run
         self.gradients, self.writer = {}, None
 
     def before_fit(self, loop):
@@ -251,6 +254,7 @@ class TensorBoard(Callback):
         if not loop.main_process: return
         purge = loop.step + 1 if loop.resumed else None
         self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=purge)
+        if self.run: self.writer.add_text(f'{loop.stage.slug}/run', self.run, loop.step)
 
     def after_step(self, loop):
         "Write a step's figures if `Steps` took them"
@@ -322,8 +326,10 @@ class Saver(Callback):
                  about:Callable[[Loop], dict]=lambda loop: {},   # What else to say of checkpoints
                  every:int|None=None,      # Steps between checkpoints; None: only after each epoch
                  keep:int=3,               # How many of the last are kept
-                 parts:bool=False):        # Write the best net's parts as files of their own, too
-        self.checkpoints, self.say_about = Checkpoints(folder, keep), about
+                 parts:bool=False,         # Write the best net's parts as files of their own, too
+                 run:str='',               # The id of the run
+                 say:Callable=print):      # Told of checkpoints that were deleted meanwhile
+        self.checkpoints, self.say_about = Checkpoints(folder, keep, run, say), about
         self.every, self.parts = every, parts
         self.about, self.at = {}, None
 
@@ -361,5 +367,5 @@ def save(self:Saver, loop, marks=(), **figures):
 def after_fit(self:Saver, loop):
     "Save where the run was stopped"
     if loop.error is None or not loop.whole: return
-    if isinstance(loop.error, (OutOfRoom, OSError)): return
+    if isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone): return
     if self.at not in (None, (loop.epoch, loop.step)): self.save(loop)

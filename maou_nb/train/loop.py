@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['TIMINGS', 'DeviceOptions', 'best_device', 'best_precision', 'make_accelerator', 'precision_of', 'Settings',
-           'Callback', 'StopWish', 'Stopped', 'Diverged', 'OutOfRoom', 'Loop', 'compile_options', 'Means', 'state_name']
+           'Callback', 'StopWish', 'signals_wait', 'import_compiler', 'Stopped', 'Diverged', 'OutOfRoom', 'WorkerGone',
+           'Loop', 'compile_options', 'Means', 'state_name']
 
 # %% ../../nbs/train/43_loop.ipynb #ee6d5e7d
-import errno
 import json
 import math
 import signal
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Annotated
 
 import torch
@@ -24,6 +25,7 @@ from fastcore.basics import patch
 from pydantic import BeforeValidator
 
 from ..data.batches import BatchStream, DenseBatch, DenseCache, batch_loader
+from ..data.files import disk_words
 from ..data.options import Section, lower, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
@@ -163,8 +165,28 @@ class StopWish:
         for s, old in self._old.items(): signal.signal(s, old)
 
     def _take(self, number, frame):
-        if self.why: raise KeyboardInterrupt
-        self.why = signal.Signals(number).name
+        # whoever ends processes may ask twice; a person who interrupts twice has lost patience
+        if self.why and number == signal.SIGINT: raise KeyboardInterrupt
+        self.why = self.why or signal.Signals(number).name
+
+# %% ../../nbs/train/43_loop.ipynb #eeb05ab4
+@contextmanager
+def signals_wait():
+    "Ctrl-C, an interrupt and SIGTERM come when the context ends"
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    old = {s: signal.signal(s, lambda number, frame: came.append(number)) for s in (signal.SIGINT, signal.SIGTERM)}
+    try: yield
+    finally:
+        for s, handler in old.items(): signal.signal(s, handler)
+        for s in came[:1]: signal.raise_signal(s)
+
+# %% ../../nbs/train/43_loop.ipynb #2f2fd68b
+def import_compiler():
+    "Import what torch would import in the middle of a run"
+    with signals_wait(): import_module('torch._dynamo')
 
 # %% ../../nbs/train/43_loop.ipynb #7bad3149
 class Stopped(RuntimeError):
@@ -178,6 +200,10 @@ class Diverged(RuntimeError):
 # %% ../../nbs/train/43_loop.ipynb #04f5e7fc
 class OutOfRoom(RuntimeError):
     "Memory or disk ran out"
+
+# %% ../../nbs/train/43_loop.ipynb #9da646f2
+class WorkerGone(OutOfRoom):
+    "A process that loads data was killed, most often because memory ran out"
 
 # %% ../../nbs/train/43_loop.ipynb #a36afa89
 class Loop:
@@ -204,6 +230,7 @@ class Loop:
         self.means = None                                # … and the sums of the epoch so far
         self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
         self.judged_on = 'valid' if valid else 'train_eval'
+        self.trained = None                              # both sides of its rows, known by content
         self.losses, self.grad_norm = {}, None           # of the last batch, and of the last step
         self.averaged = None                             # the averaged network, from `Averaging`
         self.board = None                                # TensorBoard's writer, for who logs more
@@ -527,9 +554,12 @@ def in_words(self:Loop, error:BaseException) -> BaseException:
     "`error`, or what it means for this run"
     stage, text = self.stage, ' '.join(str(error).split())
     if _no_memory(error): return OutOfRoom(self._half_the_memory())
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return OutOfRoom(f'stage {stage.id} could not save ({text}): the disk is full; make room, '
+    if isinstance(error, OSError) and (said := disk_words(error)):
+        return OutOfRoom(f'stage {stage.id} could not go on: {said}; make room, '
                          'then resume_from="latest" goes on from the last checkpoint')
+    if isinstance(error, RuntimeError) and text.startswith('DataLoader worker'):
+        return WorkerGone(f'stage {stage.id} lost a worker that loads data ({text.rstrip(". ")}): was memory short? '
+                          'a smaller dataloader_workers needs less, and resume_from="latest" goes on')
     if self.cfg.detect_anomaly and isinstance(error, RuntimeError) and 'nan values' in text:
         return Diverged(f'stage {stage.id} diverged in step {self.step + 1}: {text}; '
                         'the operation is named in the warning above, with where it was called')
@@ -587,6 +617,18 @@ def _callback_states(self:Loop) -> tuple[dict, dict]:
 
 # %% ../../nbs/train/43_loop.ipynb #9c771512
 @patch
+def _end(self:Loop):
+    "Let every callback end, and then raise what went wrong with one of them, unless something had before"
+    failed = None
+    for cb in self.callbacks:
+        try: cb.after_fit(self)
+        except Exception as e: failed = failed or e
+    if failed is None or self.error is not None: return
+    self.error = self.in_words(failed)
+    raise self.error from (None if self.error is failed else failed)
+
+# %% ../../nbs/train/43_loop.ipynb #4fa979c9
+@patch
 def fit(self:Loop) -> list[dict]:
     "Train until the stage is finished; returns the history"
     try:
@@ -601,7 +643,7 @@ def fit(self:Loop) -> list[dict]:
         self.error = self.in_words(e)
         if self.error is e: raise
         raise self.error from e
-    finally: self.call('after_fit')
+    finally: self._end()
     return self.history
 
 # %% ../../nbs/train/43_loop.ipynb #2ccc6526

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LIBRARY', 'LearnConfig', 'config_class', 'about', 'tabs', 'why_idle', 'idle_fault', 'set_in_vain', 'vain_remark',
-           'saved_options', 'as_begun', 'saved_config', 'changes', 'allowed_changes', 'gone_on_with', 'kinds_of',
-           'is_list', 'is_bool', 'is_optional', 'choices_of', 'limits_of', 'default_text', 'help_of', 'OptionTable',
-           'signature_of', 'takes_options']
+           'saved_options', 'with_whole_paths', 'moved_options', 'as_begun', 'saved_config', 'changes',
+           'allowed_changes', 'gone_on_with', 'kinds_of', 'is_list', 'is_bool', 'is_optional', 'choices_of',
+           'limits_of', 'default_text', 'help_of', 'OptionTable', 'signature_of', 'takes_options']
 
 # %% ../../nbs/train/47_options.ipynb #bb8485c3
 import inspect
@@ -16,7 +16,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic import ValidationError, create_model
 
-from ..data.options import About, OptionError, RowOptions, Section, shown
+from ..data.files import found_again, whole
+from ..data.options import About, OptionError, RowOptions, Section, is_path, shown
 from ..data.plugins import missing_plugins
 from ..model.backbones import (SECTIONS, BackboneOptions, MixerOptions, ResNetOptions,
                                      ViTOptions)
@@ -135,6 +136,28 @@ def saved_options(cfg:LearnConfig) -> dict:
     used |= {*LearnConfig.model_fields, *SECTIONS.get(cfg.model_architecture, Section).model_fields}
     return {n: v for n, v in cfg.model_dump(mode='json').items() if n in used}
 
+# %% ../../nbs/train/47_options.ipynb #9e7c249f
+def _each_path(options:dict, f) -> dict:
+    "Those of `options` that are paths, with `f` of each path"
+    fields = config_class().model_fields
+    names = [n for n, v in options.items() if v and n in fields and is_path(fields[n])]
+    given = {n: options[n] for n in names if (n, options[n]) != ('resume_from', 'latest')}
+    return {n: [*map(f, v)] if isinstance(v, list) else f(v) for n, v in given.items()}
+
+# %% ../../nbs/train/47_options.ipynb #18c02383
+def with_whole_paths(cfg:LearnConfig) -> LearnConfig:
+    "`cfg` with every path from the root on; URLs are so already"
+    return cfg.model_copy(update=_each_path(cfg.model_dump(), lambda p: str(whole(p))))
+
+# %% ../../nbs/train/47_options.ipynb #088d49e4
+def moved_options(
+    options:dict,     # As JSON has them
+    then:str|None,    # The folder that they were written down for, where it was …
+    now,              # … and where it is
+) -> dict:
+    "`options` with paths that lead nowhere any more as they lead from where the folder is now"
+    return options | _each_path(options, lambda p: found_again(p, then, now))
+
 # %% ../../nbs/train/47_options.ipynb #ea14facd
 def as_begun(options:dict) -> dict:
     "The `options` of a run as JSON has them, with those that were not there when it began"
@@ -159,10 +182,16 @@ def saved_config(
 def changes(
     old:dict,          # Options as a checkpoint has them
     cfg:LearnConfig,
+    plugins:list=(),   # That the run used
+    version:str='',    # That wrote `old`
 ) -> tuple[list[str], list[str]]:   # What cannot change, and what may: 'option: old → new'
     "How `cfg` differs from the options of the run that it goes on with"
     fields = type(cfg).model_fields
-    try: was = type(cfg)(**{n: v for n, v in as_begun(old).items() if n in fields}).model_dump(mode='json')
+    if unknown := sorted(old.keys() - fields.keys()):
+        why = missing_plugins(plugins) or [f'version {version or "another"} wrote it']
+        raise OptionError('resume_from: the run was begun with options that are not known here '
+                          f'({", ".join(unknown)}): {"; ".join(why)}')
+    try: was = type(cfg)(**as_begun(old)).model_dump(mode='json')
     except ValidationError as e:
         names = ', '.join(f'{x["loc"][0]}={x["input"]!r}' for x in e.errors())
         raise OptionError(f'resume_from: the run was begun with {names}, which is not allowed any more: '
@@ -173,9 +202,9 @@ def changes(
     return of_kind('fixed'), of_kind('free')
 
 # %% ../../nbs/train/47_options.ipynb #c751bf82
-def allowed_changes(old:dict, cfg:LearnConfig) -> list[str]:
+def allowed_changes(old:dict, cfg:LearnConfig, plugins:list=(), version:str='') -> list[str]:
     "What `cfg` changes of the options `old` of a run; an `OptionError` if it cannot go on so"
-    fixed, free = changes(old, cfg)
+    fixed, free = changes(old, cfg, plugins, version)
     if not fixed: return free
     raise OptionError('resume_from: the run was begun with other options, '
                       f'which its net and order of rows depend on ({"; ".join(fixed)}); '
