@@ -80,7 +80,7 @@ def test_padded_products_are_the_same(rows, architecture, monkeypatch):
             outputs = loop.ask(loop.net, batch, loop.train)
             loop.stage.loss(outputs, batch, loop.cfg)['loss'].backward()
             outputs = torch.cat([v.detach().float().flatten() for v in outputs.values()])
-            found.append((outputs, torch.cat([p.grad.flatten() for p in loop.trained if p.grad is not None])))
+            found.append((outputs, torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])))
             loop.optimizer.zero_grad()
         for a, b in zip(*found): assert (a - b).norm() <= 0.02*b.norm()
 

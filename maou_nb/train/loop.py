@@ -282,7 +282,7 @@ def _take(self:Loop, net):
     self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs,
                                     self.cfg.warmup_steps)
     self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
-    self.trained = [p for p in self.net.parameters() if p.requires_grad]
+    self.parameters = [p for p in self.net.parameters() if p.requires_grad]
 
 # %% ../../nbs/train/43_loop.ipynb #db03c608
 def compile_options(
@@ -413,7 +413,7 @@ def _share(self:Loop) -> tuple[float, bool]:
 def clip(self:Loop) -> torch.Tensor:
     "Scale the gradients down to the largest norm that is allowed; the norm they had"
     limit = self.cfg.gradient_clip_norm or math.inf       # with no limit it is still measured
-    return self.accelerator.clip_grad_norm_(self.trained, limit)
+    return self.accelerator.clip_grad_norm_(self.parameters, limit)
 
 # %% ../../nbs/train/43_loop.ipynb #e0f0e1e5
 @patch
