@@ -169,12 +169,6 @@ def speed(args, architecture, precision, compiled, cache, **options):
                         batch=batch, **rates(args, loop), **options)
     return halving(measure, args.batch)
 
-def fused_adamw(loop):
-    "An optimizer of the same weights in one kernel"
-    groups = [{'params': g['params'], 'weight_decay': g['weight_decay']}
-              for g in loop.optimizer.optimizer.param_groups]
-    return torch.optim.AdamW(groups, lr=1e-3, fused=True)
-
 @contextmanager
 def cudnn_benchmark():
     "With the fastest of cuDNN's convolutions, which it tries out"
@@ -182,34 +176,17 @@ def cudnn_benchmark():
     try: yield
     finally: torch.backends.cudnn.benchmark = False
 
-@contextmanager
-def tf32_products():
-    "With matrix products of fp32 in TF32"
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('high')
-    try: yield
-    finally: torch.set_float32_matmul_precision(before)
-
-def changed_rates(loop, rate):
-    "`rate` with one thing changed that only a GPU knows"
-    changed = {}
-    if loop.cfg.precision != 'fp16': changed['fused AdamW'] = rate(fused_adamw(loop))
-    with cudnn_benchmark(): changed['cudnn.benchmark'] = rate()
-    if loop.cfg.precision == 'fp32':
-        with tf32_products(): changed['TF32 products'] = rate()
-    return changed
-
 def whatif(args, architecture, precision):
     "Positions/s of the bare step with one thing changed at a time"
     def measure(batch):
         with open_loop(args, architecture, precision, batch=batch) as loop:
             rows, steps = kept(loop), args.whatif_steps
-            def rate(optimizer=None):
-                pure(loop, rows, 3, optimizer)
-                run = lambda: pure(loop, rows, steps, optimizer)
+            def rate():
+                pure(loop, rows, 3)
+                run = lambda: pure(loop, rows, steps)
                 return round(steps*batch / min(timed(loop.device, run) for _ in range(2)))
             found = {'as it is': rate()}
-            if loop.device.type == 'cuda': found |= changed_rates(loop, rate)
+            with cudnn_benchmark(): found['cudnn.benchmark'] = rate()
             return dict(architecture=architecture, precision=precision, batch=batch,
                         positions_per_second=found)
     return halving(measure, args.batch)
@@ -452,28 +429,29 @@ JOBS = [
     *for_each(speed, how('bf16', 'file')),
     *for_each(resume, dict(precision='bf16')),
     job(syncs, architecture='vit', precision='bf16', cache='file'),
-    job(ddp1),
-    job(deterministic_late),
     *for_each(speed, how('bf16', 'device', True)),
-    *for_each(whatif, dict(precision='bf16')),
+    *for_each(curve, {}),
+    job(syncs, architecture='vit', precision='bf16', cache='device'),
+    job(syncs, architecture='vit', precision='fp16', cache='file'),
+    job(speed, architecture='vit', **how('bf16', 'file'), vit_position='relative'),
+    *for_each(speed, how('tf32', 'file')),
+    job(speed, architecture='vit', **how('bf16', 'device', True), vit_position='relative'),
     job(kernels, architecture='vit', **PLAIN),
     job(kernels, architecture='resnet', **PLAIN),
     job(kernels, architecture='mlp-mixer', **PLAIN),
-    job(syncs, architecture='vit', precision='fp16', cache='file'),
-    job(syncs, architecture='vit', precision='bf16', cache='device'),
-    job(curve, architecture='resnet'),
+    job(ddp1),
+    job(deterministic_late),
+    job(recompile),
     *for_each(speed, how('bf16', 'device'), how('bf16', 'memory')),
     *for_each(speed, how('fp32', 'file')),
     *for_each(speed, how('fp16', 'file')),
-    job(speed, architecture='vit', **how('bf16', 'file'), pin_memory=True),
-    job(speed, architecture='vit', **how('bf16', 'file'), vit_position='relative'),
+    job(speed, architecture='vit', **how('bf16', 'file'), pin_memory=False),
+    job(whatif, architecture='resnet', precision='bf16'),
     job(kernels, architecture='vit', **PLAIN, vit_position='relative'),
-    job(whatif, architecture='vit', precision='fp32'),
-    job(curve, architecture='vit'),
-    job(recompile),
     job(resume, architecture='resnet', precision='fp32'),
     *for_each(speed, how('bf16', 'file', True), how('fp16', 'file', True),
               how('fp32', 'file', True)),
+    *for_each(speed, how('bf16', 'device', True) | dict(compile_mode='max-autotune-no-cudagraphs')),
 ]
 KINDS = list(dict.fromkeys(kind for kind, *_ in JOBS))
 KEYWORDS = {word for *_, keywords in JOBS for word in keywords}
@@ -484,10 +462,10 @@ def is_done(kind, keywords, lines):
     return any(line['kind'] == kind and same(line) for line in lines)
 
 def wanted(args, cuda):
-    "The jobs that `args` asks for; fp16 is a GPU's"
+    "The jobs that `args` asks for; fp16 and tf32 are a GPU's"
     lines = [json.loads(line) for line in args.skip_done.open()] if args.skip_done else []
     kinds = args.only or KINDS
-    able = lambda keywords: cuda or keywords.get('precision') != 'fp16'
+    able = lambda keywords: cuda or keywords.get('precision') not in ('fp16', 'tf32')
     return [(kind, function, keywords) for kind, function, keywords in JOBS
             if kind in kinds and able(keywords) and not is_done(kind, keywords, lines)]
 

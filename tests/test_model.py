@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maou_nb.data.board import HAND_MAX
+from maou_nb.model import backbones, heads
 from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, SquareAttention, SquareEmbedding,
                                      flops_per_position, make_backbone,
                                      parameter_count, register_backbone, size_table, summary)
@@ -62,6 +63,100 @@ def test_shapes(name):
     features = net.backbone.forward_features(batch['board'], batch['hands'])
     assert features.shape == (8, 16, 9, 9) and features.is_floating_point()
     assert {k: tuple(v.shape) for k, v in net(batch['board'], batch['hands']).items()} == SHAPES
+
+
+def textbook(net):
+    "A copy of `net` of torch's own layers, attention by one product for queries, keys and values"
+    net = copy.deepcopy(net)
+    own = {backbones.AlignedLinear: nn.Linear, heads.EachSquare: nn.Conv2d,
+           backbones.LayerNorm: nn.LayerNorm, backbones.Dropout: nn.Dropout}
+    def attention(self, x):
+        q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        bias = None if self.bias is None else self.bias()
+        weights = (q @ k.mT / q.shape[-1]**0.5 + (0 if bias is None else bias)).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+    for m in net.modules():
+        if type(m) in own: m.__class__ = own[type(m)]
+        if type(m) is SquareAttention: m.forward = attention.__get__(m)
+    assert not any(type(m).forward in {cls.forward for cls in own} for m in net.modules())
+    return net
+
+
+@architectures
+@pytest.mark.parametrize('padded', [False, True])
+def test_layers_are_those_of_the_textbook(name, padded, monkeypatch):
+    "Whatever suits a GPU, padding too, changes neither outputs nor gradients, nor what weights are called"
+    for module in (backbones, heads): monkeypatch.setattr(module, 'on_tensor_cores', lambda x: padded)
+    net = make_net(name, **({} if 'resnet' in name else dict(dropout=0.))).double()
+    for m in net.modules():     # else squares with equal pieces are equal, and the largest of them is either
+        if type(m) is RelativeBias: nn.init.normal_(m.table)
+    plain, batch = textbook(net), make_batch()
+    assert [*plain.state_dict()] == [*net.state_dict()]
+    found = [n(batch['board'], batch['hands']) for n in (net, plain)]
+    for outputs in found: total_loss(outputs, batch).backward()
+    for k, v in found[1].items(): torch.testing.assert_close(found[0][k], v, rtol=1e-9, atol=1e-11)
+    for a, b in zip(net.parameters(), plain.parameters()): torch.testing.assert_close(a.grad, b.grad, rtol=1e-8, atol=1e-11)
+
+
+@architectures
+def test_bf16_is_handed_on_and_fp16_is_not(name):
+    "Between blocks too; what comes of it is near to what 32 bits give"
+    net, batch = make_net(name).eval(), make_batch()
+    def between(dtype):
+        seen = []
+        with torch.autocast('cpu', dtype or torch.bfloat16, enabled=dtype is not None):
+            hooks = [b.register_forward_hook(lambda m, i, o: seen.append(o.dtype)) for b in net.backbone.blocks]
+            outputs = net(batch['board'], batch['hands'])
+        for hook in hooks: hook.remove()
+        return set(seen), outputs
+    (full, wanted), (half, got), (small, _) = (between(d) for d in (None, torch.bfloat16, torch.float16))
+    assert (full, half) == ({torch.float32}, {torch.bfloat16}) and ('resnet' in name or small == {torch.float32})
+    for k, v in wanted.items(): assert (got[k].float() - v).norm() < 0.05*v.norm() + 0.01
+
+
+def test_dropout_of_a_compiled_net():
+    "A share is dropped, the same in forward and backward, elsewhere each time, and nowhere in evaluation"
+    torch.compiler.reset()
+    drop = backbones.Dropout(0.1)
+    drop.compile(backend='eager')
+    x = torch.ones(200, 128, requires_grad=True)
+    first, second = drop(x), drop(x)
+    first.sum().backward()
+    assert torch.equal(first.detach(), x.grad) and not torch.equal(first, second)
+    for y in (first, second):
+        assert y.unique().tolist() == pytest.approx([0, 1/0.9]) and float((y == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(drop.eval()(x), x)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_a_net_is_one_graph(name):
+    "In training and in evaluation, in 32 and 16 bits: dynamo refuses `fullgraph` where a graph would break"
+    torch.compiler.reset()
+    net, batch, graphs = make_net(name, **({'blocks': 1} if 'resnet' in name else {'num_layers': 1})), make_batch(), []
+    net.compile(fullgraph=True, dynamic=False, backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    for training in (True, False):
+        net.train(training)
+        for half in (False, True):
+            for again in range(2):
+                with torch.set_grad_enabled(training), torch.autocast('cpu', torch.bfloat16, enabled=half):
+                    outputs = net(batch['board'], batch['hands'])
+    assert {k: tuple(v.shape) for k, v in outputs.items()} == SHAPES and len(graphs) == 4
+
+
+@pytest.mark.parametrize('fused', [None, True])
+def test_an_optimizer_goes_on_in_its_layout(fused):
+    "Means lie in memory as the weights do, also after they were in a file, and steps are equal to the last bit"
+    from maou_nb.train.checkpoints import load_optimizer, optimizer_tensors
+    from maou_nb.train.optim import make_optimizer
+    batch, nets = make_batch(), [make_net('resnet') for _ in range(2)]
+    whole, again = (make_optimizer(net, 0.01, 0.1, fused=fused) for net in nets)
+    for _ in range(2): step(nets[0], batch, whole)
+    nets[1].load_state_dict(nets[0].state_dict())
+    load_optimizer(again, {k: v.clone(memory_format=torch.contiguous_format) for k, v in optimizer_tensors(whole).items()})
+    assert any(p.dim() == 4 and not p.is_contiguous() for p in again.state)
+    for p, kept in again.state.items(): assert kept['exp_avg'].stride() == kept['exp_avg_sq'].stride() == p.stride()
+    for net, optimizer in zip(nets, (whole, again)): step(net, batch, optimizer)
+    for a, b in zip(*(net.state_dict().values() for net in nets)): assert torch.equal(a, b)
 
 
 @architectures

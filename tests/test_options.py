@@ -64,6 +64,7 @@ def precision(run, few):
     a, b = run(precision='fp32'), run(precision='bf16')
     assert moved(a, b) and abs(a.last['train/loss'] - b.last['train/loss']) < 0.2
     with pytest.raises(OptionError, match='fp16'): run(precision='fp16')
+    with pytest.raises(OptionError, match="precision='tf32': of CUDA GPUs alone"): run(precision='tf32')
 @row
 def model_architecture(run, few):
     names = [sorted(k for k in run(stage=1, model_architecture=a).tensors if 'blocks.0' in k) for a in TINY]

@@ -1,5 +1,5 @@
 "More rows of the option table: data, nets, losses, checkpoints and what is taken from them"
-import collections, functools, json, math, shutil
+import collections, contextlib, functools, json, math, shutil
 from unittest.mock import patch
 
 import numpy as np
@@ -151,7 +151,7 @@ def pin_memory(run, few):
             made.append(real(*args))
             return made[-1]
     with patch.object(batches.Batch, 'pin_memory', lambda self: pinned.append(1) or self), patch.object(loops, 'batch_loader', spy):
-        a = run.afresh(); assert not pinned and not any(m.pin for m in made)
+        a = run.afresh(); assert not pinned and not any(m.pin for m in made)         # a CPU wants none
         b = run.afresh(pin_memory=True)
     assert len(pinned) >= b.last['step'] and not moved(a, b)
     with pytest.raises(OptionError, match="pin_memory=True with input_cache_mode='device'"): run(input_cache_mode='device', pin_memory=True)
@@ -191,7 +191,10 @@ def compiled(run, backend, **options):
     from torch._dynamo.utils import counters
     torch._dynamo.reset(); counters.clear()
     real = torch.nn.Module.compile
-    with patch.object(torch.nn.Module, 'compile', lambda self, *args: real(self, *args, backend=backend)): r = run.afresh(**options)
+    # only inductor takes its options
+    own = lambda options: {'options': options} if backend == 'inductor' else {}
+    def compile(self, dynamic, options): return real(self, backend=backend, dynamic=dynamic, **own(options))
+    with patch.object(torch.nn.Module, 'compile', compile): r = run.afresh(**options)
     return r, counters['stats']['unique_graphs']
 @row
 def compilation(run, few):
@@ -203,19 +206,44 @@ def stage12_compilation(run, few):
     for n in (1, 2):
         (a, none), (b, some) = compiled(run, 'eager', stage=n, compilation=True), compiled(run, 'eager', stage=n, stage12_compilation=True)
         assert none == 0 < some and torch.allclose(weights(a), weights(b), atol=1e-4), n
-def test_all_nets_of_a_kernel_are_compiled(run):
-    "Dynamo compiles 8 graphs of one `forward`; the nets of three stages and of several runs have more"
+@row
+def compile_mode(run, few):
+    asked, real = [], torch.nn.Module.compile
+    def spy(self, dynamic, options): asked.append((dynamic, options)); return real(self, backend='eager')
+    with patch.object(torch.nn.Module, 'compile', spy):
+        for mode in ('default', 'max-autotune-no-cudagraphs', 'reduce-overhead'): run.afresh(compilation=True, compile_mode=mode)
+    (_, plain), (_, tuned), (_, graphs) = asked
+    assert tuned['max_autotune'] and graphs['triton.cudagraphs'] and not {'max_autotune', 'triton.cudagraphs'} & plain.keys()
+    assert tuned.items() > plain.items() < graphs.items() and not any(dynamic for dynamic, _ in asked)
+@contextlib.contextmanager
+def counted_compilation():
+    "Counts graphs, calls of them, and whole and short batches that nets are asked about"
     count = collections.Counter()
     def backend(graph, inputs):
+        count['graphs'] += 1
         def counted(*args): count['compiled'] += 1; return graph.forward(*args)
         return counted
-    compile, batches = torch.nn.Module.compile, Loop.batches
-    def counting(self, *args, **options):
-        for batch in batches(self, *args, **options): count['asked'] += 1; yield batch
-    with patch.object(torch.nn.Module, 'compile', lambda self: compile(self, backend=backend)), patch.object(Loop, 'batches', counting):
+    compile, ask = torch.nn.Module.compile, Loop.ask
+    def asking(self, net, batch, source):
+        count['whole' if len(batch) == min(self.settings.batch_size, source.total_rows) else 'short'] += 1
+        return ask(self, net, batch, source)
+    with patch.object(torch.nn.Module, 'compile', lambda self, dynamic, options: compile(self, backend=backend, dynamic=dynamic)):
+        with patch.object(Loop, 'ask', asking): yield count
+def test_all_nets_of_a_kernel_are_compiled(run):
+    "Dynamo compiles 8 graphs of one `forward`; the nets of three stages and of several runs have more"
+    with counted_compilation() as count:
         for architecture in ('resnet', 'mlp-mixer', 'vit'):
             run.afresh(stage='all', model_architecture=architecture, compilation=True, stage12_compilation=True)
-            assert count['compiled'] == count['asked'] > 0, architecture
+            assert count['compiled'] == count['whole'] > 0 < count['short'], architecture
+def test_no_size_is_compiled_for_a_short_batch(run):
+    "One graph to train, one to judge by, and one of the averaged net where there is one, however batches fall"
+    for ema in (None, 0.9):
+        with counted_compilation() as count:
+            r = run.afresh(stage=1, stage1_batch_size=100, stage1_max_epochs=2, stage12_compilation=True, ema_decay=ema,
+                           watched_positions=('startpos',))
+        assert count['short'] == 2 and count['compiled'] == count['whole'] == 22 and count['graphs'] == 2, ema
+        eager = run.afresh(stage=1, stage1_batch_size=100, stage1_max_epochs=2, ema_decay=ema)
+        assert torch.allclose(weights(r), weights(eager), atol=1e-4)
 @pytest.mark.slow
 def test_compilation_for_real(run):
     r, graphs = compiled(run, 'inductor', compilation=True, epoch=2)

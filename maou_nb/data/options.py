@@ -201,8 +201,8 @@ class RowOptions(Section):
         ge=0, le=1024)
     prefetch_factor: int = option(4,
         'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1, le=1024)
-    pin_memory: bool = option(False,
-        'Gather batches in pinned memory, from which a GPU copies without waiting',
+    pin_memory: bool | None = option(None,
+        'Gather batches in pinned memory, from which a GPU copies without waiting; none: with a CUDA GPU',
         'Data', 'silent', idle=_on_device)
     mirror_augmentation: bool = option(False,
         'Mirror half of the training rows left-right, drawn anew each epoch', 'Data', 'fixed')

@@ -274,12 +274,14 @@ class Trained:
     valid: Side|None = None    # None: nothing was held out
     split: str = ''            # How, as `split_sources` says it
 
-    def saved(self) -> dict:
-        "As JSON can hold it"
-        sides = [s for s in (self.train, self.valid) if s is not None]
-        look = sum(s.rows for s in sides) <= LOOKED_AT
-        train, valid = (None if s is None else _saved(s, look) for s in (self.train, self.valid))
-        return {'train': train, 'valid': valid, 'split': self.split}
+# %% ../../nbs/data/20_trained.ipynb #0c7520a8
+@patch
+def saved(self:Trained) -> dict:
+    "As JSON can hold it"
+    sides = [s for s in (self.train, self.valid) if s is not None]
+    look = sum(s.rows for s in sides) <= LOOKED_AT
+    train, valid = (None if s is None else _saved(s, look) for s in (self.train, self.valid))
+    return {'train': train, 'valid': valid, 'split': self.split}
 
 # %% ../../nbs/data/20_trained.ipynb #fa38bfad
 def read_trained(

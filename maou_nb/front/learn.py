@@ -38,7 +38,7 @@ from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
 from ..train.folder import RunFolder, begun_folder, fits_row
-from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator
+from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
 from ..train.mirror import Mirror, fetch_run, mirror_url, sends_to
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
@@ -364,9 +364,8 @@ def _shown(cfg, run, mirror, pictures):
 def _begin(cfg, run, say):
     "The accelerator and the backbone of a run, and a line about them"
     accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
-    precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     say(f'{cfg.model_architecture}, {sum(p.numel() for p in backbone.parameters()):,} parameters, '
-        f'on {accelerator.device} in {precision}; run folder {run}')
+        f'on {accelerator.device} in {precision_of(accelerator)}; run folder {run}')
     return accelerator, backbone
 
 # %% ../../nbs/front/62_learn.ipynb #e933d604

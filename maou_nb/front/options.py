@@ -99,6 +99,8 @@ def device_problems(cfg) -> Iterator[str]:
                'leave it out for the best there is')
     if cfg.precision == 'fp16' and device.type == 'cpu':
         yield "precision='fp16': a CPU trains in fp32 or bf16 only"
+    if cfg.precision == 'tf32' and device.type != 'cuda':
+        yield f"precision='tf32': of CUDA GPUs alone, and this is {device.type}; fp32 or bf16 would be right"
 
 # %% ../../nbs/front/60_options.ipynb #1ddcd11a
 def stage_problems(cfg) -> Iterator[str]:

@@ -28,7 +28,7 @@ from ..data.html import html_table, join_html, tag
 from ..stages.stage import stages_of
 from ..train.checkpoints import CheckpointError
 from ..train.folder import folder_of
-from ..train.loop import make_accelerator
+from ..train.loop import make_accelerator, precision_of
 from ..train.options import vain_remark
 from ..train.runner import close_sources, judged_rows, loop_remarks, put_backbone, stage_loop
 from ..judge.inspect import audit
@@ -213,10 +213,9 @@ def _look_at_places(found, cfg, parameters):
 def _look_at_network(found, cfg, backbone, accelerator):
     "What is trained, and on what; returns how many parameters it has"
     parameters = sum(p.numel() for p in backbone.parameters())
-    precision = {'no': 'fp32'}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     flops = f'{flops_per_position(backbone)/1e6:,.1f} MFLOPs a position'
     found.add('network', f'{cfg.model_architecture} backbone, {parameters:,} parameters, {flops}, '
-                         f'on {accelerator.device} in {precision}')
+                         f'on {accelerator.device} in {precision_of(accelerator)}')
     return parameters
 
 # %% ../../nbs/front/65_preflight.ipynb #e4ef6781

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from fastcore.basics import patch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rsshogi.core import Board
@@ -112,7 +113,9 @@ class Watched(Callback):
         "Write what the network says now, averaged weights if there are such"
         net = loop.accelerator.unwrap_model(loop.net) if loop.averaged is None else loop.averaged
         asked = [s for s in self.positions if not loop.stage.whole_games or _can_play(s)]
-        for said in answers_of(net, loop.stage, [read_position(s) for s in asked], cfg=loop.cfg):
+        with torch.compiler.set_stance('force_eager'):      # to compile for so few would take longer
+            answers = answers_of(net, loop.stage, [read_position(s) for s in asked], cfg=loop.cfg)
+        for said in answers:
             row = _line(said, loop)
             add_line(self.path, row)
             if loop.board: loop.board.add_image(f'{loop.stage.slug}/{said.sfen}', _pixels(row), loop.step, dataformats='HWC')

@@ -62,7 +62,7 @@ class Averaging(Callback):
     prefix = 'ema.'      # In checkpoints
 
     def __init__(self, decay:float):  # 0…1
-        self.decay, self.net = decay, None
+        self.decay, self.net, self.pairs = decay, None, None
 
     def begin(self, loop):
         "Begin with the weights there are"
@@ -77,16 +77,22 @@ def _decay_at(step:int, decay:float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 # %% ../../nbs/train/44_callbacks.ipynb #53f5b5cd
+def _pairs(averaged, net):
+    "The floats of both in two lists, and the pairs of what else their states hold"
+    pairs = list(zip(averaged.state_dict().values(), net.state_dict().values(), strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    return tuple(map(list, zip(*floats))), [pair for pair in pairs if not pair[0].is_floating_point()]
+
+# %% ../../nbs/train/44_callbacks.ipynb #fd6a6ebc
 @patch
 @torch.no_grad()
 def after_step(self:Averaging, loop):
     "Move the averaged weights towards the newest"
     done = loop.step - loop.settings.start_epoch*loop.steps_per_epoch
-    decay = _decay_at(done, self.decay)
-    own, new = self.net.state_dict(), loop.accelerator.unwrap_model(loop.net).state_dict()
-    floats = [k for k, v in own.items() if v.is_floating_point()]
-    torch._foreach_lerp_([own[k] for k in floats], [new[k] for k in floats], 1 - decay)
-    for k in own.keys() - set(floats): own[k].copy_(new[k])
+    if self.pairs is None: self.pairs = _pairs(self.net, loop.accelerator.unwrap_model(loop.net))
+    (own, new), others = self.pairs
+    torch._foreach_lerp_(own, new, 1 - _decay_at(done, self.decay))
+    for mean, counter in others: mean.copy_(counter)
 
 # %% ../../nbs/train/44_callbacks.ipynb #eb6629ce
 def threshold_met(loop:Loop) -> bool:

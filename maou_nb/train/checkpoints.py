@@ -91,6 +91,9 @@ def load_optimizer(optimizer:torch.optim.Optimizer, tensors:dict[str, Tensor]):
         _, i, k = name.split('.', 2)
         state.setdefault(int(i), {})[k] = v
     optimizer.load_state_dict({**optimizer.state_dict(), 'state': state})
+    for p, kept in optimizer.state.items():
+        alike = {k: v for k, v in kept.items() if isinstance(v, Tensor) and v.shape == p.shape}
+        kept.update({k: torch.empty_like(p, dtype=v.dtype).copy_(v) for k, v in alike.items()})
 
 # %% ../../nbs/train/41_checkpoints.ipynb #9cc4de15
 def random_tensors() -> dict[str, Tensor]:

@@ -397,10 +397,10 @@ def _stop_beats(self:Mirror):
 
 @patch
 def _leave(self:Mirror):
-    "Say that it no longer does"
+    "Say it no longer"
     if self.beats is None: return
     self._stop_beats()
-    write_record(self.record, False, folder=str(self.home), mark=self.mark)
+    self.record.unlink(missing_ok=True)
 
 # %% ../../nbs/train/46_mirror.ipynb #51838ff5
 @patch

@@ -29,7 +29,7 @@ def forever(self:Loop):
 @patch
 def try_step(self:Loop, batch) -> float:
     "A step outside of the run; its loss"
-    with self.accelerator.autocast(): outputs = self.net(batch.board, batch.hands)
+    outputs = self.ask(self.net, batch, self.train)
     loss = self.stage.loss(outputs, batch, self.cfg)['loss']
     self.accelerator.backward(loss)
     self.clip()
