@@ -1,12 +1,14 @@
 "A bucket without an account, without an answer, or with somebody else at work in it"
-import time, warnings
+import socket, time, warnings
 
 import pytest
 from upath import UPath
 
-from maou_nb.data import files
+from maou_nb import learn_multi_stage
+from maou_nb.data import alone, files
 from maou_nb.data.files import FileError, as_path, find_files, is_there, upload
-from maou_nb.train.mirror import Mirror
+from maou_nb.data.options import OptionError
+from maou_nb.train.mirror import Mirror, fetch_run, sends_to
 
 class NoCredentialsError(Exception): "As botocore calls it"
 
@@ -60,3 +62,71 @@ def test_a_copy_that_is_behind_is_said_while_it_trains(tmp_path):
     mirror.done = mirror.asked
     for _ in range(2): mirroring.after_epoch(None)
     assert told == [2, 3]
+
+# --- one sender at a time
+
+@pytest.fixture
+def far_run(tmp_path):
+    "A run that is being mirrored, its mirror, and its URL"
+    run, url = tmp_path/'run', f'memory://one-sender-{tmp_path.name}'
+    run.mkdir()
+    for name in ('config.json', 'notes.txt'): (run/name).write_text('{"stage": 1}')
+    mirror = Mirror({run: url}, [].append)
+    mirror.sync()
+    while mirror.done < 1: time.sleep(0.01)
+    yield run, mirror, url
+    mirror.close()
+
+def test_one_sends_at_a_time(far_run, tmp_path, monkeypatch):
+    "Another machine that fetched the run is told, and goes on once the first has ended, or given no sign of life for long"
+    run, mirror, url = far_run
+    fetch_run(url, tmp_path/'elsewhere')
+    (tmp_path/'elsewhere'/'notes.txt').write_text('other')
+    told = []
+    other = Mirror({tmp_path/'elsewhere': url}, told.append)
+    assert not other.close() and len(told) == 1 and url in told[0] and 'sends a run there' in told[0] and 'sign of life' in told[0]
+    assert (UPath(url)/'notes.txt').read_text() == '{"stage": 1}'
+    with pytest.raises(OptionError, match='resume_from: process .* trains the run at'):
+        learn_multi_stage(stage=1, run_dir=tmp_path/'third', resume_from=url, gpu='cpu', model_size='tiny')
+    # the first machine is gone: nobody gives signs of life
+    mirror._stop_beats()
+    monkeypatch.setattr(alone, 'FRESH', -1.)
+    third = Mirror({tmp_path/'elsewhere': url}, told.append)
+    assert third.close() and (UPath(url)/'notes.txt').read_text() == 'other'
+    # and when it comes back it sees whose place it is now
+    monkeypatch.setattr(alone, 'FRESH', 60.)
+    fourth = Mirror({tmp_path/'elsewhere': url}, told.append)
+    fourth.sync()
+    while fourth.done < 1: time.sleep(0.01)
+    (run/'notes.txt').write_text('late')
+    mirror.sync()
+    while mirror.done < mirror.asked: time.sleep(0.01)
+    assert mirror.refused and (UPath(url)/'notes.txt').read_text() == 'other'
+    assert fourth.close() and not (UPath(url)/'.process.json').exists()
+
+def test_a_run_that_ended_leaves_no_owner(far_run, tmp_path):
+    run, mirror, url = far_run
+    assert (UPath(url)/'.process.json').exists() and sends_to(url) and not sends_to(url, run.absolute())
+    assert mirror.close() and not (UPath(url)/'.process.json').exists() and not sends_to(url)
+
+def test_signs_of_life_reach_a_bucket(monkeypatch):
+    record = UPath('memory://signs-of-life/.process.json')
+    monkeypatch.setattr(alone, 'FAR_BEAT', 0.02)
+    alone.write_record(record, True)
+    before = record.fs.modified(record.path)
+    with alone.beating(record): time.sleep(0.3)
+    assert record.fs.modified(record.path) > before and alone.read_record(record)['working']
+
+@pytest.mark.slow
+def test_a_silent_server_is_given_up(monkeypatch):
+    "It takes the connection and says nothing: a word after 8 s, and an end before 110 s"
+    pytest.importorskip('s3fs')
+    with socket.socket() as server:
+        server.bind(('127.0.0.1', 0))
+        server.listen(64)
+        for name, value in (('AWS_ACCESS_KEY_ID', 'a'), ('AWS_SECRET_ACCESS_KEY', 'b'), ('AWS_DEFAULT_REGION', 'us-east-1'),
+                            ('AWS_ENDPOINT_URL', f'http://127.0.0.1:{server.getsockname()[1]}')): monkeypatch.setenv(name, value)
+        said, began = [], time.monotonic()
+        monkeypatch.setattr(warnings, 'warn', lambda text, *rest: said.append(time.monotonic() - began))
+        with pytest.raises(FileError, match='is the network up'): is_there(as_path('s3://silent/x'))
+        assert 7 < said[0] < 10 and time.monotonic() - began < 110

@@ -106,10 +106,10 @@ def test_it_is_shown(run, sets):
     for data, words in ((sets/'first', 'it was trained on most of them'), (None, 'held out')):
         judged, browser = evaluate(run.dir, data, device='cpu'), browse(run.dir, data, rows=2)
         boards = show_results(run.dir, data, n=1, rows=2)
-        shown = (repr(judged), judged._repr_html_(), browser.on.value, browser._repr_mimebundle_()['text/html'],
+        shown = (repr(judged), judged._repr_html_(), browser._repr_mimebundle_()['text/html'],
                  boards._repr_html_(), repr(boards))
         assert all(words in text for text in shown)
-    assert 'trained' not in browse(sets/'first', stage=3, rows=2).on.value
+    assert 'trained' not in browse(sets/'first', stage=3, rows=2)._repr_mimebundle_()['text/html']
 
 def test_folds_are_counted_exactly(run, sets):
     train = split_sources(StreamingFileSource, sets/'first', 3, 0.2)[0]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 
 from .files import local_file
 from .shards import (Shard, ShardError, contents_of, damaged, doubt_of_games,

@@ -154,7 +154,7 @@ def cut_lines(
 class Tail:
     "The rows of a `.jsonl` file that grows"
     def __init__(self, path:str|Path):
-        self.path = Path(path)
+        self.path = as_path(path)
         self._forget()
 
     def _forget(self, file:int|None=None):
