@@ -8,6 +8,7 @@ from maou_nb import learn_multi_stage
 from maou_nb.data import alone, files
 from maou_nb.data.files import FileError, as_path, find_files, is_there, upload
 from maou_nb.data.options import OptionError
+from maou_nb.stages.rows import prepare_stage1
 from maou_nb.train.mirror import Mirror, fetch_run, sends_to
 
 class NoCredentialsError(Exception): "As botocore calls it"
@@ -86,8 +87,10 @@ def test_one_sends_at_a_time(far_run, tmp_path, monkeypatch):
     other = Mirror({tmp_path/'elsewhere': url}, told.append)
     assert not other.close() and len(told) == 1 and url in told[0] and 'sends a run there' in told[0] and 'sign of life' in told[0]
     assert (UPath(url)/'notes.txt').read_text() == '{"stage": 1}'
+    prepare_stage1(tmp_path/'stage1')
     with pytest.raises(OptionError, match='resume_from: process .* trains the run at'):
-        learn_multi_stage(stage=1, run_dir=tmp_path/'third', resume_from=url, gpu='cpu', model_size='tiny')
+        learn_multi_stage(stage=1, run_dir=tmp_path/'third', resume_from=url, gpu='cpu', model_size='tiny',
+                          stage1_data_path=tmp_path/'stage1')
     # the first machine is gone: nobody gives signs of life
     mirror._stop_beats()
     monkeypatch.setattr(alone, 'FRESH', -1.)
