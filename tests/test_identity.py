@@ -214,3 +214,20 @@ def test_a_head_comes_with_its_adapter(small):
     adapter.unlink()
     with pytest.raises(OptionError, match='adapter.safetensors'):
         learn_multi_stage(**still, run_dir='no', resume_reachable_head_from=head)
+
+# --- places and locks that somebody changed
+
+@pytest.mark.parametrize('place', ['../../victim', '..', '', 'a//b', '/a\0b', '/' + 'x'*5000, 7])
+def test_odd_places_are_not_believed(tmp_path, place):
+    (tmp_path/'run.json').write_text(json.dumps({'folder': str(tmp_path), 'places': {'checkpoints': place, 'logs': 'logs'}}))
+    run = RunFolder(tmp_path)
+    assert (run.models, run.logs) == (tmp_path/'checkpoints', tmp_path/'logs')
+
+def test_a_lock_is_a_file_of_the_folder(tmp_path):
+    "Neither a pipe, which would be waited for, nor a link, which would be followed"
+    os.mkfifo(tmp_path/'.lock')
+    with pytest.raises(FileError, match='is a pipe'): FolderLock(tmp_path).take()
+    (tmp_path/'.lock').unlink()
+    (tmp_path/'.lock').symlink_to(tmp_path/'elsewhere')
+    with pytest.raises(FileError, match='is a link'): FolderLock(tmp_path).take()
+    assert not (tmp_path/'elsewhere').exists()

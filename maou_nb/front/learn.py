@@ -437,8 +437,9 @@ def train_run(
     import_compiler()
     RunFolder(run.path, run.path, run.path).make_writable()
     with disk_in_words(run.path), run.claimed():
-        for folder in {run.path, run.models, run.logs}: clear_parts(folder)
+        clear_parts(run.path)
         cfg = open_run(cfg, run, say)
+        for folder in (run.models, run.logs): clear_parts(folder)      # now that they are this run's
         with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
             return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 

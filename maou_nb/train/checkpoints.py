@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..data.files import (OutsideError, as_path, atomic_file, file_sha256, found_again,
-                                is_remote, local_file, parsed_json, path_inside, read_json)
+                                is_remote, is_there, local_file, parsed_json, path_inside, read_json)
 from ..data.labels import LABEL_SCHEME
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..stages.stage import STAGES
@@ -311,7 +311,7 @@ def find_checkpoint(
     wanted = 'a checkpoint file, or a run folder with checkpoints in it, was expected'
     try: path = as_path(path)
     except TypeError: raise CheckpointError(f'{path!r} is no path: {wanted}') from None
-    if not path.exists(): raise CheckpointError(f'{path} does not exist: {wanted}')
+    if not is_there(path): raise CheckpointError(f'{path} does not exist: {wanted}')
     if path.is_dir() and is_remote(path):
         raise CheckpointError(f'{path} is a folder far away: '
                               'the URL of a checkpoint file in it was expected')

@@ -27,8 +27,8 @@ from fastcore.basics import patch
 from pydantic import AfterValidator
 
 from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
-from ..data.files import (FileError, as_path, atomic_file, check_plain, copy_file, found_again, is_remote, local_file,
-                                make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
+from ..data.files import (FileError, as_path, atomic_file, check_plain, copy_file, found_again, is_inside,
+                                is_remote, local_file, make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
 from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
 from .checkpoints import (
@@ -154,7 +154,7 @@ def cut_lines(
 class Tail:
     "The rows of a `.jsonl` file that grows"
     def __init__(self, path:str|Path):
-        self.path = as_path(path)
+        self.path = Path(path) if isinstance(path, str) else path
         self._forget()
 
     def _forget(self, file:int|None=None):
@@ -212,7 +212,11 @@ class RunFolder:
 # %% ../../nbs/train/42_folder.ipynb #8555361f
 def _all_of(kind): return lambda x: isinstance(x, dict) and all(map(kind, x.values()))
 
-SAID = {'id': _is_text, 'folder': _is_text, 'version': _is_text, 'places': _all_of(_is_text),
+def _is_place(x):
+    "A folder inside, or the whole path of another"
+    return _is_text(x) and (is_inside(x) or '\0' not in x and len(x) < 4096 and Path(x).is_absolute())
+
+SAID = {'id': _is_text, 'folder': _is_text, 'version': _is_text, 'places': _all_of(_is_place),
         'data': _all_of(lambda x: isinstance(x, dict))}
 
 # %% ../../nbs/train/42_folder.ipynb #489d88c1
@@ -477,7 +481,7 @@ def own_place(
             with open(owner, 'x', encoding='utf-8') as f: f.write(id)
             return place
         except FileExistsError:
-            if owner.read_text(encoding='utf-8') == id: return place
+            if owner.read_text(encoding='utf-8', errors='replace') == id: return place
 
 # %% ../../nbs/train/42_folder.ipynb #6439d552
 @patch
