@@ -222,12 +222,3 @@ def test_odd_places_are_not_believed(tmp_path, place):
     (tmp_path/'run.json').write_text(json.dumps({'folder': str(tmp_path), 'places': {'checkpoints': place, 'logs': 'logs'}}))
     run = RunFolder(tmp_path)
     assert (run.models, run.logs) == (tmp_path/'checkpoints', tmp_path/'logs')
-
-def test_a_lock_is_a_file_of_the_folder(tmp_path):
-    "Neither a pipe, which would be waited for, nor a link, which would be followed"
-    os.mkfifo(tmp_path/'.lock')
-    with pytest.raises(FileError, match='is a pipe'): FolderLock(tmp_path).take()
-    (tmp_path/'.lock').unlink()
-    (tmp_path/'.lock').symlink_to(tmp_path/'elsewhere')
-    with pytest.raises(FileError, match='is a link'): FolderLock(tmp_path).take()
-    assert not (tmp_path/'elsewhere').exists()

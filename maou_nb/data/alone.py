@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from upath import UPath
 
-from .files import FileError, as_path, atomic_file, is_remote, open_append, read_json
+from .files import FileError, as_path, atomic_file, is_remote, read_json
 
 try: import fcntl
 except ImportError: fcntl = None       # Windows: a record alone tells who works in a folder
@@ -56,7 +56,7 @@ def take(self:FolderLock,
     "Hold the folder until `free`, or until this process is gone; False if somebody else does"
     until = time.monotonic() + patience
     while True:
-        file = open_append(self.path)
+        file = open(self.path, 'ab')
         got = _lock(file, fcntl and fcntl.LOCK_EX)
         if got and self._stands(file):
             self.file = file
