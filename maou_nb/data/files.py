@@ -523,6 +523,7 @@ def _unzipped(stream, name, spent, depth):
     "The files in a zip, in its order"
     with seekable(stream) as whole: yield from _unzipped_from(whole, name, spent, depth)
 
+# %% ../../nbs/data/05_files.ipynb #01fd459c
 def _open_zip(whole, name, spent):
     "The zip in `whole`"
     if _list_bytes(whole) > 128*spent.limits.members:
@@ -534,10 +535,12 @@ def _open_zip(whole, name, spent):
                         'pack what is in them anew')
     return archive
 
+# %% ../../nbs/data/05_files.ipynb #433b2fa3
 def _open_in_zip(archive, info, name):
     try: return archive.open(info)
     except Exception: raise FileError(f'{name} {_why_closed(info)}') from None
 
+# %% ../../nbs/data/05_files.ipynb #02a3deba
 def _unzipped_from(whole, name, spent, depth):
     "The files in the zip in `whole`, which can be read from any place"
     archive = _open_zip(whole, name, spent)

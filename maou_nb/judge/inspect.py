@@ -25,7 +25,7 @@ from ..data.labels import LABEL_SCHEME
 from ..data.old import read_old
 from ..data.records import FilterCounts
 from ..data.rows import rows_of_table
-from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, doubt_of_games,
+from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, damaged, doubt_of_games,
                                  find_shards, read_manifest, read_shard)
 from ..data.sources import StreamingFileSource
 from ..data.trained import source_columns
@@ -112,13 +112,7 @@ def _look(path, sha256):
     _check_stage(about, path)
     return about['stage'], columns, about
 
-# %% ../../nbs/judge/50_inspect.ipynb #9e25fb0e
-def _damaged(path, error):
-    "The `ShardError` for an Arrow `error` in the file at `path`"
-    why = ' '.join(str(error).split())
-    return ShardError(f'{path} is damaged ({why}): copy or prepare it again')
-
-# %% ../../nbs/judge/50_inspect.ipynb #1cf5753f
+# %% ../../nbs/judge/50_inspect.ipynb #0d53452e
 _NOT_DRAWN = ('id', 'moveWins', 'fold', 'game', 'ply')     # columns that no board shows
 
 def _first_table(shard, n):
@@ -131,7 +125,7 @@ def _first_table(shard, n):
             if not reader.num_record_batches: return None
             table = pa.Table.from_batches([reader.get_batch(0).slice(0, n)])
             table.validate(full=True)
-        except (pa.ArrowException, OSError) as e: raise _damaged(shard.path, e) from None
+        except (pa.ArrowException, OSError) as e: raise damaged(shard.path, e) from None
     return table
 
 # %% ../../nbs/judge/50_inspect.ipynb #2da15602

@@ -74,11 +74,12 @@ def _is_finite(x): return isinstance(x, float) and math.isfinite(x) or _is_count
 def _is_text(x): return isinstance(x, str)
 def _is_stage(x): return _is_text(x) or _is_count(x)
 
-
+# %% ../../nbs/train/42_folder.ipynb #1fe542bd
 def _is_heat(x):
     "What tints the squares of a board, if anything does"
     return x is None or isinstance(x, list) and len(x) == 81 and all(map(_is_finite, x))
 
+# %% ../../nbs/train/42_folder.ipynb #b22988df
 def _is_chances(x):
     "Moves with their probabilities"
     return isinstance(x, dict) and all(map(_is_finite, x.values()))

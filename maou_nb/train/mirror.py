@@ -382,6 +382,7 @@ def record(self:Mirror) -> Path|UPath:
     "Where it says who sends"
     return as_path(self.folders[self.home])/RECORD
 
+# %% ../../nbs/train/46_mirror.ipynb #b3e62b95
 @patch
 def _enter(self:Mirror):
     "Say that this process sends, and go on saying it"
@@ -389,12 +390,14 @@ def _enter(self:Mirror):
     self.beats = beating(self.record)
     self.beats.__enter__()
 
+# %% ../../nbs/train/46_mirror.ipynb #a3f47956
 @patch
 def _stop_beats(self:Mirror):
     "Give no sign of life any more"
     if self.beats is not None: self.beats.__exit__(None, None, None)
     self.beats = None
 
+# %% ../../nbs/train/46_mirror.ipynb #d544fd1f
 @patch
 def _leave(self:Mirror):
     "Say it no longer"
