@@ -20,7 +20,7 @@ What `kind` a line can be of:
     recompile            how many calls still run compiled as nets follow each other
     skipped, error       a job that was not done, with its keywords
 """
-import argparse, json, os, shutil, statistics, subprocess, sys, tempfile, time, traceback, warnings
+import argparse, json, os, statistics, subprocess, sys, tempfile, time, traceback, warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +28,13 @@ from pathlib import Path
 os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')      # before the first matrix product
 os.environ.setdefault('TQDM_DISABLE', '1')
 
+import pyarrow as pa
 import torch
+from pyarrow import feather
 from torch.profiler import ProfilerActivity, profile
 
 import maou_nb
+from maou_nb.data.shards import write_shard
 from maou_nb.model.backbones import backbone_of, flops_per_position
 from maou_nb.model.heads import Net
 from maou_nb.stages.rows import prepare_stage3
@@ -495,9 +498,11 @@ def do(kind, function, keywords, args, say):
 
 def prepare(folder, files, copies):
     "Path of rows of the sample games, `copies` times over: an epoch is to be long enough to time"
-    prepare_stage3(sorted(GAMES.glob('*.csa'))[:files], folder/'c0')
-    for i in range(1, copies): shutil.copytree(folder/'c0', folder/f'c{i}')
-    return str(folder/'c*'/'*.feather')
+    prepare_stage3(sorted(GAMES.glob('*.csa'))[:files], folder/'games')
+    rows = pa.concat_tables([feather.read_table(f) for f in (folder/'games').glob('*.feather')])
+    # Rows that differ in nothing but their origin's name: a shard that is there twice is read once
+    for i in range(copies): write_shard(folder/f'{i}.feather', rows, 3, f'sample games, copy {i}')
+    return str(folder/'*.feather')
 
 def copy_rate(device, size):
     "Bytes a second that a copy on the device reads and writes"
