@@ -19,6 +19,7 @@ _rooms = {
     'train.runner': ('StageThresholdNotMet',),
     'data.options': ('OptionError', 'Section', 'option'),
     'model.backbones': ('register_backbone', 'summary', 'size_table'),
+    'model.features': ('register_features',),
     'model.heads': ('register_head',),
     'model.losses': ('register_loss',),
     'stages.stage': ('register_stage', 'Stage', 'Part', 'Figure'),

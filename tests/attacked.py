@@ -5,12 +5,11 @@ from torch import nn
 
 from maou_nb import Callback, Column, Columns, Figure, Part, Section, Stage, option
 from maou_nb import register_backbone, register_head, register_loss, register_stage
-from maou_nb.data.board import KINDS
+from maou_nb.data.board import KINDS, SLIDES, STEPS
 from maou_nb.model.backbones import Backbone, SquareEmbedding
 from maou_nb.model.losses import bce_loss, policy_loss
 from maou_nb.model.metrics import SumMetric, ratio
 from maou_nb.show.boards import board_svg
-from maou_nb.stages.rows import SLIDES, STEPS
 
 def shifted(squares, rows, columns):
     "bool (N, 9, 9) moved by so many rows and columns; what leaves the board is gone"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maou_nb import evaluate, learn_multi_stage, load_net, load_run, show_results
+from maou_nb import OptionError, evaluate, learn_multi_stage, load_net, load_run, show_results
 from maou_nb.front.cli import read_flags
 from maou_nb.train.checkpoints import load_tensors
 from maou_nb.train.loop import TIMINGS
@@ -51,9 +51,18 @@ def test_it_goes_on(run):
     drop = lambda h: {k: v for k, v in h.items() if k not in TIMINGS}
     assert [drop(h) for h in longer[3].history[:3]] == [drop(h) for h in before] and longer[3].epochs_trained == 4
 
+def test_it_is_shown_what_it_was_begun_with(run):
+    "Pieces, though the default is another now: when it is asked, and when it goes on; it cannot change"
+    shown = lambda: json.loads((run/'config.json').read_text()).get('input_features')
+    assert shown() is None and load_net(load_run(run).checkpoint(3)).backbone.stem.embedding.features is None
+    with pytest.raises(OptionError, match='input_features: pieces → attacks'):
+        learn_multi_stage(**options(epoch=4, resume_from='latest', input_features='attacks'))
+    learn_multi_stage(**options(epoch=4, resume_from='latest'))
+    assert shown() == 'pieces'
+
 def test_the_same_options_train_the_same_weights(run):
     "Every tensor of every checkpoint, to the bit; files differ, since they hold the config, which has more options now"
-    learn_multi_stage(**options(run_dir='again'))
+    learn_multi_stage(**options(run_dir='again', input_features='pieces'))      # there was no other
     for old in sorted((run/'checkpoints').rglob('*.safetensors')):
         a, b = load_tensors(old)[0], load_tensors(Path('again')/old.relative_to(run))[0]
         assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a if not k.startswith('random.')), old

@@ -74,6 +74,11 @@ def model_size(run, few):
     one_step = dict(stage=1, stage1_data_path=few/'half', stage1_batch_size=500)
     assert params(run(model_size='tiny', **one_step)) < params(run(model_size='small', **one_step))
 @row
+def input_features(run, few):
+    plain, shown = run(stage=1, input_features='pieces'), run(stage=1)
+    assert params(shown) - params(plain) == 35*8 and any('plane' in k for k in shown.tensors) and not any('plane' in k for k in plain.tensors)
+    with pytest.raises(OptionError, match="input_features='atacks': one of pieces, attacks was expected"): run(input_features='atacks')
+@row
 def resnet_channels(run, few): assert [shape(run(stage=1, resnet_channels=c), 'heads.reachable')[1] for c in (8, 12)] == [8, 12]
 @row
 def resnet_blocks(run, few): assert [blocks(run(stage=1, resnet_blocks=n)) for n in (1, 3)] == [1, 3]

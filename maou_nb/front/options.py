@@ -36,6 +36,7 @@ from ..data.trained import on_both_sides
 from ..judge.watch import watched_problems
 from ..model.backbones import (
     BACKBONES, SECTIONS, Backbone, backbone_of, parameter_count, sizes_of)
+from ..model.features import FEATURES
 from ..model.heads import HEADS
 from ..model.losses import LOSS_PARTS, LOSSES
 from ..model.onnx import onnx_problem
@@ -232,18 +233,22 @@ def _in_shapes(
     cls,           # Of the backbone: who registers another under its name is asked anew
     name:str,
     size:str,
+    features:str,  # A key of `FEATURES`
+    shown:type,    # What it stands for, for the same reason
     sizes:tuple,   # (option, value) of each that is set
 ) -> Backbone:     # To be looked at, and left as it is
     "A backbone of the library that is not there"
-    cfg = SimpleNamespace(model_architecture=name, model_size=size, gradient_checkpointing=False, **dict(sizes))
+    cfg = SimpleNamespace(model_architecture=name, model_size=size, input_features=features, gradient_checkpointing=False,
+                          **dict(sizes))
     with shapes_only(): return backbone_of(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #c2ef6657
 def _made(cfg):
     "The backbone of `cfg`; in shapes only if it is the library's"
-    name = cfg.model_architecture
-    if name in BACKBONES and _of_library(cls := BACKBONES[name]):
-        return _in_shapes(cls, name, cfg.model_size, tuple(sizes_of(cfg, name).items()))
+    name, features = cfg.model_architecture, cfg.input_features
+    cls, shown = BACKBONES.get(name), FEATURES.get(features)
+    if None not in (cls, shown) and _of_library(cls, shown):
+        return _in_shapes(cls, name, cfg.model_size, features, shown, tuple(sizes_of(cfg, name).items()))
     with torch.random.fork_rng(): return backbone_of(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #2df4425f
@@ -299,6 +304,10 @@ def model_problems(cfg) -> Iterator[str]:
         yield (f"model_architecture={name!r}: one of {', '.join(BACKBONES)} was expected; "
                'register_backbone adds one')
         return
+    if cfg.input_features not in FEATURES:
+        yield (f"input_features={cfg.input_features!r}: one of {', '.join(FEATURES)} was expected; "
+               'register_features adds one')
+        return
     for option, value, other in ((*o, other) for other in SECTIONS if other != name
                                  for o in sizes_of(cfg, other).items()):
         yield (f'{option}={value!r}: acts on model_architecture={other!r} only, and this is {name!r}; '
@@ -310,7 +319,7 @@ def model_problems(cfg) -> Iterator[str]:
         return
     try:
         net = _made(cfg)
-        if not _of_library(BACKBONES[name]): _try_backbone(net)
+        if not _of_library(BACKBONES[name], FEATURES[cfg.input_features]): _try_backbone(net)
     except ValueError as e: yield f'{named}: {e}'
 
 # %% ../../nbs/front/60_options.ipynb #2f92ffc7

@@ -32,6 +32,7 @@ from ..data.splits import (clamp_workers, held_name, packed_problem, scale_probl
                                  split_problem, split_sources)
 from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
 from ..model.backbones import BACKBONES, Backbone
+from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
@@ -450,8 +451,9 @@ def _parts_used(cfg):
 # %% ../../nbs/train/48_runner.ipynb #8b90f286
 def used_by(cfg:LearnConfig) -> list[tuple]:
     "(what, name, module that registered it) of everything that `cfg` uses"
-    registries = {'backbone': BACKBONES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
-    used = [('backbone', cfg.model_architecture), *(('stage', s.key) for s in stages_of(cfg))]
+    registries = {'backbone': BACKBONES, 'input features': FEATURES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
+    used = [('backbone', cfg.model_architecture), ('input features', cfg.input_features),
+            *(('stage', s.key) for s in stages_of(cfg))]
     home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
     return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
 
