@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_backbone',
-           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks',
-           'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
-           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
-           'run_callbacks', 'run_stage']
+           'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before', 'batch_size_of',
+           'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop', 'guess_scores',
+           'loop_remarks', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by',
+           'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -23,6 +23,7 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import __version__
 from ..data.batches import BatchStream, dense_bytes
+from ..data.files import local_file
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
@@ -30,15 +31,16 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
-from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
+from ..data.trained import (apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
+                                   shared_figures, sides_of, trained_on)
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
-from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels,
-                                       load_part, part, put_part, random_tensors)
+from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels, find_checkpoint,
+                                       load_part, part, put_part, random_tensors, read_about)
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, saved_options
@@ -164,6 +166,50 @@ def put_head(cfg, net:Net, name:str):
     path = getattr(cfg, option, None)
     if path is not None: _put_from(option, path, f'{name}_head', net.heads[name], net.adapter)
 
+# %% ../../nbs/train/48_runner.ipynb #950da8a2
+def _sides_in(path, name):
+    "What the net whose part `name` is in `path` was trained on"
+    try: return sides_of(read_about(local_file(find_checkpoint(path, name)[0])))
+    except CheckpointError: return [None]      # whoever loads it says why
+
+# %% ../../nbs/train/48_runner.ipynb #f9e6ee47
+def backbone_sides(cfg) -> list:
+    "What a backbone that a run begins with was trained on: a `Side` each; None: one that nobody knows"
+    path = cfg.resume_backbone_from
+    return [] if path is None else _sides_in(path, 'backbone')
+
+# %% ../../nbs/train/48_runner.ipynb #e65dc969
+def head_sides(cfg, stage:Stage) -> list:
+    "The same of the heads that a stage takes from elsewhere"
+    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts}
+    return [side for name, path in paths.items() if path is not None for side in _sides_in(path, f'{name}_head')]
+
+# %% ../../nbs/train/48_runner.ipynb #bf2668ec
+def sides_going_on(about:dict) -> list:
+    "What a net that goes on from a checkpoint of its own stage was trained on before, as the checkpoint says"
+    run = read_trained(about)
+    if run is not None: return [run.train, *run.before]     # its own rows are told apart where they are known
+    return [None] if began_elsewhere(about) else []
+
+# %% ../../nbs/train/48_runner.ipynb #7ec6aebd
+def _stage_before(cfg, stage):
+    "The stage of the run that had the backbone before `stage`; None if it is the first"
+    keys = keys_of(cfg.stage)
+    at = keys.index(stage.key)
+    return STAGES[keys[at - 1]] if at else None
+
+# %% ../../nbs/train/48_runner.ipynb #eff9898f
+def taught_before(
+    cfg,
+    stage:Stage,
+    run:RunFolder,
+) -> list:         # A `Side` each; None: one that nobody knows
+    "What the net of a stage of `run` that begins was trained on before"
+    before = _stage_before(cfg, stage)
+    if before is None: return backbone_sides(cfg)
+    try: return sides_of(Checkpoints(run.checkpoints(before)).said_by_newest())
+    except CheckpointError: return [None]
+
 # %% ../../nbs/train/48_runner.ipynb #70b3de00
 LEAST_STEPS = 16
 
@@ -273,6 +319,7 @@ def stage_loop(
     callbacks:tuple=(),
     stop:StopWish|None=None,
     say:Callable=print,
+    taught:tuple|None=None,      # Sides that the net was trained on before; None: as the options say
 ) -> tuple[Loop, str]:           # And how rows were held out
     "The loop of a stage, with its data, net and settings"
     train, valid, split = sources_of(cfg, stage, accelerator.device, say)
@@ -288,7 +335,10 @@ def stage_loop(
     loop = Loop(net=net, stage=stage, cfg=cfg, settings=settings, train=train, valid=valid,
                 split=split, accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
                 before=before, stop=stop)
-    return loop, split
+    taught = backbone_sides(cfg) + head_sides(cfg, stage) if taught is None else taught
+    loop.trained = trained_on(train, valid, split, say, taught)
+    loop.split = said_split(loop.trained)
+    return loop, loop.split
 
 # %% ../../nbs/train/48_runner.ipynb #223da255
 def guess_scores(
@@ -340,15 +390,6 @@ def loop_remarks(loop:Loop) -> list[str]:
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
     return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
 
-# %% ../../nbs/train/48_runner.ipynb #56c8dccd
-def trained_of(
-    loop:Loop,
-    say:Callable=print,     # Told of files that must be read for their SHA-256
-) -> Trained:
-    "Both sides of the rows of `loop`"
-    if loop.trained is None: loop.trained = trained_on(loop.train, loop.valid, loop.split, say)
-    return loop.trained
-
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
     "Let go of the rows of `loop`"
@@ -376,6 +417,7 @@ class StageResult(BaseModel):
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
     overlap: dict[str, float] = Field(default_factory=dict)    # Validation games, those trained on; {}: not known
+    before: list[dict|None] = Field(default_factory=list)      # What its net was trained on before; None: not known
     checkpoints: dict[str, str] = Field(default_factory=dict)  # By mark, as seen from the run
     sha256: dict[str, str] = Field(default_factory=dict)       # Of each of them
     tensorboard: str = ''              # As seen from the run
@@ -436,7 +478,8 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
+        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(loop.trained),
+        before=[None if s is None else s.brief() for s in loop.trained.before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -472,7 +515,7 @@ def about_checkpoint(
     saved = {} if run is None else {'run': run.id, 'folder': str(run.checkpoints(loop.stage))}
     about = {'saved': saved, 'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
-             'trained': trained_of(loop).saved(),
+             'trained': loop.trained.saved(),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
 
@@ -636,12 +679,13 @@ def run_stage(
     "Train a stage, from its newest checkpoint if it has one"
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
     callbacks = [*callbacks, *run_callbacks(cfg, stage, run, say), *viewers]
-    loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
+    taught = sides_going_on(newest[1]) if newest else taught_before(cfg, stage, run) + head_sides(cfg, stage)
+    loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say, taught)
     rows = {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
-    trained_of(loop, say).saved()      # now, as shards may be gone when a checkpoint is saved
+    loop.trained.saved()               # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say, run.checkpoints(stage))
