@@ -83,14 +83,23 @@ def source_columns(
 # %% ../../nbs/data/20_trained.ipynb #4c1b0397
 _PENDING = 1 << 22     # keys: so many are gathered before they are sorted into those that were found
 
+def _new(ordered):
+    "Which of sorted numbers differ from the one before"
+    return np.concatenate([np.ones(min(len(ordered), 1), bool), ordered[1:] != ordered[:-1]])
+
+def _each_once(numbers):
+    "The distinct numbers, sorted; `np.unique` takes ten times as long"
+    ordered = np.sort(numbers)
+    return ordered[_new(ordered)]
+
 def _distinct(parts):
     "The distinct numbers of arrays, sorted, in little more memory than they take"
     found, pending, n = np.zeros(0, np.uint64), [], 0
     for part in parts:
-        pending.append(np.unique(part))
+        pending.append(_each_once(part))
         n += len(pending[-1])
-        if n > _PENDING: found, pending, n = np.unique(np.concatenate([found, *pending])), [], 0
-    return np.unique(np.concatenate([found, *pending]))
+        if n > _PENDING: found, pending, n = _each_once(np.concatenate([found, *pending])), [], 0
+    return _each_once(np.concatenate([found, *pending]))
 
 # %% ../../nbs/data/20_trained.ipynb #15498b46
 def games_of(
@@ -117,33 +126,34 @@ class Marks:
     numbers: np.ndarray    # uint32 (G, MARKS): of their late positions; 0 where there are fewer
 
 # %% ../../nbs/data/20_trained.ipynb #2a20de94
-def _smallest(games, ids):
-    "(games, ids) of the first `MARKS` distinct ids of each game, in order of both"
-    order = np.lexsort((ids, games))
-    games, ids = games[order], ids[order]
-    new = np.ones(len(games), bool)
-    new[1:] = (games[1:] != games[:-1]) | (ids[1:] != ids[:-1])      # rows that stand there twice are one
-    games, ids = games[new], ids[new]
-    _, first, count = np.unique(games, return_index=True, return_counts=True)
-    keep = np.arange(len(games)) - np.repeat(first, count) < MARKS
-    return games[keep], ids[keep]
+def _smallest(games, numbers):
+    "(games, numbers) of the first `MARKS` distinct numbers of each game, in order of both"
+    order = np.argsort(games)
+    games = games[order]
+    new = _new(games)
+    keys, place = games[new], np.cumsum(new) - 1
+    both = _each_once(place.astype(np.uint64) << 32 | numbers[order])     # one sort of both is fast
+    place = (both >> 32).astype(np.int64)
+    first = np.searchsorted(place, np.arange(len(keys)))
+    keep = np.arange(len(both)) - first[place] < MARKS
+    return keys[place[keep]], both[keep].astype(np.uint32)
 
 # %% ../../nbs/data/20_trained.ipynb #25741b3f
 def _late_rows(source):
-    "(game, id) of the rows of `source` from ply `DEEP` on, a shard at a time"
+    "(game, number) of the rows of `source` from ply `DEEP` on, a shard at a time"
     for c in source_columns(source, ('id', 'game', 'ply')):
         late = (c['ply'] >= DEEP) & (c['ply'] != NO_PLY)
-        yield c['game'][late], c['id'][late]
+        yield c['game'][late], np.maximum(c['id'][late].astype(np.uint32), 1)
 
 # %% ../../nbs/data/20_trained.ipynb #0034b3b5
 def _gathered(parts):
-    "The smallest ids of each game over all `parts`, in little more memory than they take"
-    games, ids, pending, n = np.zeros(0, np.uint64), np.zeros(0, np.uint64), [], 0
-    join = lambda: _smallest(*(np.concatenate(c) for c in zip((games, ids), *pending)))
+    "The smallest numbers of each game over all `parts`, in little more memory than they take"
+    found, n = [(np.zeros(0, np.uint64), np.zeros(0, np.uint32))], 0
+    join = lambda: _smallest(*(np.concatenate(c) for c in zip(*found)))
     for part in parts:
-        pending.append(_smallest(*part))
-        n += len(pending[-1][0])
-        if n > _PENDING: (games, ids), pending, n = join(), [], 0
+        found.append(part)
+        n += len(part[0])
+        if n > _PENDING: found, n = [join()], 0
     return join()
 
 # %% ../../nbs/data/20_trained.ipynb #96b3cd6b
@@ -153,12 +163,11 @@ def marks_of(
     "The marks of the games of `source`, read once"
     if not source.columns.origin or any(s.folds is None for s in source.shards): return None
     if source._marks is None:
-        try: games, ids = _gathered(_late_rows(source))
+        try: games, found = _gathered(_late_rows(source))
         except (ShardError, OSError, KeyError): return None
         keys, first, count = np.unique(games, return_index=True, return_counts=True)
-        numbers = np.zeros((len(keys), MARKS), np.uint32)
-        place = np.arange(len(games)) - np.repeat(first, count)
-        numbers[np.repeat(np.arange(len(keys)), count), place] = ids & np.uint64(0xffffffff)
+        numbers, row = np.zeros((len(keys), MARKS), np.uint32), np.repeat(np.arange(len(keys)), count)
+        numbers[row, np.arange(len(games)) - first[row]] = found
         source._marks = Marks(keys[count >= AT_LEAST], numbers[count >= AT_LEAST])
     return source._marks
 
@@ -311,7 +320,7 @@ def _seen(found, who='it'):
 # %% ../../nbs/data/20_trained.ipynb #16158f7c
 def _unsure(found, who='it'):
     "What of some rows is not known, in words"
-    if not found.rows or found.trained: return
+    if not found.rows or found.trained or found.shared or found.copies: return
     known = found.apart or not found.others or found.shared == 0 and not found.doubt
     why = found.doubt or 'its own shards are no longer where they were'
     if not known: yield f'whether {who} was trained on their games is not known: {why}'
@@ -336,8 +345,9 @@ class Standing:
     def __str__(self):
         "Nothing is called held out that is not known to be"
         if self.seen: return '; '.join(self.seen)
-        of_its_run = ' of its own run'*(not self.began and self.clean == 'held out')
-        return '; '.join(filter(None, [self.clean + of_its_run, *self.unsure]))
+        own = self.clean and not self.began
+        clean = f'as for its own run, {self.clean}' if own else self.clean
+        return '; '.join(filter(None, [clean, *self.unsure]))
 
 # %% ../../nbs/data/20_trained.ipynb #347455f1
 def in_words(found:Overlap) -> str:
