@@ -31,7 +31,7 @@ from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
 from ..train.options import vain_remark
 from ..train.runner import (backbone_sides, close_sources, head_sides, judged_rows, loop_remarks,
-                                  put_backbone, sides_going_on, stage_loop)
+                                  put_backbone, sides_going_on, stage_loop, trained_of)
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -245,14 +245,15 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     "Data and steps of one stage; returns its parameters, the most seconds it takes, and what its net was trained on"
     try:
         taught = _taught(cfg, stage, earlier)
-        loop, split = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None, taught=taught)
+        loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
+        known = trained_of(loop, lambda text: None, taught)
     except (OptionError, FileError, CheckpointError, MemoryError, OSError) as e:
         found.add('data', str(e), 'bad', stage.id)
         return 0, 0., [None]
-    sides = [loop.trained.train, *loop.trained.before]
+    sides = [known.train, *known.before]
     parameters = sum(p.numel() for p in loop.net.parameters())
     try:
-        _look_at_data(found, loop, split)
+        _look_at_data(found, loop, loop.split)
         for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
         return parameters, _look_at_steps(found, loop), sides
     except RuntimeError as e:

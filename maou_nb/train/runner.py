@@ -6,8 +6,8 @@
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_backbone',
            'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before', 'batch_size_of',
            'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop', 'guess_scores',
-           'loop_remarks', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result', 'used_by',
-           'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
+           'loop_remarks', 'trained_of', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result',
+           'used_by', 'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -31,7 +31,7 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
-from ..data.trained import (apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
+from ..data.trained import (Trained, apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
                                    shared_figures, sides_of, trained_on)
 from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
@@ -319,7 +319,6 @@ def stage_loop(
     callbacks:tuple=(),
     stop:StopWish|None=None,
     say:Callable=print,
-    taught:tuple|None=None,      # Sides that the net was trained on before; None: as the options say
 ) -> tuple[Loop, str]:           # And how rows were held out
     "The loop of a stage, with its data, net and settings"
     train, valid, split = sources_of(cfg, stage, accelerator.device, say)
@@ -335,10 +334,7 @@ def stage_loop(
     loop = Loop(net=net, stage=stage, cfg=cfg, settings=settings, train=train, valid=valid,
                 split=split, accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
                 before=before, stop=stop)
-    taught = backbone_sides(cfg) + head_sides(cfg, stage) if taught is None else taught
-    loop.trained = trained_on(train, valid, split, say, taught)
-    loop.split = said_split(loop.trained)
-    return loop, loop.split
+    return loop, split
 
 # %% ../../nbs/train/48_runner.ipynb #223da255
 def guess_scores(
@@ -389,6 +385,19 @@ def loop_remarks(loop:Loop) -> list[str]:
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
     return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
+
+# %% ../../nbs/train/48_runner.ipynb #96a65dbb
+def trained_of(
+    loop:Loop,
+    say:Callable=print,     # Told of files that must be read for their SHA-256
+    taught:list|None=None,  # Sides that its net was trained on before; None: as the options say
+) -> Trained:
+    "Both sides of the rows of `loop`, and those that its net had before"
+    if loop.trained is not None: return loop.trained
+    if taught is None: taught = backbone_sides(loop.cfg) + head_sides(loop.cfg, loop.stage)
+    loop.trained = trained_on(loop.train, loop.valid, loop.split, say, taught)
+    loop.split = said_split(loop.trained)
+    return loop.trained
 
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
 def close_sources(loop:Loop):
@@ -478,8 +487,8 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(loop.trained),
-        before=[None if s is None else s.brief() for s in loop.trained.before],
+        rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
+        before=[None if s is None else s.brief() for s in trained_of(loop).before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -515,7 +524,7 @@ def about_checkpoint(
     saved = {} if run is None else {'run': run.id, 'folder': str(run.checkpoints(loop.stage))}
     about = {'saved': saved, 'config': saved_options(loop.cfg), 'labels': LABEL_SCHEME,
              'version': __version__, 'data': fingerprint(loop.train),
-             'trained': loop.trained.saved(),
+             'trained': trained_of(loop).saved(),
              'epochs': loop.settings.epochs}
     return about | ({'plugins': plugins} if plugins else {})
 
@@ -680,12 +689,12 @@ def run_stage(
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
     callbacks = [*callbacks, *run_callbacks(cfg, stage, run, say), *viewers]
     taught = sides_going_on(newest[1]) if newest else taught_before(cfg, stage, run) + head_sides(cfg, stage)
-    loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say, taught)
-    rows = {'train': loop.train.total_rows}
+    loop, _ = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
+    trained_of(loop, say, taught).saved()      # now, as shards may be gone when a checkpoint is saved
+    split, rows = loop.split, {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
-    loop.trained.saved()               # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say, run.checkpoints(stage))
