@@ -381,7 +381,7 @@ def apart_split(
     return of_their_own(option, many, found.shared or 0, why, found.copies)
 
 # %% ../../nbs/data/20_trained.ipynb #2d9672bd
-_KEPT = 1 << 16           # games: of so many the keys and marks are kept, 2.6 MB
+_KEPT = 1 << 17           # games: of so many the keys and marks are kept, 5 MB
 
 def _packed(array, of): return base64.b64encode(array.astype(of).tobytes()).decode()
 
