@@ -156,7 +156,7 @@ def test_own_features_and_own_backbones(shards, tmp_path):
     finally:
         for registry, names in ((FEATURES, ('rows', 'odd')), (BACKBONES, ('plain', 'blind'))):
             for name in names: registry.pop(name, None); registry.homes.pop(name, None)
-    with pytest.raises(CheckpointError, match='must be registered before'): load_net(tmp_path/'rows')
+    with pytest.raises(CheckpointError, match="input_features 'rows' is not known"): load_net(tmp_path/'rows')
     with pytest.raises(OptionError, match="input_features='atacks': one of pieces, attacks was expected"):
         learn_multi_stage(**options, input_features='atacks', run_dir=tmp_path/'x')
 

@@ -19,7 +19,8 @@ from maou_nb.data.columns import columns_of
 from maou_nb.data.shards import ShardError, find_shards, read_shard, shard_bytes, write_manifest, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.trained import read_columns
-from maou_nb.judge.inspect import AT_LEAST, COPIED, DEEP, audit, expected_games, shard_info, show_batch, shuffle_meter
+from maou_nb.data.trained import AT_LEAST, DEEP
+from maou_nb.judge.inspect import audit, expected_games, shard_info, show_batch, shuffle_meter
 from maou_nb.show.boards import move_text
 from samples import ONE_FILE, said
 
@@ -52,7 +53,7 @@ def count(train, valid):
             'repeats': (again(train), again(valid)),
             'games_shared': len(seen_games & {r['game'] for r in valid}), 'shared': len(shared),
             'by_ply': [(p, n, shared_by_ply[p]) for p, n in sorted(by_ply.items())],
-            'copies': {g: (late[g], n) for g, n in late_shared.items() if n >= AT_LEAST and n >= COPIED*late[g]}}
+            'copies': {g: (late[g], n) for g, n in late_shared.items() if n >= AT_LEAST and n >= late[g]/2}}
 
 def check(found, counted):
     "Whether audit and count say the same"

@@ -1,5 +1,5 @@
 "A stage, a head, a loss, a backbone and a callback of one's own, from a file: no line of maou_nb/ knows of them"
-import dataclasses, hashlib, json, re, signal, subprocess, sys, time
+import dataclasses, hashlib, json, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from rsshogi.core import Board
 from rsshogi.types import Color
 
-from maou_nb import evaluate, learn_multi_stage, load_run, prepare_stage, show_results
+from maou_nb import attach, browse, compare, evaluate, learn_multi_stage, load_run, preflight, prepare_stage, show_results
 from maou_nb.data.board import to_sfen
 from maou_nb.data.options import OptionError
 from maou_nb.data.plugins import load_plugins
@@ -166,13 +166,24 @@ def test_a_plugin_that_changed_is_told_of(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize('door', [lambda run: load_run(run.run_dir), lambda run: evaluate(run, stage='attacked', batch_size=4096),
                                   lambda run: run.predict('startpos', stage='attacked'),
-                                  lambda run: show_results(run, stage='attacked', n=1)],
-                         ids=['load_run', 'evaluate', 'predict', 'show_results'])
+                                  lambda run: show_results(run, stage='attacked', n=1), lambda run: browse(run, stage='attacked', rows=1),
+                                  lambda run: attach(run.run_dir), lambda run: compare(run, run)],
+                         ids=['load_run', 'evaluate', 'predict', 'show_results', 'browse', 'attach', 'compare'])
 def test_every_door_warns_of_a_plugin_that_changed(uninterrupted, monkeypatch, door):
     from maou_nb.data import plugins
     changed = {m: dataclasses.replace(p, sha256='0'*64) for m, p in plugins.PLUGINS.items()}
     monkeypatch.setattr(plugins, 'PLUGINS', changed)
     with pytest.warns(UserWarning, match='attacked.py has changed since: it was [0-9a-f]{12}, and is 000000000000'): door(uninterrupted)
+
+def test_preflight_says_it_of_the_run_that_goes_on(uninterrupted, options, tmp_path):
+    shutil.copytree(uninterrupted.run_dir, tmp_path/'run')
+    about = json.loads((tmp_path/'run'/'run.json').read_text())
+    for p in about['plugins']: p['sha256'] = '0'*64
+    (tmp_path/'run'/'run.json').write_text(json.dumps(about))
+    for where in (dict(run_dir=tmp_path/'run', resume_from='latest'), dict(run_dir=tmp_path/'other', resume_from=tmp_path/'run')):
+        found = preflight(**{**options, **where, 'stage': '1'})
+        said = [s for _, what, s, _ in found.lines if what == 'plugins']
+        assert any('attacked.py has changed since: it was 000000000000' in s for s in said), found
 
 def test_a_callback_of_ones_own_is_kept_and_missed(plugin, options, tmp_path, capsys):
     small = {**options, 'stage': '1', 'stage1_max_epochs': 1, 'resume_from': None, 'policy_loss': 'kl'}

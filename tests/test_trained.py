@@ -288,7 +288,7 @@ def test_copies_are_found_whatever_their_order(sets, copies):
 def test_what_is_kept_is_what_was(sets):
     *sides, how = split_sources(StreamingFileSource, sets/'first', 3, 0.2)
     run = trained_on(*sides, how, quiet)
-    again = read_trained(json.loads(json.dumps(run.saved())))
+    again = read_trained({'trained': json.loads(json.dumps(run.saved()))})
     for data in ('first', 'most', 'others'):
         other = side_of(StreamingFileSource(sets/data, 3))
         assert in_words(overlap(again.train, other)) == in_words(overlap(run.train, other))

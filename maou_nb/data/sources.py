@@ -68,6 +68,7 @@ class StreamingFileSource:
         self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
         self._numbers = None      # set where the rows held are more than the rows chosen
         self._games = None        # keys of its games, once they were asked for
+        self._marks = None        # what these are known by beside, likewise
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -505,7 +506,7 @@ def share(self:StreamingFileSource) -> 'StreamingFileSource':   # Itself
 @patch
 def __getstate__(self:StreamingFileSource):
     "What a worker gets: no rows but shared ones, and nobody to talk to"
-    stay = '_lock', '_open', '_reader', '_held', '_numbers', '_games'
+    stay = '_lock', '_open', '_reader', '_held', '_numbers', '_games', '_marks'
     return {k: v for k, v in self.__dict__.items() if k not in stay} | {'say': print}
 
 # %% ../../nbs/data/18_sources.ipynb #13530d92

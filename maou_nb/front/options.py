@@ -7,7 +7,7 @@ __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'device_proble
            'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems', 'part_problems',
            'keyword_problems', 'trial_problems', 'layer_problems', 'loss_problems', 'training_problems',
            'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems', 'place_problems', 'idle_problems',
-           'option_of', 'try_config', 'make_config']
+           'option_of', 'needed_plugins', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -652,7 +652,7 @@ def _slugs_unknown(cfg):
     return tuple(f'{slug_of(k)}_' for k in keys_of(cfg.stage) if k not in STAGES)
 
 # %% ../../nbs/front/60_options.ipynb #7f1d6a30
-def _needed(cfg) -> list[str]:
+def needed_plugins(cfg) -> list[str]:
     "What to say of the plugins of the run that `cfg` goes on with"
     if not cfg.resume_from: return []
     try: run = folder_of(cfg) if cfg.resume_from == 'latest' else RunFolder(as_path(cfg.resume_from))
@@ -672,7 +672,7 @@ def try_config(
     problems = [p for p in problems if not option_of(p).startswith(_slugs_unknown(cfg))]
     found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
     found = unknown + problems + found
-    return cfg, found + [f'plugins: {remark}' for remark in _needed(cfg)*bool(found)]
+    return cfg, found + [f'plugins: {remark}' for remark in needed_plugins(cfg)*bool(found)]
 
 # %% ../../nbs/front/60_options.ipynb #7189f60c
 def make_config(**options) -> LearnConfig:

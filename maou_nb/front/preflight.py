@@ -17,20 +17,21 @@ import torch
 from fastcore.basics import patch
 
 import maou_nb.train.trials             # with it a loop may be tried
-from ..data.files import FileError
+from ..data.files import FileError, as_path, is_remote
 from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
-from .options import try_config
+from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import stages_of
-from ..train.checkpoints import CheckpointError
-from ..train.folder import folder_of
+from ..train.checkpoints import CheckpointError, Checkpoints, read_about
+from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
 from ..train.options import vain_remark
-from ..train.runner import close_sources, judged_rows, loop_remarks, put_backbone, stage_loop
+from ..train.runner import (backbone_sides, close_sources, head_sides, judged_rows, loop_remarks,
+                                  put_backbone, sides_going_on, stage_loop, trained_of)
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -219,23 +220,48 @@ def _look_at_network(found, cfg, backbone, accelerator):
     return parameters
 
 # %% ../../nbs/front/65_preflight.ipynb #e4ef6781
-def _look_at_stage(found, cfg, stage, backbone, accelerator):
-    "Data and steps of one stage; returns its parameters and the most seconds it takes"
-    try: loop, split = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
-    except (OptionError, FileError, MemoryError, OSError) as e:
-        found.add('data', str(e), 'bad', stage.id)
-        return 0, 0.
-    parameters = sum(p.numel() for p in loop.net.parameters())
-    try:
-        _look_at_data(found, loop, split)
-        for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
-        return parameters, _look_at_steps(found, loop)
-    except RuntimeError as e:
-        found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)
-        return parameters, 0.
-    finally: close_sources(loop)
+def _goes_on_from(cfg, stage):
+    "What the checkpoint says that a stage would go on from; None if it begins"
+    run, source = folder_of(cfg), as_path(cfg.resume_from)
+    folders = [run] if cfg.resume_from == 'latest' else [run, RunFolder(source)]
+    for at in folders:
+        try: return Checkpoints(at.checkpoints(stage)).said_by_newest()
+        except CheckpointError: pass
+    if cfg.resume_from == 'latest' or source.is_dir(): return None
+    about = read_about(source)
+    return about if about.get('stage') == stage.id else None
 
 # %% ../../nbs/front/65_preflight.ipynb #73f41421
+def _taught(cfg, stage, earlier):
+    "Sides that the net of a stage was trained on before; `earlier` are those of the stage before, None at the first"
+    if cfg.resume_from:
+        url = cfg.run_dir if cfg.resume_from == 'latest' else cfg.resume_from
+        if url and is_remote(as_path(url)): return [None]      # known once it is fetched
+        if about := _goes_on_from(cfg, stage): return sides_going_on(about)
+    return [*(backbone_sides(cfg) if earlier is None else earlier), *head_sides(cfg, stage)]
+
+# %% ../../nbs/front/65_preflight.ipynb #f4d155c8
+def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
+    "Data and steps of one stage; returns its parameters, the most seconds it takes, and what its net was trained on"
+    try:
+        taught = _taught(cfg, stage, earlier)
+        loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
+        known = trained_of(loop, lambda text: None, taught)
+    except (OptionError, FileError, CheckpointError, MemoryError, OSError) as e:
+        found.add('data', str(e), 'bad', stage.id)
+        return 0, 0., [None]
+    sides = [known.train, *known.before]
+    parameters = sum(p.numel() for p in loop.net.parameters())
+    try:
+        _look_at_data(found, loop, loop.split)
+        for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
+        return parameters, _look_at_steps(found, loop), sides
+    except RuntimeError as e:
+        found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)
+        return parameters, 0., sides
+    finally: close_sources(loop)
+
+# %% ../../nbs/front/65_preflight.ipynb #3b5adf36
 def preflight(
     say=lambda what: None,    # Told what is being looked at
     **options,                # As for `learn_multi_stage`
@@ -246,6 +272,7 @@ def preflight(
     for p in problems: found.add('option', p, 'bad')
     if problems: return found
     if vain := vain_remark(cfg): found.add('options', vain, 'look')
+    for remark in needed_plugins(cfg): found.add('plugins', remark, 'look')
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)
@@ -253,10 +280,10 @@ def preflight(
     except CheckpointError as e:
         found.add('option', str(e), 'bad')
         return found
-    parameters, total = _look_at_network(found, cfg, backbone, accelerator), 0.
+    parameters, total, sides = _look_at_network(found, cfg, backbone, accelerator), 0., None
     for stage in stages_of(cfg):
         say(f'stage {stage.id}')
-        size, seconds = _look_at_stage(found, cfg, stage, backbone, accelerator)
+        size, seconds, sides = _look_at_stage(found, cfg, stage, backbone, accelerator, sides)
         parameters, total = max(parameters, size), total + seconds
     _look_at_places(found, cfg, parameters)
     if total:

@@ -28,7 +28,7 @@ from .cli import as_command, as_words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
-from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
+from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file, warn_of_plugins
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
@@ -38,7 +38,7 @@ from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
-from ..data.trained import Trained, in_words, overlap, read_trained
+from ..data.trained import Trained, read_trained, standing
 from ..show.plots import COLORS, Pace, Screen, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
@@ -339,8 +339,10 @@ def _ipython_display_(self:Monitor):
 def attach(
     run_dir:str|Path,     # The folder of a run, whoever started it
 ) -> Monitor:             # A `FileError` if it is none
-    "Watch a run as it trains, from any kernel on its machine"
-    config_of(RunFolder(run_dir))
+    "Watch a run as it trains, from any kernel on its machine; you are warned of plugins that are not loaded, or have changed"
+    run = RunFolder(run_dir)
+    config_of(run)
+    warn_of_plugins(run.read_about().get('plugins'))
     return Monitor(run_dir)
 
 # %% ../../nbs/front/64_runs.ipynb #55344397
@@ -392,7 +394,7 @@ def trained_in(run:RunFolder) -> dict[int|str, Trained]:
     for stage in STAGES.values():
         try: about = read_about(kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or '')
         except CheckpointError: continue
-        if 'trained' in about: found[stage.id] = read_trained(about['trained'])
+        if (trained := read_trained(about)) is not None: found[stage.id] = trained
     return found
 
 # %% ../../nbs/front/64_runs.ipynb #8b0b4014
@@ -401,9 +403,10 @@ def _pair(self:Comparison, n, judged, other):
     "What to say of stage `n` of two runs: on what one is judged, and what the other was trained on"
     ours, theirs = (self.trained[name][n] for name in (judged, other))
     if ours.valid is None: return
-    found = overlap(theirs.train, ours.valid)
-    if found.trained or found.shared:
-        yield f'stage {n}: {other} has seen some of the rows that {judged} is judged on: {in_words(found)}'
+    found = standing(theirs, ours.valid)
+    rows = f'the rows that {"it" if other == judged else judged} is judged on'
+    if found.seen: yield f'stage {n}: {other} has seen some of {rows}: {found}'
+    elif found.unsure: yield f'stage {n}: whether {other} has seen some of {rows} is not known: {"; ".join(found.unsure)}'
 
 # %% ../../nbs/front/64_runs.ipynb #296d175b
 @patch
@@ -417,7 +420,7 @@ def remarks(self:Comparison) -> list[str]:
         rows = [(t.valid or t.train) for name in known for t in [self.trained[name][n]]]
         if any((r.shards, r.folds) != (rows[0].shards, rows[0].folds) for r in rows):
             said.append(f'stage {n}: {", ".join(known)} are judged on different rows')
-        said += [text for a in known for b in known if a != b for text in self._pair(n, a, b)]
+        said += [text for a in known for b in known for text in self._pair(n, a, b)]
     return said
 
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
@@ -490,12 +493,13 @@ def _repr_html_(self:Comparison):
 def compare(
     *runs:str|Path|LearnResult,   # Run folders, or results
 ) -> Comparison:
-    "Lay runs side by side: curves over each other, and a table of the options in which they differ"
+    "Lay runs side by side: curves over each other, and a table of the options in which they differ; of plugins as `attach`"
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
+    for f in folders: warn_of_plugins(f.read_about().get('plugins'))
     return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)},
                       {n: trained_in(f) for n, f in zip(names, folders)})
 

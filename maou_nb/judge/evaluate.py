@@ -23,7 +23,7 @@ from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
 from ..data.splits import held_folds, split_sources
-from ..data.trained import (Trained, known_of, read_trained, side_of, source_columns,
+from ..data.trained import (Trained, began_elsewhere, known_of, read_trained, side_of, source_columns,
                                   trained_on)
 from .ask import as_net, evaluating, options_of, stage_of_net
 from ..model.heads import Net
@@ -242,7 +242,8 @@ def _made_again(about, cfg, stage):
     if stage.of(cfg, 'data') is None: return None
     try: made = sources_of(cfg.model_copy(update={'input_cache_mode': 'memory'}), stage, say=lambda text: None)
     except (FileError, OptionError, OSError, ValueError): return None
-    return trained_on(*made) if fingerprint(made[0]) == about.get('data') else None
+    before = [None] if began_elsewhere(about) else []
+    return trained_on(*made, before=before) if fingerprint(made[0]) == about.get('data') else None
 
 # %% ../../nbs/judge/52_evaluate.ipynb #6ff766f4
 def trained_by(
@@ -252,8 +253,7 @@ def trained_by(
     "What the run of `net` was trained on and judged on"
     about, cfg = getattr(net, 'about', {}), options_of(net)
     again = lambda: _made_again(about, cfg, stage)
-    if 'trained' not in about: return again()
-    return read_trained(about['trained'], lambda: (found := again()) and found.train.keys())
+    return read_trained(about, lambda: (found := again()) and found.train) or again()
 
 # %% ../../nbs/judge/52_evaluate.ipynb #32c8f177
 _NOT_KNOWN = ('whether it was trained on them is not known: its checkpoint names no checksums, '

@@ -230,7 +230,7 @@ class Loop:
         self.means = None                                # … and the sums of the epoch so far
         self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
         self.judged_on = 'valid' if valid else 'train_eval'
-        self.trained = None                              # both sides of its rows, known by content
+        self.trained = None                              # its rows, and those its net had before, by content
         self.losses, self.grad_norm = {}, None           # of the last batch, and of the last step
         self.averaged = None                             # the averaged network, from `Averaging`
         self.board = None                                # TensorBoard's writer, for who logs more

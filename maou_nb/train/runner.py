@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of', 'put_backbone',
-           'put_head', 'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks',
-           'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
-           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'go_on',
-           'run_callbacks', 'run_stage']
+           'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before', 'batch_size_of',
+           'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop', 'guess_scores',
+           'loop_remarks', 'trained_of', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result',
+           'used_by', 'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -23,6 +23,7 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import __version__
 from ..data.batches import BatchStream, dense_bytes
+from ..data.files import local_file
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
@@ -30,7 +31,8 @@ from ..data.shards import ShardError, find_shards
 from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
-from ..data.trained import Trained, apart_split, on_both_sides, shared_figures, trained_on
+from ..data.trained import (Trained, apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
+                                   shared_figures, sides_of, trained_on)
 from ..model.backbones import BACKBONES, Backbone
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
@@ -38,8 +40,8 @@ from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
-from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels,
-                                       load_part, part, put_part, random_tensors)
+from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels, find_checkpoint,
+                                       load_part, part, put_part, random_tensors, read_about)
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, saved_options
@@ -164,6 +166,50 @@ def put_head(cfg, net:Net, name:str):
     option = f'resume_{name}_head_from'
     path = getattr(cfg, option, None)
     if path is not None: _put_from(option, path, f'{name}_head', net.heads[name], net.adapter)
+
+# %% ../../nbs/train/48_runner.ipynb #950da8a2
+def _sides_in(path, name):
+    "What the net whose part `name` is in `path` was trained on"
+    try: return sides_of(read_about(local_file(find_checkpoint(path, name)[0])))
+    except CheckpointError: return [None]      # whoever loads it says why
+
+# %% ../../nbs/train/48_runner.ipynb #f9e6ee47
+def backbone_sides(cfg) -> list:
+    "What a backbone that a run begins with was trained on: a `Side` each; None: one that nobody knows"
+    path = cfg.resume_backbone_from
+    return [] if path is None else _sides_in(path, 'backbone')
+
+# %% ../../nbs/train/48_runner.ipynb #e65dc969
+def head_sides(cfg, stage:Stage) -> list:
+    "The same of the heads that a stage takes from elsewhere"
+    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts}
+    return [side for name, path in paths.items() if path is not None for side in _sides_in(path, f'{name}_head')]
+
+# %% ../../nbs/train/48_runner.ipynb #bf2668ec
+def sides_going_on(about:dict) -> list:
+    "What a net that goes on from a checkpoint of its own stage was trained on before, as the checkpoint says"
+    run = read_trained(about)
+    if run is not None: return [run.train, *run.before]     # its own rows are told apart where they are known
+    return [None] if began_elsewhere(about) else []
+
+# %% ../../nbs/train/48_runner.ipynb #7ec6aebd
+def _stage_before(cfg, stage):
+    "The stage of the run that had the backbone before `stage`; None if it is the first"
+    keys = keys_of(cfg.stage)
+    at = keys.index(stage.key)
+    return STAGES[keys[at - 1]] if at else None
+
+# %% ../../nbs/train/48_runner.ipynb #eff9898f
+def taught_before(
+    cfg,
+    stage:Stage,
+    run:RunFolder,
+) -> list:         # A `Side` each; None: one that nobody knows
+    "What the net of a stage of `run` that begins was trained on before"
+    before = _stage_before(cfg, stage)
+    if before is None: return backbone_sides(cfg)
+    try: return sides_of(Checkpoints(run.checkpoints(before)).said_by_newest())
+    except CheckpointError: return [None]
 
 # %% ../../nbs/train/48_runner.ipynb #70b3de00
 LEAST_STEPS = 16
@@ -341,13 +387,17 @@ def loop_remarks(loop:Loop) -> list[str]:
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
     return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
 
-# %% ../../nbs/train/48_runner.ipynb #56c8dccd
+# %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
     loop:Loop,
     say:Callable=print,     # Told of files that must be read for their SHA-256
+    taught:list|None=None,  # Sides that its net was trained on before; None: as the options say
 ) -> Trained:
-    "Both sides of the rows of `loop`"
-    if loop.trained is None: loop.trained = trained_on(loop.train, loop.valid, loop.split, say)
+    "Both sides of the rows of `loop`, and those that its net had before"
+    if loop.trained is not None: return loop.trained
+    if taught is None: taught = backbone_sides(loop.cfg) + head_sides(loop.cfg, loop.stage)
+    loop.trained = trained_on(loop.train, loop.valid, loop.split, say, taught)
+    loop.split = said_split(loop.trained)
     return loop.trained
 
 # %% ../../nbs/train/48_runner.ipynb #c949b7e3
@@ -377,6 +427,7 @@ class StageResult(BaseModel):
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
     overlap: dict[str, float] = Field(default_factory=dict)    # Validation games, those trained on; {}: not known
+    before: list[dict|None] = Field(default_factory=list)      # What its net was trained on before; None: not known
     checkpoints: dict[str, str] = Field(default_factory=dict)  # By mark, as seen from the run
     sha256: dict[str, str] = Field(default_factory=dict)       # Of each of them
     tensorboard: str = ''              # As seen from the run
@@ -438,6 +489,7 @@ def stage_result(
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
         rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
+        before=[None if s is None else s.brief() for s in trained_of(loop).before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
 
@@ -638,12 +690,13 @@ def run_stage(
     "Train a stage, from its newest checkpoint if it has one"
     newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
     callbacks = [*callbacks, *run_callbacks(cfg, stage, run, say), *viewers]
-    loop, split = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
-    rows = {'train': loop.train.total_rows}
+    taught = sides_going_on(newest[1]) if newest else taught_before(cfg, stage, run) + head_sides(cfg, stage)
+    loop, _ = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
+    trained_of(loop, say, taught).saved()      # now, as shards may be gone when a checkpoint is saved
+    split, rows = loop.split, {'train': loop.train.total_rows}
     if loop.valid: rows['valid'] = loop.valid.total_rows
     for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
-    trained_of(loop, say).saved()      # now, as shards may be gone when a checkpoint is saved
     result = lambda: stage_result(loop, rows, split, run) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say, run.checkpoints(stage))

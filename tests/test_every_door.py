@@ -1,0 +1,285 @@
+"Rows that a network has seen, in whatever way, are said to be so at every door"
+import contextlib, inspect, io, json, re, shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import maou_nb
+from maou_nb import browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
+from maou_nb.data import trained
+from maou_nb.data.records import Filters
+from maou_nb.data.shards import find_shards
+from maou_nb.data.sources import StreamingFileSource
+from maou_nb.data.splits import held_name
+from maou_nb.data.trained import AT_LEAST, MARKS, Marks, copied_games, marks_of, side_of
+from maou_nb.judge.evaluate import rows_to_judge
+from maou_nb.judge.inspect import audit
+from maou_nb.judge.review import review
+from maou_nb.stages.rows import prepare_stage3
+from maou_nb.train.checkpoints import load_tensors, save_tensors
+from samples import ONE_FILE
+
+TINY = dict(stage=3, gpu='cpu', model_size='tiny', resnet_channels=4, resnet_blocks=1, epoch=1, stage3_batch_size=1024,
+            tensorboard_histogram_frequency=0)
+FROM = tuple(f'resume_{part}_from' for part in ('backbone', 'policy_head', 'value_head'))
+
+def warm(path): return dict.fromkeys(FROM, path)
+
+def without_last_moves(text): return re.sub(r'[+-]\d{4}[A-Z]{2}\n(?:T.*\n|\'\*\*.*\n)*(?=%)', '', text)
+
+def learn(run_dir, data, judged, **options):
+    "A run, and what it printed"
+    printed, own = io.StringIO(), dict(stage3_data_path=data, stage3_validation_data_path=judged)
+    with contextlib.redirect_stdout(printed): result = learn_multi_stage(run_dir=run_dir, **{**TINY, **own, **options})
+    return SimpleNamespace(result=result[3], dir=run_dir, text=printed.getvalue())
+
+@pytest.fixture(scope='module')
+def sets(tmp_path_factory):
+    "Games 0–13: as they are, copied, prepared anew, with games 7–20, and less their last moves; and games 21–28, and 29–36"
+    out, games = tmp_path_factory.mktemp('doors'), ONE_FILE.read_text().split('/\n')
+    cut = [without_last_moves(g) for g in games]
+    for name, part, rows in (('first', games[:14], 500), ('half', games[7:21], 500),
+                             ('cut', cut[:14], 500), ('others', games[21:29], 500), ('judged', games[29:37], 500)):
+        (out/f'{name}.csa').write_text('/\n'.join(part))
+        prepare_stage3(out/f'{name}.csa', out/name, rows_per_shard=rows)
+    prepare_stage3(out/'first.csa', out/'anew', filters=Filters(skip_plies=4))
+    (out/'copied').mkdir()
+    for i, path in enumerate(sorted((out/'first').glob('*.feather'))): shutil.copy(path, out/'copied'/f'{i}.feather')
+    shutil.copytree(out/'first', out/'same')
+    return out
+
+@pytest.fixture(scope='module')
+def made(sets):
+    "A run on the first set; one that began from it on other games; a third that began from the second; and of files that tell nothing"
+    first = learn(sets/'runs'/'first', sets/'first', sets/'judged', save_split_params=True)
+    runs = {'first': first, 'second': learn(sets/'runs'/'second', sets/'others', sets/'judged', **warm(first.dir))}
+    runs['third'] = learn(sets/'runs'/'third', sets/'cut', sets/'judged', **warm(runs['second'].dir))
+    tensors, about = load_tensors(maou_nb.load_run(first.dir).checkpoint(3))
+    save_tensors(sets/'silent.safetensors', tensors, {k: v for k, v in about.items() if k != 'trained'})
+    runs['of silent'] = learn(sets/'runs'/'silent', sets/'others', sets/'judged', **warm(sets/'silent.safetensors'))
+    parts = first.dir/'checkpoints'/'stage3'/'parts'
+    runs['of a part'] = learn(sets/'runs'/'part', sets/'others', sets/'judged', resume_backbone_from=parts/'backbone.safetensors')
+    return runs
+
+# kind of overlap → (the run that is asked, the set it is asked about, what of it is said, and whether learn refuses them both)
+KINDS = {
+    'the same shards':              ('first', 'same', r'it was trained on them', True),
+    'copied shards':                ('first', 'copied', r'it was trained on them', True),
+    'prepared anew':                ('first', 'anew', r'14 of (its|their) 14 games \(100%\) (are|were) trained on(?!, under)', False),
+    'shared games':                 ('first', 'half', r'7 of (its|their) 14 games \(50\.0%\) (are|were) trained on(?!, under)', False),
+    'games less their last move':   ('first', 'cut',
+                                     r'13 of (its|their) 14 games \(92.9%\) (are|were) trained on, under another key', False),
+    'what it began from':           ('second', 'same', r'the net it began from was trained on them', False),
+    'games of what it began from':  ('second', 'half', r'7 of their 14 games \(50\.0%\) were trained on by the net it began from', False),
+    'copies of its games':          ('second', 'cut', r'13 of their 14 games .* under another key by the net it began from', False),
+    'what that began from':         ('third', 'others', r'the net it began from was trained on them', False),
+    'of a part':                    ('of a part', 'copied', r'the net it began from was trained on them', False),
+    'what it began from is silent': ('of silent', 'half', r'whether the net it began from was trained on them is not known', False)}
+TRAINS_ON = {'first': 'first', 'second': 'others', 'third': 'cut', 'of silent': 'others', 'of a part': 'others'}
+BEGINS_FROM = {'second': 'first', 'third': 'second', 'of silent': 'silent.safetensors'}
+
+def options_of_run(sets, made, name):
+    "What a run of the same kind would be given"
+    if name == 'of a part': return dict(resume_backbone_from=made['first'].dir/'checkpoints'/'stage3'/'parts'/'backbone.safetensors')
+    if name not in BEGINS_FROM: return {}
+    source = BEGINS_FROM[name]
+    return warm(sets/source if source.endswith('.safetensors') else made[source].dir)
+
+def learns(sets, made, tmp_path, run, data, refused):
+    "What training says whose validation rows these are"
+    options = options_of_run(sets, made, run)
+    if not refused:
+        found = learn(tmp_path/'run', sets/TRAINS_ON[run], sets/data, **options)
+        assert f'on {found.result.judged_on}' in found.text and found.result.split in found.text
+        assert found.result.judged_on == held_name(found.result.split)
+        assert found.result.judged_on.startswith('validation rows'), found.result.judged_on
+        return found.result.split
+    with pytest.raises(maou_nb.OptionError) as e: learn(tmp_path/'run', sets/TRAINS_ON[run], sets/data, **options)
+    return f'it was trained on them: {e.value}'*('is trained on as' in str(e.value))
+
+def preflights(sets, made, tmp_path, run, data, refused):
+    "What preflight says of the same"
+    options = dict(stage3_data_path=sets/TRAINS_ON[run], stage3_validation_data_path=sets/data)
+    found = preflight(**{**TINY, **options, **options_of_run(sets, made, run)}, run_dir=tmp_path/'none')
+    if refused: return f'it was trained on them: {found}'*(not found.ready and 'is trained on as' in repr(found))
+    said, mark = next((said, mark) for _, what, said, mark in found.lines if what == 'rows')
+    assert mark == 'look'
+    return said
+
+BESIDE = {}     # set → a run that is judged on it
+
+def compares(sets, made, tmp_path, run, data, refused):
+    "What is said of the run beside another that is judged on these rows, which was trained on none of them"
+    if (sets, data) not in BESIDE: BESIDE[sets, data] = learn(sets/'runs'/f'beside-{data}', sets/'judged', sets/data).dir
+    found, name = compare(made[run].dir, BESIDE[sets, data]), made[run].dir.name
+    said = [s for s in found.remarks() if f'{name} has seen' in s and 'that beside' in s]
+    assert len(said) == 1 and said[0] in repr(found) and said[0] in found._repr_html_()
+    return said[0]
+
+def asked(door):
+    return lambda sets, made, tmp_path, run, data, refused: door(made[run].dir, sets/data)
+
+DOORS = {
+    'learn_multi_stage': learns, 'preflight': preflights, 'compare': compares,
+    'evaluate': asked(lambda of, data: repr(evaluate(of, data, device='cpu', batch_size=4096)).splitlines()[0]),
+    'browse': asked(lambda of, data: browse(of, data, rows=1)._repr_mimebundle_()['text/plain']),
+    'show_results': asked(lambda of, data: repr(show_results(of, data, n=1, rows=1)))}
+NO_FIGURES = {'tensorboard'}       # of rows: it draws what runs wrote
+
+def test_no_door_is_left_out():
+    "Whatever is in front that takes rows and a network, or runs side by side"
+    front = {n: inspect.signature(f).parameters for n in maou_nb.__all__ if inspect.isfunction(f := getattr(maou_nb, n))}
+    asks = {n for n, given in front.items() if {'data', 'runs'} & given.keys()}
+    assert asks - NO_FIGURES == DOORS.keys() - {'learn_multi_stage', 'preflight'} and {'learn_multi_stage', 'preflight'} <= front.keys()
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('door', DOORS)
+def test_every_door_says_every_kind(sets, made, tmp_path, door, kind):
+    run, data, words, refused = KINDS[kind]
+    said = DOORS[door](sets, made, tmp_path, run, data, refused)
+    assert re.search(words, said), (door, kind, said)
+    claims = re.sub('as for its own run, [^;]*', '', said)
+    assert not re.search('held.out|none of', claims), (door, kind, said)
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_asked_or_looked_at_it_is_the_same_answer(sets, made, kind):
+    run, data, words, _ = KINDS[kind]
+    known = rows_to_judge(load_net(made[run].dir), sets/data)[1]
+    assert re.search(words, known) and known == review(made[run].dir, sets/data, rows=1).known
+    assert evaluate(made[run].dir, sets/data, device='cpu').known == known
+    assert known in browse(made[run].dir, sets/data, rows=1)._repr_mimebundle_()['text/plain']
+
+def test_what_nobody_saw_is_held_out(sets, made):
+    "The check above is no empty one: the same doors say so of other games"
+    for name in ('first', 'second', 'third', 'of a part'):
+        assert made[name].result.judged_on == 'held-out games', made[name].result.split
+        assert evaluate(made[name].dir, device='cpu').known == 'none of their 8 games was trained on'
+    assert compare(made['first'].dir, made['second'].dir).remarks() == []
+    lines = preflight(**TINY, stage3_data_path=sets/'first', **warm(made['second'].dir), run_dir='none').lines
+    assert 'the net it began from was trained on' in next(said for _, what, said, _ in lines if what == 'rows')
+
+# --- what is carried on
+
+def test_a_run_that_goes_on_keeps_what_it_began_from(sets, made, tmp_path):
+    "Its own checkpoint says it, whatever the source has become; other options than the run was begun with do not hide it"
+    shutil.copytree(made['first'].dir, tmp_path/'source')
+    options = dict(run_dir=tmp_path/'run', data=sets/'others', judged=sets/'judged')
+    begun = learn(**options, **warm(tmp_path/'source'))
+    assert begun.result.before == json.loads((tmp_path/'run'/'result.json').read_text())['stages_completed'][0]['before']
+    assert [set(b['shards']) for b in begun.result.before] == [set(side_of(StreamingFileSource(sets/'first', 3)).shards)]
+    for k, changed in enumerate((warm(made['of silent'].dir), {})):
+        again = learn(**options, **changed, resume_from='latest', epoch=2 + k)
+        assert again.result.before == begun.result.before and again.result.epochs_trained == 2 + k
+        assert evaluate(tmp_path/'run', sets/'copied', device='cpu').known == 'the net it began from was trained on them'
+    taken_up = learn(tmp_path/'copy', sets/'others', sets/'judged', resume_from=tmp_path/'run', epoch=4)
+    assert taken_up.result.before == begun.result.before
+    said = preflight(**TINY, stage3_data_path=sets/'others', stage3_validation_data_path=sets/'judged', run_dir=tmp_path/'new',
+                     resume_from=tmp_path/'run').lines
+    assert 'net it began from' not in next(s for _, what, s, _ in said if what == 'rows')
+    said = preflight(**TINY, stage3_data_path=sets/'others', stage3_validation_data_path=sets/'same', run_dir=tmp_path/'new',
+                     resume_from=tmp_path/'run').lines
+    assert 'the net it began from was trained on them' in next(s for _, what, s, _ in said if what == 'rows')
+
+def test_other_validation_rows_after_a_resume(sets, tmp_path):
+    "What a run trained on before its rows were divided otherwise is not forgotten"
+    learn(tmp_path/'run', sets/'first', sets/'judged')
+    about = maou_nb.train.checkpoints.read_about(maou_nb.load_run(tmp_path/'run').checkpoint(3))
+    sides = maou_nb.train.runner.sides_going_on(about)
+    assert len(sides) == 1 and trained.distinct_sides(sides, side_of(StreamingFileSource(sets/'first', 3))) == []
+    part = side_of(StreamingFileSource(sets/'first', 3, range(50)))
+    assert trained.distinct_sides(sides, part) == sides
+
+def test_stages_of_a_run_are_carried_on(sets, shards_of_all, tmp_path):
+    "A backbone that went through all stages is known to have seen the rows of each"
+    short = dict(stage1_threshold=0.1, stage2_threshold=0.0001, stage1_max_epochs=1, stage2_max_epochs=1, stage2_batch_size=512)
+    run = learn_multi_stage(run_dir=tmp_path/'all', **{**TINY, 'stage': 'all'}, **shards_of_all, **short)
+    assert [[b['kind'] for b in s.before] for s in run.stages()] == [[], ['1'], ['2', '1']]
+    assert run[3].judged_on == 'held-out games'                     # other rows have other targets
+    again = learn_multi_stage(run_dir=tmp_path/'again', resume_backbone_from=run.run_dir, stage2_test_ratio=0.2, **shards_of_all,
+                              **{**TINY, 'stage': 2}, **short)
+    assert {b['kind'] for b in again[2].before} == {'1', '2', '3'}
+    assert again[2].judged_on == 'validation rows, which the net it began from was trained on'
+
+@pytest.fixture(scope='module')
+def shards_of_all(sets):
+    from maou_nb.stages.rows import prepare_stage1, prepare_stage2
+    prepare_stage1(sets/'stage1')
+    prepare_stage2(sets/'first.csa', sets/'stage2')
+    return {'stage1_data_path': sets/'stage1', 'stage2_data_path': sets/'stage2', 'stage3_data_path': sets/'first'}
+
+# --- what is not known
+
+def spoiled(made, name, out, spoil):
+    "The network of a run from a checkpoint in which something else is said of its rows"
+    tensors, about = load_tensors(maou_nb.load_run(made[name].dir).checkpoint(3))
+    about = json.loads(json.dumps(about))
+    spoil(about)
+    save_tensors(out/'spoiled.safetensors', tensors, about)
+    return load_net(out/'spoiled.safetensors')
+
+def test_checkpoints_of_an_earlier_version(sets, made, tmp_path):
+    "They name no sources, and no marks: the first is told from their options, the second is asked of their shards"
+    def older(about):
+        del about['trained']['before']
+        for side in ('train', 'valid'): del about['trained'][side]['marks'], about['trained'][side]['kind']
+    net = spoiled(made, 'second', tmp_path, older)
+    assert 'whether the net it began from was trained on them is not known' in rows_to_judge(net, sets/'same')[1]
+    net = spoiled(made, 'first', tmp_path, older)
+    for name in ('same', 'half', 'cut', 'others'):
+        assert rows_to_judge(net, sets/name)[1] == rows_to_judge(load_net(made['first'].dir), sets/name)[1]
+    lost = spoiled(made, 'first', tmp_path, lambda about: (older(about), about['config'].update(stage3_data_path='gone')))
+    for name in ('cut', 'others'):
+        assert 'whether it was trained on copies of their games is not known: its own shards' in rows_to_judge(lost, sets/name)[1]
+    assert rows_to_judge(lost, sets/'same')[1] == 'it was trained on them'
+
+@pytest.mark.parametrize('odd', [None, 7, [], {}, {'train': None, 'valid': None, 'split': ''},
+                                 {'train': {}, 'valid': {}, 'split': 1, 'before': [3]}])
+def test_what_no_run_wrote_is_no_claim(sets, made, tmp_path, odd):
+    def spoil(about): about.update(trained=odd, config={**about['config'], 'stage3_data_path': 'gone'})
+    assert 'not known' in rows_to_judge(spoiled(made, 'first', tmp_path, spoil), sets/'same')[1]
+    source = tmp_path/'spoiled.safetensors'
+    assert 'may have been trained on' in learn(tmp_path/'run', sets/'others', sets/'judged', **warm(source)).result.judged_on
+
+def test_what_is_not_looked_for_is_said(sets, made, tmp_path, monkeypatch):
+    "Of very many rows copies are not looked for: then no door says that there are none"
+    monkeypatch.setattr(trained, 'LOOKED_AT', 100)
+    run = learn(tmp_path/'run', sets/'first', sets/'cut')
+    assert run.result.judged_on == 'held-out games, by their keys'
+    assert 'is not known: they are not looked for in more than 100 rows' in run.result.split
+    for data in (None, sets/'cut', sets/'judged'):
+        assert 'copies of their games is not known: they are not looked for' in evaluate(tmp_path/'run', data, device='cpu').known
+    assert 'copies' not in run.result.overlap
+    assert any('is not known' in s for s in compare(tmp_path/'run', made['first'].dir).remarks())
+
+# --- copies
+
+def test_copies_are_games_with_the_same_positions():
+    "Whatever is cut off of them, as long as half of them is left; and never games that share an opening"
+    rng = np.random.default_rng(0)
+    def side(games): return Marks(np.arange(len(games), dtype=np.uint64), np.array([np.sort(g)[:MARKS] for g in games], np.uint32))
+    games = [rng.choice(2**32 - 1, rng.integers(20, 120), replace=False) + 1 for _ in range(300)]
+    opening = games[0][:4]
+    others = [np.concatenate([opening, rng.choice(2**32 - 1, 60) + 1]) for _ in range(300)]
+    for cut in (slice(None), slice(None, -1), slice(1, None), slice(1, -1)):
+        assert len(copied_games(side(games), side([g[cut] for g in games]))) > 297
+        assert len(copied_games(side([g[cut] for g in games]), side(games))) > 297
+    assert len(copied_games(side(games), side(others))) == 0 == len(copied_games(side(others), side(games)))
+    assert AT_LEAST > 4
+
+def test_marks_are_those_of_the_rows(sets):
+    "Counted row by row; in whatever files, and of folds alone"
+    for name, folds in (('first', None), ('half', range(30, 80))):
+        source, rows = StreamingFileSource(sets/name, 3, folds), {}
+        for s in find_shards(sets/name, 3):
+            for r in maou_nb.data.shards.read_shard(s).select(['id', 'fold', 'game', 'ply']).to_pylist():
+                if r['ply'] < trained.DEEP or folds is not None and r['fold'] not in folds: continue
+                rows.setdefault(r['game'], set()).add(max(r['id'] % 2**32, 1))
+        counted = {g: sorted(n)[:MARKS] for g, n in rows.items() if len(n) >= AT_LEAST}
+        found = marks_of(source)
+        assert {int(g): [n for n in numbers.tolist() if n] for g, numbers in zip(found.games, found.numbers)} == counted
+
+def test_the_audit_decides_by_the_same(sets):
+    for train, valid in (('first', 'cut'), ('cut', 'first'), ('first', 'others'), ('half', 'cut')):
+        a, b = (StreamingFileSource(sets/n, 3) for n in (train, valid))
+        assert sorted(audit(a, b).copies['game'].to_list()) == copied_games(marks_of(a), marks_of(b)).tolist()
