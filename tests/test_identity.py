@@ -111,17 +111,24 @@ def test_the_lock_has_one_owner_200_times(tmp_path):
     for p in both: p.join(30)
     assert got.count(True) == got.count(False) == 200
 
-def starts(options, count, barrier, said):
+class HoldsOn(Callback):
+    "Trains no further until the other process has its answer"
+    def __init__(self, answered): self.answered = answered
+    def before_fit(self, loop): assert self.answered.wait(30), 'the other process got no answer: does it train, too?'
+
+def starts(options, count, barrier, answered, said):
     for n in range(count):
         barrier.wait()
-        try: learn_multi_stage(**options, run_dir=f'run{n}'); said.put((n, 'trained'))
-        except OptionError as e: said.put((n, str(e)))
+        try: learn_multi_stage(**options, run_dir=f'run{n}', callbacks=[HoldsOn(answered[n])]); told = 'trained'
+        except (OptionError, AssertionError) as e: told = str(e)
+        answered[n].set()
+        said.put((n, told))
 
 def start_both(small, count):
-    "Two warm processes start `count` runs at the same moment; one trains each, and the other is told"
+    "Two processes start `count` runs at the same moment; one trains each, and the other is told while it does"
     many = multiprocessing.get_context('spawn')
-    barrier, said = many.Barrier(2), many.Queue()
-    both = [many.Process(target=starts, args=({**small, 'stage1_max_epochs': 2}, count, barrier, said)) for _ in range(2)]
+    barrier, said, answered = many.Barrier(2), many.Queue(), [many.Event() for _ in range(count)]
+    both = [many.Process(target=starts, args=(small, count, barrier, answered, said)) for _ in range(2)]
     for p in both: p.start()
     got = sorted(said.get(timeout=120) for _ in range(2*count))
     for p in both: p.join(60)

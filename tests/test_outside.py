@@ -206,7 +206,8 @@ MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos'
         'adapter_of': ('policy_head',), 'alone_in': ('x is done',), 'is_there': ()}
 PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',
         'upload', 'download', 'read_file', 'write_shard',
-        'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'disk_in_words', 'naming', 'damaged',
+        'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'owner_of', 'kept_elsewhere',
+        'disk_in_words', 'naming', 'damaged',
         'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
 
 def test_every_door_refuses_what_is_no_file(specials, tmp_path, monkeypatch):

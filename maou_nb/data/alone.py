@@ -7,9 +7,11 @@ __all__ = ['RECORD', 'BEAT', 'FAR_BEAT', 'FRESH', 'FolderLock', 'alone_in', 'age
            'elsewhere_at_work', 'beating']
 
 # %% ../../nbs/data/06_alone.ipynb #5bc0434c
+import errno
 import json
 import os
 import platform
+import stat
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -39,51 +41,84 @@ class FolderLock:
         folder:str|Path,       # On this machine, or a drive of it
         name:str='.lock',      # Of the hidden file
     ):
-        self.path, self.file = Path(folder)/name, None
+        self.folder, self.path = Path(folder), Path(folder)/name
+        self.held_by = []      # open files, of the folder and of the hidden file
+
+# %% ../../nbs/data/06_alone.ipynb #f092f05a
+@patch
+def _open(self:FolderLock, flags:int) -> int:
+    "The hidden file, open; a `FileError` if something else has its name"
+    safe = getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0)
+    try:
+        file = os.open(self.path, flags | safe, 0o666)
+        if stat.S_ISREG(os.fstat(file).st_mode): return file
+        os.close(file)
+    except OSError as e:
+        if e.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO): raise
+    raise FileError(f'{self.path} is no file: the hidden file by which a folder is held, or nothing, was expected there')
 
 # %% ../../nbs/data/06_alone.ipynb #9ed79445
-@patch
-def _stands(self:FolderLock, file) -> bool:
-    "Whether the open `file` is the one in the folder: its last owner may have taken it away"
-    try: return os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+def _stands(path:Path, file:int) -> bool:
+    "Whether the open `file` is the one at `path`: its last owner may have taken it away"
+    try: return os.path.samestat(os.fstat(file), os.stat(path))
     except OSError: return False
 
 # %% ../../nbs/data/06_alone.ipynb #da190138
 @patch
-def take(self:FolderLock,
-    patience:float=0.1,   # Seconds in which to ask again
-) -> bool|None:           # None: nobody can tell on this drive
-    "Hold the folder until `free`, or until this process is gone; False if somebody else does"
-    until = time.monotonic() + patience
-    while True:
-        file = open(self.path, 'ab')
-        got = _lock(file, fcntl and fcntl.LOCK_EX)
-        if got and self._stands(file):
-            self.file = file
-            return True
-        file.close()
-        if got is None or got is False and time.monotonic() > until: return got
-        time.sleep(0.005)
+def _try(self:FolderLock, files:list[int]) -> bool|None:
+    "Lock the folder and the file in it, which are added to `files`; None if files cannot be locked here"
+    for path, opened in ((self.folder, lambda: os.open(self.folder, os.O_RDONLY)),
+                         (self.path, lambda: self._open(os.O_RDWR | os.O_CREAT))):
+        files.append(opened())
+        got = _lock(files[-1], fcntl.LOCK_EX)
+        if got is False or got and not _stands(path, files[-1]): return False
+    return got
 
 # %% ../../nbs/data/06_alone.ipynb #22e22ef7
+def _close(files:list[int]):
+    "Let go of locked files, the last first"
+    for file in reversed(files):
+        _lock(file, fcntl.LOCK_UN)      # a process that was forked meanwhile has it open, too
+        os.close(file)
+
+# %% ../../nbs/data/06_alone.ipynb #7fd1395a
+@patch
+def take(self:FolderLock,
+    patience:float=0.1,   # Seconds in which to ask again
+) -> bool|None:           # None: of other machines nobody can tell on this drive
+    "Hold the folder until `free`, or until this process is gone; False if somebody else does"
+    if fcntl is None: return None
+    until = time.monotonic() + patience
+    while True:
+        files, got = [], False
+        try: got = self._try(files)
+        finally:
+            if got is False: _close(files)
+        if got is not False: self.held_by = files
+        if got is not False or time.monotonic() > until: return got
+        time.sleep(0.005)
+
+# %% ../../nbs/data/06_alone.ipynb #6e726461
 @patch
 def free(self:FolderLock,
     trace:bool=True,    # Leave the hidden file
 ):
     "Let go of the folder"
-    if self.file is None: return
-    if not trace: self.path.unlink(missing_ok=True)
-    fcntl.flock(self.file, fcntl.LOCK_UN)     # a process that was forked meanwhile has the file open, too
-    self.file.close()
-    self.file = None
+    if not trace and self.held_by: self.path.unlink(missing_ok=True)
+    _close(self.held_by)
+    self.held_by = []
 
-# %% ../../nbs/data/06_alone.ipynb #7fd1395a
+# %% ../../nbs/data/06_alone.ipynb #f5dd9309
 @patch
 def held(self:FolderLock) -> bool:
     "Whether somebody holds the folder, this process or another"
-    try: file = open(self.path, 'rb')
-    except OSError: return False
-    with file: return _lock(file, fcntl and fcntl.LOCK_SH) is False
+    for opened in (lambda: os.open(self.folder, os.O_RDONLY), lambda: self._open(os.O_RDONLY)):
+        try: file = opened()
+        except (OSError, FileError): continue
+        try:
+            if _lock(file, fcntl and fcntl.LOCK_SH) is False: return True
+        finally: os.close(file)
+    return False
 
 # %% ../../nbs/data/06_alone.ipynb #d3a5e3c2
 @contextmanager

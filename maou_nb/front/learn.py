@@ -37,9 +37,9 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder, fits_row
+from ..train.folder import RunFolder, begun_folder, came_from, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
-from ..train.mirror import Mirror, fetch_run, mirror_url, sends_to
+from ..train.mirror import Mirror, fetch_run, kept_elsewhere, mirror_url, sends_to, standing
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
@@ -93,6 +93,9 @@ def checkpoint(self:LearnResult,
         raise FileError(f'{short_path(self.run_dir)} names no {which} checkpoint of stage {stage}: '
                         f'{", ".join(found) or "none"} there')
     path = named_checkpoint(Path(self.run_dir), found[which], 'the result')
+    if not path.exists():
+        raise FileError(f'{short_path(path)}, which the result names, is not there: it was expected where the run left it; '
+                        'resume_from="latest" tells what is left of the run')
     _check_unchanged(path, self[stage].sha256.get(which))
     return path
 
@@ -207,21 +210,51 @@ def _fetched(url, run, say):
     if other := sends_to(url):
         raise OptionError(f'resume_from: {other}, trains the run at {url}: its end, or another run, was expected')
     fetch_run(url, run.path)
+    run.take_in()
     say(f'fetched {url} to {run.path}')
     return True
 
 # %% ../../nbs/front/62_learn.ipynb #ff640bb8
+def _far_source(cfg):
+    "The URL that a run is to go on from, if it is one"
+    return _remote(cfg.run_dir if cfg.resume_from == 'latest' else cfg.resume_from)
+
+# %% ../../nbs/front/62_learn.ipynb #5bfc31b5
+def _catch_up(cfg, run, url, say) -> bool:      # False: that is not known
+    "Whether the run here is the one at `url`; what is later there is fetched, and another run refused"
+    try: stands = standing(url, run.path)
+    except (FileError, OSError) as e:
+        say(f'{url} does not tell how far the run is there, so {run} goes on as it is here: {e}')
+        return True
+    if stands == 'later': return _fetched(url, run, say)
+    if stands in ('ours', 'kept'): return True
+    if cfg.resume_from != 'latest' and stands == 'none': return False
+    kept = '' if stands == 'other' else kept_elsewhere(run.path, url)
+    if stands != 'other' and not kept: return True
+    wrong = f'{run}, where the run at {url} would be kept, holds another run'
+    if stands == 'none': wrong = f'{run} is kept at {kept}, and there is no run at {url}'
+    raise OptionError(f'{"run_dir" if cfg.resume_from == "latest" else "resume_from"}: {wrong}: '
+                      'another name, or another working folder, was expected')
+
+# %% ../../nbs/front/62_learn.ipynb #381a6bd3
+def _check_source(cfg, run, say):
+    "Refuse to go on with the run that is here if it is not the one that is to go on"
+    if (url := _far_source(cfg)) and _catch_up(cfg, run, url, say): return
+    if cfg.resume_from != 'latest': run.refuse_source(cfg.resume_from, STAGES.values())
+
+# %% ../../nbs/front/62_learn.ipynb #8970ba21
 def _take_up(cfg, run, say):
     "Bring what the run is to go on from"
-    source = cfg.resume_from
-    url = cfg.run_dir if source == 'latest' else source
-    if url and is_remote(as_path(url)) and _fetched(url, run, say):
-        run.settle(goes_on=True)          # as the run that came
+    source, url = cfg.resume_from, _far_source(cfg)
+    if url and _fetched(url, run, say):
+        if source != 'latest': run.note(came_from=came_from(source))
         return
     if source == 'latest':
+        run.refuse_lost()
         say(f'{run} holds no checkpoint yet: the run starts afresh')
         return
     run.bring(source, stages_of(cfg))
+    run.note(came_from=came_from(source))
     for remark in missing_plugins(RunFolder(as_path(source)).read_about().get('plugins')): say(remark)
     say(f'goes on from {short_path(source)}, in {run}')
 
@@ -242,8 +275,9 @@ def open_run(
 ) -> LearnConfig:      # `cfg`, or with older values of options that the run is older than
     "Make the run's folders, with its config in them"
     stages = list(STAGES.values())
+    if cfg.resume_from: run.mend_manifests(stages, say)
     run.settle(goes_on=bool(cfg.resume_from))
-    if cfg.resume_from and not run.begun(stages): _take_up(cfg, run, say)
+    if cfg.resume_from: (_check_source if run.begun(stages) else _take_up)(cfg, run, say)
     goes_on = bool(cfg.resume_from and run.begun(stages))
     if goes_on:
         run.check_owner(stages)
@@ -326,6 +360,13 @@ def load_run(
     return found
 
 # %% ../../nbs/front/62_learn.ipynb #eefc61a5
+def _fits(reached:StageResult, kept:Checkpoints) -> bool:
+    "Whether a stage's result is of the checkpoints that are there"
+    files = kept.manifest['files']
+    there = {mark: files[name]['sha256'] for mark, name in kept.marks.items()}
+    return bool(reached.sha256) and reached.sha256 == there
+
+# %% ../../nbs/front/62_learn.ipynb #bc017ce5
 def finished_stages(
     cfg:LearnConfig,
     run:RunFolder,
@@ -336,8 +377,9 @@ def finished_stages(
     begun = run.begun(stages)
     before = stages[:stages.index(begun[-1])] if begun else ()
     if not before: return []
-    try: return [read_result(run)[s.id] for s in before]
-    except (FileError, CheckpointError, KeyError): pass
+    try: found = [read_result(run)[s.id] for s in before]
+    except (FileError, CheckpointError, KeyError): found = []
+    if found and all(_fits(r, Checkpoints(run.checkpoints(s))) for r, s in zip(found, before)): return found
     told = f'{run.result_file} does not tell what stage {before[-1].id} reached, though stage {begun[-1].id} has begun'
     if not all(s in begun for s in before):
         raise CheckpointError(f'{told}: copy it from where the run was, or begin another run')

@@ -10,7 +10,9 @@ __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'Checkp
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
 import json
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -163,7 +165,8 @@ def manifest(self:Checkpoints) -> dict:
         if _lists_checkpoints(_checked_names(manifest, path)): return manifest
     except OutsideError as e: raise CheckpointError(str(e)) from None
     except ValueError: pass
-    raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it')
+    raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it; '
+                          'resume_from="latest" makes it again')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #73147238
 @patch
@@ -188,6 +191,19 @@ def marks(self:Checkpoints) -> dict[str, str]:
     "The file names of the last, the best, and other marks that were given"
     return {k: v for k, v in self.manifest.items() if k not in ('files', 'run') and v}
 
+# %% ../../nbs/train/41_checkpoints.ipynb #4a6a5aec
+@patch(as_prop=True)
+def owner(self:Checkpoints) -> str:
+    "The id of the run that saved here, as the manifest says; '' if it does not tell"
+    try: run = self.manifest.get('run')
+    except (CheckpointError, OSError): run = ''
+    return run if isinstance(run, str) else ''
+
+# %% ../../nbs/train/41_checkpoints.ipynb #f23456f7
+def _facts(about:dict) -> dict:
+    "What of a checkpoint stands in the manifest, too"
+    return {k: v for k, v in about.items() if isinstance(v, (int, float, str))}
+
 # %% ../../nbs/train/41_checkpoints.ipynb #af29c70f
 @patch
 def save(
@@ -199,10 +215,9 @@ def save(
 ) -> Path:
     "Add a checkpoint as the last, and under `marks`; remove what is neither marked nor among the last"
     old, name = self._left(), f'{name}.safetensors'
-    sha = save_tensors(self.folder/name, tensors, about)
-    facts = {k: v for k, v in about.items() if isinstance(v, (int, float, str))}
+    sha = save_tensors(self.folder/name, tensors, {**about, 'marks': [*marks]})
     files = {n: f for n, f in old['files'].items() if n != name}
-    files[name] = {'sha256': sha, **facts}
+    files[name] = {'sha256': sha, **_facts(about)}
     new = {**old, 'last': name, **dict.fromkeys(marks, name)}
     if self.run: new['run'] = self.run
     wanted = {*list(files)[-self.keep:], *(v for k, v in new.items() if k not in ('files', 'run'))}
@@ -211,6 +226,44 @@ def save(
     self.written = new
     for n in files.keys() - wanted: (self.folder/n).unlink(missing_ok=True)
     return self.folder/name
+
+# %% ../../nbs/train/41_checkpoints.ipynb #9addfe4d
+def _tells(about:dict) -> bool:
+    "Whether a checkpoint says enough of itself to be listed"
+    marks = about.get('marks', [])
+    return type(about.get('step')) is int and isinstance(marks, list) and all(isinstance(m, str) for m in marks)
+
+# %% ../../nbs/train/41_checkpoints.ipynb #c8aa0809
+@patch
+def _told(self:Checkpoints) -> dict[str, dict]:
+    "What each checkpoint in the folder says of itself, the oldest first"
+    said = {}
+    for path in self.folder.glob('[!.]*.safetensors'):
+        with suppress(CheckpointError, OSError): said[path.name] = load_tensors(path, whole=False)[1]
+    return dict(sorted(((n, a) for n, a in said.items() if _tells(a)), key=lambda s: (s[1]['step'], s[0])))
+
+# %% ../../nbs/train/41_checkpoints.ipynb #d168b232
+@patch
+def _is_damaged(self:Checkpoints) -> bool:
+    "Whether the manifest is no manifest, or gone"
+    path = self.folder/MANIFEST
+    if not path.is_file(): return not os.path.lexists(path)
+    try: return not _lists_checkpoints(read_json(path))
+    except ValueError: return True
+
+# %% ../../nbs/train/41_checkpoints.ipynb #9662164a
+@patch
+def mend(self:Checkpoints):
+    "Make the manifest again from the checkpoints, if it is damaged or gone and there are any"
+    if not self._is_damaged() or not (told := self._told()): return
+    marks = {m: name for name, about in told.items() for m in about.get('marks', ()) if m not in ('files', 'run')}
+    files = {n: {'sha256': file_sha256(self.folder/n), **_facts(about)} for n, about in told.items()}
+    last = [*told][-1]
+    saved = told[last].get('saved')
+    run = {'run': saved['run']} if isinstance(saved, dict) and isinstance(saved.get('run'), str) else {}
+    whole = {'best': None, **marks, 'last': last, **run, 'files': files}
+    with atomic_file(self.folder/MANIFEST, 'w') as f: json.dump(whole, f, indent=1)
+    self.say(f'{self.folder/MANIFEST} was damaged or gone, and was made again from {len(told)} checkpoints')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #ec10c9e1
 @patch
@@ -279,7 +332,9 @@ def _best_elsewhere(run:Path, stages:list) -> Path|None:
         result = read_json(run/RESULT)
         best = {str(s['stage']): s['checkpoints']['best'] for s in result['stages_completed']}
         name = next(best[s.key] for s in stages if s.key in best)
-        return named_checkpoint(run, name, run/RESULT, result['run_dir'])
+        best = named_checkpoint(run, name, run/RESULT, result['run_dir'])
+        said, owner = read_json(run/ABOUT).get('id') if (run/ABOUT).exists() else None, Checkpoints(best.parent).owner
+        return best if not (said and owner) or said == owner else None      # of two runs, not another's
     except OutsideError as e: raise CheckpointError(str(e)) from None
     except (ValueError, LookupError, TypeError, StopIteration): return None
 
