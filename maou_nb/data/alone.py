@@ -144,6 +144,8 @@ def write_record(
     **more,          # What else is to be said
 ):
     "Say in a record that this process works in its folder, or no longer does"
+    path = as_path(path)
+    if not working and not is_remote(path) and not path.parent.exists(): return       # a folder that is gone stays so
     about = {'pid': os.getpid(), 'host': platform.node(), 'working': working, **more}
     with atomic_file(path, 'w') as f: json.dump(about, f)
 

@@ -378,6 +378,7 @@ def _export(result, run, say):
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
 def _keep(cfg, result, run, accelerator, mirror):
     "Write what was reached so far"
+    run.check_there()
     describe_run(cfg, run, accelerator, result.stages_completed)
     run.write(run.result_file, result.model_dump_json(indent=1))
     if mirror is not None: mirror.sync()

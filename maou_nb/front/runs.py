@@ -32,7 +32,7 @@ from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
-from ..train.checkpoints import CheckpointError, Checkpoints, read_about
+from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder
 from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
@@ -390,7 +390,9 @@ def trained_in(run:RunFolder) -> dict[int|str, Trained]:
     except (FileError, LookupError): kept = {}
     found = {}
     for stage in STAGES.values():
-        try: about = read_about(kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or '')
+        try:
+            newest = kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or ''
+            about = load_tensors(newest, whole=False)[1]
         except CheckpointError: continue
         if 'trained' in about: found[stage.id] = read_trained(about['trained'])
     return found

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
-           'load_tensors', 'read_about', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
+           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
            'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
@@ -68,13 +68,6 @@ def load_tensors(
         what = 'is not a safetensors file' if isinstance(e, SafetensorError) else 'cannot be read as a checkpoint'
         raise CheckpointError(f'{path} {what} ({" ".join(str(e).split())}): '
                               'a checkpoint of maou_nb was expected') from None
-
-# %% ../../nbs/train/41_checkpoints.ipynb #3c4e4f1b
-def read_about(
-    path:str|Path,
-) -> dict:          # A `CheckpointError` if the file is damaged, missing or something else
-    "What was said of the tensors in `path`"
-    return load_tensors(path, whole=False)[1]
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:

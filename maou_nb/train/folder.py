@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LINES', 'SAID', 'SETTLE', 'OWNER', 'FolderOptions', 'add_line', 'fits_row', 'read_lines', 'cut_lines', 'Tail',
-           'RunFolder', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'own_place']
+           'RunFolder', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'FolderGone', 'own_place']
 
 # %% ../../nbs/train/42_folder.ipynb #f51cf148
 import json
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from pydantic import AfterValidator
 
 from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
-from ..data.files import (FileError, as_path, atomic_file, check_plain, copy_file, found_again, is_inside,
+from ..data.files import (DiskError, FarError, FileError, as_path, atomic_file, check_file, copy_file, found_again, is_inside,
                                 is_remote, local_file, make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
 from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
@@ -123,7 +123,7 @@ def _warn_of(damaged:int, path:Path):
 # %% ../../nbs/train/42_folder.ipynb #ef85fdd4
 def _rows_in(path:Path) -> tuple[list[dict], int]:
     "The rows of a `.jsonl` file, and how many of its whole lines are no rows"
-    check_plain(path)
+    check_file(path)
     if not path.is_file(): return [], 0
     data = path.read_bytes()
     return _parsed(data[:data.rfind(b'\n') + 1].splitlines(), path)
@@ -166,7 +166,7 @@ class Tail:
 @patch
 def read(self:Tail) -> list[dict]:
     "All rows so far"
-    check_plain(self.path)
+    check_file(self.path)
     try: f = open(self.path, 'rb')
     except OSError:
         self._forget()
@@ -225,6 +225,7 @@ SAID = {'id': _is_text, 'folder': _is_text, 'version': _is_text, 'places': _all_
 def read_about(self:RunFolder) -> dict:
     "What run.json says: id, places, versions, device, data, plugins; nothing where there is none"
     try: about = read_json(self.about_file)
+    except FarError: raise
     except (OSError, ValueError): return {}
     return {k: v for k, v in about.items() if SAID.get(k, lambda x: True)(v)}
 
@@ -331,6 +332,17 @@ def steps(self:RunFolder) -> dict[int|str, list[dict]]:
     "Figures of single steps of each stage"
     return _by_stage(self._steps.read())
 
+# %% ../../nbs/train/42_folder.ipynb #598c992f
+class FolderGone(DiskError):
+    "The folder of a run that trains was moved or deleted"
+
+@patch
+def check_there(self:RunFolder):
+    "A `FolderGone` if it was moved or deleted"
+    if self.path.exists(): return
+    raise FolderGone(f'{self} is gone: was it moved or deleted while the run trained in it? Nothing more can be saved there; '
+                     'resume_from="latest" goes on where the folder is now')
+
 # %% ../../nbs/train/42_folder.ipynb #6f0f8e03
 @patch
 def say(self:RunFolder, text:str):
@@ -341,7 +353,7 @@ def say(self:RunFolder, text:str):
 @patch
 def log(self:RunFolder, lines:int=12) -> str:
     "The last lines that its process said"
-    check_plain(self.log_file)
+    check_file(self.log_file)
     try: text = self.log_file.read_text(encoding='utf-8', errors='replace')
     except OSError: return ''
     return '\n'.join(text.splitlines()[-lines:])

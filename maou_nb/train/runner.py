@@ -35,7 +35,7 @@ from ..model.backbones import BACKBONES, Backbone
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
-from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
+from .callbacks import (AtHome, Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels,
                                        load_part, part, put_part, random_tensors)
@@ -615,11 +615,11 @@ def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
 def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[Callback]:
     "What writes a stage's files, and shows how far it is"
     board = TensorBoard(run.events(stage), cfg.tensorboard_histogram_frequency,
-                        cfg.tensorboard_histogram_module, run.id)
+                        cfg.tensorboard_histogram_module, run.id, say)
     saver = Saver(run.checkpoints(stage), partial(about_checkpoint, run=run), cfg.checkpoint_every,
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
-    return [Watch(), Progress(), *lines, board, saver]
+    return [AtHome(run), Watch(), Progress(), *lines, board, saver]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
 def run_stage(
