@@ -270,11 +270,12 @@ def _appending(path, flags): return os.open(path, flags | os.O_NOFOLLOW | os.O_N
 
 def open_append(
     path:str|Path,     # Made if missing
-):                     # An open text file; a `FileError` if `path` is a link or no file
-    "Open a file on this machine to add lines to it"
-    check_plain(path)
+    mode:str='a',      # Or ab
+):                     # The open file; a `FileError` if `path` is a link or no file
+    "Open a file on this machine to add to it"
+    check_file(path)
     if Path(path).is_symlink(): raise FileError(f'{path} is a link: a file was expected, as links are not written through')
-    return open(path, 'a', encoding='utf-8', opener=_appending)
+    return open(path, mode, encoding=None if 'b' in mode else 'utf-8', opener=_appending)
 
 # %% ../../nbs/data/05_files.ipynb #8bf3862e
 def copy_file(

@@ -27,6 +27,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
+from ..data.files import naming, open_append
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
@@ -276,7 +277,7 @@ def flush(self:EventFile):
     if self.begun and not self.path.exists():
         self.say(f'{self.path}: this log was deleted while the run trains; it goes on, and the log begins anew')
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    with open(self.path, 'ab') as f: f.write(self.new.getvalue())
+    with naming(self.path), open_append(self.path, 'ab') as f: f.write(self.new.getvalue())
     self.new, self.at, self.begun = io.BytesIO(), time.monotonic(), True
 
 # %% ../../nbs/train/44_callbacks.ipynb #a4336408
