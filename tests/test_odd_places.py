@@ -59,34 +59,50 @@ def replaced(path, put):
     else: path.unlink(missing_ok=True)
     put(path)
 
+def every_door(top, options, deep):
+    "Name → what reads a run in `top`/run or shards in `top`/stage2"
+    from maou_nb import evaluate, learn_multi_stage, load_run, predict, preflight, show_results
+    from maou_nb.judge.inspect import shard_info
+    from maou_nb.judge.review import browse, review
+    from maou_nb.stages.rows import prepare_stage2
+    from maou_nb.train.mirror import fetch_run
+    run, two = top/'run', top/'stage2'
+    mine = {k: v.replace('TOP', str(top)) if isinstance(v, str) else v for k, v in options.items()}
+    doors = {f'look {i}': d for i, d in enumerate(look(run, deep))}
+    doors |= {'evaluate': lambda: evaluate(run, two), 'predict': lambda: predict(run, 'startpos'), 'review': lambda: review(run, two, rows=50),
+              'browse': lambda: browse(run, two, rows=50), 'evaluate its own': lambda: evaluate(run), 'show': lambda: show_results(run, two, n=1, rows=50), 'shard_info': lambda: shard_info(two),
+              'preflight': lambda: repr(preflight(**{**mine, 'resume_from': 'latest', 'run_dir': str(run)})),
+              'fetch': lambda: fetch_run(f'file://{run}', top/'fetched'), 'fetch run': lambda: load_run(top/'fetched')}
+    bring = lambda **more: learn_multi_stage(**{**mine, 'run_dir': str(top/'branch'), **more})
+    doors |= {'resume_from': lambda: bring(resume_from=str(run)), 'a head': lambda: bring(stage=2, resume_backbone_from=str(run)),
+              'resume': lambda: went_on(run, mine), 'prepare': lambda: prepare_stage2(top/'one.csa', two)}
+    return doors
+
 def test_list(whole, tmp_path):
     folder, options = whole
-    print(small_files(folder))
-    from maou_nb import evaluate, predict, load_net
-    bad = []
-    n = 0
+    options = {k: v.replace(str(folder), 'TOP') if isinstance(v, str) else v for k, v in options.items()}
+    bad, ok = [], {}
     for rel in small_files(folder):
-        for odd, put in ODD.items():
+        if rel.name == '.lock': continue
+        import random
+        for odd, put in random.Random(str(rel)).sample(list(ODD.items()), 9):
             top = tmp_path/'top'
             shutil.rmtree(top, ignore_errors=True); shutil.copytree(folder, top)
-            mine = {k: v.replace(str(folder), str(top)) if isinstance(v, str) else v for k, v in options.items()}
             replaced(top/rel, put)
-            run = top/'run'
-            doors = look(run, deep=False) + [lambda: evaluate(run, top/'stage2'), lambda: went_on(run, mine)]
             with warnings.catch_warnings():
-                for i, d in enumerate(doors):
+                for name, d in every_door(top, options, odd in ('folder','deep','NaN')).items():
                     warnings.simplefilter('ignore')
-                    n += 1
                     t = time.time()
                     try:
                         with within(10): d()
+                        ok[name] = ok.get(name, 0) + 1
                     except sentences() as e:
-                        if '\n' in str(e) or str(top) not in str(e): bad.append((str(rel), odd, i, 'SENT', repr(e)[:300]))
+                        if '\n' in str(e) or str(top) not in str(e): bad.append((str(rel), odd, name, 'SENT', repr(e)[:300]))
                     except BaseException as e:
                         import traceback
                         tb = traceback.extract_tb(e.__traceback__)
                         mm = [f for f in tb if 'maou_nb' in f.filename and 'tests' not in f.filename]
-                        bad.append((str(rel), odd, i, 'RAW', repr(e)[:200], [f'{f.name}:{f.lineno}' for f in mm[-4:]]))
-                    if time.time() - t > 5: bad.append((str(rel), odd, i, 'SLOW', time.time()-t))
-    print(n)
+                        bad.append((str(rel), odd, name, 'RAW', repr(e)[:200], [f'{f.name}:{f.lineno}' for f in mm[-4:]]))
+                    if time.time() - t > 5: bad.append((str(rel), odd, name, 'SLOW', time.time()-t))
+    print(ok)
     for b in bad: print(*b)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['TRIES', 'PATIENCE', 'LIMIT', 'MOST_JSON', 'ARROW_FILE', 'ARROW_STREAM', 'FileError', 'FarError', 'AccountError',
-           'check_plain', 'check_file', 'as_path', 'is_remote', 'whole', 'short_path', 'OutsideError', 'is_inside',
-           'path_inside', 'parsed_json', 'read_json', 'open_append', 'copy_file', 'is_there', 'listed', 'files_below',
-           'holds_none', 'find_files', 'keys_below', 'found_again', 'Limits', 'limits', 'LimitError', 'as_file_error',
-           'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together', 'upload', 'download', 'DiskError',
-           'disk_words', 'disk_in_words', 'naming', 'atomic_file', 'clear_parts', 'make_writable', 'cache_folder',
-           'cache_limit', 'file_sha256', 'cached_file', 'local_file']
+           'is_remote', 'check_plain', 'check_file', 'as_path', 'path_here', 'whole', 'short_path', 'OutsideError',
+           'is_inside', 'path_inside', 'parsed_json', 'read_json', 'open_append', 'copy_file', 'is_there', 'listed',
+           'files_below', 'holds_none', 'find_files', 'keys_below', 'found_again', 'Limits', 'limits', 'LimitError',
+           'as_file_error', 'seekable', 'open_files', 'read_whole', 'open_arrow', 'put_together', 'upload', 'download',
+           'DiskError', 'disk_words', 'disk_in_words', 'naming', 'atomic_file', 'clear_parts', 'make_writable',
+           'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -110,7 +110,7 @@ def _asked_again(f, what):
 # %% ../../nbs/data/05_files.ipynb #2b9062e6
 _questions = {'info': 'looking for', 'exists': 'looking for', 'isdir': 'looking for', 'modified': 'looking for', 'ukey': 'looking for',
               'ls': 'listing', 'find': 'listing', 'glob': 'listing', 'open': 'opening', 'cat_file': 'reading',
-              'pipe_file': 'sending', 'rm_file': 'removing', 'rm': 'removing'}
+              'pipe_file': 'sending', 'rm_file': 'removing', 'rm': 'removing', 'mkdir': 'making', 'makedirs': 'making'}
 
 def _in_words(fs, name, doing):
     "The method `name` of `fs`, retried, its failures in words"
@@ -134,11 +134,17 @@ def _ask_in_words(fs):
     for name, doing in _questions.items(): setattr(fs, name, _in_words(fs, name, doing))
     fs.isfile = partial(_is_file, fs)
 
-# %% ../../nbs/data/05_files.ipynb #179008cb
+# %% ../../nbs/data/05_files.ipynb #caeb5774
+def is_remote(path:Path|UPath) -> bool:
+    "Whether `path` lies elsewhere than on this machine's disks"
+    return isinstance(path, UPath) and '://' in str(path)
+
+# %% ../../nbs/data/05_files.ipynb #5f003f98
 _specials = {S_ISFIFO: 'a pipe', S_ISSOCK: 'a socket', S_ISCHR: 'a device', S_ISBLK: 'a device'}
 
 def _special(path, kinds):
     "Which of `kinds` is at `path`, in words; '' for none of them"
+    if is_remote(path): return ''
     try: mode = os.stat(path).st_mode
     except OSError as e: return 'a link that leads to itself' if e.errno == errno.ELOOP else ''
     except ValueError: return ''
@@ -187,10 +193,14 @@ def _local_path(path):
     check_plain(path)
     return path
 
-# %% ../../nbs/data/05_files.ipynb #caeb5774
-def is_remote(path:Path|UPath) -> bool:
-    "Whether `path` lies elsewhere than on this machine's disks"
-    return isinstance(path, UPath) and '://' in str(path)
+# %% ../../nbs/data/05_files.ipynb #74166918
+def path_here(
+    path:str|Path,
+) -> Path:         # A `FileError` if it is a URL of elsewhere
+    "`path`, which must lie on this machine"
+    path = as_path(path)
+    if is_remote(path): raise FileError(f'{path} lies far away: a path on this machine was expected')
+    return path
 
 # %% ../../nbs/data/05_files.ipynb #b9b73fb6
 def whole(
@@ -273,18 +283,18 @@ def open_append(
     mode:str='a',      # Or ab
 ):                     # The open file; a `FileError` if `path` is a link or no file
     "Open a file on this machine to add to it"
-    check_file(path)
-    if Path(path).is_symlink(): raise FileError(f'{path} is a link: a file was expected, as links are not written through')
+    check_file(path := path_here(path))
+    if path.is_symlink(): raise FileError(f'{path} is a link: a file was expected, as links are not written through')
     return open(path, mode, encoding=None if 'b' in mode else 'utf-8', opener=_appending)
 
 # %% ../../nbs/data/05_files.ipynb #8bf3862e
 def copy_file(
     source:str|Path,
     to:str|Path,       # A link there is replaced
-) -> str|Path:         # `to`
+) -> Path:             # `to`
     "Copy a file on this machine, with its times"
-    check_plain(source)
-    if os.path.islink(to): os.unlink(to)
+    source, to = map(path_here, (source, to))
+    if to.is_symlink(): to.unlink()
     return shutil.copy2(source, to)
 
 # %% ../../nbs/data/05_files.ipynb #0fea1227

@@ -37,7 +37,7 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder, fits_row
+from ..train.folder import RunFolder, begun_folder, fits_row, run_here
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
 from ..train.mirror import Mirror, fetch_run, mirror_url, sends_to
 from maou_nb.train.options import (
@@ -320,7 +320,7 @@ def load_run(
     path:str|Path,   # A run folder
 ) -> LearnResult:    # A `FileError` if there is no run, or none of its stages is finished
     "What the run in `path` reached; you are warned of plugins that are not loaded, or have changed"
-    run = RunFolder(as_path(path))
+    run = run_here(path)
     found = read_result(run)
     warn_of_plugins(run.read_about().get('plugins'))
     return found

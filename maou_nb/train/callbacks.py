@@ -27,7 +27,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
-from ..data.files import naming, open_append
+from ..data.files import naming, open_append, path_here
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
@@ -177,7 +177,7 @@ def after_step(self:Progress, loop):
 # %% ../../nbs/train/44_callbacks.ipynb #b95ec0f0
 class History(Callback):
     "Appends each epoch to a `.jsonl` file"
-    def __init__(self, path:str|Path): self.path = Path(path)
+    def __init__(self, path:str|Path): self.path = path_here(path)
 
     def before_fit(self, loop):
         "Take away lines of this stage that the run will write again"
@@ -195,7 +195,7 @@ class Steps(Callback):
                  path:str|Path,
                  every:float=0.5,    # Seconds between lines, at least
                  lines:int=1000):    # Lines that a stage of any length has, about
-        self.path, self.every, self.lines = Path(path), every, lines
+        self.path, self.every, self.lines = path_here(path), every, lines
         self.begun = self.last = self.at = self.wait = 0.
         self.step = 0
 
@@ -261,7 +261,7 @@ class EventFile:
                  folder:str|Path,
                  say:Callable=print):    # Told if the log was deleted meanwhile
         name = f'events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{next(_numbers)}'
-        self.path, self.say, self.begun = Path(folder)/name, say, False
+        self.path, self.say, self.begun = path_here(folder)/name, say, False
         self.new, self.at = io.BytesIO(), 0.
         self.add_event(Event(wall_time=time.time(), file_version='brain.Event:2'))
 
@@ -312,7 +312,7 @@ class TensorBoard(Callback):
                  globs:tuple=(),       # Of parameters whose names match one of these; empty: of all
                  run:str='',           # The id of the run
                  say:Callable=print):  # Told if the log was deleted meanwhile
-        self.folder, self.histograms, self.globs, self.run, self.say = Path(folder), histograms, globs, run, say
+        self.folder, self.histograms, self.globs, self.run, self.say = path_here(folder), histograms, globs, run, say
         self.gradients, self.writer = {}, None
 
     def before_fit(self, loop):

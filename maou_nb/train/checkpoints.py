@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..data.files import (OutsideError, as_path, atomic_file, file_sha256, found_again,
-                                is_remote, is_there, local_file, parsed_json, path_inside, read_json)
+                                is_remote, is_there, local_file, parsed_json, path_here, path_inside, read_json)
 from ..data.labels import LABEL_SCHEME
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..stages.stage import STAGES
@@ -120,7 +120,7 @@ class Checkpoints:
                  keep:int=3,            # How many of the last are kept beside the best
                  run:str='',            # The id of the run that saves here; '': none, or it only looks
                  say:Callable=print):   # Told of what was deleted or changed meanwhile
-        self.folder, self.keep, self.run, self.say = Path(folder), keep, run, say
+        self.folder, self.keep, self.run, self.say = path_here(folder), keep, run, say
         self.written = None             # the manifest that was written last
 
 # %% ../../nbs/train/41_checkpoints.ipynb #498fadc7

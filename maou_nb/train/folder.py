@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LINES', 'SAID', 'SETTLE', 'OWNER', 'FolderOptions', 'add_line', 'fits_row', 'read_lines', 'cut_lines', 'Tail',
-           'RunFolder', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'FolderGone', 'own_place']
+           'RunFolder', 'run_here', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'FolderGone', 'own_place']
 
 # %% ../../nbs/train/42_folder.ipynb #f51cf148
 import json
@@ -28,7 +28,8 @@ from pydantic import AfterValidator
 
 from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
 from ..data.files import (DiskError, FarError, FileError, as_path, atomic_file, check_file, copy_file, found_again, is_inside,
-                                is_remote, local_file, make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
+                                is_remote, local_file, make_writable, naming, open_append, parsed_json, path_here,
+                                read_json, short_path, whole)
 from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
 from .checkpoints import (
@@ -166,7 +167,7 @@ class Tail:
 @patch
 def read(self:Tail) -> list[dict]:
     "All rows so far"
-    check_file(self.path)
+    check_file(path_here(self.path))
     try: f = open(self.path, 'rb')
     except OSError:
         self._forget()
@@ -236,6 +237,14 @@ def _noted(self:RunFolder, what) -> Path:
     about = self.read_about()
     said = about.get('places', {}).get(what, what)
     return self.path/found_again(said, about.get('folder'), self.path)
+
+# %% ../../nbs/train/42_folder.ipynb #4afc76a7
+def run_here(
+    path:str|Path,    # A run folder
+) -> RunFolder:       # A `FileError` if it lies far away
+    "The run in `path`, on this machine"
+    if not is_remote(as_path(path)): return RunFolder(path)
+    raise FileError(f'{path} lies far away: the folder of a run on this machine was expected, and fetch_run brings one here')
 
 # %% ../../nbs/train/42_folder.ipynb #17f67d4b
 @patch
