@@ -598,7 +598,8 @@ def bring(self:RunFolder, source:str|Path, stages:list):
     earlier = slugs[:slugs.index(slug)] if slug in slugs else []
     for name in (slugs if all_of_it else earlier):
         if not (models/name).is_dir(): continue
-        shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
+        try: shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
+        except shutil.Error as e: raise FileError(f'{e.args[0][0][0]} cannot be copied ({e.args[0][0][-1]}): a file was expected') from None
     if not all_of_it: Checkpoints(self.models/slug).save(file.stem, *load_tensors(file), ['best'])
     for at in self.models.glob(f'*/{MANIFEST}'):
         self.write(at, json.dumps({**read_json(at), 'run': self.id}, indent=1))

@@ -27,7 +27,8 @@ from xxhash import xxh3_64_hexdigest
 
 from ..data.alone import RECORD, beating, elsewhere_at_work, read_record, write_record
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
-from ..data.files import files_below, find_files, is_inside, is_remote, is_there, keys_below, parsed_json, path_here, path_inside, upload
+from ..data.files import files_below, find_files, is_inside, is_remote, is_there, keys_below, parsed_json, path_here
+from ..data.files import path_inside, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from .folder import LINES
