@@ -2,7 +2,7 @@
 
 They are found by their signatures, so that a new one is asked, too. A result or one of our sentences, and nothing on this disk.
 """
-import contextlib, importlib, inspect, io, os, pkgutil, socket, time, types, warnings
+import contextlib, importlib, inspect, os, pkgutil, socket, time, types, warnings
 
 import pyarrow as pa
 import pytest
@@ -11,7 +11,7 @@ import torch
 import maou_nb
 from maou_nb import Callback, find_lr, learn_multi_stage, preflight
 from maou_nb.data import files
-from maou_nb.data.files import FarError, FileError, as_path
+from maou_nb.data.files import FileError, as_path
 from maou_nb.data.options import OptionError
 from maou_nb.data.sources import FileSource
 from maou_nb.train.checkpoints import CheckpointError
@@ -51,7 +51,8 @@ def filled(f, given, here, shards):
     stage, backbone = STAGES['2'], make_backbone('resnet', 'tiny', channels=4, blocks=1)
     cfg = config_class()()
     fill = {'stage': 2, 'sfen': 'startpos', 'what': 'files', 'name': 'backbone', 'head': 'policy_head', 'local': here/'local.txt',
-            'working': True, 'said_by': 'a test', 'endings': '.csa', 'there': {}, 'advice': 'look', 'suffixes': ('.csa',), 'games': [], 'path': here/'x',
+            'working': True, 'said_by': 'a test', 'endings': '.csa', 'there': {}, 'advice': 'look', 'suffixes': ('.csa',),
+            'games': [], 'path': here/'x',
             'folder': here/'f', 'to': here/'to', 'source': here/'local.txt', 'file': 'x', 'table': pa.table({'id': [1]}), 'tables': [],
             'prepared_from': 'x', 'entries': [], 'make': FileSource, 'ratio': 0.1, 'error': OSError(5, 'Input/output error'),
             'positions': ('startpos',), 'tensors': {'a': torch.zeros(1)}, 'weights': {'backbone.a': torch.zeros(1)}, 'about': {},

@@ -71,7 +71,7 @@ def every_door(top, options, deep):
     run, two = top/'run', top/'stage2'
     mine = {k: v.replace('TOP', str(top)) if isinstance(v, str) else v for k, v in options.items()}
     doors = {f'look {i}': d for i, d in enumerate(look(run, deep))}
-    doors |= {'evaluate': lambda: evaluate(run, two), 'evaluate its own': lambda: evaluate(run), 'predict': lambda: predict(run, 'startpos'),
+    doors |= {'evaluate': lambda: evaluate(run, two), 'its own': lambda: evaluate(run), 'predict': lambda: predict(run, 'startpos'),
               'review': lambda: review(run, two, rows=50), 'browse': lambda: browse(run, two, rows=50),
               'show': lambda: show_results(run, two, n=1, rows=50), 'shard_info': lambda: shard_info(two),
               'preflight': lambda: repr(preflight(**{**mine, 'resume_from': 'latest', 'run_dir': str(run)})),
