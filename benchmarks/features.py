@@ -1,6 +1,6 @@
 """What a net gains from what it is shown, and what its value head needs: arms with seeds
 
-`python benchmarks/features.py ROWS --other ROWS [--study shown] [--nets resnet,vit] [--seeds 5] [--epochs 4] [--batch 128] [--jobs 4] [--budget 500] [--out FILE]`
+`python benchmarks/features.py ROWS --other ROWS [--study shown] [--nets resnet,vit] [--seeds 5] [--jobs 4] [--out FILE]`
 `python benchmarks/features.py --cost`: positions/s with attacks and without, in turns
 `python benchmarks/features.py --table FILE…`: what the lines of such runs say, with intervals
 
@@ -201,23 +201,25 @@ def with_interval(values):
     if n < 2: return f'{values[0]:.4f}'
     return f'{statistics.mean(values):.4f} ± {T95[n]*statistics.stdev(values)/math.sqrt(n):.4f}'
 
-def tables(lines):
-    "A table a study, net and set of rows; differences are from the first arm, paired by seed"
+def cells(on, figure, by, first):
+    "The mean of a figure on a set of rows, and its paired difference from the `first` arm"
+    of = {seed: x[on][figure] for seed, x in by.items()}
+    apart = [v - first[seed][on][figure] for seed, v in of.items() if seed in first]
+    return with_interval(list(of.values())), '' if by is first else with_interval(apart)
+
+def tables(lines, figures=('top1', 'policy_loss', 'value_accuracy', 'brier')):
+    "(study, net, rows, epochs, batch, a table of `figures` in Markdown) each; differences are from the first arm, paired by seed"
     runs = [x for x in lines if x['kind'] == 'run']
     for study, net, rows in dict.fromkeys((x['study'], x['net'], x['rows']) for x in runs):
         mine = [x for x in runs if (x['study'], x['net'], x['rows']) == (study, net, rows)]
-        arms = list(dict.fromkeys(x['arm'] for x in sorted(mine, key=lambda x: list(arms_of(study, net)).index(x['arm']))))
-        of = {arm: {x['seed']: x for x in mine if x['arm'] == arm} for arm in arms}
-        head = ('arm', 'seeds', *(f'{k}, {on}' for on in ('held', 'other') for k in ('policy_loss', 'top1', 'value_accuracy', 'brier')),
-                'constant guess', 'top1 − first', 'brier − first')
-        out = []
-        for arm, by in of.items():
-            pick = lambda on, k: [x[on][k] for x in by.values()]
-            paired = lambda k: with_interval([x['held'][k] - of[arms[0]][s]['held'][k] for s, x in by.items() if s in of[arms[0]]])
-            out.append((arm, len(by), *(with_interval(pick(on, k)) for on in ('held', 'other')
-                                        for k in ('policy_loss', 'top1', 'value_accuracy', 'brier')),
-                        f"{statistics.mean(pick('held', 'baseline_brier')):.4f}", *(('',)*2 if arm == arms[0] else map(paired, ('top1', 'brier')))))
-        yield f'{study}, {net}, {rows:,} rows, {mine[0]["epochs"]} epochs of batch {mine[0]["batch"]}\n\n{markdown_table(out, head)}\n'
+        of = {arm: {x['seed']: x for x in mine if x['arm'] == arm} for arm in arms_of(study, net)}
+        of = {arm: by for arm, by in of.items() if by}
+        first = next(iter(of.values()))
+        head = ['arm', 'seeds', *(f'{k}, {on}{what}' for k in figures for on in ('held', 'other') for what in ('', ' − first'))]
+        out = [(arm, len(by), *(c for k in figures for on in ('held', 'other') for c in cells(on, k, by, first)))
+               for arm, by in of.items()]
+        some = first[min(first)]
+        yield study, net, rows, max(x['epochs'] for x in mine), some['batch'], markdown_table(out, head)
 
 def options():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -246,7 +248,9 @@ def main():
     args = options()
     if args.table:
         lines = [json.loads(line) for path in args.table for line in path.read_text().splitlines()]
-        print('\n'.join(tables(lines))); return
+        for study, net, rows, epochs, batch, table in tables(lines):
+            print(f'{study}, {net}, {rows:,} rows, {epochs} epochs of batch {batch}\n\n{table}\n')
+        return
     def say(line):
         text = json.dumps(line); print(text, flush=True)
         if args.out:

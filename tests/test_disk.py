@@ -1,11 +1,11 @@
 "Disks that fail at any write, signals that come twice, processes that are killed: one sentence, and nothing saved is lost"
-import builtins, errno, io, json, os, signal, subprocess, sys, time
+import builtins, errno, io, json, os, shutil, signal, subprocess, sys, time
 
 import psutil
 import pytest
 
-from maou_nb import learn_multi_stage
-from maou_nb.data.files import DiskError, clear_parts
+from maou_nb import Callback, learn_multi_stage
+from maou_nb.data.files import DiskError, clear_parts, disk_words
 from maou_nb.data.options import OptionError
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2
 from maou_nb.train.checkpoints import Checkpoints
@@ -143,3 +143,55 @@ def test_a_loader_worker_that_is_killed_is_one_sentence(tmp_path):
     assert '\n' not in said(e) and 'stage 1 lost a worker that loads data' in said(e) and 'resume_from="latest" goes on' in said(e)
     assert Checkpoints(tmp_path/'run'/'checkpoints'/'stage1').load('last')[1]['step'] >= 5
     assert learn_multi_stage(**dict(options, resume_from='latest')).stages_completed
+
+# --- folders that go while a run trains
+
+class At(Callback):
+    "Does something after a step"
+    def __init__(self, step, do): self.step, self.do = step, do
+    def after_step(self, loop):
+        if loop.step == self.step: self.do()
+
+def test_logs_that_are_deleted_begin_anew(tmp_path, capsys):
+    prepare_stage1(tmp_path/'stage1')
+    options = dict(SMALL, stage1_data_path=tmp_path/'stage1', run_dir=tmp_path/'run', stage1_threshold=0., checkpoint_every=1)
+    result = learn_multi_stage(**options, callbacks=[At(2, lambda: shutil.rmtree(tmp_path/'run'/'logs'))])
+    assert result[1].epochs_trained == 1 and (tmp_path/'run'/'result.json').exists()
+    assert 'this log was deleted while the run trains; it goes on' in capsys.readouterr().out
+    assert len(list((tmp_path/'run'/'logs'/'stage1').iterdir())) == 1
+
+@pytest.mark.parametrize('step', [1, 3])
+@pytest.mark.parametrize('gone', ['deleted', 'moved'])
+def test_a_run_folder_that_goes_is_one_sentence(tmp_path, gone, step):
+    "Nothing is begun in its place, and where it is now it goes on"
+    prepare_stage1(tmp_path/'stage1')
+    run, now = tmp_path/'run', tmp_path/'now'
+    options = dict(SMALL, stage1_data_path=tmp_path/'stage1', run_dir=run, stage1_threshold=0., checkpoint_every=1)
+    do = (lambda: shutil.rmtree(run)) if gone == 'deleted' else (lambda: run.rename(now))
+    with pytest.raises(DiskError) as e: learn_multi_stage(**options, callbacks=[At(step, do)])
+    assert '\n' not in said(e) and f'{run} is gone: was it moved or deleted' in said(e) and not run.exists()
+    if gone == 'moved': assert learn_multi_stage(**dict(options, run_dir=now, resume_from='latest'))[1].epochs_trained == 1
+
+@pytest.mark.parametrize('number', sorted({*errno.errorcode} - {errno.EAGAIN, errno.EINTR, errno.EINPROGRESS}))
+def test_every_error_of_the_system_has_words(number):
+    "Those of networks and processes are not a disk's"
+    error = OSError(number, os.strerror(number))
+    text = disk_words(error, 'games')
+    if isinstance(error, (ConnectionError, TimeoutError, ChildProcessError, ProcessLookupError, BlockingIOError)): return
+    assert text.startswith('games: ') and os.strerror(number) in text and 'GB are free there' in text
+
+LARGE = '''
+import json, resource, sys
+from maou_nb import learn_multi_stage
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),)*2)
+try: learn_multi_stage(**json.loads(sys.argv[1]))
+except Exception as e: print(f'said: {e}')
+'''
+
+@pytest.mark.parametrize('most', [0, 3_000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_files_that_may_not_be_so_large(tmp_path, most):
+    prepare_stage1(tmp_path/'stage1')
+    options = dict(SMALL, stage1_data_path=str(tmp_path/'stage1'), run_dir=str(tmp_path/'run'), stage1_threshold=0.)
+    done = subprocess.run([sys.executable, '-c', LARGE, json.dumps(options), str(most)], capture_output=True, text=True)
+    text = next(l for l in done.stdout.splitlines() if l.startswith('said: '))
+    assert str(tmp_path/'run') in text and 'a file may not be so large here' in text and 'Traceback' not in done.stderr

@@ -144,7 +144,8 @@ def test_own_features_and_own_backbones(shards, tmp_path):
         own = {**options, 'resnet_channels': None, 'resnet_blocks': None}
         learn_multi_stage(**own, model_architecture='plain', run_dir=tmp_path/'plain')
         assert load_net(tmp_path/'plain').backbone.stem.plane.weight.shape == (8, 35)
-        with pytest.raises(OptionError, match="input_features='attacks': a backbone is shown them by its SquareEmbedding, and Blind has none"):
+        words = "input_features='attacks': a backbone is shown them by its SquareEmbedding, and Blind has none"
+        with pytest.raises(OptionError, match=words):
             learn_multi_stage(**own, model_architecture='blind', run_dir=tmp_path/'blind')
         learn_multi_stage(**own, model_architecture='blind', input_features='pieces', run_dir=tmp_path/'blind')
         @register_features('odd')
@@ -170,4 +171,5 @@ def test_a_run_goes_on_with_what_it_began_with(shards, tmp_path):
     go(tmp_path/'parts', 2); parts = go(tmp_path/'parts', 4, resume_from='latest')
     for a, b in zip(whole[1].history, parts[1].history, strict=True):
         assert a['train/loss'] == b['train/loss'] and a['train_eval/accuracy'] == b['train_eval/accuracy']
-    with pytest.raises(OptionError, match='input_features: attacks → pieces'): go(tmp_path/'parts', 5, resume_from='latest', input_features='pieces')
+    with pytest.raises(OptionError, match='input_features: attacks → pieces'):
+        go(tmp_path/'parts', 5, resume_from='latest', input_features='pieces')

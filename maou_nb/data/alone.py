@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from upath import UPath
 
-from .files import FileError, as_path, atomic_file, is_remote, read_json
+from .files import FileError, as_path, atomic_file, is_remote, path_here, read_json
 
 try: import fcntl
 except ImportError: fcntl = None       # Windows: a record alone tells who works in a folder
@@ -127,7 +127,7 @@ def alone_in(
     what:str,        # What is done in it, for the sentence: 'shards are being made in x'
 ):
     "The folder is this process's meanwhile; a `FileError` if somebody else holds it"
-    folder = as_path(folder)
+    folder = path_here(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder)
     if lock.take() is False:
@@ -179,6 +179,8 @@ def write_record(
     **more,          # What else is to be said
 ):
     "Say in a record that this process works in its folder, or no longer does"
+    path = as_path(path)
+    if not working and not is_remote(path) and not path.parent.exists(): return       # a folder that is gone stays so
     about = {'pid': os.getpid(), 'host': platform.node(), 'working': working, **more}
     with atomic_file(path, 'w') as f: json.dump(about, f)
 

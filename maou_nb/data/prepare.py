@@ -7,6 +7,7 @@ __all__ = ['BYTES_PER_TASK', 'PLIES_PER_BLOCK', 'PLIES_PER_RUN', 'ROWS_PER_BLOCK
            'Found', 'Prepared', 'prepare_rules', 'prepare']
 
 # %% ../../nbs/data/15_prepare.ipynb #7ce18e3e
+import hashlib
 import json
 import shutil
 import time
@@ -50,19 +51,26 @@ from .shards import (EVAL_SCALE, GAMES_TABLE, read_manifest, share_of_pieces, wr
 from .html import join_html, tag
 
 # %% ../../nbs/data/15_prepare.ipynb #d9babadd
+def _signed(path, report):
+    "The SHA-256 of a file and a report on it"
+    said = json.dumps(report, sort_keys=True)
+    return hashlib.sha256(f'{file_sha256(path)} {said}'.encode()).hexdigest()
+
 def once(
     path:str,                    # What is to be made
     make:Callable[[str], dict],  # Makes it there, whole or not at all; returns what there is to report
+    says:dict[str, type],        # What the report says
 ) -> dict:                       # The report, with `again`: False if it was made just now
-    "Make `path`, unless it is there as it was left"
+    "Make `path`, unless it is there as it was left, with a report that says all this"
     path = as_path(path)
     note = path.with_name(path.name + '.json')
     if note.exists() and path.exists():
         try: report = read_json(note)
         except ValueError: report = {}      # as if there were none
-        if report.pop('sha256', None) == file_sha256(path): return report | {'again': True}
+        signed = report.pop('sha256', None) == _signed(path, report)
+        if signed and {k: type(v) for k, v in report.items()} == says: return report | {'again': True}
     report = make(str(path))
-    with atomic_file(note, 'w') as f: json.dump(report | {'sha256': file_sha256(path)}, f)
+    with atomic_file(note, 'w') as f: json.dump(report | {'sha256': _signed(path, report)}, f)
     return report | {'again': False}
 
 # %% ../../nbs/data/15_prepare.ipynb #d18425fe
@@ -196,6 +204,8 @@ def _blocks(games):
     if block: yield block
 
 # %% ../../nbs/data/15_prepare.ipynb #25291085
+_said_of_games = {'games': int, 'skipped': list, 'joined': int, 'formats': dict, 'passed_over': dict}
+
 def _read_task(task):
     "Parse the files of `task` into a table of games"
     def make(path):
@@ -210,7 +220,7 @@ def _read_task(task):
                 report['joined'] += sum(game.told - 1 for game in block)
         kinds = Counter(' and '.join(sorted({*f})) or 'none known' for f in formats.values())
         return report | {'formats': kinds, 'passed_over': others}
-    return once(task['path'], make)
+    return once(task['path'], make, _said_of_games)
 
 # %% ../../nbs/data/15_prepare.ipynb #5ff4a55c
 def _read_all(crew, work, files, on_bad, tables):
@@ -399,7 +409,7 @@ def _expand_task(task):
     def make(path):
         rows = add_up(join_tallies([add_up(t) for t in _tallies(task)]))
         return {'rows': _write_run(path, rows)}
-    return once(task['path'], make)
+    return once(task['path'], make, {'rows': int})
 
 # %% ../../nbs/data/15_prepare.ipynb #26562487
 def _expand_all(crew, work, parts, chosen, filters, of):
@@ -438,11 +448,11 @@ def _merge_task(task):
         entry = _merge(task)
         with atomic_file(path, 'w') as f: json.dump(entry, f)
         return {'entry': entry}
-    entry = once(task['path'], make)['entry']
+    entry = once(task['path'], make, {'entry': dict})['entry']
     shard = path_inside(as_path(task['shard']).parent, entry['name'], task['path'])
     if shard.exists() and file_sha256(shard) == entry['sha256']: return entry
     as_path(task['path']).unlink()      # the shard was lost or spoiled since
-    return once(task['path'], make)['entry']
+    return once(task['path'], make, {'entry': dict})['entry']
 
 # %% ../../nbs/data/15_prepare.ipynb #27b36f16
 def _merge_all(crew, work, runs, kept, folder, slug, rows_per_shard, made_from, of):

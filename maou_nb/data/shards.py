@@ -27,7 +27,7 @@ from xxhash import xxh3_128_digest
 
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
-from .files import (FileError, OutsideError, as_path, atomic_file, file_sha256, find_files,
+from .files import (FarError, FileError, OutsideError, as_path, atomic_file, file_sha256, find_files,
                                 is_remote, listed, local_file, parsed_json, path_inside, read_json)
 from .labels import LABEL_COUNT, LABEL_SCHEME
 from .machine import size_text
@@ -138,6 +138,7 @@ def read_manifest(
     path = as_path(folder)/MANIFEST
     try: manifest = read_json(path, object)
     except FileNotFoundError: return None
+    except FarError: raise
     except FileError as e: raise ShardError(f'{e}, or prepare these shards again') from None
     if not _lists_shards(manifest):
         raise ShardError(f'{path} lists no shards: '

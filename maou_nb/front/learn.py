@@ -37,7 +37,7 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder, came_from, fits_row
+from ..train.folder import RunFolder, begun_folder, came_from, fits_row, run_here
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
 from ..train.mirror import Mirror, fetch_run, kept_elsewhere, mirror_url, sends_to, standing
 from maou_nb.train.options import (
@@ -354,7 +354,7 @@ def load_run(
     path:str|Path,   # A run folder
 ) -> LearnResult:    # A `FileError` if there is no run, or none of its stages is finished
     "What the run in `path` reached; you are warned of plugins that are not loaded, or have changed"
-    run = RunFolder(as_path(path))
+    run = run_here(path)
     found = read_result(run)
     warn_of_plugins(run.read_about().get('plugins'))
     return found
@@ -420,6 +420,7 @@ def _export(result, run, say):
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
 def _keep(cfg, result, run, accelerator, mirror):
     "Write what was reached so far"
+    run.check_there()
     describe_run(cfg, run, accelerator, result.stages_completed)
     run.write(run.result_file, result.model_dump_json(indent=1))
     if mirror is not None: mirror.sync()

@@ -11,7 +11,7 @@ import threading
 import ipywidgets as W
 from fastcore.basics import patch
 
-from ..data.files import short_path
+from ..data.files import FileError, short_path
 from ..data.plugins import load_plugins
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
@@ -323,7 +323,7 @@ def start(self:LearnPanel):
     if self.problems: return
     begin = train_here if self.where.value == 'kernel' else start_run
     try: self.monitor.child = begin(self.cfg)
-    except (OptionError, OSError) as e:
+    except (OptionError, FileError, OSError) as e:
         self.said.value = tag('b', e, style=f'color:{BAD}')
         return
     self.report.value = ''

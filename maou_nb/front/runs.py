@@ -32,8 +32,8 @@ from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file, w
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
-from ..train.checkpoints import CheckpointError, Checkpoints, read_about
-from ..train.folder import RunFolder
+from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
+from ..train.folder import RunFolder, run_here
 from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
@@ -123,7 +123,7 @@ def start_run(
         raise OptionError('run_dir: a process of its own needs to be told where its folder is; '
                           'one such as runs/first would be right')
     if unknown := known_here_only(cfg): raise OptionError(unknown)
-    run = RunFolder(cfg.run_dir)
+    run = run_here(cfg.run_dir)
     if (other := run.at_work()):
         raise OptionError(f'run_dir: process {other.pid} is training in {run} already; attach shows it')
     run.path.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def train_here(
     if cfg.run_dir is None:
         raise OptionError('run_dir: a run in a thread needs to be told where its folder is; '
                           'one such as runs/first would be right')
-    run, stop = RunFolder(cfg.run_dir), StopWish()
+    run, stop = run_here(cfg.run_dir), StopWish()
     run.path.mkdir(parents=True, exist_ok=True)
     run.say(f'$ {as_command(cfg)}   # in a thread')
     _wishes[run.path] = stop
@@ -187,7 +187,7 @@ class Monitor:
         run_dir:str|Path|None=None,   # None: nothing is shown until `watch`
         every:float=0.5,              # Seconds between looks
     ):
-        self.run = None if run_dir is None else RunFolder(run_dir)
+        self.run = None if run_dir is None else run_here(run_dir)
         self.every, self.thread, self.seen, self.strip = every, None, {}, None
         self.screen = Screen(Pace(0.01*(os.cpu_count() or 1), whole=False))
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
@@ -320,7 +320,7 @@ def watch(self:Monitor,
     starting:bool=False,   # Its process is on its way
 ):
     "Follow the run in `run_dir`"
-    if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = RunFolder(run_dir), {}
+    if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = run_here(run_dir), {}
     self.patience = time.monotonic() + 30 if starting else 0.
     self.look(force=True)
     if self.thread is not None and self.thread.is_alive(): return
@@ -340,7 +340,7 @@ def attach(
     run_dir:str|Path,     # The folder of a run, whoever started it
 ) -> Monitor:             # A `FileError` if it is none
     "Watch a run as it trains, from any kernel on its machine; you are warned of plugins that are not loaded, or have changed"
-    run = RunFolder(run_dir)
+    run = run_here(run_dir)
     config_of(run)
     warn_of_plugins(run.read_about().get('plugins'))
     return Monitor(run_dir)
@@ -392,7 +392,9 @@ def trained_in(run:RunFolder) -> dict[int|str, Trained]:
     except (FileError, LookupError): kept = {}
     found = {}
     for stage in STAGES.values():
-        try: about = read_about(kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or '')
+        try:
+            newest = kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or ''
+            about = load_tensors(newest, whole=False)[1]
         except CheckpointError: continue
         if (trained := read_trained(about)) is not None: found[stage.id] = trained
     return found
@@ -496,7 +498,7 @@ def compare(
     "Lay runs side by side: curves over each other, and a table of the options in which they differ; of plugins as `attach`"
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
-    folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
+    folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))
@@ -518,7 +520,7 @@ def tensorboard(
 ):
     "TensorBoard on the logs of runs, in a frame of this notebook"
     from tensorboard import notebook
-    folders = [RunFolder(getattr(r, 'run_dir', r)) for r in runs]
+    folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
     logs = ','.join(f'{f.path.name}:{_logs(f)}' for f in folders)
     own = Path(sys.executable).with_name('tensorboard')
     if own.exists(): os.environ.setdefault('TENSORBOARD_BINARY', str(own))

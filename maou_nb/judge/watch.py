@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rsshogi.core import Board
 
 from ..data.board import playable
-from ..data.files import FileError, as_path
+from ..data.files import FileError, as_path, path_here
 from .ask import answers_of
 from ..show.boards import board_figure, read_position, show_position
 from ..data.splits import held_name
@@ -95,7 +95,7 @@ class Watched(Callback):
     def __init__(self,
                  positions:tuple,    # As `predict` takes them
                  path:str|Path):     # A `.jsonl` file to which answers are added
-        self.positions, self.path = [*positions], Path(path)
+        self.positions, self.path = [*positions], path_here(path)
 
     def before_fit(self, loop):
         "Take away lines that the run will write again; ask a network that has learnt nothing yet"

@@ -697,7 +697,7 @@ class BackboneOptions(Section):
     model_size: one_of('tiny', 'small', 'base', 'large') = option('base',
         'Preset of the backbone: tiny, small, base or large; the single sizes below override it', 'Model', 'fixed')
     input_features: Name = option('attacks',
-        'What the net is shown of each square: pieces (and hands), attacks (which kinds attack it and how many, and check, too), or one you registered',
+        'What the net is shown: pieces, attacks (also which kinds attack each square, how many, and check), or one you registered',
         'Model', 'fixed', before='pieces', examples=['pieces', 'attacks'])
     gradient_checkpointing: bool = option(False,
         'Compute activations again in the backward pass: less memory, more time, the same gradients', 'Model', 'silent')

@@ -92,7 +92,7 @@ class AttackMaps(nn.Module):
         "The planes of `board`"
         counts = self.attackers(board)
         every = counts.sum(3)
-        at_least = torch.stack([every >= n for n in (1, 2, 3)], 3)
+        at_least = torch.stack([every > n for n in range(3)], 3)
         check = ((board == 1 + KINDS.index('K')) & at_least[:, :, 1, 0]).any(1)
         check = check[:, None, None].expand(-1, 81, 1)
         return torch.cat([(counts > 0).flatten(2), at_least.flatten(2), check], 2)

@@ -4,26 +4,33 @@
 
 # %% auto #0
 __all__ = ['LogOptions', 'Averaging', 'threshold_met', 'Threshold', 'EarlyStopping', 'Watch', 'Progress', 'History', 'Steps',
-           'TensorBoard', 'Saver']
+           'AtHome', 'EventFile', 'Board', 'TensorBoard', 'Saver']
 
 # %% ../../nbs/train/44_callbacks.ipynb #b723baa6
 import copy
+import io
 import os
+import platform
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from fnmatch import fnmatch
+from itertools import count
 from pathlib import Path
 
 import torch
 from fastcore.basics import patch
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import FileWriter, SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
+from ..data.files import naming, open_append, path_here
 from ..data.options import Globs, Section, option
 from .checkpoints import Checkpoints, part, save_parts
-from .folder import add_line, cut_lines, read_lines
+from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
 from .loop import Callback, Loop, OutOfRoom, WorkerGone
 from .optim import OptimizerOptions
 
@@ -170,7 +177,7 @@ def after_step(self:Progress, loop):
 # %% ../../nbs/train/44_callbacks.ipynb #b95ec0f0
 class History(Callback):
     "Appends each epoch to a `.jsonl` file"
-    def __init__(self, path:str|Path): self.path = Path(path)
+    def __init__(self, path:str|Path): self.path = path_here(path)
 
     def before_fit(self, loop):
         "Take away lines of this stage that the run will write again"
@@ -188,7 +195,7 @@ class Steps(Callback):
                  path:str|Path,
                  every:float=0.5,    # Seconds between lines, at least
                  lines:int=1000):    # Lines that a stage of any length has, about
-        self.path, self.every, self.lines = Path(path), every, lines
+        self.path, self.every, self.lines = path_here(path), every, lines
         self.begun = self.last = self.at = self.wait = 0.
         self.step = 0
 
@@ -239,21 +246,80 @@ def after_step(self:Steps, loop):
     self._mark(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #ddee4ddb
+class AtHome(Callback):
+    "Ends the stage if the folder of the run is gone"
+    def __init__(self, run:RunFolder): self.run = run
+    def after_step(self, loop): self.run.check_there()
+    def after_epoch(self, loop): self.run.check_there()
+
+# %% ../../nbs/train/44_callbacks.ipynb #9172ffcb
+_numbers = count()      # so that no two files of this process have one name
+
+class EventFile:
+    "A file of events for TensorBoard, new ones written each second"
+    def __init__(self,
+                 folder:str|Path,
+                 say:Callable=print):    # Told if the log was deleted meanwhile
+        name = f'events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}.{next(_numbers)}'
+        self.path, self.say, self.begun = path_here(folder)/name, say, False
+        self.new, self.at = io.BytesIO(), 0.
+        self.add_event(Event(wall_time=time.time(), file_version='brain.Event:2'))
+
+    def add_event(self, event:Event):
+        "Add an event"
+        RecordWriter(self.new).write(event.SerializeToString())
+        if time.monotonic() - self.at > 1: self.flush()
+
+# %% ../../nbs/train/44_callbacks.ipynb #8663ebea
+@patch
+def flush(self:EventFile):
+    "Write what is new"
+    if self.begun and not self.path.exists():
+        self.say(f'{self.path}: this log was deleted while the run trains; it goes on, and the log begins anew')
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(self.path), open_append(self.path, 'ab') as f: f.write(self.new.getvalue())
+    self.new, self.at, self.begun = io.BytesIO(), time.monotonic(), True
+
+# %% ../../nbs/train/44_callbacks.ipynb #a4336408
+class _Writer(FileWriter):
+    "An `EventFile`, as TensorBoard's writer wants it"
+    def __init__(self, folder, say): self.folder, self.event_writer = folder, EventFile(folder, say)
+    def get_logdir(self): return self.folder
+    def close(self): self.flush()
+
+class Board(SummaryWriter):
+    "TensorBoard's writer, of an `EventFile`"
+    def __init__(self, folder:str|Path, purge_step:int|None=None, say:Callable=print):
+        self.say = say
+        super().__init__(str(folder), purge_step=purge_step)
+
+    def _get_file_writer(self):
+        if self.file_writer is None:
+            self.file_writer = _Writer(self.log_dir, self.say)
+            self.all_writers = {self.log_dir: self.file_writer}
+            if self.purge_step is not None:
+                start = SessionLog(status=SessionLog.START)
+                self.file_writer.add_event(Event(step=self.purge_step, session_log=start))
+                self.purge_step = None
+        return self.file_writer
+
+# %% ../../nbs/train/44_callbacks.ipynb #2a31bd19
 class TensorBoard(Callback):
     "Writes losses, metrics, learning rate, gradient norm and positions/s for TensorBoard"
     def __init__(self,
                  folder:str|Path,
                  histograms:int=0,     # Epochs between histograms of weights and gradients; 0: none
                  globs:tuple=(),       # Of parameters whose names match one of these; empty: of all
-                 run:str=''):          # The id of the run
-        self.folder, self.histograms, self.globs, self.run = Path(folder), histograms, globs, run
+                 run:str='',           # The id of the run
+                 say:Callable=print):  # Told if the log was deleted meanwhile
+        self.folder, self.histograms, self.globs, self.run, self.say = path_here(folder), histograms, globs, run, say
         self.gradients, self.writer = {}, None
 
     def before_fit(self, loop):
         "Open the log"
         if not loop.main_process: return
         purge = loop.step + 1 if loop.resumed else None
-        self.writer = loop.board = SummaryWriter(str(self.folder), purge_step=purge)
+        self.writer = loop.board = Board(self.folder, purge, self.say)
         if self.run: self.writer.add_text(f'{loop.stage.slug}/run', self.run, loop.step)
 
     def after_step(self, loop):
@@ -312,10 +378,11 @@ def _hparams(loop) -> dict:
 @patch
 def after_fit(self:TensorBoard, loop):
     "Write the settings beside the figure they led to, and close the log"
-    if not self.writer: return
+    if not self.writer or isinstance(loop.error, FolderGone): return
     if loop.history:
-        reached = {f'{loop.stage.slug}/reached/{loop.stage.main}': loop.figure(loop.stage.main)}
-        self.writer.add_hparams(_hparams(loop), reached, run_name='.')
+        name, reached = f'{loop.stage.slug}/reached/{loop.stage.main}', loop.figure(loop.stage.main)
+        for summary in hparams(_hparams(loop), {name: reached}): self.writer.file_writer.add_summary(summary)
+        self.writer.add_scalar(name, reached)
     self.writer.close()
 
 # %% ../../nbs/train/44_callbacks.ipynb #72a4e6dd

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
-           'load_tensors', 'read_about', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
+           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
            'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..data.files import (OutsideError, as_path, atomic_file, file_sha256, found_again,
-                                is_remote, is_there, local_file, parsed_json, path_inside, read_json)
+                                is_remote, is_there, local_file, parsed_json, path_here, path_inside, read_json)
 from ..data.labels import LABEL_SCHEME
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
 from ..stages.stage import STAGES
@@ -70,13 +70,6 @@ def load_tensors(
         what = 'is not a safetensors file' if isinstance(e, SafetensorError) else 'cannot be read as a checkpoint'
         raise CheckpointError(f'{path} {what} ({" ".join(str(e).split())}): '
                               'a checkpoint of maou_nb was expected') from None
-
-# %% ../../nbs/train/41_checkpoints.ipynb #3c4e4f1b
-def read_about(
-    path:str|Path,
-) -> dict:          # A `CheckpointError` if the file is damaged, missing or something else
-    "What was said of the tensors in `path`"
-    return load_tensors(path, whole=False)[1]
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -129,7 +122,7 @@ class Checkpoints:
                  keep:int=3,            # How many of the last are kept beside the best
                  run:str='',            # The id of the run that saves here; '': none, or it only looks
                  say:Callable=print):   # Told of what was deleted or changed meanwhile
-        self.folder, self.keep, self.run, self.say = Path(folder), keep, run, say
+        self.folder, self.keep, self.run, self.say = path_here(folder), keep, run, say
         self.written = None             # the manifest that was written last
 
 # %% ../../nbs/train/41_checkpoints.ipynb #498fadc7

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'LINES', 'SAID', 'OWNER', 'SETTLE', 'FolderOptions', 'add_line', 'fits_row', 'read_lines', 'cut_lines', 'Tail',
-           'RunFolder', 'owner_of', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'own_place', 'came_from']
+           'RunFolder', 'owner_of', 'run_here', 'from_folder', 'new_name', 'folder_of', 'begun_folder', 'FolderGone',
+           'own_place', 'came_from']
 
 # %% ../../nbs/train/42_folder.ipynb #f51cf148
 import json
@@ -27,8 +28,9 @@ from fastcore.basics import patch
 from pydantic import AfterValidator
 
 from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
-from ..data.files import (FileError, as_path, atomic_file, check_plain, copy_file, found_again, is_inside,
-                                is_remote, local_file, make_writable, naming, open_append, parsed_json, read_json, short_path, whole)
+from ..data.files import (DiskError, FarError, FileError, as_path, atomic_file, check_file, copy_file, found_again, is_inside,
+                                is_remote, local_file, make_writable, naming, open_append, parsed_json, path_here,
+                                read_json, short_path, whole)
 from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
 from .checkpoints import (
@@ -123,7 +125,7 @@ def _warn_of(damaged:int, path:Path):
 # %% ../../nbs/train/42_folder.ipynb #ef85fdd4
 def _rows_in(path:Path) -> tuple[list[dict], int]:
     "The rows of a `.jsonl` file, and how many of its whole lines are no rows"
-    check_plain(path)
+    check_file(path)
     if not path.is_file(): return [], 0
     data = path.read_bytes()
     return _parsed(data[:data.rfind(b'\n') + 1].splitlines(), path)
@@ -166,7 +168,7 @@ class Tail:
 @patch
 def read(self:Tail) -> list[dict]:
     "All rows so far"
-    check_plain(self.path)
+    check_file(path_here(self.path))
     try: f = open(self.path, 'rb')
     except OSError:
         self._forget()
@@ -226,6 +228,7 @@ SAID = {'id': _is_text, 'folder': _is_text, 'version': _is_text, 'places': _all_
 def read_about(self:RunFolder) -> dict:
     "What run.json says: id, places, versions, device, data, plugins; nothing where there is none"
     try: about = read_json(self.about_file)
+    except FarError: raise
     except (OSError, ValueError): return {}
     return {k: v for k, v in about.items() if SAID.get(k, lambda x: True)(v)}
 
@@ -236,7 +239,7 @@ OWNER = '.run'
 def _marked(place:Path) -> tuple[str, str]:
     "(id, folder) in the hidden file of `place`; each '' if it does not tell"
     try:
-        check_plain(place/OWNER)
+        check_file(place/OWNER)
         id, folder, *_ = (place/OWNER).read_text(encoding='utf-8').split('\n') + ['']
     except (OSError, ValueError): return '', ''
     return (id, folder) if id.isalnum() and id.isascii() else ('', '')
@@ -268,6 +271,14 @@ def _noted(self:RunFolder, what) -> Path:
     if not id or id != self.read_about().get('id'): return inside
     fetched = home != str(self.path) and any(inside.glob(f'*/{MANIFEST}'))      # the run came with what it kept elsewhere
     return inside if fetched else said
+
+# %% ../../nbs/train/42_folder.ipynb #a25de8d9
+def run_here(
+    path:str|Path,    # A run folder
+) -> RunFolder:       # A `FileError` if it lies far away
+    "The run in `path`, on this machine"
+    if not is_remote(as_path(path)): return RunFolder(path)
+    raise FileError(f'{path} lies far away: the folder of a run on this machine was expected, and fetch_run brings one here')
 
 # %% ../../nbs/train/42_folder.ipynb #17f67d4b
 @patch
@@ -377,6 +388,17 @@ def steps(self:RunFolder) -> dict[int|str, list[dict]]:
     "Figures of single steps of each stage"
     return _by_stage(self._steps.read())
 
+# %% ../../nbs/train/42_folder.ipynb #11221afe
+class FolderGone(DiskError):
+    "The folder of a run that trains was moved or deleted"
+
+@patch
+def check_there(self:RunFolder):
+    "A `FolderGone` if it was moved or deleted"
+    if self.path.exists(): return
+    raise FolderGone(f'{self} is gone: was it moved or deleted while the run trained in it? Nothing more can be saved there; '
+                     'resume_from="latest" goes on where the folder is now')
+
 # %% ../../nbs/train/42_folder.ipynb #6f0f8e03
 @patch
 def say(self:RunFolder, text:str):
@@ -387,7 +409,7 @@ def say(self:RunFolder, text:str):
 @patch
 def log(self:RunFolder, lines:int=12) -> str:
     "The last lines that its process said"
-    check_plain(self.log_file)
+    check_file(self.log_file)
     try: text = self.log_file.read_text(encoding='utf-8', errors='replace')
     except OSError: return ''
     return '\n'.join(text.splitlines()[-lines:])
@@ -664,7 +686,8 @@ def bring(self:RunFolder, source:str|Path, stages:list):
     earlier = slugs[:slugs.index(slug)] if slug in slugs else []
     for name in (slugs if all_of_it else earlier):
         if not (models/name).is_dir(): continue
-        shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
+        try: shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
+        except shutil.Error as e: raise FileError(f'{e.args[0][0][0]} cannot be copied ({e.args[0][0][-1]}): a file was expected') from None
     if not all_of_it: Checkpoints(self.models/slug).save(file.stem, *load_tensors(file), ['best'])
     for at in self.models.glob(f'*/{MANIFEST}'):
         self.write(at, json.dumps({**read_json(at), 'run': self.id}, indent=1))

@@ -25,7 +25,7 @@ from fastcore.basics import patch
 from pydantic import BeforeValidator
 
 from ..data.batches import BatchStream, DenseBatch, DenseCache, batch_loader
-from ..data.files import disk_words
+from ..data.files import DiskError, disk_words
 from ..data.options import Section, lower, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
@@ -554,8 +554,8 @@ def in_words(self:Loop, error:BaseException) -> BaseException:
     "`error`, or what it means for this run"
     stage, text = self.stage, ' '.join(str(error).split())
     if _no_memory(error): return OutOfRoom(self._half_the_memory())
-    if isinstance(error, OSError) and (said := disk_words(error)):
-        return OutOfRoom(f'stage {stage.id} could not go on: {said}; make room, '
+    if isinstance(error, OSError) and not isinstance(error, DiskError) and (said := disk_words(error)):
+        return OutOfRoom(f'stage {stage.id} could not go on: {said}; make room or mend it, '
                          'then resume_from="latest" goes on from the last checkpoint')
     if isinstance(error, RuntimeError) and text.startswith('DataLoader worker'):
         return WorkerGone(f'stage {stage.id} lost a worker that loads data ({text.rstrip(". ")}): was memory short? '

@@ -29,7 +29,7 @@ from xxhash import xxh3_64_hexdigest
 from ..data.alone import RECORD, beating, elsewhere_at_work, read_record, write_record
 from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
 from ..data.files import files_below, find_files, is_inside, is_remote, is_there, keys_below
-from ..data.files import parsed_json, path_inside, read_json, upload
+from ..data.files import parsed_json, path_here, path_inside, read_json, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from ..stages.stage import STAGES
@@ -798,7 +798,7 @@ def fetch_run(
     folder:str|Path,    # Where it goes; equal files in it are not fetched again
 ) -> Path:              # `folder`; a `FileError` names what is damaged or missing, after all else came
     "Bring a run from `url` to disk, its checkpoints verified"
-    url, folder = str(url).rstrip('/'), Path(folder)
+    url, folder = str(url).rstrip('/'), path_here(folder)
     for _ in range(3):
         problems = _fetch_all(url, folder)
         if not any(' is missing, though ' in p for p in problems): break

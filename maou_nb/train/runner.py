@@ -38,10 +38,10 @@ from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
-from .callbacks import (Averaging, EarlyStopping, History, Progress, Saver, Steps,
+from .callbacks import (AtHome, Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels, find_checkpoint,
-                                       load_part, part, put_part, random_tensors, read_about)
+                                       load_part, load_tensors, part, put_part, random_tensors)
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, saved_options
@@ -170,7 +170,7 @@ def put_head(cfg, net:Net, name:str):
 # %% ../../nbs/train/48_runner.ipynb #950da8a2
 def _sides_in(path, name):
     "What the net whose part `name` is in `path` was trained on"
-    try: return sides_of(read_about(local_file(find_checkpoint(path, name)[0])))
+    try: return sides_of(load_tensors(local_file(find_checkpoint(path, name)[0]), whole=False)[1])
     except CheckpointError: return [None]      # whoever loads it says why
 
 # %% ../../nbs/train/48_runner.ipynb #f9e6ee47
@@ -669,11 +669,11 @@ def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
 def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[Callback]:
     "What writes a stage's files, and shows how far it is"
     board = TensorBoard(run.events(stage), cfg.tensorboard_histogram_frequency,
-                        cfg.tensorboard_histogram_module, run.id)
+                        cfg.tensorboard_histogram_module, run.id, say)
     saver = Saver(run.checkpoints(stage), partial(about_checkpoint, run=run), cfg.checkpoint_every,
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
-    return [Watch(), Progress(), *lines, board, saver]
+    return [AtHome(run), Watch(), Progress(), *lines, board, saver]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
 def run_stage(
