@@ -26,12 +26,12 @@ def train(**options):
     if result.stopped: sys.exit(result.stopped)      # half a run is no figure
     return result
 
-def compare(games, epochs, rates, nets=tuple(NETS)):
+def compare(games, epochs, rates, nets=tuple(NETS), shown='attacks'):
     "A row for each net"
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         prepare_stage1(d/'stage1'); prepare_stage2(games, d/'stage2'); prepare_stage3(games, d/'stage3')
-        common = dict(model_size='tiny', gpu='cpu', batch_size=128, stage1_batch_size=16, stage2_test_ratio=0.2,
+        common = dict(model_size='tiny', input_features=shown, gpu='cpu', batch_size=128, stage1_batch_size=16, stage2_test_ratio=0.2,
                       stage1_threshold=1., stage2_threshold=1., value_loss_ratio=0.1, lr_scheduler='warmup_cosine_decay',
                       stage1_max_epochs=epochs[0], stage2_max_epochs=epochs[1], epoch=epochs[2],
                       **{f'stage{n}_data_path': str(d/f'stage{n}') for n in (1, 2, 3)})
@@ -61,8 +61,9 @@ if __name__ == '__main__':
     parser.add_argument('--games', default=Path(__file__).resolve().parents[1]/'samples'/'games')
     parser.add_argument('--rates', type=float, nargs='+', default=(0.001, 0.002, 0.004, 0.008))
     parser.add_argument('--nets', nargs='+', choices=NETS, default=tuple(NETS))
+    parser.add_argument('--shown', default='attacks', help='input_features; default attacks')
     args = parser.parse_args()
     heads = ('net', 'parameters', 'MFLOPs', 'rate', 'stage 1 accuracy', 'stage 2 F1', 'top-1', 'top-5',
              'value accuracy', 'policy loss', 'seconds', 'positions/s')
     print('| ' + ' | '.join(heads) + ' |\n' + '|---'*len(heads) + '|')
-    for row in compare(args.games, args.epochs, args.rates, args.nets): print('| ' + ' | '.join(row) + ' |', flush=True)
+    for row in compare(args.games, args.epochs, args.rates, args.nets, args.shown): print('| ' + ' | '.join(row) + ' |', flush=True)
