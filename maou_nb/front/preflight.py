@@ -26,7 +26,7 @@ from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import stages_of
-from ..train.checkpoints import CheckpointError, Checkpoints, read_about
+from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
 from ..train.options import vain_remark
@@ -228,7 +228,7 @@ def _goes_on_from(cfg, stage):
         try: return Checkpoints(at.checkpoints(stage)).said_by_newest()
         except CheckpointError: pass
     if cfg.resume_from == 'latest' or source.is_dir(): return None
-    about = read_about(source)
+    about = load_tensors(source, whole=False)[1]
     return about if about.get('stage') == stage.id else None
 
 # %% ../../nbs/front/65_preflight.ipynb #73f41421
