@@ -166,11 +166,11 @@ def test_a_saved_config(asked, capsys, tmp_path):
     assert (asked('--config', str(tmp_path/'config.json'), '--seed', '5', '--no-streaming', 'false')
             == cfg.model_copy(update={'seed': 5, 'no_streaming': False}))
     (tmp_path/'bad.json').write_text('[1]')
-    assert 'is no JSON object' in refused(capsys, '--config', str(tmp_path/'bad.json'))
+    assert 'is not readable JSON' in refused(capsys, '--config', str(tmp_path/'bad.json'))
     for text in (b'{"seed": 4', b'\xff\xfe', b''):
         (tmp_path/'bad.json').write_bytes(text)
-        assert 'is no JSON object' in refused(capsys, '--config', str(tmp_path/'bad.json'))
-    assert 'cannot be read (Is a directory)' in refused(capsys, '--config', str(tmp_path))
+        assert 'is not readable JSON' in refused(capsys, '--config', str(tmp_path/'bad.json'))
+    assert 'is a folder: a file was expected; the config.json of a run' in refused(capsys, '--config', str(tmp_path))
 
 def test_flags_go_before_the_config(asked, tmp_path):
     "none and lists, too; the folder of the run is taken from it"

@@ -184,7 +184,7 @@ def test_a_run_that_goes_on_keeps_what_it_began_from(sets, made, tmp_path):
 def test_other_validation_rows_after_a_resume(sets, tmp_path):
     "What a run trained on before its rows were divided otherwise is not forgotten"
     learn(tmp_path/'run', sets/'first', sets/'judged')
-    about = maou_nb.train.checkpoints.read_about(maou_nb.load_run(tmp_path/'run').checkpoint(3))
+    about = maou_nb.train.checkpoints.load_tensors(maou_nb.load_run(tmp_path/'run').checkpoint(3), whole=False)[1]
     sides = maou_nb.train.runner.sides_going_on(about)
     assert len(sides) == 1 and trained.distinct_sides(sides, side_of(StreamingFileSource(sets/'first', 3))) == []
     part = side_of(StreamingFileSource(sets/'first', 3, range(50)))

@@ -21,7 +21,7 @@ def until(holds, seconds=90):
 def options(shards, tmp_path):
     "A run of stage 1 that goes on until it is stopped; whatever is left of it is ended"
     yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8,
-               resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=64, gpu='cpu',
+               resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, input_features='pieces', stage1_batch_size=64, gpu='cpu',
                run_dir=str(tmp_path/'run'))
     if (left := RunFolder(tmp_path/'run').at_work()) and left.pid != os.getpid(): left.kill()
 

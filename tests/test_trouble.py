@@ -84,7 +84,7 @@ def test_any_other_error_passes_as_it_is(run, tmp_path):
 CELL = '''
 from maou_nb import learn_multi_stage
 r = learn_multi_stage(stage=1, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1,
-                      stage1_threshold=1., stage1_max_epochs=100000, stage1_batch_size=16,
+                      stage1_threshold=1., stage1_max_epochs=100000, input_features='pieces', stage1_batch_size=16,
                       stage1_data_path={data!r}, run_dir={run!r}, resume_from='latest')
 print('came back:', bool(r.stopped), r.partial.epochs_trained)
 '''

@@ -221,7 +221,7 @@ def _read_config(path):
     except OSError as e:
         why = e.strerror or type(e).__name__
         raise FileError(f'--config={path}: cannot be read ({why}); {meant}') from None
-    except FileError: raise FileError(f'--config={path}: is no JSON object; {meant}') from None
+    except FileError as e: raise FileError(f'--config: {e}; {meant}') from None
     of_a_run = {'resume_from', 'run_dir'} <= options.keys()      # a run writes all of its options
     return as_begun(options) if of_a_run else options
 

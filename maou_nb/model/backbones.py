@@ -727,4 +727,5 @@ def backbone_of(cfg) -> Backbone:
     sizes = {n.removeprefix(prefix): v for n, v in sizes_of(cfg, name).items()}
     backbone = make_backbone(name, cfg.model_size, **sizes)
     backbone.gradient_checkpointing = cfg.gradient_checkpointing
+    if not isinstance(backbone, Backbone): return backbone      # whoever tries it says so
     return show_features(backbone, cfg.input_features)

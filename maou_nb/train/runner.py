@@ -612,6 +612,8 @@ def _odd_optimizer(loop, tensors):
     if odd := numbers - fits.keys(): yield f'the optimizer has no parameter {min(odd)[:40]!r}'
     like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names}
     if not odd: yield from _unlike_all(tensors, like)
+    counts = {k: float(v) for k, v in tensors.items() if k.endswith('.step') and v.numel() == 1}
+    yield from (f'{k} is {n:g}, and steps are counted from 0' for k, n in counts.items() if not (n >= 0 and n.is_integer()))
 
 # %% ../../nbs/train/48_runner.ipynb #a26b63cd
 def _odd_means(loop, tensors, batch):
