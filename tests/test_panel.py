@@ -60,7 +60,7 @@ def test_start_stop_and_on_again(options, tmp_path):
     panel.start()
     run = RunFolder(tmp_path/'run')
     until(lambda: len(run.epochs().get(1, [])) >= 2)
-    assert state_of(run)[0] == 'training' and not panel.monitor.stop_button.disabled
+    assert state_of(run)[0] == 'training'; until(lambda: not panel.monitor.stop_button.disabled)
     with pytest.raises(OptionError, match='is training in'): start_run(make_config(**options))          # nobody else may
     panel.monitor.stop(); until(lambda: state_of(run)[0] == 'stopped'); panel.monitor.thread.join(20)
     assert not panel.monitor.resume_button.disabled and 'SIGTERM' in panel.monitor.status.value
