@@ -199,7 +199,7 @@ def with_interval(values):
     "Mean ± half of its interval of 95 %"
     n = len(values)
     if n < 2: return f'{values[0]:.4f}'
-    return f'{statistics.mean(values):.4f} ± {T95[n]*statistics.stdev(values)/math.sqrt(n):.4f}'
+    return f'{statistics.mean(values):.4f}\u00a0±\u00a0{T95[n]*statistics.stdev(values)/math.sqrt(n):.4f}'
 
 def cells(on, figure, by, first):
     "The mean of a figure on a set of rows, and its paired difference from the `first` arm"
@@ -207,19 +207,17 @@ def cells(on, figure, by, first):
     apart = [v - first[seed][on][figure] for seed, v in of.items() if seed in first]
     return with_interval(list(of.values())), '' if by is first else with_interval(apart)
 
-def tables(lines, figures=('top1', 'policy_loss', 'value_accuracy', 'brier')):
-    "(study, net, rows, epochs, batch, a table of `figures` in Markdown) each; differences are from the first arm, paired by seed"
-    runs = [x for x in lines if x['kind'] == 'run']
-    for study, net, rows in dict.fromkeys((x['study'], x['net'], x['rows']) for x in runs):
-        mine = [x for x in runs if (x['study'], x['net'], x['rows']) == (study, net, rows)]
-        of = {arm: {x['seed']: x for x in mine if x['arm'] == arm} for arm in arms_of(study, net)}
+def table(lines, study, rows, figures=('top1', 'policy_loss', 'value_accuracy', 'brier')):
+    "The runs of a study on so many rows as a table in Markdown; a difference is from its net's first arm, paired by seed"
+    head = ['net', 'arm', 'seeds', *(f'{k}, {on}{what}' for k in figures for on in ('held out', 'other') for what in ('', ' − first'))]
+    mine, out = [x for x in lines if x['kind'] == 'run' and (x['study'], x['rows']) == (study, rows)], []
+    for net in dict.fromkeys(x['net'] for x in mine):
+        of = {arm: {x['seed']: x for x in mine if (x['net'], x['arm']) == (net, arm)} for arm in arms_of(study, net)}
         of = {arm: by for arm, by in of.items() if by}
         first = next(iter(of.values()))
-        head = ['arm', 'seeds', *(f'{k}, {on}{what}' for k in figures for on in ('held', 'other') for what in ('', ' − first'))]
-        out = [(arm, len(by), *(c for k in figures for on in ('held', 'other') for c in cells(on, k, by, first)))
-               for arm, by in of.items()]
-        some = first[min(first)]
-        yield study, net, rows, max(x['epochs'] for x in mine), some['batch'], markdown_table(out, head)
+        out += [(net, arm, len(by), *(c for k in figures for on in ('held', 'other') for c in cells(on, k, by, first)))
+                for arm, by in of.items()]
+    return markdown_table(out, head)
 
 def options():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -248,8 +246,8 @@ def main():
     args = options()
     if args.table:
         lines = [json.loads(line) for path in args.table for line in path.read_text().splitlines()]
-        for study, net, rows, epochs, batch, table in tables(lines):
-            print(f'{study}, {net}, {rows:,} rows, {epochs} epochs of batch {batch}\n\n{table}\n')
+        for study, rows in dict.fromkeys((x['study'], x['rows']) for x in lines if x['kind'] == 'run'):
+            print(f'{study}, {rows:,} rows\n\n{table(lines, study, rows)}\n')
         return
     def say(line):
         text = json.dumps(line); print(text, flush=True)
