@@ -181,7 +181,7 @@ def stage_alt(history:list[dict], steps:list[dict]=(), labels:dict|None=None) ->
         return f"stage {last['stage']} in its first epoch: training loss {loss:.3f} at step {step}"
     last, judged = history[-1], _judged(history)
     said = [f"{label} {last[f'{judged}/{n}']:.3f}" for n, label in _labelled(history, labels).items()]
-    return f"stage {last['stage']} after {last['epoch']} epochs: {', '.join(said)}"
+    return f"stage {last['stage']} after {last['epoch']} epoch{'s'*(last['epoch'] != 1)}: {', '.join(said)}"
 
 # %% ../../nbs/show/04_plots.ipynb #3b251e56
 def in_notebook() -> bool:
