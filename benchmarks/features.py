@@ -34,14 +34,11 @@ from train import GAMES, kept, pure, timed
 
 OPPOSITE = [RAYS.index((-row, -column)) for row, column in RAYS]
 
-class Chosen(AttackMaps):
-    "Some of the planes of `AttackMaps`"
-    def forward(self, board, hands): return super().forward(board, hands)[:, :, self.chosen]
-
 @register_features('counts')
-class Counts(Chosen):
+class Counts(AttackMaps):
     "Attacked by at least 1, 2, 3 of each side"
-    planes, chosen = 6, slice(28, 34)
+    planes = 6
+    def forward(self, board, hands): return super().forward(board, hands)[:, :, 28:34]
 
 class AndMore(AttackMaps):
     "The planes of `AttackMaps`, and those of `more`"

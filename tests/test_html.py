@@ -2,7 +2,7 @@
 
 A class or a maker of HTML that is not built here fails the first test, so that each new one is held to this.
 """
-import ast, importlib, inspect, pkgutil, re
+import ast, inspect, re
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,12 +34,9 @@ from maou_nb.stages import legal_moves, policy_value
 from maou_nb.stages.stage import Prediction
 from maou_nb.train.options import OptionTable
 from maou_nb.train.runner import StageResult
+from public import modules
 
 HOSTILE = '<img src=x onerror=alert(1)>"\'&'
-
-def modules():
-    names = [m.name for m in pkgutil.walk_packages(maou_nb.__path__, 'maou_nb.') if not m.name.endswith('__main__')]
-    return [importlib.import_module(n) for n in names]
 
 SHOWS = re.compile(r'_repr_(html|markdown|svg|latex|javascript|mimebundle)_|_ipython_display_')
 

@@ -301,6 +301,11 @@ def resume_backbone_from(run, few):
     sizes = [k for k, v in of_part(source, 'net.backbone.').items() if v.ndim]
     assert 'resume_backbone_from=' in str(e.value) and all(f'{k} is ' in str(e.value) for k in sizes)
     assert 'blocks.1.body.0.weight is missing' in str(e.value)
+    assert 'other options (resnet_channels=8 there and 12 here, resnet_blocks=1 there and 2 here)' in str(e.value)
+    for other in ({'input_features': 'pieces'}, {'model_architecture': 'mlp-mixer'}):
+        name, = other
+        with pytest.raises(OptionError, match=rf"other options \(.*{name}='[a-z-]+' there and '{other[name]}' here.*the same would be"):
+            run(**other, resume_backbone_from=str(source.dir))
     (few/'old.pt').write_bytes(b'anything')
     with pytest.raises(OptionError,
                        match="resume_backbone_from='.*old.pt': a pickled checkpoint of another tool, whose "

@@ -18,6 +18,7 @@ from maou_nb.front.options import try_config
 from maou_nb.train.checkpoints import CheckpointError, Checkpoints, find_checkpoint
 from maou_nb.train.folder import RunFolder, add_line, read_lines
 from maou_nb.train.mirror import Mirror, fetch_run
+from public import public
 from samples import said
 
 @pytest.fixture
@@ -188,15 +189,10 @@ def specials(tmp_path_factory):
 
 def path_takers():
     "(name, function, its parameter) of the package's public functions that take a path first"
-    import maou_nb, importlib, pkgutil
-    for m in pkgutil.walk_packages(maou_nb.__path__, 'maou_nb.'):
-        if m.name.endswith('__main__'): continue
-        module = importlib.import_module(m.name)
-        for name in getattr(module, '__all__', ()):
-            f = getattr(module, name, None)
-            if not inspect.isfunction(f) or f.__module__ != m.name: continue
-            for p in list(inspect.signature(f).parameters.values())[:1]:
-                if 'Path' in str(p.annotation): yield f'{m.name}.{name}', f, p.name
+    for name, f in public():
+        if not inspect.isfunction(f): continue
+        for p in list(inspect.signature(f).parameters.values())[:1]:
+            if 'Path' in str(p.annotation): yield name, f, p.name
 
 # what they need beside the path; those in PURE look at no file
 MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos',), 'prepare_stage2': ('out',), 'prepare_stage3': ('out',),

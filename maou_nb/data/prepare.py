@@ -737,6 +737,21 @@ def _scale_asked(eval_average, eval_scale):
 ROWS_PER_SHARD = 200_000   # about 20 MB compressed, 65 MB in memory
 
 # %% ../../nbs/data/15_prepare.ipynb #c174d1b1
+@contextmanager
+def _at_work(folder, executor, here):
+    "Who makes the shards of `folder`, and where they keep what is done: thrown away when all went well"
+    crew, work = _Work(executor, here=here), _working_folder(folder, executor)
+    with disk_in_words(folder), _alone(folder):
+        clear_parts(folder)                    # of one that was killed
+        try:
+            with disk_in_words(work): yield crew, work
+        except BaseException:
+            crew.close(failed=True)
+            raise
+        crew.close()
+        _remove(work)
+
+# %% ../../nbs/data/15_prepare.ipynb #9daec760
 @explained()
 def prepare(
     stage:int|str|Columns,               # A stage's key, or its columns
@@ -766,17 +781,8 @@ def prepare(
     replaced = _rows_there(folder, columns)
     plugin = '' if columns.answers is None else elsewhere(COLUMNS.homes[columns.key])
     if plugin is None and executor is not None: raise ValueError(needs_file('stage', columns.key))
-    crew, work = _Work(executor, here=plugin is None), _working_folder(folder, executor)
-    with disk_in_words(folder), _alone(folder):
-        clear_parts(folder)                    # of one that was killed
-        try:
-            with disk_in_words(work):
-                made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
-                              rows_per_shard, filters, counted, on_bad, tables)
-        except BaseException:
-            crew.close(failed=True)
-            raise
-        made.seconds, made.replaced = time.perf_counter() - began, replaced
-        crew.close()
-        _remove(work)
+    with _at_work(folder, executor, here=plugin is None) as (crew, work):
+        made = _steps(crew, work, paths, files, folder, columns, [plugin] if plugin else [],
+                      rows_per_shard, filters, counted, on_bad, tables)
+    made.seconds, made.replaced = time.perf_counter() - began, replaced
     return made

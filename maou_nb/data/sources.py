@@ -63,13 +63,6 @@ class StreamingFileSource:
         self._mapped, self._shared = None, None
         self._start_empty()
 
-    def _start_empty(self):
-        "Hold no rows"
-        self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
-        self._numbers = None      # set where the rows held are more than the rows chosen
-        self._games = None        # keys of its games, once they were asked for
-        self._marks = None        # what these are known by beside, likewise
-
     @cached_property
     def shards(self) -> list[Shard]:
         "The shards, found on first use"
@@ -80,6 +73,15 @@ class StreamingFileSource:
         "Rows of each shard, of the chosen folds, from the manifest; no row is read"
         if self.folds is None: return tuple(s.rows for s in self.shards)
         return tuple(sum(folds_of(s, self.on_bad)[f] for f in self.folds) for s in self.shards)
+
+# %% ../../nbs/data/18_sources.ipynb #2ac5da7a
+@patch
+def _start_empty(self:StreamingFileSource):
+    "Hold no rows"
+    self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
+    self._numbers = None      # set where the rows held are more than the rows chosen
+    self._games = None        # keys of its games, once they were asked for
+    self._marks = None        # what these are known by beside, likewise
 
 # %% ../../nbs/data/18_sources.ipynb #30dbbc61
 def _check_options(source):

@@ -8,7 +8,7 @@ __all__ = ['BACKBONES', 'SIZES', 'SECTIONS', 'SquareEmbedding', 'show_features',
            'register_backbone', 'make_backbone', 'parameter_count', 'ConvStem', 'SqueezeExcitation', 'ResidualBlock',
            'ResNetOptions', 'ResNet', 'mlp', 'MixerBlock', 'MixerOptions', 'Mixer', 'TokenStem', 'RelativeBias',
            'SquareAttention', 'TransformerBlock', 'ViTOptions', 'ViT', 'flops_per_position', 'size_table', 'summary',
-           'BackboneOptions', 'sizes_of', 'backbone_of']
+           'BackboneOptions', 'sizes_of', 'shaping_options', 'backbone_of']
 
 # %% ../../nbs/model/21_backbones.ipynb #baf1c6d8
 import inspect
@@ -718,6 +718,12 @@ def sizes_of(
     "The options of backbone `name` that `cfg` sets"
     fields = SECTIONS[name].model_fields if name in SECTIONS else ()
     return {n: v for n in fields if (v := getattr(cfg, n, None)) is not None}
+
+# %% ../../nbs/model/21_backbones.ipynb #930cd893
+def shaping_options(cfg) -> dict:
+    "The options of `cfg` that a backbone's weights depend on, with their values"
+    names = 'model_architecture', 'model_size', 'input_features'
+    return {n: getattr(cfg, n) for n in names} | sizes_of(cfg, cfg.model_architecture)
 
 # %% ../../nbs/model/21_backbones.ipynb #b4a9f46c
 def backbone_of(cfg) -> Backbone:

@@ -71,9 +71,17 @@ def add_line(path:Path, row:dict):
 
 # %% ../../nbs/train/42_folder.ipynb #35fdf0cc
 def _is_count(x): return isinstance(x, int) and 0 <= x < 1 << 53
+
+# %% ../../nbs/train/42_folder.ipynb #5dd78a6a
 def _is_number(x): return isinstance(x, (int, float)) and (isinstance(x, float) or abs(x) < 1 << 53)
+
+# %% ../../nbs/train/42_folder.ipynb #eeb65fbf
 def _is_finite(x): return isinstance(x, float) and math.isfinite(x) or _is_count(x)
+
+# %% ../../nbs/train/42_folder.ipynb #dfbfec04
 def _is_text(x): return isinstance(x, str)
+
+# %% ../../nbs/train/42_folder.ipynb #94bd570f
 def _is_stage(x): return _is_text(x) or _is_count(x)
 
 # %% ../../nbs/train/42_folder.ipynb #1fe542bd

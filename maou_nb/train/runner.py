@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
@@ -33,7 +34,7 @@ from ..data.splits import (clamp_workers, held_name, packed_problem, scale_probl
                                  split_problem, split_sources)
 from ..data.trained import (Trained, apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
                                    shared_figures, sides_of, trained_on)
-from ..model.backbones import BACKBONES, Backbone
+from ..model.backbones import BACKBONES, Backbone, shaping_options
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
@@ -44,7 +45,7 @@ from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels
                                        load_part, load_tensors, part, put_part, random_tensors)
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
-from .options import LearnConfig, allowed_changes, saved_options
+from .options import LearnConfig, allowed_changes, as_begun, saved_options
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
@@ -155,10 +156,23 @@ def _put_adapter(adapter, tensors):
                               'the trainable_layers of its run would be right')
 
 # %% ../../nbs/train/48_runner.ipynb #62a92281
+def _shaped_otherwise(cfg, path) -> str:
+    "Which options of the run behind `path` made another backbone than `cfg` makes; empty if its file does not say"
+    try: said = load_tensors(local_file(find_checkpoint(path, 'backbone')[0]), whole=False)[1].get('config')
+    except CheckpointError: return ''
+    if not isinstance(said, dict) or said.get('model_architecture') not in BACKBONES: return ''
+    was, now = shaping_options(SimpleNamespace(**as_begun(LearnConfig().model_dump() | said))), shaping_options(cfg)
+    return ', '.join(f'{n}={was.get(n)!r} there and {now.get(n)!r} here' for n in was | now if was.get(n) != now.get(n))
+
+# %% ../../nbs/train/48_runner.ipynb #935c516f
 def put_backbone(cfg, backbone:Backbone):
     "Load the backbone from elsewhere, if the options say so"
     path = cfg.resume_backbone_from
-    if path is not None: _put_from('resume_backbone_from', path, 'backbone', backbone)
+    if path is None: return
+    try: _put_from('resume_backbone_from', path, 'backbone', backbone)
+    except CheckpointError as e:
+        if not (why := _shaped_otherwise(cfg, path)): raise
+        raise CheckpointError(f'{e}; its run had other options ({why}), and the same would be right') from None
 
 # %% ../../nbs/train/48_runner.ipynb #c7690d64
 def put_head(cfg, net:Net, name:str):
