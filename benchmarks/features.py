@@ -103,13 +103,14 @@ VALUES = {
     'evals, averaged': dict(value_result_weight=0.3, ema_decay=0.99, value_loss_ratio=0.3),
     'half of the epochs': dict(epoch=2), 'weight decay 0.1': dict(weight_decay=0.1)}
 SHOWN = {name: dict(input_features=name) for name in ('pieces', 'counts', 'attacks')}
+LONGER = {'pieces for 5 epochs': dict(input_features='pieces', epoch=5)}      # of 4: far more than attacks cost
 MORE = {name: dict(input_features=name) for name in ('attacks-pins', 'attacks-kings', 'attacks-camp')}
 RATES = {'resnet': 0.004, 'mlp-mixer': 0.002, 'vit': 0.001}
 
 def arms_of(study, net):
     "Name → options"
     if study == 'value': return {name: dict(input_features='attacks') | options for name, options in VALUES.items()}
-    return SHOWN | (MORE if net == 'resnet' else {})
+    return SHOWN | LONGER | (MORE if net == 'resnet' else {})
 
 # --- A run
 

@@ -211,6 +211,21 @@ def eval_said(
     if found := _mate.search(comment): return (-MATE if {'-', '後'} & {*found.groups()} else MATE), after
     return None, after
 
+# %% ../../nbs/data/08_games.ipynb #6527456e
+class _Evals:
+    "The evals of a game as its moves and comments come: `of` each move, and what was `analysed` of positions, by ply"
+    def __init__(self): self.of, self.analysed = [], {}
+
+    def add(self, comment):
+        "What a comment says of the moves so far"
+        eval, after = eval_said(comment)
+        if after: self.analysed.setdefault(len(self.of), eval)
+        elif self.of and self.of[-1] is None: self.of[-1] = eval
+
+    def all(self) -> list:
+        "One of each move, or None"
+        return [self.analysed.get(ply) if eval is None else eval for ply, eval in enumerate(self.of)]
+
 # %% ../../nbs/data/08_games.ipynb #622106b5
 _csa_visits = re.compile(r'(?:v=[-+.\de]+,)?\d{1,9}((?:,\d{4}[A-Z]{2},\d{1,9})+),?$')
 _csa_search = re.compile(r'v=[^,]*,\d+,[^,]|v=.*,\d{4}[A-Z]{2}|(?=[\dA-Z,]+$)(?:\d+,\d{4}[A-Z]{2}|.*\d{4}[A-Z]{2},)')    # or begins so
@@ -246,9 +261,8 @@ class _Entries:
     "The moves of a CSA game, with what was said of each, and its ending"
     def __init__(self, text):
         text = self.text = f'{text}\n'
-        moves, evals, end = [], [], ''
-        self.moves, self.evals, self.searches = moves, evals, {}
-        analysed = {}                                           # of positions after a move, by ply
+        moves, evals, end = [], _Evals(), ''
+        self.moves, self.searches = moves, {}
         self.after, self.odd = False, ''                        # moves after the ending; a line that is none of CSA
         self.begin = _csa_head_lines.match(text).end()          # of the moves
         place = _csa_place.findall(text, 0, self.begin)
@@ -258,16 +272,11 @@ class _Entries:
             if end and (move or ending): self.after = True
             elif move:
                 moves.append(move)
-                evals.append(float(eval) if eval else None)
+                evals.of.append(float(eval) if eval else None)
             elif ending: end = ending
             elif moves and search: self._search(search)
-            elif comment:
-                eval, after = eval_said(comment)
-                if after: analysed.setdefault(len(moves), eval)
-                elif moves and evals[-1] is None: evals[-1] = eval
-        for ply, eval in analysed.items():
-            if ply < len(moves) and evals[ply] is None: evals[ply] = eval
-        self.end = end
+            elif comment: evals.add(comment)
+        self.evals, self.end = evals.all(), end
 
     def _search(self, comment):
         if found := _searched(comment): self.searches[len(self.moves) - 1] = found
@@ -704,22 +713,18 @@ def kif_start(
     else: sfen = handicap_start(handicap or '平手', place(found) if found else file)
     return check_start(sfen, f'{file}, game starting on line {first_line}')
 
-# %% ../../nbs/data/08_games.ipynb #6527456e
+# %% ../../nbs/data/08_games.ipynb #c391a0eb
 def kif_evals(
     entries,    # In order: (a move, digits of the eval that follows it, '') or ('', '', a comment less its first star)
     n:int,      # How many moves there are
 ) -> list:
     "Centipawns from Black's side, or None, of each of `n` moves"
-    evals, analysed = [], {}
+    evals = _Evals()
     for move, eval, comment in entries:
-        if move: evals.append(float(eval) if eval else None)
-        elif comment:
-            eval, after = eval_said(comment)
-            if after: analysed.setdefault(len(evals), eval)
-            elif evals and evals[-1] is None: evals[-1] = eval
-    for ply, eval in analysed.items():
-        if ply < len(evals) and evals[ply] is None: evals[ply] = eval
-    return evals[:n] + [None]*(n - len(evals))
+        if move: evals.of.append(float(eval) if eval else None)
+        elif comment: evals.add(comment)
+    found = evals.all()
+    return found[:n] + [None]*(n - len(found))
 
 # %% ../../nbs/data/08_games.ipynb #2bd469b4
 @lru_cache(64)
