@@ -10,13 +10,13 @@ from torch import nn
 from maou_nb import OptionError, StageThresholdNotMet, learn_multi_stage, load_net, register_backbone, register_features
 from maou_nb.data.board import KINDS
 from maou_nb.model.backbones import (BACKBONES, Backbone, SquareEmbedding, backbone_of, flops_per_position, make_backbone,
-                                     parameter_count)
+                                     parameter_count, show_features)
 from maou_nb.model.features import ATTACK_PLANES, FEATURES, AttackMaps
 from maou_nb.model.heads import Net, make_heads
 from maou_nb.model.onnx import onnx_bytes, onnx_differences, random_positions
 from maou_nb.show.boards import Position, square_name
 from maou_nb.stages.rows import prepare_stage1
-from maou_nb.train.checkpoints import CheckpointError
+from maou_nb.train.checkpoints import CheckpointError, load_tensors, save_tensors
 from maou_nb.train.options import LearnConfig
 from samples import GAMES
 
@@ -152,14 +152,59 @@ def test_own_features_and_own_backbones(shards, tmp_path):
         class Odd(nn.Module):
             planes = 3
             def forward(self, board, hands): return board[:, :, None]
-        with pytest.raises(OptionError, match="ResNet fails on a trial batch"):
-            learn_multi_stage(**options, input_features='odd', run_dir=tmp_path/'odd')
+        odd = r"input_features='odd': Odd gives \(2, 81, 1\) for two positions; .* \(2, 81, 3\), was expected"
+        with pytest.raises(OptionError, match=odd): learn_multi_stage(**options, input_features='odd', run_dir=tmp_path/'odd')
+        @register_features('learnt')
+        class Learnt(Rows):
+            def __init__(self): super().__init__(); self.scale = nn.Parameter(torch.ones(9))
+            def forward(self, board, hands): return super().forward(board, hands)*self.scale
+        @register_backbone('twice')
+        class Twice(Backbone):
+            def __init__(self, channels=8): super().__init__(channels, Both(channels), [nn.Identity()])
+        class Both(nn.Module):
+            def __init__(self, channels): super().__init__(); self.a, self.b = SquareEmbedding(channels), SquareEmbedding(channels)
+            def forward(self, board, hands): return self.a(board, hands) + self.b(board, hands)
+        learn_multi_stage(**own, model_architecture='twice', input_features='learnt', run_dir=tmp_path/'twice')
+        stem = load_net(tmp_path/'twice').backbone.stem
+        assert not torch.equal(stem.a.features.scale, stem.b.features.scale)      # each was trained
     finally:
-        for registry, names in ((FEATURES, ('rows', 'odd')), (BACKBONES, ('plain', 'blind'))):
+        for registry, names in ((FEATURES, ('rows', 'odd', 'learnt')), (BACKBONES, ('plain', 'blind', 'twice'))):
             for name in names: registry.pop(name, None); registry.homes.pop(name, None)
     with pytest.raises(CheckpointError, match="input_features 'rows' is not known"): load_net(tmp_path/'rows')
     with pytest.raises(OptionError, match="input_features='atacks': one of pieces, attacks was expected"):
         learn_multi_stage(**options, input_features='atacks', run_dir=tmp_path/'x')
+
+@pytest.mark.parametrize('planes', [True, -1, None, 1.])
+def test_planes_that_are_no_number(planes):
+    with pytest.raises(TypeError, match='planes, how many numbers a square gets, was expected'):
+        register_features('none')(type('Wrong', (nn.Module,), {'planes': planes}))
+    with pytest.raises(ValueError, match="' none ': a name without spaces around it was expected"):
+        register_features(' none ')(type('Wrong', (nn.Module,), {'planes': 1}))
+
+def test_shown_otherwise_afterwards():
+    backbone = make_backbone('resnet', 'tiny').half()
+    shown = show_features(backbone, 'attacks').stem.embedding
+    assert shown.plane.weight.dtype == torch.float16
+    show_features(backbone, 'pieces')
+    assert shown.features is None and shown.plane is None and 'stem.embedding.plane.weight' not in backbone.state_dict()
+
+def test_a_warm_start_of_a_run_before_this_option(shards, tmp_path):
+    "It says which option differs where the tensors are another net's, and only there"
+    options = dict(stage=1, stage1_data_path=shards, gpu='cpu', stage1_threshold=0., stage1_max_epochs=1, model_size='tiny',
+                   resnet_channels=8, resnet_blocks=1)
+    run = learn_multi_stage(**options, input_features='pieces', run_dir=tmp_path/'first').checkpoint(1)
+    tensors, about = load_tensors(run)
+    del about['config']['input_features']
+    old = tmp_path/'old.safetensors'
+    save_tensors(old, tensors, about)
+    with pytest.raises(OptionError, match=r"other options \(input_features='pieces' there and 'attacks' here\), and the same would"):
+        learn_multi_stage(**options, resume_backbone_from=str(old), run_dir=tmp_path/'a')
+    learn_multi_stage(**options, input_features='pieces', resume_backbone_from=str(old), run_dir=tmp_path/'b')
+    spoilt = bytearray(run.read_bytes()); spoilt[-1] ^= 1
+    run.write_bytes(spoilt)
+    with pytest.raises(OptionError, match='SHA-256') as e:
+        learn_multi_stage(**options, resume_backbone_from=str(run), run_dir=tmp_path/'c')
+    assert 'other options' not in str(e.value)
 
 def test_a_run_goes_on_with_what_it_began_with(shards, tmp_path):
     options = dict(stage=1, stage1_data_path=shards, gpu='cpu', stage1_threshold=1., model_size='tiny', resnet_channels=8,

@@ -83,6 +83,8 @@ class Registry(dict):
 
     def add(self, name:str, thing):
         "Register `thing`, any class, function or value; a `ValueError` if the name is another module's"
+        if isinstance(name, str) and name != name.strip():
+            raise ValueError(f'{self.what} {name!r}: a name without spaces around it was expected')
         now, old = home(), self.homes.get(name)
         if name not in self and not _of_library(old or ''): old = None
         if old is not None and (now != old or _of_library(now)):

@@ -35,7 +35,7 @@ from ..data.splits import packed_problem, scale_problem, split_problem
 from ..data.trained import on_both_sides
 from ..judge.watch import watched_problems
 from ..model.backbones import (
-    BACKBONES, SECTIONS, Backbone, backbone_of, parameter_count, sizes_of)
+    BACKBONES, SECTIONS, Backbone, SquareEmbedding, backbone_of, parameter_count, show_features, sizes_of)
 from ..model.features import FEATURES
 from ..model.heads import HEADS
 from ..model.losses import LOSS_PARTS, LOSSES
@@ -307,6 +307,10 @@ def model_problems(cfg) -> Iterator[str]:
     if cfg.input_features not in FEATURES:
         yield (f"input_features={cfg.input_features!r}: one of {', '.join(FEATURES)} was expected; "
                'register_features adds one')
+        return
+    try: show_features(SquareEmbedding(1), cfg.input_features)      # so that a fault of theirs is not the backbone's
+    except ValueError as e:
+        yield str(e)
         return
     for option, value, other in ((*o, other) for other in SECTIONS if other != name
                                  for o in sizes_of(cfg, other).items()):

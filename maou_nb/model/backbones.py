@@ -14,7 +14,7 @@ __all__ = ['BACKBONES', 'SIZES', 'SECTIONS', 'SquareEmbedding', 'show_features',
 import inspect
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager, nullcontext
-from itertools import groupby
+from itertools import chain, groupby
 from typing import ClassVar
 
 import torch
@@ -42,7 +42,7 @@ class SquareEmbedding(nn.Module):
         self.piece, self.hand = nn.Embedding(29, channels), nn.Linear(28, channels)
         most = torch.tensor(HAND_MAX, dtype=torch.float32)
         self.register_buffer('hand_max', most, persistent=False)
-        self.features = None
+        self.features = self.plane = None
 
     def forward(self,
         board:torch.Tensor,  # int (B, 81): piece codes 0…28, side-to-move view
@@ -55,19 +55,40 @@ class SquareEmbedding(nn.Module):
         return x + self.plane(self.features(board, hands).to(held.dtype))
 
 # %% ../../nbs/model/21_backbones.ipynb #6b109f21
+def _tried_features(name, kind) -> nn.Module:
+    "Features of class `kind`; a `ValueError` if they are not what `register_features` asks for"
+    wanted = 2, 81, kind.planes
+    def refuse(why):
+        raise ValueError(f'input_features={name!r}: {kind.__name__} {why}; a module made without arguments that gives '
+                         f'a tensor of (B, 81, planes), here {wanted}, was expected') from None
+    try:
+        made = kind()
+        device = next(chain(made.buffers(), made.parameters()), torch.empty(0)).device
+        boards = (torch.zeros(2, n, dtype=torch.uint8, device=device) for n in (81, 14))
+        with torch.no_grad(): given = made.eval()(*boards)
+        made.train()
+    except Exception as e: refuse(f'fails on a trial batch ({type(e).__name__}: {e})')
+    if not isinstance(given, torch.Tensor): refuse(f'gives a {type(given).__name__}')
+    if tuple(given.shape) != wanted: refuse(f'gives {tuple(given.shape)} for two positions')
+    return made
+
+# %% ../../nbs/model/21_backbones.ipynb #e95399c6
 def show_features(
     backbone:nn.Module,  # With a `SquareEmbedding` in it
     name:str,            # A key of `FEATURES`
 ) -> nn.Module:          # `backbone`; a `ValueError` if it cannot be shown them
     "Let `backbone` see the input features `name`"
-    features = _one_of('input_features', name, FEATURES)()
-    if not features.planes: return backbone
+    kind = _one_of('input_features', name, FEATURES)
     embeddings = [m for m in backbone.modules() if isinstance(m, SquareEmbedding)]
-    if not embeddings:
+    if kind.planes and not embeddings:
         raise ValueError(f'input_features={name!r}: a backbone is shown them by its SquareEmbedding, '
                          f"and {type(backbone).__name__} has none; 'pieces' was expected")
-    for m in embeddings:
-        m.features, m.plane = features, nn.Linear(features.planes, m.piece.embedding_dim, bias=False)
+    for m in embeddings:      # each has its own, which may be trained
+        m.features = m.plane = None
+        if not kind.planes: continue
+        weight = m.hand.weight
+        m.features = _tried_features(name, kind).to(weight.device)
+        m.plane = nn.Linear(kind.planes, len(weight), bias=False, device=weight.device, dtype=weight.dtype)
     return backbone
 
 # %% ../../nbs/model/21_backbones.ipynb #c9ac528e
@@ -618,7 +639,7 @@ def flops_per_position(
 def size_table(
     names:list[str]=None,  # Keys of `BACKBONES`; none: all of them
 ) -> Table:
-    "What each registered backbone costs in each of its sizes, without heads"
+    "What each registered backbone costs in each of its sizes, without heads, shown pieces alone"
     rows = []
     for name in BACKBONES if names is None else names:
         for size in SIZES[name] or ['as it is']:

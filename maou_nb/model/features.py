@@ -116,7 +116,7 @@ def register_features(
     if not (isinstance(name, str) and name.strip()):
         raise TypeError("register_features wants a name: @register_features('mine')")
     def register(cls):
-        if not isinstance(n := getattr(cls, 'planes', None), int) or n < 0:
+        if not isinstance(n := getattr(cls, 'planes', None), int) or isinstance(n, bool) or n < 0:
             raise TypeError(f'{cls.__name__}: planes, how many numbers a square gets, was expected')
         FEATURES.add(name.lower(), cls)
         return cls

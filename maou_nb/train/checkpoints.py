@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
            'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
-           'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'put_part']
+           'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'MisfitError',
+           'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
@@ -430,8 +431,12 @@ def _misfits(own:dict, tensors:dict):
         yield f'{k} is {tuple(tensors[k].shape)} where {tuple(v.shape)} was expected'
 
 # %% ../../nbs/train/41_checkpoints.ipynb #21340c40
+class MisfitError(CheckpointError):
+    "Tensors are whole, but another net's"
+
+# %% ../../nbs/train/41_checkpoints.ipynb #3a46ae1d
 def put_part(module:nn.Module, tensors:dict[str, Tensor]):
-    "Load `tensors` into `module`; a `CheckpointError` lists everything that does not fit"
+    "Load `tensors` into `module`; a `MisfitError` lists everything that does not fit"
     if wrong := list(_misfits(module.state_dict(), tensors)):
-        raise CheckpointError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
+        raise MisfitError(f'{len(wrong)} of its tensors do not fit this net: {"; ".join(wrong)}')
     module.load_state_dict(tensors)

@@ -41,7 +41,7 @@ from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
 from .callbacks import (AtHome, Averaging, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
-from .checkpoints import (CheckpointError, Checkpoints, adapter_of, check_labels, find_checkpoint,
+from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
                                        load_part, load_tensors, part, put_part, random_tensors)
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
@@ -141,7 +141,7 @@ def _put_from(option, path, name, module, adapter=None):
     try:
         put_part(module, load_part(path, name))
         if adapter is not None: _put_adapter(adapter, adapter_of(path, name))
-    except CheckpointError as e: raise CheckpointError(f'{option}={path!r}: {e}') from None
+    except CheckpointError as e: raise type(e)(f'{option}={path!r}: {e}') from None
 
 # %% ../../nbs/train/48_runner.ipynb #03be187a
 def _put_adapter(adapter, tensors):
@@ -161,7 +161,7 @@ def _shaped_otherwise(cfg, path) -> str:
     try: said = load_tensors(local_file(find_checkpoint(path, 'backbone')[0]), whole=False)[1].get('config')
     except CheckpointError: return ''
     if not isinstance(said, dict) or said.get('model_architecture') not in BACKBONES: return ''
-    was, now = shaping_options(SimpleNamespace(**as_begun(LearnConfig().model_dump() | said))), shaping_options(cfg)
+    was, now = shaping_options(SimpleNamespace(**LearnConfig().model_dump() | as_begun(said))), shaping_options(cfg)
     return ', '.join(f'{n}={was.get(n)!r} there and {now.get(n)!r} here' for n in was | now if was.get(n) != now.get(n))
 
 # %% ../../nbs/train/48_runner.ipynb #935c516f
@@ -170,9 +170,9 @@ def put_backbone(cfg, backbone:Backbone):
     path = cfg.resume_backbone_from
     if path is None: return
     try: _put_from('resume_backbone_from', path, 'backbone', backbone)
-    except CheckpointError as e:
+    except MisfitError as e:
         if not (why := _shaped_otherwise(cfg, path)): raise
-        raise CheckpointError(f'{e}; its run had other options ({why}), and the same would be right') from None
+        raise MisfitError(f'{e}; its run had other options ({why}), and the same would be right') from None
 
 # %% ../../nbs/train/48_runner.ipynb #c7690d64
 def put_head(cfg, net:Net, name:str):
