@@ -77,7 +77,7 @@ def test_the_way_through(tmp_path, whole):
         wrong = page.locator('.maou-error'); wrong.wait_for()
         assert 'valid integer' in wrong.inner_text()
         assert page.get_by_role('tab', name='Stage 3 ✗1').count() == 1
-        assert button(page, 'Start').is_disabled()
+        page.wait_for_function("b => b.disabled", arg=button(page, 'Start').element_handle())
         shot(page, '2-error-beside-the-field')
         field(page, 'epoch').fill('400'); field(page, 'epoch').press('Tab'); wrong.wait_for(state='detached')
         page.get_by_role('tab', name='Model').click()

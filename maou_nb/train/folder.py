@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import time
 import warnings
@@ -80,6 +81,9 @@ def _is_finite(x): return isinstance(x, float) and math.isfinite(x) or _is_count
 
 # %% ../../nbs/train/42_folder.ipynb #dfbfec04
 def _is_text(x): return isinstance(x, str)
+
+# %% ../../nbs/train/42_folder.ipynb #b3a08bf6
+def _is_id(x): return _is_text(x) and re.fullmatch('[0-9a-f]{32}', x) is not None
 
 # %% ../../nbs/train/42_folder.ipynb #94bd570f
 def _is_stage(x): return _is_text(x) or _is_count(x)
@@ -227,7 +231,7 @@ def _is_place(x):
     "A folder inside, or the whole path of another"
     return _is_text(x) and (is_inside(x) or '\0' not in x and len(x) < 4096 and Path(x).is_absolute())
 
-SAID = {'id': _is_text, 'folder': _is_text, 'version': _is_text, 'places': _all_of(_is_place),
+SAID = {'id': _is_id, 'folder': _is_text, 'version': _is_text, 'places': _all_of(_is_place),
         'came_from': _all_of(_is_text),
         'data': _all_of(lambda x: isinstance(x, dict))}
 
@@ -652,7 +656,7 @@ def check_owner(self:RunFolder, stages):
         owner = Checkpoints(self.checkpoints(stage)).manifest.get('run')
         if owner in (None, self.id): continue
         raise OptionError(f'model_dir: {short_path(self.checkpoints(stage))} holds checkpoints of another run '
-                          f'({owner[:8]}) than {self} ({self.id[:8]}); those that it saved were expected')
+                          f'({owner}) than {self} ({self.id}); those that it saved were expected')
 
 # %% ../../nbs/train/42_folder.ipynb #12b78433
 @patch

@@ -643,6 +643,13 @@ def _odd_means(loop, tensors, batch):
         if rows < 0 or steps < 0 or bool(steps) != ('norms' in tensors): yield 'its sums are of no rows'
 
 # %% ../../nbs/train/48_runner.ipynb #c6aac27d
+def _odd_generators(states):
+    "States of random numbers, by the names of `random_tensors`, that a generator refuses"
+    for name, state in states.items():
+        try: torch.Generator(name.split('.')[1]).set_state(state)
+        except (RuntimeError, TypeError): yield f'{name} is no state of a generator'
+
+# %% ../../nbs/train/48_runner.ipynb #d4c4cdbe
 def _odd_tensors(loop, tensors, batch):
     "What a checkpoint holds that its run could not have written"
     averaged = {} if loop.averaged is None else loop.averaged.state_dict()
@@ -651,6 +658,7 @@ def _odd_tensors(loop, tensors, batch):
     now, drawn = random_tensors(), part(tensors, 'random.', strip=False)
     if 'random.cpu' not in drawn: yield 'random.cpu is missing'
     for k in drawn.keys() & now.keys(): yield from _unlike(k, drawn[k], now[k])
+    yield from _odd_generators({k: drawn[k] for k in drawn.keys() & now.keys()})
     yield from _odd_optimizer(loop, part(tensors, 'optimizer.', strip=False))
     yield from _odd_means(loop, part(tensors, 'means.'), batch)
 
