@@ -328,7 +328,7 @@ def test_what_is_not_looked_for_is_said(sets, made, tmp_path, monkeypatch):
 # --- copies
 
 def test_copies_are_games_with_the_same_positions():
-    "Whatever is cut off of them, as long as half of them is left; and never games that share an opening"
+    "Less their first or last position, or both; and never games that share an opening"
     rng = np.random.default_rng(0)
     def side(games): return Marks(np.arange(len(games), dtype=np.uint64), np.array([np.sort(g)[:MARKS] for g in games], np.uint32))
     games = [rng.choice(2**32 - 1, rng.integers(20, 120), replace=False) + 1 for _ in range(300)]

@@ -9,8 +9,9 @@ import pytest
 
 from maou_nb import OptionError, browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
 from maou_nb.data import shards as in_shards
-from maou_nb.data.board import to_sfen
 from maou_nb.data.old import write_old
+from maou_nb.data.packed import HCPE, write_hcpe
+from maou_nb.data.records import read_games
 from maou_nb.data.shards import content_of, find_shards, first_of_each, read_shard, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.splits import held_name, split_sources
@@ -271,10 +272,9 @@ def test_the_same_positions_without_games(sets, tmp_path, kind, same):
     others = read_shard(find_shards(sets/'others', 3)[0])
     there = table if same else others.filter(pc.greater(others['ply'], 40))
     if kind == 'loose positions':
-        boards = zip(np.array(there['boardIdPositions'].to_pylist(), np.uint8), np.array(there['piecesInHand'].to_pylist(), np.uint8))
-        lines = [json.dumps({'sfen': to_sfen(b, h), 'eval': 10, 'result': 'win', 'move': None}) for b, h in boards]
-        (tmp_path/'v.jsonl').write_text('\n'.join(lines))
-        prepare_stage3(tmp_path/'v.jsonl', tmp_path/'valid')
+        write_hcpe(list(read_games(sets/('first.csa' if same else 'others.csa'))), tmp_path/'all')
+        np.random.default_rng(0).permutation(np.fromfile(tmp_path/'all', HCPE)).tofile(tmp_path/'loose.hcpe')
+        prepare_stage3(tmp_path/'loose.hcpe', tmp_path/'valid')
         train, valid = sets/'first', tmp_path/'valid'
     else:
         write_old(table, tmp_path/'train.feather', 3)
@@ -286,10 +286,12 @@ def test_the_same_positions_without_games(sets, tmp_path, kind, same):
     text, stage = learn(sets, tmp_path/'run', **options)
     if same: assert stage.judged_on == 'validation rows, 100% of whose positions are trained on'
     else: assert re.fullmatch(r'validation rows, (.*% of whose positions are|whose games may have been) trained on', stage.judged_on)
-    assert not re.search('held.out', text + stage.split) and f'on {stage.judged_on}' in text
+    said = [s.replace('neighbours of a held-out position', '') for s in (text, stage.split)]
+    assert not re.search('held.out', ' '.join(said)) and f'on {stage.judged_on}' in text
     assert 'not known' in stage.split and 'not known' in evaluate(tmp_path/'run', device='cpu').known
     lines = {what: (said, mark) for _, what, said, mark in preflight(**{**TINY, **options, 'run_dir': tmp_path/'none'}).lines}
-    assert lines['rows'][1] == lines['split'][1] == 'look' and not re.search('held.out', lines['rows'][0])
+    assert lines['rows'][1] == lines['split'][1] == 'look' and ' to judge on' in said[0]
+    assert not re.search('held.out', lines['rows'][0].replace('neighbours of a held-out position', ''))
 
 # --- without reading more than is needed
 
