@@ -241,6 +241,79 @@ def test_what_no_run_wrote_is_no_claim(sets, made, tmp_path, odd):
     source = tmp_path/'spoiled.safetensors'
     assert 'may have been trained on' in learn(tmp_path/'run', sets/'others', sets/'judged', **warm(source)).result.judged_on
 
+ODD = (None, True, 0, 7, -1, 1.5, 10**30, '', 'x', 'abc', '<b>', 'AAAAAAAAAAA=', [], [0], [1], [1, 'x'], [None], [[]],
+       {}, {'a': 'x'}, {'a': None}, {'a': 1}, {'f'*64: 1})
+
+def places(value, at=()):
+    "Every field of a record, and the first few of many"
+    if at: yield at
+    inner = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    for name, v in inner: yield from places(v, (*at, name))
+
+def changed(record, at, value):
+    again = json.loads(json.dumps(record))
+    owner = again
+    for name in at[:-1]: owner = owner[name]
+    if value is ...: del owner[at[-1]]
+    else: owner[at[-1]] = value
+    return again
+
+def without_sums(record):
+    "As an earlier version wrote it"
+    if isinstance(record, list): return [without_sums(r) for r in record]
+    return {n: without_sums(v) for n, v in record.items() if n != 'sums'} if isinstance(record, dict) else record
+
+def said_of(about, others):
+    "What the record in `about` says of each of `others`"
+    run = trained.read_trained(about)
+    trained.sides_of(about)
+    if run is not None: trained.said_split(run), trained.shared_figures(run)
+    return ['not known' if run is None else trained.known_of(run, o) for o in others]
+
+def claims(text): return 'not known' not in text and bool(re.search('held.out|none of', text))
+
+@pytest.mark.parametrize('name', ['first', 'second', 'of silent', 'by game', 'of pieces'])
+def test_a_changed_record_claims_no_more(sets, made, tmp_path, name):
+    "Whatever stands in a field of it: no error, nothing raw, and nothing is held out that was not"
+    source = sets/'half'
+    if name == 'of pieces':
+        source = tmp_path/'loose'
+        shutil.copytree(sets/'half', source)
+        (source/'manifest.json').unlink()
+    run = made[name].dir if name in made else learn(tmp_path/'run', source, None).dir
+    about = json.loads(json.dumps(load_tensors(maou_nb.load_run(run).checkpoint(3))[1]))
+    others = [side_of(StreamingFileSource(sets/n, 3, f), str) for n in ('same', 'half', 'cut', 'others', 'judged')
+              for f in (None, range(20))]
+    for record in (about['trained'], without_sums(about['trained'])):
+        assert trained.fits_trained(record)
+        untouched = said_of({**about, 'trained': record}, others)
+        assert untouched == said_of(about, others) and not all('not known' in s for s in untouched)
+        for at in places(record):
+            for odd in (*ODD, ...):
+                said = said_of({**about, 'trained': changed(record, at, odd)}, others)
+                assert not any('<b>' in s or 'None' in s or 'abc' in s for s in said), (at, odd, said)
+                if 'sums' in record:
+                    assert all(claims(a) <= claims(b) for a, b in zip(said, untouched)), (at, odd, said, untouched)
+
+SPOILT = [('train', 'shards', []), ('train', 'shards', [1]), ('train', 'shards', 'x'), ('train', 'shards', None),
+          ('train', 'shards', {'a': 'x'}), ('train', 'shards', {'a': None}), ('valid', 'shards', []), ('valid', 'shards', 'x'),
+          ('train', 'folds', [1, 'x']), ('split', None), ('split', 7), ('split', '<b>'), ('train', 'kind', 7),
+          ('train', 'there', 'abc'), ('train', 'there', [])]
+
+def test_a_spoilt_record_at_the_doors(sets, made, tmp_path):
+    "As a file on disk, judged and begun from"
+    for *at, odd in SPOILT:
+        for sums in (True, False):
+            def spoil(about):
+                about['trained'] = changed(about['trained'] if sums else without_sums(about['trained']), at, odd)
+                about['config']['stage3_data_path'] = 'gone'
+            net = spoiled(made, 'first', tmp_path, spoil)
+            for data in ('same', 'judged'): assert 'whether it was trained on them is not known' in rows_to_judge(net, sets/data)[1]
+            source = tmp_path/'spoiled.safetensors'
+            assert maou_nb.train.runner.backbone_sides(SimpleNamespace(resume_backbone_from=source)) == [None]
+    begun = learn(tmp_path/'run', sets/'others', sets/'judged', resume_backbone_from=source)
+    assert begun.result.judged_on == 'validation rows, which the net it began from may have been trained on'
+
 def test_what_is_not_looked_for_is_said(sets, made, tmp_path, monkeypatch):
     "Of very many rows copies are not looked for: then no door says that there are none"
     monkeypatch.setattr(trained, 'LOOKED_AT', 100)
@@ -255,7 +328,7 @@ def test_what_is_not_looked_for_is_said(sets, made, tmp_path, monkeypatch):
 # --- copies
 
 def test_copies_are_games_with_the_same_positions():
-    "Whatever is cut off of them, as long as half of them is left; and never games that share an opening"
+    "Less their first or last position, or both; and never games that share an opening"
     rng = np.random.default_rng(0)
     def side(games): return Marks(np.arange(len(games), dtype=np.uint64), np.array([np.sort(g)[:MARKS] for g in games], np.uint32))
     games = [rng.choice(2**32 - 1, rng.integers(20, 120), replace=False) + 1 for _ in range(300)]

@@ -1,14 +1,17 @@
 "What of any rows a run trained on: the same answer for the same rows, however their path is spelled, at every door"
-import contextlib, io, itertools, json, shutil
+import contextlib, io, itertools, json, re, shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from maou_nb import OptionError, browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
 from maou_nb.data import shards as in_shards
 from maou_nb.data.old import write_old
+from maou_nb.data.packed import HCPE, write_hcpe
+from maou_nb.data.records import read_games
 from maou_nb.data.shards import content_of, find_shards, first_of_each, read_shard, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.splits import held_name, split_sources
@@ -258,7 +261,37 @@ def test_rows_that_know_no_games(sets, tmp_path):
         shutil.rmtree(tmp_path/'run')
     assert rows_to_judge(net, tmp_path/'2.feather')[1].endswith('not known: these rows know no games')
     text, stage = learn(sets, tmp_path/'run', stage3_data_path=tmp_path/'0.feather', stage3_validation_data_path=tmp_path/'1.feather')
-    assert stage.judged_on == 'held-out rows' and 'not known: these rows know no games' in stage.split and stage.overlap == {}
+    assert stage.judged_on == 'validation rows, whose games may have been trained on'
+    assert 'not known: these rows know no games' in stage.split and stage.overlap == {}
+
+@pytest.mark.parametrize('kind', ['an old table', 'old tables', 'loose positions'])
+@pytest.mark.parametrize('same', [True, False])
+def test_the_same_positions_without_games(sets, tmp_path, kind, same):
+    "Rows of other files whose games nobody knows are not held out; their positions are compared"
+    table = read_shard(find_shards(sets/'first', 3)[0])
+    others = read_shard(find_shards(sets/'others', 3)[0])
+    there = table if same else others.filter(pc.greater(others['ply'], 40))
+    if kind == 'loose positions':
+        write_hcpe(list(read_games(sets/('first.csa' if same else 'others.csa'))), tmp_path/'all')
+        np.random.default_rng(0).permutation(np.fromfile(tmp_path/'all', HCPE)).tofile(tmp_path/'loose.hcpe')
+        prepare_stage3(tmp_path/'loose.hcpe', tmp_path/'valid')
+        train, valid = sets/'first', tmp_path/'valid'
+    else:
+        write_old(table, tmp_path/'train.feather', 3)
+        (tmp_path/'valid').mkdir()
+        parts = [there] if kind == 'an old table' else [there.slice(0, 300), there.slice(300)]
+        for i, part in enumerate(parts): write_old(part.take(list(range(len(part)))[::-1]), tmp_path/'valid'/f'{i}.feather', 3)
+        train, valid = tmp_path/'train.feather', tmp_path/'valid'
+    options = dict(stage3_data_path=train, stage3_validation_data_path=valid)
+    text, stage = learn(sets, tmp_path/'run', **options)
+    if same: assert stage.judged_on == 'validation rows, 100% of whose positions are trained on'
+    else: assert re.fullmatch(r'validation rows, (.*% of whose positions are|whose games may have been) trained on', stage.judged_on)
+    said = [s.replace('neighbours of a held-out position', '') for s in (text, stage.split)]
+    assert not re.search('held.out', ' '.join(said)) and f'on {stage.judged_on}' in text
+    assert 'not known' in stage.split and 'not known' in evaluate(tmp_path/'run', device='cpu').known
+    lines = {what: (said, mark) for _, what, said, mark in preflight(**{**TINY, **options, 'run_dir': tmp_path/'none'}).lines}
+    assert lines['rows'][1] == lines['split'][1] == 'look' and ' to judge on' in said[0]
+    assert not re.search('held.out', lines['rows'][0].replace('neighbours of a held-out position', ''))
 
 # --- without reading more than is needed
 

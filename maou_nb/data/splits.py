@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BY_GAME', 'BEGAN', 'UNLOOKED', 'held_folds', 'split_problem', 'share_text', 'games_text', 'of_their_own', 'held_name',
-           'split_sources', 'packed_problem', 'scale_problem', 'clamp_workers']
+           'split_sources', 'is_split', 'packed_problem', 'scale_problem', 'clamp_workers']
 
 # %% ../../nbs/data/19_splits.ipynb #a62b5507
 import re
@@ -92,11 +92,10 @@ BY_GAME = 'by game'
 _BY_ROW = ('by row, as one file that knows no games gives no better: '
            'the same position is on one side only')
 
-def _by_fold(shards, held):
+def _by_fold(held, doubt):
     "How folds were held out, and what that is worth"
     folds = f'folds 0…{len(held) - 1} of {FOLDS}'
-    if doubt := doubt_of_games(shards): return f'by fold, which are not games: {folds}; {doubt}'
-    return f'{BY_GAME}: {folds}'
+    return f'by fold, which are not games: {folds}; {doubt}' if doubt else f'{BY_GAME}: {folds}'
 
 # %% ../../nbs/data/19_splits.ipynb #5c1c5693
 def share_text(part:int, whole:int) -> str:
@@ -121,6 +120,8 @@ def games_text(
 
 # %% ../../nbs/data/19_splits.ipynb #a48b1283
 _NONE = 'not one of its'
+_DOUBTED = 'whether its games are trained on is not known'
+_POSITIONS = 'of its positions are trained on'
 
 def of_their_own(
     option:str,      # That names the validation rows
@@ -128,12 +129,13 @@ def of_their_own(
     shared:int,      # Of these, trained on as well
     why:str='',      # Why games do not tell; '' if they do
     copies:int=0,    # Trained on under another key
+    positions:str='',  # The share of its positions that are trained on, asked where games do not tell; '': not known
 ) -> str:
     "How validation rows with files of their own stand to those that are trained on"
     of, called = f'of {option}', 'games, or pieces of them,' if why else 'games'
     many = 'is' if shared + copies == 1 else 'are'
     if shared or copies: return f'{of}: {games_text("its", games, shared, copies, f"{called} {many}")}'
-    if why: return f'{of}; whether its games are trained on is not known: {why}'
+    if why: return f'{of}; {_DOUBTED}: {why}' + f'; {positions} {_POSITIONS}'*bool(positions)
     return f'{of}: {_NONE} {f"{games:,} "*bool(games)}games is trained on'
 
 # %% ../../nbs/data/19_splits.ipynb #afe48faf
@@ -144,8 +146,11 @@ _shared = re.compile(r'of its [\d,]+ games\b[^;]*? \((.+?%)\) (?:is|are) trained
 
 def _seen_name(split):
     "What to call rows that are trained on; '' if they are not"
-    began = [text for text in split.split('; ') if BEGAN in text and not text.startswith('whether')]
+    texts = split.split('; ')
+    began = [text for text in texts if BEGAN in text and not text.startswith('whether')]
     said = [f'{found[1]} of whose games are trained on'] if (found := _shared.search(split)) else []
+    same = [text.removesuffix(f' {_POSITIONS}') for text in texts if text.endswith(f' {_POSITIONS}')]
+    said += [f'{share} of whose positions are trained on' for share in same if share != '0%']
     if began:
         all_of_them = f'{BEGAN} was trained on them' in began
         said.append(f'{"" if all_of_them else "part of "}which {BEGAN} was trained on')
@@ -158,6 +163,7 @@ def held_name(
     "What the rows are that a stage is judged on"
     if seen := _seen_name(split): return seen
     if f'whether {BEGAN}' in split: return f'validation rows, which {BEGAN} may have been trained on'
+    if f'; {_DOUBTED}: ' in split: return 'validation rows, whose games may have been trained on'
     if split.startswith(BY_GAME) or f': {_NONE} ' in split: return 'held-out games' + ', by their keys'*(UNLOOKED in split)
     return 'held-out rows'
 
@@ -178,9 +184,25 @@ def split_sources(
         how = f'by file, as they know no games: {len(out)} of {len(shards)}'
     else:
         train, valid = (make(paths, stage, folds=folds, shards=shards) for folds in (rest, held))
-        how = _by_fold(shards, held) if kind == 'by fold' else _BY_ROW
+        how = _by_fold(held, doubt_of_games(shards)) if kind == 'by fold' else _BY_ROW
     train.skipped = valid.skipped = whole.skipped
     return train, valid, how
+
+# %% ../../nbs/data/19_splits.ipynb #e1cd4449
+_by_file = re.compile(r'by file, as they know no games: \d+ of \d+')
+_elsewhere = re.compile(rf'of \w+(; {_DOUBTED})?: [^<>\n]+')
+
+def is_split(
+    said,
+    train,        # Folds of each side that were chosen; None: all
+    valid,
+    doubt:str,    # Why these are not games
+) -> bool:
+    "Whether `said` is how rows of these folds are held out"
+    if not isinstance(said, str): return False
+    if train is None and valid is None: return bool(_by_file.fullmatch(said) or _elsewhere.fullmatch(said))
+    if train is None or valid is None or set(train) & set(valid): return False
+    return said == _BY_ROW or said == _by_fold(valid, doubt) and set(valid) == set(range(len(valid)))
 
 # %% ../../nbs/data/19_splits.ipynb #435d5d52
 def packed_problem(

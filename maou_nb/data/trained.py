@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['DEEP', 'MARKS', 'AT_LEAST', 'LOOKED_AT', 'read_columns', 'source_columns', 'games_of', 'Marks', 'marks_of',
            'copied_games', 'Side', 'side_of', 'Overlap', 'overlap', 'Standing', 'in_words', 'on_both_sides',
-           'apart_split', 'Trained', 'distinct_sides', 'began_elsewhere', 'read_trained', 'sides_of', 'trained_on',
-           'standing', 'known_of', 'shared_figures', 'said_split']
+           'apart_split', 'Trained', 'distinct_sides', 'began_elsewhere', 'fits_trained', 'read_trained', 'sides_of',
+           'trained_on', 'standing', 'known_of', 'shared_figures', 'said_split']
 
 # %% ../../nbs/data/20_trained.ipynb #7a404f19
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,13 +19,14 @@ from functools import cache
 import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
+from xxhash import xxh3_64_hexdigest
 
-from .columns import NO_PLY
+from .columns import FOLDS, NO_PLY, columns_of, stage_key
 from .files import local_file
-from .shards import (Shard, ShardError, contents_of, damaged, doubt_of_games,
-                                 first_of_each, open_ipc, read_shard)
+from .shards import (NO_GAMES, Shard, ShardError, contents_of, damaged, doubt_of_games,
+                                 first_of_each, is_doubt, open_ipc, read_shard)
 from .sources import StreamingFileSource, folds_of
-from .splits import BEGAN, BY_GAME, UNLOOKED, games_text, of_their_own, share_text
+from .splits import BEGAN, BY_GAME, UNLOOKED, games_text, is_split, of_their_own, share_text
 
 # %% ../../nbs/data/20_trained.ipynb #e8ef019c
 def _check_columns(table, shard):
@@ -367,6 +369,16 @@ def on_both_sides(
     return f'{v.path} is trained on as {t.path}{more}; other rows were expected'
 
 # %% ../../nbs/data/20_trained.ipynb #e2b7cdff
+def _same_positions(train, valid):
+    "The share of rows of `valid` whose position is trained on, in words; '' if that is not looked for"
+    if train.total_rows + valid.total_rows > LOOKED_AT: return ''
+    try:
+        known = _distinct(c['id'] for c in source_columns(train, ('id',)))
+        same = sum(int(np.isin(c['id'], known).sum()) for c in source_columns(valid, ('id',)))
+    except (ShardError, OSError, KeyError): return ''
+    return share_text(same, valid.total_rows)
+
+# %% ../../nbs/data/20_trained.ipynb #2bcf0c2d
 def apart_split(
     train:StreamingFileSource,
     valid:StreamingFileSource,
@@ -378,12 +390,19 @@ def apart_split(
     games = games_of(valid) if found.apart and not found.doubt else None
     many = found.games or (0 if games is None else len(games))
     why = found.doubt or 'its rows cannot be read'*(found.shared is None and not found.apart)
-    return of_their_own(option, many, found.shared or 0, why, found.copies)
+    positions = _same_positions(train, valid) if why and not (found.shared or found.copies) else ''
+    return of_their_own(option, many, found.shared or 0, why, found.copies, positions)
 
 # %% ../../nbs/data/20_trained.ipynb #2d9672bd
 _KEPT = 1 << 17           # games: of so many the keys and marks are kept, 5 MB
 
 def _packed(array, of): return base64.b64encode(array.astype(of).tobytes()).decode()
+
+def _sum(value): return xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode())
+
+def _summed(said, *names):
+    "`said`, and a checksum of each of `names`, by which it is known again"
+    return {**said, 'sums': {n: _sum(said[n]) for n in names or said}}
 
 def _saved(side, look, room=None):
     "`side` as JSON can hold it; with its games, if one may `look` at them and there is `room` for so many"
@@ -393,11 +412,11 @@ def _saved(side, look, room=None):
     kept = {'games': _packed(keys, '<u8') if few(keys) else None, 'marks': None}
     if marks is not None and few(marks.games):
         kept['marks'] = {'games': _packed(marks.games, '<u8'), 'numbers': _packed(marks.numbers, '<u4')}
-    return {'kind': side.kind, 'shards': side.shards, 'folds': folds(side.folds), 'there': folds(side.there),
-            'doubt': side.doubt, **kept}
+    return _summed({'kind': side.kind, 'shards': side.shards, 'folds': folds(side.folds), 'there': folds(side.there),
+                    'doubt': side.doubt, **kept})
 
 # %% ../../nbs/data/20_trained.ipynb #7e41c1be
-def _unpacked(text, of): return np.frombuffer(base64.b64decode(text), of).astype(of[1:])
+def _unpacked(text, of): return np.frombuffer(base64.b64decode(text, validate=True), of).astype(of[1:])
 
 def _read(saved, ask=None):
     "The `Side` that was saved; `ask` is for games that were not"
@@ -439,7 +458,7 @@ def saved(self:Trained) -> dict:
     for side in self.before:
         before.append(None if side is None else _saved(side, False, room))
         if before[-1] and before[-1]['games']: room -= len(side.games)
-    return {'train': train, 'valid': valid, 'split': self.split, 'before': before}
+    return _summed({'train': train, 'valid': valid, 'split': self.split, 'before': before}, 'split', 'before')
 
 # %% ../../nbs/data/20_trained.ipynb #fa38bfad
 def began_elsewhere(about:dict) -> bool:
@@ -448,6 +467,70 @@ def began_elsewhere(about:dict) -> bool:
     return any(re.fullmatch('resume_.+_from', k) and v for k, v in config.items()) if isinstance(config, dict) else True
 
 # %% ../../nbs/data/20_trained.ipynb #4c162048
+def _is_count(n): return type(n) is int and 0 <= n < 1 << 63
+
+def _are_folds(f): return isinstance(f, list) and bool(f) and all(map(_is_count, f)) and sorted({*f}) == f and f[-1] < FOLDS
+
+def _is_kind(kind):
+    try: return isinstance(kind, str) and (kind == '' or stage_key(kind) == kind)
+    except ValueError: return False
+
+def _are_shards(s):
+    hashed = lambda sha: isinstance(sha, str) and re.fullmatch('[0-9a-f]{64}', sha)
+    return isinstance(s, dict) and all(map(hashed, s)) and all(map(_is_count, s.values())) and sum(s.values()) > 0
+
+_FORM = {'kind': _is_kind, 'shards': _are_shards, 'folds': lambda f: f is None or _are_folds(f),
+         'there': lambda f: f is None or _are_folds(f), 'doubt': is_doubt}
+
+# %% ../../nbs/data/20_trained.ipynb #63e4d679
+def _sums_fit(saved):
+    "Whether all that is there and has a checksum is what was written"
+    sums = saved.get('sums', {})
+    return isinstance(sums, dict) and all(_sum(saved[n]) == s for n, s in sums.items() if n in saved)
+
+# %% ../../nbs/data/20_trained.ipynb #fbde6e9f
+def _games_fit(side):
+    "Whether the games of a side that was read can be those of its rows"
+    rise = lambda keys: bool((keys[1:] > keys[:-1]).all())
+    keys, marks = side.games, side.marks
+    if keys is not None:
+        if side.there is None or not 0 < len(keys) <= side.rows or not rise(keys): return False
+        if not side.doubt and side.there != {*(keys % np.uint64(FOLDS)).tolist()}: return False
+    if marks is None: return True
+    n = marks.numbers
+    in_order = ((n[:, 1:] > n[:, :-1]) | (n[:, 1:] == 0)).all() and ((n[:, 1:] == 0) | (n[:, :-1] > 0)).all()
+    return side.there is not None and len(marks.games) == len(n) and rise(marks.games) and bool(
+        in_order and ((n > 0).sum(1) >= AT_LEAST).all() and (keys is None or np.isin(marks.games, keys).all()))
+
+# %% ../../nbs/data/20_trained.ipynb #d2d71532
+def _side_fits(saved):
+    "Whether `saved` is what `_saved` makes of a side"
+    if not isinstance(saved, dict) or not _sums_fit(saved): return False
+    if not all(fits(saved.get(name, '' if name == 'kind' else ())) for name, fits in _FORM.items()): return False
+    folds, there = saved['folds'], saved['there']
+    if (there is None) != (saved['doubt'] == NO_GAMES): return False
+    if folds is not None and there is not None and not {*there} <= {*folds}: return False
+    return _games_fit(_read(saved))
+
+# %% ../../nbs/data/20_trained.ipynb #3618b336
+def _split_fits(split, train, valid):
+    "Whether rows can be held out as `split` says"
+    if valid is None: return isinstance(split, str) and re.fullmatch('[a-z ]*', split) is not None
+    if train.get('kind') != valid.get('kind') or not is_split(split, train['folds'], valid['folds'], valid['doubt']): return False
+    a, b = train['shards'].keys(), valid['shards'].keys()
+    return a == b if valid['folds'] else not a & b
+
+# %% ../../nbs/data/20_trained.ipynb #7bbf53da
+def fits_trained(saved) -> bool:
+    "Whether `saved` is what a run, of this version or an earlier one, says of its rows"
+    try:
+        before, valid = saved.get('before', []), saved['valid']
+        return (_sums_fit(saved) and _side_fits(saved['train']) and (valid is None or _side_fits(valid))
+                and _split_fits(saved['split'], saved['train'], valid) and isinstance(before, list)
+                and all(s is None or _side_fits(s) for s in before))
+    except (LookupError, TypeError, ValueError, AttributeError): return False    # values of other kinds, base64 that is none
+
+# %% ../../nbs/data/20_trained.ipynb #3b460572
 def read_trained(
     about:dict,               # What a checkpoint says beside its tensors
     ask:Callable|None=None,   # () → the side trained on, or None: for a run that has too many games to keep
@@ -455,14 +538,12 @@ def read_trained(
     "What a checkpoint says of its rows"
     again = cache(ask) if ask is not None else lambda: None
     had = lambda what: None if (side := again()) is None else side.had(what)
-    try:
-        saved = about['trained']
-        sides = [None if s is None else _read(s) for s in [saved['valid'], *saved.get('before', ())]]
-        train, split = _read(saved['train'], had), str(saved['split'])
-    except (LookupError, TypeError, ValueError, AttributeError): return None      # none, or no run wrote it
+    saved = about.get('trained')
+    if not fits_trained(saved): return None
+    valid, *before = (None if s is None else _read(s) for s in [saved['valid'], *saved.get('before', ())])
+    train = _read(saved['train'], had)
     train.kind = train.kind or str(about.get('stage', ''))
-    before = sides[1:] if 'before' in saved else [None]*began_elsewhere(about)
-    return Trained(train, sides[0], split, before)
+    return Trained(train, valid, saved['split'], before if 'before' in saved else [None]*began_elsewhere(about))
 
 # %% ../../nbs/data/20_trained.ipynb #febc8de4
 def sides_of(
@@ -493,12 +574,17 @@ def _its_own(run, other):
     return other.folds is not None and other.folds <= valid.folds
 
 # %% ../../nbs/data/20_trained.ipynb #0b476e0e
+def _nobody_knows(side):
+    "Whether it cannot be told what `side` is, and of what stage"
+    try: return side is None or not columns_of(side.kind)
+    except ValueError: return True
+
 def _began_from(run, other):
     "(what of `other` earlier nets were trained on, what of that is not known) in words"
     founds = [overlap(s, other) for s in run.before if s is not None and s.kind == other.kind]
     seen = [text for f in founds for text in _seen(f, BEGAN)]
     unsure = [text for f in founds for text in _unsure(f, BEGAN)]
-    if None in run.before: unsure.append(f'whether {BEGAN} was trained on them is not known: its file does not say')
+    if any(map(_nobody_knows, run.before)): unsure.append(f'whether {BEGAN} was trained on them is not known: its file does not say')
     return [list(dict.fromkeys(texts)) for texts in (seen, unsure)]
 
 # %% ../../nbs/data/20_trained.ipynb #d745ba34

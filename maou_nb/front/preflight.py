@@ -88,7 +88,7 @@ def _look_at_rows(found, loop, split):
     said = f'{train.total_rows:,} in {shards:,} shard{"s" * (shards != 1)}'
     if valid: said += f', {judged_rows(valid.total_rows, split)}'
     else: said += '; none held out: it is judged on the rows it trains on'
-    apart = valid and held_name(split).startswith('held-out')
+    apart = valid and held_name(split).startswith('held-out games')
     found.add('rows', said, 'good' if apart or not stage.columns.origin else 'look', stage.id)
     for text in dict.fromkeys([*train.skipped, *(valid.skipped if valid else ())]):
         found.add('left out', text, 'look', stage.id)
