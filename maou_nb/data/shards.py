@@ -539,6 +539,8 @@ def _wrong_moves(table):
         values = column.flatten().to_numpy(zero_copy_only=False)      # one that is null is NaN
         odd = not (np.isfinite(values) & (values >= 0)).all()
         if odd or not np.array_equal(column.value_lengths().to_numpy(), n): yield name
+        elif name == 'moveCounts' and len(n) and n.min() > 0:      # a row in which nothing was counted has no policy
+            if not np.add.reduceat(values, np.cumsum(n) - n).all(): yield name
 
 # %% ../../nbs/data/12_shards.ipynb #5f30b639
 def _check_rows(table, path, columns, policy=None):
