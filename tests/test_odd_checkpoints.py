@@ -144,7 +144,9 @@ def spoiled_checkpoints(n, seed, folder):
             path.write_bytes(raw)
             manifest.write_bytes(rng.choice(WHOLE) if i % 8 == 1 else json.dumps(spoil_tree(json.loads(listed), rng)).encode())
         elif context == 2: put(at, spoil_tensors(tensors, rng), about)
-        else: put(at, tensors, spoil_tree(about, rng))
+        else:
+            spoilt = spoil_tree(about, rng)
+            put(at, tensors, spoilt if isinstance(spoilt, dict) else {'config': spoilt})      # as `save` wants one
         if context == 0 and i % 8: manifest.unlink()      # nothing vouches for it
         doors = [lambda: load_net(path), lambda: load_net(at)]
         if manifest.exists(): doors.append(lambda: go_on(cfg, at))

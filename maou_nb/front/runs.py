@@ -455,7 +455,7 @@ def _draw_run(left, right, n, name, h, color):
     "The judged loss of a run's stage on the `left`, its main figure on the `right`"
     judged = 'valid' if 'valid/loss' in h[0] else 'train_eval'
     for ax, what in ((left, 'loss'), (right, main_figure(n, h[0]))):
-        values = [r[f'{judged}/{what}'] for r in h]
+        values = [r.get(f'{judged}/{what}', float('nan')) for r in h]      # a line may have been lost to a damaged file
         ax.plot([r['epoch'] for r in h], values, color=color, marker='.', label=name)
 
 # %% ../../nbs/front/64_runs.ipynb #437f5ecb
