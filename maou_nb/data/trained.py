@@ -398,12 +398,15 @@ _KEPT = 1 << 17           # games: of so many the keys and marks are kept, 5 MB
 
 def _packed(array, of): return base64.b64encode(array.astype(of).tobytes()).decode()
 
+# %% ../../nbs/data/20_trained.ipynb #22bc6a96
 def _sum(value): return xxh3_64_hexdigest(json.dumps(value, sort_keys=True).encode())
 
+# %% ../../nbs/data/20_trained.ipynb #5dff574a
 def _summed(said, *names):
     "`said`, and a checksum of each of `names`, by which it is known again"
     return {**said, 'sums': {n: _sum(said[n]) for n in names or said}}
 
+# %% ../../nbs/data/20_trained.ipynb #e2cb0066
 def _saved(side, look, room=None):
     "`side` as JSON can hold it; with its games, if one may `look` at them and there is `room` for so many"
     folds = lambda f: None if f is None else sorted(f)
@@ -469,16 +472,20 @@ def began_elsewhere(about:dict) -> bool:
 # %% ../../nbs/data/20_trained.ipynb #4c162048
 def _is_count(n): return type(n) is int and 0 <= n < 1 << 63
 
+# %% ../../nbs/data/20_trained.ipynb #013dcf35
 def _are_folds(f): return isinstance(f, list) and bool(f) and all(map(_is_count, f)) and sorted({*f}) == f and f[-1] < FOLDS
 
+# %% ../../nbs/data/20_trained.ipynb #b2b7f06f
 def _is_kind(kind):
     try: return isinstance(kind, str) and (kind == '' or stage_key(kind) == kind)
     except ValueError: return False
 
+# %% ../../nbs/data/20_trained.ipynb #a131bea2
 def _are_shards(s):
     hashed = lambda sha: isinstance(sha, str) and re.fullmatch('[0-9a-f]{64}', sha)
     return isinstance(s, dict) and all(map(hashed, s)) and all(map(_is_count, s.values())) and sum(s.values()) > 0
 
+# %% ../../nbs/data/20_trained.ipynb #87cd24e0
 _FORM = {'kind': _is_kind, 'shards': _are_shards, 'folds': lambda f: f is None or _are_folds(f),
          'there': lambda f: f is None or _are_folds(f), 'doubt': is_doubt}
 
