@@ -220,7 +220,7 @@ class Undrawn(TorchFunctionMode):
 @contextmanager
 def shapes_only():
     "Modules made here have shapes, and neither memory nor numbers"
-    with torch.random.fork_rng(), torch.device('meta'), Undrawn(): yield
+    with torch.device('meta'), Undrawn(): yield
 
 # %% ../../nbs/front/60_options.ipynb #9561567e
 def _of_library(*parts) -> bool:
@@ -249,7 +249,7 @@ def _made(cfg):
     cls, shown = BACKBONES.get(name), FEATURES.get(features)
     if None not in (cls, shown) and _of_library(cls, shown):
         return _in_shapes(cls, name, cfg.model_size, features, shown, tuple(sizes_of(cfg, name).items()))
-    with torch.random.fork_rng(): return backbone_of(cfg)
+    return backbone_of(cfg)
 
 # %% ../../nbs/front/60_options.ipynb #2df4425f
 def _room(cfg) -> int:
@@ -338,9 +338,8 @@ def _wrong_head(name, part, cfg):
     "Why a head cannot answer for a part; nothing if it can"
     wanted, channels = (2, part.width) if part.width else (2,), _channels(cfg, HEADS[name])
     try:
-        with torch.random.fork_rng():
-            head = HEADS[name](channels, **head_keywords(HEADS[name], part, cfg))
-            made = tuple(head(torch.zeros(2, channels, 9, 9)).shape)
+        head = HEADS[name](channels, **head_keywords(HEADS[name], part, cfg))
+        made = tuple(head(torch.zeros(2, channels, 9, 9)).shape)
     except Exception as e:
         return (f'it fails on a trial batch ({_one_line(e)}); '
                 f'a head for {part.name} was expected')
@@ -464,7 +463,7 @@ def _wrong_metrics(stage, outputs, batch, cfg):
 def _tried(stage, cfg):
     "What is wrong with `stage`, as two made-up rows show"
     batch = _two_rows(stage.columns)
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.enable_grad():
         channels = _channels(cfg, *(head for s, _, head in _known_heads(cfg) if s is stage), type(stage))
         heads = stage.heads(cfg, channels)
         outputs = {name: head(torch.zeros(2, channels, 9, 9)) for name, head in heads.items()}
@@ -600,9 +599,8 @@ def _wanted_parts(cfg):
 # %% ../../nbs/front/60_options.ipynb #fe582701
 def _takers(cfg):
     "Name → what loads that part, the backbone or a head of one of the stages of `cfg`"
-    with torch.random.fork_rng():
-        backbone = backbone_of(cfg)
-        nets = [net_of(cfg, s, backbone) for s in stages_of(cfg)]
+    backbone = backbone_of(cfg)
+    nets = [net_of(cfg, s, backbone) for s in stages_of(cfg)]
     heads = {h: partial(put_head, cfg, net, h) for net in nets for h in net.heads}
     return {'backbone': partial(put_backbone, cfg, backbone)} | heads
 
@@ -674,7 +672,8 @@ def try_config(
     except ValidationError: pass          # `valid_part` says it
     cfg, problems, bad = valid_part(options)
     problems = [p for p in problems if not option_of(p).startswith(_slugs_unknown(cfg))]
-    found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
+    with torch.random.fork_rng():        # nets that are tried draw no number of the run's
+        found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
     found = unknown + problems + found
     return cfg, found + [f'plugins: {remark}' for remark in needed_plugins(cfg)*bool(found)]
 
