@@ -54,7 +54,7 @@ class StreamingFileSource:
         shards:list|None=None,       # Those that were found already; None: found on first use
     ):
         self.paths, self.columns = paths, columns_of(stage)
-        self.folds = None if folds is None else frozenset(folds)
+        self.folds = None if folds is None else _set_of(folds)
         self.window, self.window_rows = window, window_rows
         self.cache, self.device, self.limit = cache, device, limit
         self.say, self.policy, self.on_bad, self.skipped = say, policy, on_bad, []

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
+from ..data.explained import check_one_of, check_whole
 from ..data.files import FileError, short_path
 from ..data.options import OptionError
 from ..data.shards import ShardError
@@ -301,8 +302,6 @@ _types = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 def _autocast(device, precision):
     "The context in which the forward pass runs in `precision`"
-    if precision not in _types:
-        raise ValueError(f'precision={precision!r}: one of {", ".join(_types)} was expected')
     return torch.autocast(device.type, _types[precision], enabled=_types[precision] is not None)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #a1590867
@@ -370,6 +369,8 @@ def evaluate(
     precision:str='fp32',     # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
     "All figures of a network on the rows of `data`"
+    check_whole(1, 1 << 20, batch_size=batch_size)
+    check_one_of(_types, precision=precision)
     net, device = as_net(of, stage), _device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None

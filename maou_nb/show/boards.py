@@ -84,7 +84,7 @@ def letters_of(
     name:str,          # japanese or western
 ) -> tuple[str, ...]:  # Of the 14 kinds, by piece code - 1; a `ValueError` for another name
     "The letters that pieces are drawn with"
-    if name not in LETTERS:
+    if not isinstance(name, str) or name not in LETTERS:
         raise ValueError(f'letters={name!r}: one of {", ".join(LETTERS)} was expected')
     return LETTERS[name]
 
