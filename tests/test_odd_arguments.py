@@ -3,7 +3,6 @@
 The functions and their parameters are found by reflection, so that a new one is asked, too.
 """
 import concurrent.futures, inspect, math, time, warnings
-from pathlib import Path
 
 import pytest
 

@@ -34,7 +34,7 @@ from .columns import COLUMNS, Columns, columns_of
 from .alone import alone_in
 from .explained import check_place, check_whole, explained
 from .files import (as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
-                                local_file, make_writable, parsed_json, path_inside, read_json, short_path)
+                                kept_paths, local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -772,6 +772,7 @@ def prepare(
     if getattr(current_process(), '_inheriting', False): raise SystemExit(1)
     columns, began = columns_of(stage), time.perf_counter()
     check_place(folder=folder)
+    paths = kept_paths(paths)
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
     check_tables(tables)

@@ -139,7 +139,9 @@ def as_net(
     stage:int|str|None=None,   # Of a result; none: the last there is
 ) -> Net:
     "The network of whatever has one"
-    if hasattr(of, 'checkpoint'): of = of.checkpoint(stage)
+    if hasattr(of, 'checkpoint'):
+        try: of = of.checkpoint(stage)
+        except KeyError as e: raise ValueError(f'{e.args[0]}, and one that it has was expected') from None
     return of if isinstance(of, Net) else load_net(of)
 
 # %% ../../nbs/judge/51_ask.ipynb #d68544e3

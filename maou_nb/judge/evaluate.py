@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
 from ..data.explained import check_one_of, check_whole
-from ..data.files import FileError, short_path
+from ..data.files import FileError, kept_paths, short_path
 from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
@@ -228,7 +228,7 @@ def _chosen(net, data, stage, folds):
     "The source of the rows that are wished for"
     about, cfg = getattr(net, 'about', {}), options_of(net)
     own, apart, ratio = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.held_out(cfg) if about else 0
-    shards = own if data is None else data
+    shards = own if data is None else kept_paths(data)
     _check_wish(stage, shards, folds)
     if isinstance(folds, str) or folds is None and data is None and (ratio or apart is not None):
         instead, folds = _held_out(about, stage, ratio, apart, data is not None)
