@@ -4,9 +4,14 @@ The functions and their parameters are found by reflection, so that a new one is
 """
 import concurrent.futures, inspect, math, time, warnings
 
+from pathlib import Path
+
 import pytest
 
 import maou_nb
+from maou_nb.front.options import make_config
+from maou_nb.front.runs import comparison_figure
+from maou_nb.show.plots import picture
 from maou_nb import learn_multi_stage
 from samples import ONE_FILE
 
@@ -75,3 +80,25 @@ def test_odd_arguments(name, parameter, run, shards, tmp_path, monkeypatch, no_t
             if time.monotonic() - began > 5: wrong.append(f'{parameter}={value!r:.40}: {time.monotonic() - began:.1f} s')
     left = [p.name for p in tmp_path.iterdir() if not p.name.startswith('here') and p.suffix in ('.feather', '.onnx')]
     assert not wrong and not left, '\n'.join([*wrong, *left])
+
+def test_generators(shards, tmp_path, run):
+    "A generator of paths is looked at more than once"
+    folder = Path(shards['stage1_data_path'])
+    assert maou_nb.evaluate(run, folder.glob('*.feather')).rows == maou_nb.evaluate(run, str(folder)).rows
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        made = maou_nb.prepare_stage2(Path(ONE_FILE).parent.glob(Path(ONE_FILE).name), tmp_path/'out', executor=pool)
+    assert made.rows
+
+def test_one_run_twice(run, monkeypatch):
+    monkeypatch.chdir(Path(run.run_dir).parent)
+    with pytest.raises(ValueError, match='two or more runs were expected'): maou_nb.compare(run, './run')
+
+def test_a_name_beside_a_folder(tmp_path, shards):
+    options = dict(SMALL, stage='1', stage1_data_path=shards['stage1_data_path'], run_dir=str(tmp_path/'c1'))
+    with pytest.raises(ValueError, match="run_name='c2'.*'c1'"): make_config(**options, run_name='c2')
+    assert make_config(**options, run_name='c1').run_name == 'c1'
+
+def test_names_in_a_picture():
+    runs = {name: (None, {1: [{'epoch': 0, 'valid/loss': 1., 'valid/f1': 0.5}]}) for name in ('$x^{$', '_hidden')}
+    fig = comparison_figure(runs)
+    assert len(fig.axes[1].get_legend().get_texts()) == 2 and picture(fig, 'curves')

@@ -192,10 +192,9 @@ def _local_path(path):
     if not isinstance(path, (str, os.PathLike)):
         raise FileError(f'{path!r:.80} is no path: that of a file or a folder, or a URL, was expected')
     path = Path(os.path.expanduser(path))
-    try: check_plain(path)
-    except OSError as e:
-        if e.errno != errno.ENAMETOOLONG: raise
-        raise FileError(f'{str(path)[:78]} … is too long: a path whose names have at most 255 bytes each was expected') from None
+    if max([0, *(len(p.encode('utf-8', 'surrogatepass')) for p in path.parts)]) > 255:
+        raise FileError(f'{str(path)[:78]} … is too long: a path whose names have at most 255 bytes each was expected')
+    check_plain(path)
     return path
 
 # %% ../../nbs/data/05_files.ipynb #74166918

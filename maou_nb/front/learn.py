@@ -509,7 +509,7 @@ def _tried(cfg, of_stage):
     stage = stages[-1] if of_stage is None else STAGES.get(stage_key(of_stage))
     if stage in stages: return stage
     there = ', '.join(str(s.id) for s in stages)
-    raise OptionError(f'stage={of_stage!r}: these options run {there}')
+    raise OptionError(f'of_stage={of_stage!r:.80}: these options run {there}, one of which was expected')
 
 # %% ../../nbs/front/62_learn.ipynb #4ae2a847
 @contextmanager

@@ -54,7 +54,7 @@ WEIGHTS = {'raw': ('net.',), 'averaged': ('ema.',), 'auto': ('ema.', 'net.')}   
 
 def _weights(tensors, which, path):
     "The tensors of the network in a checkpoint"
-    if which not in WEIGHTS:
+    if not isinstance(which, str) or which not in WEIGHTS:
         raise CheckpointError(f'which_weights={which!r}: one of {", ".join(WEIGHTS)} was expected')
     found = [w for prefix in WEIGHTS[which] if (w := part(tensors, prefix))]
     if found: return found[0]
