@@ -66,6 +66,7 @@ def no_tensorboard(monkeypatch):
     from tensorboard import notebook
     monkeypatch.setattr(notebook, 'start', lambda text: None)
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name, parameter', asked())
 def test_odd_arguments(name, parameter, run, shards, tmp_path, monkeypatch, no_tensorboard):
@@ -99,6 +100,6 @@ def test_a_name_beside_a_folder(tmp_path, shards):
     assert make_config(**options, run_name='c1').run_name == 'c1'
 
 def test_names_in_a_picture():
-    runs = {name: (None, {1: [{'epoch': 0, 'valid/loss': 1., 'valid/f1': 0.5}]}) for name in ('$x^{$', '_hidden')}
+    runs = {name: (None, {1: [{'epoch': 0, 'valid/loss': 1., 'valid/accuracy': 0.5}]}) for name in ('$x^{$', '_hidden')}
     fig = comparison_figure(runs)
     assert len(fig.axes[1].get_legend().get_texts()) == 2 and picture(fig, 'curves')
