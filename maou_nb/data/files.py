@@ -6,8 +6,8 @@
 __all__ = ['TRIES', 'PATIENCE', 'LIMIT', 'MOST_JSON', 'ARROW_FILE', 'ARROW_STREAM', 'SLOWEST', 'FileError', 'FarError',
            'AccountError', 'is_remote', 'check_plain', 'check_file', 'as_path', 'path_here', 'whole', 'short_path',
            'OutsideError', 'is_inside', 'path_inside', 'parsed_json', 'read_json', 'open_append', 'copy_file',
-           'is_there', 'listed', 'files_below', 'holds_none', 'find_files', 'keys_below', 'found_again', 'Limits',
-           'limits', 'LimitError', 'as_file_error', 'seekable', 'open_files', 'read_whole', 'open_arrow',
+           'is_there', 'kept_paths', 'listed', 'files_below', 'holds_none', 'find_files', 'keys_below', 'found_again',
+           'Limits', 'limits', 'LimitError', 'as_file_error', 'seekable', 'open_files', 'read_whole', 'open_arrow',
            'put_together', 'upload', 'download', 'DiskError', 'disk_words', 'disk_in_words', 'naming', 'atomic_file',
            'clear_parts', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
 
@@ -189,7 +189,11 @@ def as_path(
     return _local_path(found.path) if protocol in ('file', 'local') else found
 
 def _local_path(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise FileError(f'{path!r:.80} is no path: that of a file or a folder, or a URL, was expected')
     path = Path(os.path.expanduser(path))
+    if max([0, *(len(p.encode('utf-8', 'surrogatepass')) for p in path.parts)]) > 255:
+        raise FileError(f'{str(path)[:78]} … is too long: a path whose names have at most 255 bytes each was expected')
     check_plain(path)
     return path
 
@@ -301,6 +305,11 @@ def copy_file(
 def is_there(path:str|Path|UPath) -> bool:
     "Whether something lies at `path`; asked again if a connection breaks"
     return as_path(path).exists()
+
+# %% ../../nbs/data/05_files.ipynb #7ea3dcae
+def kept_paths(paths:str|Path|UPath|Iterable):
+    "`paths`, of which a generator, as of `Path.glob`, is made a list, so that they can be looked at again"
+    return list(paths) if isinstance(paths, Iterator) else paths
 
 # %% ../../nbs/data/05_files.ipynb #9cf96f18
 def listed(

@@ -32,9 +32,9 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .alone import alone_in
-from .explained import explained
+from .explained import check_place, check_whole, explained
 from .files import (as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
-                                local_file, make_writable, parsed_json, path_inside, read_json, short_path)
+                                kept_paths, local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
 from .labels import LABEL_COUNT
 from .machine import begin_as_worker, cores
@@ -629,6 +629,7 @@ def prepare_rules(
     folder:str|Path,         # Where the shard goes, in place of an earlier set of this stage; local or a URL
 ) -> Prepared:
     "Write the rows of a stage that needs no games"
+    check_place(folder=folder)
     began, folder, columns = time.perf_counter(), as_path(folder), columns_of(stage)
     replaced, table = _rows_there(folder, columns), _rules_table(columns)
     path = folder/f'{columns.slug}-00000-of-00001.feather'
@@ -704,8 +705,7 @@ def _remove(folder):
 # %% ../../nbs/data/15_prepare.ipynb #149ae019
 def _check_asked(rows_per_shard, filters, policy, executor, on_bad):
     "Refuse what `prepare` cannot do"
-    if rows_per_shard < 1:
-        raise ValueError(f'rows_per_shard={rows_per_shard}: at least 1 was expected')
+    check_whole(1, 10**9, rows_per_shard=rows_per_shard)
     if on_bad not in ON_BAD: raise ValueError(f"on_bad={on_bad!r}: 'raise' or 'skip' was expected")
     if not isinstance(filters, Filters):
         raise ValueError(f'filters={filters!r}: a Filters(…) was expected')
@@ -771,6 +771,8 @@ def prepare(
     # a worker that runs its script once more: that lacks its main guard, and who started it says so
     if getattr(current_process(), '_inheriting', False): raise SystemExit(1)
     columns, began = columns_of(stage), time.perf_counter()
+    check_place(folder=folder)
+    paths = kept_paths(paths)
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
     check_tables(tables)

@@ -29,7 +29,7 @@ from xxhash import xxh3_128_digest
 from .. import __version__
 from .columns import FOLDS, ORIGIN, Columns, columns_of
 from .files import (FarError, FileError, OutsideError, as_path, atomic_file, file_sha256, find_files,
-                                is_remote, listed, local_file, parsed_json, path_inside, read_json)
+                                is_remote, kept_paths, listed, local_file, parsed_json, path_inside, read_json)
 from .labels import LABEL_COUNT, LABEL_SCHEME
 from .machine import size_text
 
@@ -475,7 +475,7 @@ def find_shards(
     on_skip:Callable[[str], None]|None=None,  # Called with a sentence for each that is left out
 ) -> list[Shard]:             # A `ShardError` or `FileNotFoundError` names the first that does not fit
     "The shards that `paths` mean, each once, with their row counts; no row is read"
-    columns = columns_of(stage)
+    columns, paths = columns_of(stage), kept_paths(paths)
     suffixes = dict.fromkeys([SHARD_SUFFIX, *(s for f in FOREIGN for s in f.suffixes)])
     found = find_files(paths, tuple(suffixes), 'shards')
     manifests = {p: _with_pieces(p, read_manifest(p)) for p in dict.fromkeys(f.parent for f in found)}

@@ -26,7 +26,7 @@ from xxhash import xxh3_128_hexdigest
 
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
 from .columns import FOLDS, INLINE, Columns, columns_of
-from .files import cache_folder, cache_limit, cached_file, is_remote, local_file, parsed_json
+from .files import cache_folder, cache_limit, cached_file, is_remote, kept_paths, local_file, parsed_json
 from .machine import free_memory, free_shared, size_text
 from .order import WINDOW_ROWS, Plan
 from .rows import (
@@ -36,6 +36,14 @@ from .shards import FOREIGN, Shard, ShardError, find_shards, read_shard
 # %% ../../nbs/data/18_sources.ipynb #2b509e61
 CACHES = ('file', 'memory', 'mmap', 'device')
 
+def _set_of(folds):
+    "The set of `folds`; a `ValueError` if they are no numbers"
+    try: found = frozenset(folds)
+    except TypeError: found = {None}
+    if all(isinstance(f, (int, np.integer)) and not isinstance(f, bool) for f in found): return found
+    raise ValueError(f'folds={folds!r:.80}: whole numbers from 0 to 99 were expected, such as [0, 1]')
+
+# %% ../../nbs/data/18_sources.ipynb #8d34af96
 class StreamingFileSource:
     "Rows of shard files, a window of shards at a time; nothing is opened until it is needed"
     def __init__(
@@ -53,8 +61,8 @@ class StreamingFileSource:
         on_bad:str='raise',          # Or skip: leave damaged shards and bad rows out, listed in `skipped`
         shards:list|None=None,       # Those that were found already; None: found on first use
     ):
-        self.paths, self.columns = paths, columns_of(stage)
-        self.folds = None if folds is None else frozenset(folds)
+        self.paths, self.columns = kept_paths(paths), columns_of(stage)
+        self.folds = None if folds is None else _set_of(folds)
         self.window, self.window_rows = window, window_rows
         self.cache, self.device, self.limit = cache, device, limit
         self.say, self.policy, self.on_bad, self.skipped = say, policy, on_bad, []

@@ -15,7 +15,7 @@ import shlex
 import sys
 import textwrap
 from collections import deque
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from fastcore.basics import patch
 
 from .. import __version__
 from ..data.files import FileError, as_path, read_json
-from ..data.options import OptionError
+from ..data.options import OptionError, is_path
 from ..data.plugins import PluginError, load_plugins, missing_plugins
 from .options import OTHER_NAMES, make_config
 from ..train.folder import RunFolder
@@ -284,6 +284,7 @@ def _words_of(name, value):
     flag = flag_of(name)
     if isinstance(value, bool): return [flag] if value else [f'{flag}=false']
     text = default_text(value)
+    if isinstance(value, str) and value.lower() == 'none' and is_path(_fields()[name]): text = f'./{value}'   # a folder called so
     return [f'{flag}={text}'] if text.startswith('-') else [flag, text]
 
 # %% ../../nbs/front/63_cli.ipynb #9e40076f
@@ -360,6 +361,63 @@ def all_problems(
     found = _lines(error) if error is not None else []
     return asked.problems + [as_flags(l, asked) for l in found if known(l)]
 
+# %% ../../nbs/front/63_cli.ipynb #6c15755e
+class _Patient:
+    "A stream whose lines are lost if they cannot be written"
+    def __init__(self, stream): self.stream, self.why = stream, None
+
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def _try(self, act, *args):
+        if self.why: return
+        try: act(*args)
+        except OSError as e: self._give_up(e)
+
+    def _give_up(self, error):
+        "Have what is left, and all that follows, go nowhere"
+        self.why = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try: os.dup2(nowhere, self.stream.fileno())
+        except (OSError, ValueError): pass
+        finally: os.close(nowhere)
+
+    def write(self, text):
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self): self._try(self.stream.flush)
+
+# %% ../../nbs/front/63_cli.ipynb #546320b5
+def _open_ends():
+    "Streams that were closed when the process began are opened: else the first file it opens would be one of them"
+    for fd, name in enumerate(('stdin', 'stdout', 'stderr')):
+        if getattr(sys, name) is not None: continue
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != fd:
+            try: os.fstat(fd)
+            except OSError: os.dup2(nowhere, fd)
+            os.close(nowhere)
+        setattr(sys, name, open(os.devnull, 'r+' if fd == 0 else 'w'))
+
+# %% ../../nbs/front/63_cli.ipynb #c6a44480
+@contextmanager
+def _patient_streams():
+    "Lines that cannot be written are lost, and nothing else is"
+    _open_ends()
+    with redirect_stdout(_Patient(sys.stdout)) as out, redirect_stderr(_Patient(sys.stderr)) as err:
+        try: yield out
+        finally:
+            out.flush()
+            err.flush()
+
+# %% ../../nbs/front/63_cli.ipynb #c43442c5
+def _lost(result) -> bool:
+    "Whether the result should have reached someone and did not; says where it is"
+    why = getattr(sys.stdout, 'why', None)
+    if why is None or isinstance(why, BrokenPipeError): return False
+    print(f'the result cannot be written to standard output ({why.strerror}): it is in {result.run_dir}/result.json', file=sys.stderr)
+    return True
+
 # %% ../../nbs/front/63_cli.ipynb #7b7df2a5
 @contextmanager
 def _only_stderr():
@@ -409,6 +467,7 @@ def learn_model(
     except (CheckpointError, FileError, OnnxError, Diverged, OutOfRoom) as e:
         return _tell([as_flags(str(e), asked)])
     print(result.model_dump_json(indent=1), flush=True)
+    if _lost(result): return code or 1
     return code if not result.stopped else 130 if 'SIGINT' in result.stopped else 143
 
 # %% ../../nbs/front/63_cli.ipynb #c01b1c87
@@ -434,11 +493,8 @@ def _learn_or_help(argv):
         return 130
 
 # %% ../../nbs/front/63_cli.ipynb #0655047f
-def main(
-    argv:list[str]|None=None,   # None: the words of this process
-) -> int:
-    "The command `maou-nb`; the exit code"
-    argv = sys.argv[1:] if argv is None else list(argv)
+def _command(argv):
+    "The command that `argv` means; the exit code"
     match argv[:1]:
         case ['learn-model']: return _learn_or_help(argv[1:])
         case ['--version']: said = __version__
@@ -449,3 +505,10 @@ def main(
             return 1
     print(said)
     return 0
+
+# %% ../../nbs/front/63_cli.ipynb #9d81b7c7
+def main(
+    argv:list[str]|None=None,   # None: the words of this process
+) -> int:
+    "The command `maou-nb`; the exit code"
+    with _patient_streams(): return _command(sys.argv[1:] if argv is None else list(argv))

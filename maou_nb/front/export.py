@@ -9,6 +9,7 @@ __all__ = ['OnnxFiles', 'export_onnx']
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.explained import check_place
 from ..data.files import as_path
 from ..judge.ask import load_net
 from ..model.heads import Net
@@ -73,6 +74,7 @@ def export_onnx(
 ) -> OnnxFiles:  # An `OnnxError` if a file cannot be made, or answers otherwise than the network
     "Write the network as ONNX files, each compared with it in onnxruntime"
     if problem := onnx_problem(): raise OnnxError(problem)
+    check_place(folder_or_path=folder_or_path)
     precisions = _precisions(precisions)
     given = isinstance(checkpoint_or_net, Net)
     net = checkpoint_or_net if given else load_net(checkpoint_or_net)

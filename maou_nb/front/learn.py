@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from .. import __version__
+from ..data.explained import check_above_0, check_whole
 from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_sha256, found_again,
                                 is_remote, is_there, read_json, short_path)
 from ..data.options import OptionError
@@ -507,7 +508,7 @@ def _tried(cfg, of_stage):
     stage = stages[-1] if of_stage is None else STAGES.get(stage_key(of_stage))
     if stage in stages: return stage
     there = ', '.join(str(s.id) for s in stages)
-    raise OptionError(f'stage={of_stage!r}: these options run {there}')
+    raise OptionError(f'of_stage={of_stage!r:.80}: these options run {there}, one of which was expected')
 
 # %% ../../nbs/front/62_learn.ipynb #4ae2a847
 @contextmanager
@@ -522,6 +523,9 @@ def _trial_loop(options, of_stage):
     finally: close_sources(loop)
 
 # %% ../../nbs/front/62_learn.ipynb #37679c23
+_longest_trial = 100_000     # Steps
+
+# %% ../../nbs/front/62_learn.ipynb #f7ff54be
 def find_lr(
     of_stage:int|str|None=None,  # Of which stage; None: the last that the options run
     steps:int=100,
@@ -530,6 +534,8 @@ def find_lr(
     **options,               # As for `learn_multi_stage`
 ) -> RateTrial:
     "Losses at rising learning rates, and the rate at which the loss fell fastest"
+    check_whole(1, _longest_trial, steps=steps)
+    check_above_0(low=low, high=high)
     with _trial_loop(options, of_stage) as loop: return loop.find_lr(low, high, steps)
 
 # %% ../../nbs/front/62_learn.ipynb #4c215ac7
@@ -539,4 +545,5 @@ def overfit_one_batch(
     **options,               # As for `learn_multi_stage`
 ) -> list[float]:            # The loss at each step
     "Losses of training on one batch over and over: a net that cannot learn it by heart has a fault"
+    check_whole(1, _longest_trial, steps=steps)
     with _trial_loop(options, of_stage) as loop: return loop.overfit_one_batch(steps)

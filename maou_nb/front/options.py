@@ -6,8 +6,8 @@
 __all__ = ['OTHER_NAMES', 'RULES', 'field_problem', 'valid_part', 'device_problems', 'stage_problems', 'data_problems',
            'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems', 'part_problems',
            'keyword_problems', 'trial_problems', 'layer_problems', 'loss_problems', 'training_problems',
-           'compiler_problems', 'onnx_problems', 'resume_problems', 'fit_problems', 'place_problems', 'idle_problems',
-           'option_of', 'needed_plugins', 'try_config', 'make_config']
+           'compiler_problems', 'onnx_problems', 'resume_problems', 'name_problems', 'fit_problems', 'place_problems',
+           'idle_problems', 'option_of', 'needed_plugins', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -25,7 +25,7 @@ from torchmetrics import Metric
 
 from ..data.batches import DenseBatch
 from ..data.columns import slug_of
-from ..data.files import FileError, as_path, is_remote
+from ..data.files import FileError, as_path, is_remote, whole
 from ..data.machine import free_memory, size_text
 from ..data.options import OptionError, shown
 from ..data.plugins import PluginError, load_plugins, missing_plugins
@@ -588,6 +588,14 @@ def resume_problems(cfg) -> Iterator[str]:
         yield ("resume_from='latest' without run_dir: where the run is must be known; "
                'set run_dir or run_name')
 
+# %% ../../nbs/front/60_options.ipynb #4e1cc65a
+def name_problems(cfg) -> Iterator[str]:
+    "A name that the folder of the run does not have"
+    if not (cfg.run_dir and cfg.run_name) or is_remote(as_path(cfg.run_dir)): return
+    if (name := whole(cfg.run_dir).name) != cfg.run_name:
+        yield (f'run_name={cfg.run_name!r}: run_dir={cfg.run_dir!r} is where the run goes, and its name is {name!r}; '
+               'one of the two was expected')
+
 # %% ../../nbs/front/60_options.ipynb #42e1c352
 def _wanted_parts(cfg):
     "Names of the parts that are taken from files that are there"
@@ -645,7 +653,7 @@ def option_of(problem:str) -> str:
 # %% ../../nbs/front/60_options.ipynb #171a9787
 RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
          keyword_problems, trial_problems, device_problems, loss_problems, training_problems, compiler_problems, layer_problems,
-         resume_problems, memory_problems, fit_problems, watched_problems, place_problems,
+         resume_problems, name_problems, memory_problems, fit_problems, watched_problems, place_problems,
          onnx_problems, idle_problems)
 
 # %% ../../nbs/front/60_options.ipynb #d035c792

@@ -39,7 +39,7 @@ from ..train.options import LearnConfig, config_class, moved_options, saved_conf
 from ..train.loop import StopWish
 from ..data.splits import held_name
 from ..data.trained import Trained, read_trained, standing
-from ..show.plots import COLORS, Pace, Screen, picture
+from ..show.plots import COLORS, Pace, Screen, as_label, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
 def config_of(
@@ -456,7 +456,7 @@ def _draw_run(left, right, n, name, h, color):
     judged = 'valid' if 'valid/loss' in h[0] else 'train_eval'
     for ax, what in ((left, 'loss'), (right, main_figure(n, h[0]))):
         values = [r.get(f'{judged}/{what}', float('nan')) for r in h]      # a line may have been lost to a damaged file
-        ax.plot([r['epoch'] for r in h], values, color=color, marker='.', label=name)
+        ax.plot([r['epoch'] for r in h], values, color=color, marker='.', label=as_label(name))
 
 # %% ../../nbs/front/64_runs.ipynb #437f5ecb
 def _draw_stage(left, right, n, runs):
@@ -465,7 +465,7 @@ def _draw_stage(left, right, n, runs):
     for (name, (_, epochs)), color in zip(runs.items(), colors):
         if h := epochs.get(n): _draw_run(left, right, n, name, h, color)
     for ax, what in ((left, 'judged loss'), (right, main_figure(n, first_row(runs, n)))):
-        ax.set_title(f'stage {n}: {what}', fontsize=10)
+        ax.set_title(as_label(f'stage {n}: {what}'), fontsize=10)
         ax.grid(alpha=0.25)
         ax.xaxis.get_major_locator().set_params(integer=True)
     right.legend(fontsize=8)
@@ -499,6 +499,8 @@ def compare(
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
+    if (twice := next((f for i, f in enumerate(folders) if f.path in [g.path for g in folders[:i]]), None)):
+        raise ValueError(f'{twice} is given twice: two or more runs were expected, each once')
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))

@@ -15,6 +15,7 @@ import torch
 from rsshogi.core import Board
 
 from ..data.board import playable
+from ..data.explained import check_whole
 from ..data.files import as_path, local_file
 from ..data.options import OptionError
 from ..data.plugins import missing_plugins, warn_of_plugins
@@ -53,7 +54,7 @@ WEIGHTS = {'raw': ('net.',), 'averaged': ('ema.',), 'auto': ('ema.', 'net.')}   
 
 def _weights(tensors, which, path):
     "The tensors of the network in a checkpoint"
-    if which not in WEIGHTS:
+    if not isinstance(which, str) or which not in WEIGHTS:
         raise CheckpointError(f'which_weights={which!r}: one of {", ".join(WEIGHTS)} was expected')
     found = [w for prefix in WEIGHTS[which] if (w := part(tensors, prefix))]
     if found: return found[0]
@@ -138,7 +139,9 @@ def as_net(
     stage:int|str|None=None,   # Of a result; none: the last there is
 ) -> Net:
     "The network of whatever has one"
-    if hasattr(of, 'checkpoint'): of = of.checkpoint(stage)
+    if hasattr(of, 'checkpoint'):
+        try: of = of.checkpoint(stage)
+        except KeyError as e: raise ValueError(f'{e.args[0]}, and one that it has was expected') from None
     return of if isinstance(of, Net) else load_net(of)
 
 # %% ../../nbs/judge/51_ask.ipynb #d68544e3
@@ -159,6 +162,7 @@ def _state(sfen, rules):
 # %% ../../nbs/judge/51_ask.ipynb #c79955d9
 def _states(sfens, rules):
     "The state of each of `sfens`; a `ValueError` says which cannot be asked"
+    if not sfens: raise ValueError('sfen=[]: a position, or several, was expected')
     made = []
     for i, sfen in enumerate(sfens):
         try: made.append(_state(sfen, rules))
@@ -204,6 +208,7 @@ def predict(
     top:int=5,             # How many moves, or squares, are shown
 ):                         # A `Prediction`; of several, `Predictions`
     "What `net` says about `sfen`: moves with probabilities over the legal ones, and the mover's win rate"
+    check_whole(1, 10_000, top=top)
     net, one = as_net(net), isinstance(sfen, str) or not isinstance(sfen, Iterable)
     stage = stage_of_net(net)
     if one: return answers_of(net, stage, [_state(sfen, stage.whole_games)], top)[0]

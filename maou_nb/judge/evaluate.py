@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
-from ..data.files import FileError, short_path
+from ..data.explained import check_one_of, check_whole
+from ..data.files import FileError, kept_paths, short_path
 from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
@@ -227,7 +228,7 @@ def _chosen(net, data, stage, folds):
     "The source of the rows that are wished for"
     about, cfg = getattr(net, 'about', {}), options_of(net)
     own, apart, ratio = stage.of(cfg, 'data'), stage.of(cfg, 'validation'), stage.held_out(cfg) if about else 0
-    shards = own if data is None else data
+    shards = own if data is None else kept_paths(data)
     _check_wish(stage, shards, folds)
     if isinstance(folds, str) or folds is None and data is None and (ratio or apart is not None):
         instead, folds = _held_out(about, stage, ratio, apart, data is not None)
@@ -301,8 +302,6 @@ _types = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 def _autocast(device, precision):
     "The context in which the forward pass runs in `precision`"
-    if precision not in _types:
-        raise ValueError(f'precision={precision!r}: one of {", ".join(_types)} was expected')
     return torch.autocast(device.type, _types[precision], enabled=_types[precision] is not None)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #a1590867
@@ -370,6 +369,8 @@ def evaluate(
     precision:str='fp32',     # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
     "All figures of a network on the rows of `data`"
+    check_whole(1, 1 << 20, batch_size=batch_size)
+    check_one_of(_types, precision=precision)
     net, device = as_net(of, stage), _device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None

@@ -17,6 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.batches import BatchStream
+from ..data.explained import check_whole
 from ..data.order import Plan
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource
@@ -84,9 +85,9 @@ def order(self:Review,
     "Numbers of rows, the worst first"
     if worst is None: return self.errors['row'].to_list()
     orders = self.orders()
-    if worst not in orders:
+    if not isinstance(worst, str) or worst not in orders:
         known = ', '.join(orders) or 'nothing: no network was given'
-        raise ValueError(f'worst={worst!r}: these rows can be sorted by {known}')
+        raise ValueError(f'worst={worst!r}: one of these was expected: {known}')
     return self.errors.sort(orders[worst], descending=True, maintain_order=True)['row'].to_list()
 
 # %% ../../nbs/judge/54_review.ipynb #5acb5037
@@ -140,7 +141,7 @@ def review(
     batch_size:int=512,
 ) -> Review:
     "Ask a network about rows, and keep how wrong it is on each"
-    if rows < 1: raise ValueError(f'rows={rows!r}: one or more were expected')
+    check_whole(1, 1 << 20, rows=rows, batch_size=batch_size)
     net, source, known = _shards_of(of, data, stage, folds)
     if not source.total_rows: raise ShardError(f'{of if data is None else data}: no rows to look at')
     plan, n = source.plan(batch_size, shuffle=False), min(rows, source.total_rows)
@@ -174,6 +175,7 @@ def show_results(
     **options,                # As for `review`
 ) -> Gallery:
     "Boards of a network's answers, the worst first"
+    check_whole(1, 1000, n=n)
     found = of if isinstance(of, Review) else review(of, data, stage, **options)
     if worst == 'auto': worst = next(iter(found.orders()), None)
     return Gallery(*(found.show(i, letters) for i in found.order(worst)[:n]), said=found.on)

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from rsshogi.core import Board
 
 from ..data.board import playable
+from ..data.explained import check_place, check_whole
 from ..data.files import FileError, as_path, path_here
 from .ask import answers_of
 from ..show.boards import board_figure, read_position, show_position
@@ -162,7 +163,10 @@ def film_strip(
     frames:int=6,              # Of a strip, at most
 ) -> FilmStrip:
     "The watched positions of a run through its training, one strip each"
-    folder = as_path(getattr(run, 'run_dir', run))
+    check_whole(1, 1000, frames=frames)
+    folder = getattr(run, 'run_dir', run)
+    check_place(run=folder)
+    folder = as_path(folder)
     if not folder.exists(): raise FileError(f'{folder} does not exist: the folder of a run was expected')
     rows = read_lines(folder/RunFolder(folder.name).watched_file.name)      # the folder may be far away
     wanted, strips = read_position(sfen)[0].to_sfen() if sfen else None, {}

@@ -25,6 +25,7 @@ from ..data.board import (
     HAND_KINDS, KINDS, SFEN_HAND_ORDER, playable, side_to_move_view, to_sfen, view_of)
 from ..data.labels import LABEL_CLASS, LABEL_SQUARE, STEPS
 from ..data.html import Html, join_html, tag
+from .plots import as_label
 
 # %% ../../nbs/show/03_boards.ipynb #29dcf1b2
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ def letters_of(
     name:str,          # japanese or western
 ) -> tuple[str, ...]:  # Of the 14 kinds, by piece code - 1; a `ValueError` for another name
     "The letters that pieces are drawn with"
-    if name not in LETTERS:
+    if not isinstance(name, str) or name not in LETTERS:
         raise ValueError(f'letters={name!r}: one of {", ".join(LETTERS)} was expected')
     return LETTERS[name]
 
@@ -520,5 +521,5 @@ def board_figure(
         ax.text(*_center(square), KINDS[code % 14], rotation=180*(code >= 14), ha='center',
                 va='center', fontsize=9, color='#b5121b' if code % 14 > 7 else '#111')
     for arrow in seen['arrows']: _draw_arrow(ax, arrow)
-    ax.set_title(caption, fontsize=8)
+    ax.set_title(as_label(caption), fontsize=8)
     return fig
