@@ -377,3 +377,11 @@ def test_stage2_has_the_last_position_of_whole_games_only(tmp_path):
     prepare_stage2(ONE_FILE, tmp_path/'csa'), prepare_stage2(tmp_path/'a.hcpe', tmp_path/'hcpe')
     ids = lambda p: {(r, f) for s in find_shards(p, 2) for r, f in zip(read_shard(s)['id'].to_pylist(), read_shard(s)['fold'].to_pylist())}
     assert ids(tmp_path/'hcpe') < ids(tmp_path/'csa') and len(ids(tmp_path/'csa') - ids(tmp_path/'hcpe')) <= 50
+
+def test_a_working_folder_that_is_a_link(tmp_path):
+    "What it leads to is neither written nor taken away"
+    (tmp_path/'elsewhere').mkdir()
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'.preparing').symlink_to(tmp_path/'elsewhere')
+    with pytest.raises(ValueError, match='.preparing is a link'): prepare_stage2(ONE_FILE, tmp_path/'out')
+    assert (tmp_path/'elsewhere').is_dir() and not list((tmp_path/'elsewhere').iterdir())

@@ -182,6 +182,12 @@ def _in_files(c):
     return 'rows in files are reached a window at a time; input_cache_mode holds them elsewhere'
 
 # %% ../../nbs/data/07_options.ipynb #2246fdb1
+def _unpinned(c):
+    "Why no memory is pinned"
+    if getattr(c, 'gpu', None) == 'cpu': return 'a CUDA GPU copies from pinned memory, and this runs on the CPU'
+    return _on_device(c)
+
+# %% ../../nbs/data/07_options.ipynb #756cb457
 class RowOptions(Section):
     "How rows are read, held and gathered"
     on_bad: one_of('raise', 'skip') = option('raise',
@@ -203,6 +209,6 @@ class RowOptions(Section):
         'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1, le=1024)
     pin_memory: bool | None = option(None,
         'Gather batches in pinned memory, from which a GPU copies without waiting; none: with a CUDA GPU',
-        'Data', 'silent', idle=_on_device)
+        'Data', 'silent', idle=_unpinned)
     mirror_augmentation: bool = option(False,
         'Mirror half of the training rows left-right, drawn anew each epoch', 'Data', 'fixed')

@@ -33,7 +33,7 @@ from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .alone import alone_in
 from .explained import check_place, check_whole, explained
-from .files import (as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
+from .files import (FileError, as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
                                 kept_paths, local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
 from .labels import LABEL_COUNT
@@ -743,6 +743,8 @@ def _at_work(folder, executor, here):
     crew, work = _Work(executor, here=here), _working_folder(folder, executor)
     with disk_in_words(folder), _alone(folder):
         clear_parts(folder)                    # of one that was killed
+        if not is_remote(work) and work.is_symlink():
+            raise FileError(f'{work} is a link: a folder, or nothing, was expected there, as links are not written through')
         try:
             with disk_in_words(work): yield crew, work
         except BaseException:

@@ -415,7 +415,7 @@ def _lost(result) -> bool:
     "Whether the result should have reached someone and did not; says where it is"
     why = getattr(sys.stdout, 'why', None)
     if why is None or isinstance(why, BrokenPipeError): return False
-    print(f'the result cannot be written to standard output ({why.strerror}): it is in {result.run_dir}/result.json', file=sys.stderr)
+    print(f'the result cannot be written to standard output ({why.strerror}): it is kept in {result.run_dir}', file=sys.stderr)
     return True
 
 # %% ../../nbs/front/63_cli.ipynb #7b7df2a5

@@ -6,10 +6,11 @@
 __all__ = ['OnnxFiles', 'export_onnx']
 
 # %% ../../nbs/front/61_export.ipynb #58b319f4
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.explained import check_place
+from ..data.explained import check_place, refuse
 from ..data.files import as_path
 from ..judge.ask import load_net
 from ..model.heads import Net
@@ -52,14 +53,15 @@ class OnnxFiles:
 def _onnx_paths(folder_or_path, precisions):
     "Precision → file"
     at = as_path(folder_or_path)
+    if at.suffix != '.onnx' and at.is_file(): refuse('folder_or_path', folder_or_path, 'a folder, or a name that ends in .onnx,')
     folder, stem = (at.parent, at.stem) if at.suffix == '.onnx' else (at, 'model')
     return {p: folder/f'{stem}_{p}.onnx' for p in precisions}
 
 # %% ../../nbs/front/61_export.ipynb #77f4e7a3
 def _precisions(asked):
     "The precisions that are asked for, one or several; an `OnnxError` if they are none"
-    found = (asked,) if isinstance(asked, str) else tuple(asked)
-    if found and {*found} <= {*PRECISIONS}: return found
+    found = tuple(asked) if isinstance(asked, Iterable) and not isinstance(asked, str) else (asked,)
+    if found and all(p in PRECISIONS for p in found): return found
     known = ', '.join(PRECISIONS)
     raise OnnxError(f'precisions={found!r}: {known}, or one of them, was expected')
 

@@ -39,7 +39,8 @@ from ..train.options import LearnConfig, config_class, moved_options, saved_conf
 from ..train.loop import StopWish
 from ..data.splits import held_name
 from ..data.trained import Trained, read_trained, standing
-from ..show.plots import COLORS, Pace, Screen, as_label, picture
+from ..show.boards import as_label
+from ..show.plots import COLORS, Pace, Screen, picture
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
 def config_of(
@@ -516,6 +517,15 @@ def _logs(run):
     if found is not None: return found
     raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')
 
+# %% ../../nbs/front/64_runs.ipynb #d5084281
+def _several_logs(folders, logs):
+    "TensorBoard's argument for the logs of several runs, each under its name"
+    for folder, log in zip(folders, logs):
+        if {*',:'} & {*f'{folder.path.name}{log}'}:
+            raise FileError(f'{log}: TensorBoard splits the names of several runs at commas and colons, and this has some; '
+                            'another name, or this run alone, was expected')
+    return f'--logdir_spec {shlex.quote(",".join(f"{f.path.name}:{log}" for f, log in zip(folders, logs)))}'
+
 # %% ../../nbs/front/64_runs.ipynb #8e27f7e5
 def tensorboard(
     *runs:str|Path|LearnResult,   # Run folders, or results
@@ -523,7 +533,8 @@ def tensorboard(
     "TensorBoard on the logs of runs, in a frame of this notebook"
     from tensorboard import notebook
     folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
-    logs = ','.join(f'{f.path.name}:{_logs(f)}' for f in folders)
+    logs = [_logs(f) for f in folders]
+    spec = f'--logdir {shlex.quote(str(logs[0]))}' if len(logs) == 1 else _several_logs(folders, logs)
     own = Path(sys.executable).with_name('tensorboard')
     if own.exists(): os.environ.setdefault('TENSORBOARD_BINARY', str(own))
-    notebook.start(f'--logdir_spec {shlex.quote(logs)}')
+    notebook.start(spec)

@@ -13,6 +13,7 @@ __all__ = ['BACKBONES', 'SIZES', 'SECTIONS', 'SquareEmbedding', 'show_features',
 # %% ../../nbs/model/21_backbones.ipynb #baf1c6d8
 import inspect
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import chain, groupby
 from typing import ClassVar
@@ -27,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.board import HAND_MAX
+from ..data.explained import refuse
 from ..data.options import Name, OnePath, Section, one_of, option
 from ..data.plugins import Registry
 from .features import FEATURES
@@ -640,8 +642,11 @@ def size_table(
     names:list[str]=None,  # Keys of `BACKBONES`; none: all of them
 ) -> Table:
     "What each registered backbone costs in each of its sizes, without heads, shown pieces alone"
+    if names is None: names = BACKBONES
+    elif isinstance(names, str) or not isinstance(names, Iterable) or any(n not in BACKBONES for n in names):
+        refuse('names', names, f'a list of some of {", ".join(BACKBONES)}')
     rows = []
-    for name in BACKBONES if names is None else names:
+    for name in names:
         for size in SIZES[name] or ['as it is']:
             with torch.device('meta'): net = make_backbone(name, size)
             keywords = ', '.join(f'{k}={v}' for k, v in SIZES[name].get(size, {}).items())
@@ -690,6 +695,7 @@ def summary(
     net:nn.Module,  # A backbone, or a net with heads
 ) -> Table:
     "The parts of `net`: their outputs for a batch of B, weights, and FLOPs for one position"
+    if not hasattr(net, 'parts'): refuse('net', net, 'a backbone, or a net with heads')
     parts = [(name, m) for name, m in net.parts() if not isinstance(m, nn.Identity)]
     total, runs = _run_one(net, [m for _, m in parts])
     rows, left, elsewhere = [], dict.fromkeys(net.parameters()), total

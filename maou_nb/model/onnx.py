@@ -23,6 +23,7 @@ from torch import nn
 
 from .. import __version__
 from ..show.boards import Position
+from ..data.explained import refuse
 from ..data.files import as_path, atomic_file
 from ..data.labels import LABEL_SCHEME
 from .heads import Net
@@ -177,6 +178,14 @@ def _within(differences, precision):
                         f'{", ".join(bad)}, above the tolerance of {limit:g}; {remedy}')
 
 # %% ../../nbs/model/25_onnx.ipynb #580988e4
+def _arrays_of(positions):
+    "`positions` as int64 boards (P, 81) and hands (P, 14)"
+    try: boards, hands = (np.asarray(a).astype(np.int64, casting='safe') for a in positions)
+    except (TypeError, ValueError): boards = hands = np.zeros(0)
+    if len(boards) and (boards.shape, hands.shape) == ((n := len(boards), 81), (n, 14)): return boards, hands
+    refuse('positions', positions, 'boards (P, 81) and hands (P, 14) of whole numbers')
+
+# %% ../../nbs/model/25_onnx.ipynb #f9233a13
 @torch.no_grad()
 def onnx_differences(
     model:bytes,                             # An ONNX file
@@ -187,8 +196,7 @@ def onnx_differences(
 ) -> dict[str, float]:                       # Output → largest difference
     "How far `model` answers from `net`; an `OnnxError` if that is above `TOLERANCES`"
     session, reference = _session(model), _in_precision(net, 'fp32')
-    positions = positions or random_positions(max(batch_sizes))
-    boards, hands = (np.asarray(a, np.int64) for a in positions)
+    boards, hands = _arrays_of(random_positions(max(batch_sizes)) if positions is None else positions)
     worst = dict.fromkeys(net.heads, 0.)
     for n in batch_sizes:
         board, hand = np.resize(boards, (n, 81)), np.resize(hands, (n, 14))
@@ -209,6 +217,7 @@ def write_onnx(
     positions:tuple|None=None,  # boards and hands to compare on; none: of random games
 ) -> dict[str, float]:          # Output → largest difference from `net`
     "Write `net` to `path` as an ONNX file that answers as it does"
+    if positions is not None: positions = _arrays_of(positions)       # said before the work
     model = onnx_bytes(net, precision, about)
     differences = onnx_differences(model, net, precision, positions)
     with atomic_file(as_path(path)) as f: f.write(model)

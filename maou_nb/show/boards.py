@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['LETTERS', 'OWN_HAND', 'OTHER_HAND', 'START', 'Position', 'Gallery', 'letters_of', 'Arrow', 'board_svg', 'square_name',
            'origin_of', 'move_text', 'read_position', 'white_moves', 'from_black', 'turned', 'square_of',
-           'move_squares', 'arrows_of', 'show_position', 'sfen_of', 'board_figure']
+           'move_squares', 'arrows_of', 'show_position', 'sfen_of', 'as_label', 'board_figure']
 
 # %% ../../nbs/show/03_boards.ipynb #e0696836
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import unescape
@@ -25,7 +25,6 @@ from ..data.board import (
     HAND_KINDS, KINDS, SFEN_HAND_ORDER, playable, side_to_move_view, to_sfen, view_of)
 from ..data.labels import LABEL_CLASS, LABEL_SQUARE, STEPS
 from ..data.html import Html, join_html, tag
-from .plots import as_label
 
 # %% ../../nbs/show/03_boards.ipynb #29dcf1b2
 @dataclass(frozen=True, eq=False)
@@ -394,7 +393,7 @@ def arrows_of(
     white:bool=False,  # Whether White plays them
 ) -> tuple[Arrow, ...]:
     "Arrows for `moves`, with their probabilities as text if they have some"
-    if isinstance(moves, str):
+    if isinstance(moves, str) or not isinstance(moves, Iterable):
         raise ValueError(f'moves={moves!r}: a list of moves, or a dict of moves '
                          'and their probabilities, was expected')
     if not isinstance(moves, Mapping):
@@ -433,7 +432,8 @@ def _row_parts(row):
 # %% ../../nbs/show/03_boards.ipynb #6f942ade
 def _as_heat(heat):
     "81 numbers, none below 0 or above 1"
-    heat = np.asarray(heat, float).reshape(-1)
+    try: heat = np.asarray(heat, float).reshape(-1)
+    except (TypeError, ValueError): raise ValueError(f'heat={heat!r:.60}: 81 numbers were expected') from None
     if heat.shape != (81,):
         raise ValueError(f'heat has {heat.size} numbers: one for each of the 81 squares was expected')
     bad = np.flatnonzero(~np.isfinite(heat))
@@ -459,7 +459,7 @@ def _seen(position, heat, moves, last_move, value):
     last = move_squares(last_move or own, not white) if last_move or own else ()
     return dict(
         board=board, hands=hands, heat=None if heat is None else _as_heat(heat),
-        sfen=sfen, last=tuple(s for s in last if s < 81), arrows=arrows_of(moves or {}, white),
+        sfen=sfen, last=tuple(s for s in last if s < 81), arrows=arrows_of({} if moves is None else moves, white),
         value=None if value is None else abs(white - _part(value, 'value')), other_moves=white)
 
 # %% ../../nbs/show/03_boards.ipynb #ef67f68d
@@ -498,6 +498,12 @@ def _draw_arrow(ax, arrow):
     look = dict(arrowstyle='-|>', color='#0b6b3a', linewidth=1 + 3*arrow.share,
                 alpha=0.5 + 0.5*arrow.share, shrinkA=0, shrinkB=0)
     ax.annotate('', _center(arrow.target), origin, arrowprops=look)
+
+# %% ../../nbs/show/03_boards.ipynb #cc5acad7
+def as_label(text:str) -> str:
+    "`text` as matplotlib draws it as it stands"
+    text = str(text).replace('$', r'\$')
+    return '\u200b' + text if text.startswith('_') else text
 
 # %% ../../nbs/show/03_boards.ipynb #93375158
 def board_figure(

@@ -395,11 +395,20 @@ def _unmatched(loop):
             yield f'tensorboard_histogram_module={glob!r}: matches no parameter; one is called {names[0]}'
 
 # %% ../../nbs/train/48_runner.ipynb #97d0481d
+def _too_rare(loop):
+    "What to say of what would be done after the last step or epoch"
+    epochs = loop.settings.epochs
+    for option, there, what in (('checkpoint_every', loop.steps_per_epoch*epochs, 'steps'),
+                                ('tensorboard_histogram_frequency', epochs, 'epochs')):
+        if (every := getattr(loop.cfg, option, None) or 0) > there:
+            yield f'{option}={every}: the stage ends after {there} {what}'
+
+# %% ../../nbs/train/48_runner.ipynb #270f1d97
 def loop_remarks(loop:Loop) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *layers]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *layers]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
