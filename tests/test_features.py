@@ -103,13 +103,10 @@ def net_of(architecture, **options):
     return Net(backbone, make_heads(backbone.channels, ['policy', 'value'])).eval()
 
 @pytest.mark.parametrize('architecture', ['resnet', 'mlp-mixer', 'vit'])
-def test_onnx_and_one_graph(architecture):
+def test_onnx(architecture):
     net = net_of(architecture)
     assert 'attacks' == LearnConfig().input_features and max(onnx_differences(onnx_bytes(net), net).values()) < 1e-5
     assert max(onnx_differences(onnx_bytes(net, 'fp16'), net, 'fp16').values()) < 0.005
-    if architecture != 'resnet': return      # tracing takes its time
-    seen = torch._dynamo.explain(net)(torch.zeros(2, 81, dtype=torch.uint8), torch.zeros(2, 14, dtype=torch.uint8))
-    assert (seen.graph_count, seen.graph_break_count) == (1, 0)
 
 def test_pieces_alone_are_what_they_were():
     "The same weights in the same order, so that older checkpoints and seeds stand for the same nets"
