@@ -147,3 +147,23 @@ def test_a_picture_of_a_board_needs_little():
 
 def test_the_package_itself_is_light():
     assert loaded('import maou_nb') == [[], []]
+
+PLAIN = '''
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('IPython', 'ipywidgets'): raise ImportError(f'{name} is not there')
+sys.meta_path.insert(0, Missing())
+import maou_nb as m
+tiny = dict(stage='1', stage1_data_path='shards', stage1_max_epochs=1, stage1_threshold=0., gpu='cpu', model_size='tiny')
+if __name__ == '__main__':
+    m.prepare_stage1('shards')
+    for name in 'ab': result = m.learn_multi_stage(**tiny, run_dir=name)
+    print(m.preflight(**tiny), m.evaluate('a'), m.predict(m.load_net('a'), 'startpos'), m.compare('a', 'b'), m.load_run('a'))
+    print(len(m.show_results('a', n=2).svgs), m.summary(m.load_net('a')))
+'''
+
+def test_a_machine_that_only_trains_needs_neither_ipython_nor_widgets(tmp_path):
+    done = subprocess.run([sys.executable, '-c', PLAIN], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'accuracy' in done.stdout

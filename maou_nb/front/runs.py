@@ -17,10 +17,8 @@ import threading
 import time
 from pathlib import Path
 
-import ipywidgets as W
 import psutil
 from fastcore.basics import patch
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from ..data.files import FileError, as_path, open_append, short_path, whole
@@ -166,10 +164,11 @@ def train_here(
 
 # %% ../../nbs/front/64_runs.ipynb #bb16207b
 def show_widgets(
-    box:W.Widget,
+    box,           # Of ipywidgets
     html:str,      # What stands for them where there is no kernel: in the docs, on a saved page
 ):
     "Show widgets in the output of this cell"
+    from IPython.display import display
     display({**box._repr_mimebundle_(), 'text/html': html}, raw=True)
 
 # %% ../../nbs/front/64_runs.ipynb #8b190c49
@@ -198,6 +197,7 @@ class Monitor:
 @patch
 def _make_box(self:Monitor):
     "The line that says how it stands, two buttons, and what the run said"
+    import ipywidgets as W
     def button(text, icon, tip, act):
         made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
         made.on_click(lambda _: act())
@@ -261,6 +261,7 @@ def _places(self:Monitor):
 @patch
 def show_pictures(self:Monitor):
     "Reserve places below for a picture of each stage, and the watched positions"
+    from IPython.display import HTML, display
     self.screen = Screen(self.screen.pace).open(self._places())
     self.strip, self.seen = display(HTML(''), display_id=True), {}
 
@@ -282,7 +283,7 @@ def _draw_strip(self:Monitor, force):
     size = asked.stat().st_size if self.strip is not None and asked.exists() else None
     if size in (None, self.seen.get('watched')) or not (force or self.screen.pace.due()): return
     self.seen['watched'] = size
-    self.strip.update(HTML(film_strip(self.run.path)._repr_html_()))
+    self.strip.update(film_strip(self.run.path))
 
 # %% ../../nbs/front/64_runs.ipynb #f7f9f65c
 @patch

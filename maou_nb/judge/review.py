@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import ipywidgets as W
 import numpy as np
 import polars as pl
 import torch
@@ -185,6 +184,7 @@ class Browser:
     "Rows to step through, in a notebook"
     def __init__(self, found:Review, letters:str='japanese'):
         letters_of(letters)                                      # refused before anything is made
+        import ipywidgets as W
         self.found, self.numbers = found, found.order()
         sorts, narrow = [('as stored', None), *((f'worst {k}', k) for k in found.orders())], W.Layout(width='40px')
         self.sort = W.Dropdown(options=sorts, description='Order')

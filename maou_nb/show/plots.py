@@ -8,14 +8,13 @@ __all__ = ['COLORS', 'GUESS', 'stage_figure', 'stage_alt', 'in_notebook', 'pictu
 # %% ../../nbs/show/04_plots.ipynb #08e6c4f2
 import base64
 import io
+import sys
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
 from itertools import cycle
 from math import ceil
 
-from IPython import get_ipython
-from IPython.display import HTML, display
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -185,10 +184,15 @@ def stage_alt(history:list[dict], steps:list[dict]=(), labels:dict|None=None) ->
     return f"stage {last['stage']} after {last['epoch']} epoch{'s'*(last['epoch'] != 1)}: {', '.join(said)}"
 
 # %% ../../nbs/show/04_plots.ipynb #3b251e56
+def _shell():
+    "The shell of IPython that runs this code; None in a plain process"
+    there = sys.modules.get('IPython')
+    return None if there is None else there.get_ipython()
+
+# %% ../../nbs/show/04_plots.ipynb #7c2c489f
 def in_notebook() -> bool:
     "Whether a Jupyter kernel runs this code, so that pictures can be shown"
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, 'kernel')
+    return hasattr(_shell(), 'kernel')
 
 # %% ../../nbs/show/04_plots.ipynb #f62574a3
 def picture(
@@ -239,19 +243,22 @@ class Screen:
         ids:Iterable=(),   # Of stages
     ) -> 'Screen':
         "Reserve places in the output of this cell, in this order"
+        from IPython.display import HTML, display
         for stage in ids: self.handles[stage] = display(HTML(''), display_id=True)
         return self
 
     def draw(self, history, threshold=None, epochs=None, steps=(), force=False, name='', labels=None,
              held='held-out rows') -> bool:
         "Draw a stage, as `stage_figure` does, if it is time to; whether it was drawn"
-        if not (history or steps) or get_ipython() is None: return False          # nobody would see it
+        if not (history or steps) or _shell() is None: return False          # nobody would see it
         if not (force or self.pace.due()): return False
         with self.pace.drawing():
             fig = stage_figure(history, threshold, epochs, steps, name, labels, held)
-            self._show(HTML(picture(fig, stage_alt(history, steps, labels))), (history or steps)[0]['stage'])
+            self._show(picture(fig, stage_alt(history, steps, labels)), (history or steps)[0]['stage'])
         return True
 
     def _show(self, html, stage):
+        from IPython.display import HTML, display
+        html = HTML(html)
         if stage in self.handles: self.handles[stage].update(html)
         else: self.handles[stage] = display(html, display_id=True)
