@@ -285,13 +285,13 @@ def test_the_temperature_of_visits(tmp_path, searched, temperature):
         assert (said_of_it['policy'], said_of_it['policy_temperature']) == ('visits', temperature)
 
 @pytest.mark.parametrize('options,sentence', [
-    (dict(policy_temperature=0), 'policy_temperature=0: a number above 0'),
-    (dict(policy_temperature=float('nan')), 'policy_temperature=nan: a number above 0'),
+    (dict(policy_temperature=0), 'policy_temperature=0: a finite number above 0'),
+    (dict(policy_temperature=float('nan')), 'policy_temperature=nan: a finite number above 0'),
     (dict(policy_temperature=2, policy='games'), "policy_temperature=2: it is of policy='visits'"),
     (dict(policy_temperature=2), "policy_temperature=2: it is of policy='visits'"),         # nothing was searched
     (dict(eval_average='mean'), "eval_average='mean': 'centipawns' or 'win-rate'"),
     (dict(eval_scale=600), "eval_scale=600 with eval_average='centipawns'"),
-    (dict(eval_average='win-rate', eval_scale=-1), 'eval_scale=-1: a number above 0'),
+    (dict(eval_average='win-rate', eval_scale=-1), 'eval_scale=-1: a finite number above 0'),
     (dict(policy='raw'), "policy='raw': 'games', 'visits', 'summed-visits' or none")])
 def test_what_counting_cannot_be(tmp_path, options, sentence):
     with pytest.raises(ValueError) as e: prepare_stage3(ONE_FILE, tmp_path/'out', **options)

@@ -32,7 +32,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from .columns import COLUMNS, Columns, columns_of
 from .alone import alone_in
-from .explained import check_place, check_whole, explained
+from .explained import check_above_0, check_place, check_whole, explained
 from .files import (FileError, as_path, atomic_file, cache_folder, clear_parts, disk_in_words, file_sha256, is_remote,
                                 kept_paths, local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
@@ -715,19 +715,12 @@ def _check_asked(rows_per_shard, filters, policy, executor, on_bad):
         raise ValueError(f"policy={policy!r}: 'games', 'visits', 'summed-visits' or none was expected")
 
 # %% ../../nbs/data/15_prepare.ipynb #cb7b8713
-def _positive(name, value):
-    "Refuse an option that is no number above 0"
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and 0 < value < float('inf')):
-        raise ValueError(f'{name}={value!r}: a number above 0 was expected')
-
-# %% ../../nbs/data/15_prepare.ipynb #7eb33382
 def _scale_asked(eval_average, eval_scale):
     "The scale of the win rates that evals are averaged as; None: they are averaged in centipawns"
     if eval_average not in ('centipawns', 'win-rate'):
         raise ValueError(f"eval_average={eval_average!r}: 'centipawns' or 'win-rate' was expected")
     if eval_average == 'win-rate':
-        _positive('eval_scale', EVAL_SCALE if eval_scale is None else eval_scale)
+        check_above_0(eval_scale=EVAL_SCALE if eval_scale is None else eval_scale)
         return eval_scale or EVAL_SCALE
     if eval_scale is not None:
         raise ValueError(f"eval_scale={eval_scale!r} with eval_average='centipawns': shards hold centipawns, and the "
@@ -778,7 +771,7 @@ def prepare(
     files, folder = sorted(set(record_files(paths)), key=str), as_path(folder)
     _check_asked(rows_per_shard, filters, policy, executor, on_bad)
     check_tables(tables)
-    _positive('policy_temperature', policy_temperature)
+    check_above_0(policy_temperature=policy_temperature)
     counted = policy, policy_temperature, _scale_asked(eval_average, eval_scale)
     _counting(columns, policy or 'visits', *counted[1:])
     make_writable(folder)                      # before an hour of reading
