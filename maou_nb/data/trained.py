@@ -74,8 +74,10 @@ def source_columns(
 ) -> Iterator[dict[str, np.ndarray]]:  # One a shard
     "Columns of the rows that `source` would train on: those of its folds"
     for shard, rows in zip(source.shards, source.row_counts):
-        columns = read_columns(shard, names if source.folds is None else (*names, 'fold'))
+        asked = () if source.folds is None else ('id',) if shard.folds is None else ('fold',)
+        columns = read_columns(shard, tuple(dict.fromkeys([*names, *asked])))
         if source.folds is not None:
+            if 'fold' not in columns: columns['fold'] = columns['id'] % FOLDS      # as `row_folds` has it
             keep = np.isin(columns['fold'], list(source.folds))
             columns = {n: c[keep] for n, c in columns.items()}
             if keep.sum() != rows:
@@ -294,6 +296,12 @@ class Overlap:
     doubt: str = ''           # Why games do not tell; '' if they do
     copies: int = 0           # Games trained on under another key
     unlooked: str = ''        # Why copies were not looked for; '' if they were, or no row knows its game
+    of_games: bool = True     # Whether these rows are positions of games at all
+
+    @property
+    def doubted(self) -> bool:
+        "Whether rows that are not trained on may be of games that are"
+        return bool(self.doubt) and self.of_games
 
 # %% ../../nbs/data/20_trained.ipynb #316fec71
 def _of_both(train, other, sha):
@@ -333,6 +341,12 @@ def _copied(train, other):
     return len(np.setdiff1d(copied_games(a, b), a.games, assume_unique=True)), ''
 
 # %% ../../nbs/data/20_trained.ipynb #ad809a10
+def _from_games(kind):
+    "Whether rows of a `kind` come from games"
+    try: return columns_of(kind).origin
+    except ValueError: return True        # of a stage that is not here
+
+# %% ../../nbs/data/20_trained.ipynb #0b51ea58
 def overlap(
     train:Side,
     other:Side,
@@ -341,7 +355,7 @@ def overlap(
     both = train.shards.keys() & other.shards.keys()
     found = Overlap(other.rows, sum(_of_both(train, other, sha) for sha in both),
                     sum(n for sha, n in other.shards.items() if sha not in both),
-                    _folds_apart(train, other), doubt=other.doubt or train.doubt)
+                    _folds_apart(train, other), doubt=other.doubt or train.doubt, of_games=_from_games(other.kind))
     if found.others and not found.apart: found.games, found.shared = _shared(train, other)
     if found.others or not found.trained: found.copies, found.unlooked = _copied(train, other)
     if found.copies and found.games is None: found.games = len(other.keys())
@@ -371,7 +385,8 @@ def _seen(found, who='it'):
 def _unsure(found, who='it'):
     "What of some rows is not known, in words"
     if not found.rows or found.trained or found.shared or found.copies: return
-    known = found.apart or not found.others or found.shared == 0 and not found.doubt
+    split = (found.apart or not found.others) and not found.doubted
+    known = split or found.shared == 0 and not found.doubt
     why = found.doubt or 'its own shards are no longer where they were'
     if not known: yield f'whether {who} was trained on their games is not known: {why}'
     elif found.unlooked: yield f'whether {who} was trained on copies of their games is not known: {found.unlooked}'
@@ -380,6 +395,7 @@ def _unsure(found, who='it'):
 def _clean(found):
     "The words for rows that are not trained on, as far as is known"
     if found.apart or not found.others:
+        if found.doubted: return 'other rows than it was trained on'
         return 'held out' + f' by fold, which are not games: {found.doubt}'*bool(found.doubt)
     return f'none of their {found.games:,} games was trained on' if found.shared == 0 and not found.doubt else ''
 
@@ -653,8 +669,10 @@ def standing(
     found = overlap(run.train, other)
     own = Standing([*_seen(found)], [*_unsure(found)], _clean(found))
     if not own.seen and _its_own(run, other) and not run.split.startswith('of '):     # its run knows best
-        own.clean = 'held out' if run.split.startswith(BY_GAME) else f'held out {run.split}'
-        own.unsure = [text for text in own.unsure if found.unlooked]
+        if found.doubted: own.clean = f'split {run.split.partition("; ")[0]}'
+        else:
+            own.clean = 'held out' if run.split.startswith(BY_GAME) else f'held out {run.split}'
+            own.unsure = [text for text in own.unsure if found.unlooked]
     if found.trained == found.rows: return own
     seen, unsure = _began_from(run, other)
     return Standing([*own.seen, *seen], [*own.unsure, *unsure], own.clean, not unsure)
