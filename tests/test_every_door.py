@@ -11,9 +11,9 @@ from maou_nb import browse, compare, evaluate, learn_multi_stage, load_net, pref
 from maou_nb.data import trained
 from maou_nb.data.positions import positions
 from maou_nb.data.records import Filters, read_games
-from maou_nb.data.shards import find_shards
+from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
-from maou_nb.data.splits import held_name
+from maou_nb.data.splits import held_name, share_text
 from maou_nb.data.trained import AT_LEAST, CONTAINED, DEEP, MARKS, Marks, copied_games, marks_of, side_of
 from maou_nb.judge.evaluate import rows_to_judge
 from maou_nb.judge.inspect import audit
@@ -463,3 +463,39 @@ def test_the_audit_decides_by_the_same(sets):
     for train, valid in (('first', 'cut'), ('cut', 'first'), ('first', 'others'), ('half', 'cut')):
         a, b = (StreamingFileSource(sets/n, 3) for n in (train, valid))
         assert sorted(audit(a, b).copies['game'].to_list()) == copied_games(marks_of(a), marks_of(b)).tolist()
+
+# --- the same games twice
+
+def in_one_set(path): return {int(g) for s in find_shards(path, 3) for g in read_shard(s)['game'].to_pylist()}
+
+# the sets that are trained on → (games in more than one of them, and whether some of these are so under another key)
+TWICE = {('first', 'anew'): (14, False), ('first', 'half'): (7, False), ('first', 'cut'): (13, True), ('first', 'stopped'): (9, True),
+         ('first', 'anew', 'half'): (14, False), ('first', 'others'): (0, False), ('judged', 'others'): (0, False)}
+
+@pytest.mark.parametrize('names', TWICE)
+def test_games_that_are_trained_on_twice_are_said(sets, tmp_path, names):
+    "By a run that begins, and by preflight, which warns and refuses nothing; whole copies and parts, by their rows"
+    least, copies = TWICE[names]
+    options = dict(stage3_data_path=[sets/n for n in names], stage3_validation_data_path=sets/'judged' if 'judged' not in names else None)
+    checked = preflight(**{**TINY, **options}, run_dir=tmp_path/'none')
+    said = [s for _, _, s, mark in checked.lines if 'in more than one of' in s and mark == 'look']
+    games = set().union(*(in_one_set(sets/n) for n in names))
+    assert checked.ready and len(said) == bool(least)
+    ran = learn(tmp_path/'run', **dict(data=options['stage3_data_path'], judged=options['stage3_validation_data_path'])).text
+    if not least: assert 'in more than one of' not in ran; return
+    n = int(re.match(r'stage3_data_path: (\d+) of its', said[0])[1])
+    assert said[0] in ran and f'{n} of its {len(games)} games ({share_text(n, len(games))}) are in more than one of its {len(names)} sets' in said[0]
+    assert (n >= least if copies else n == least) and ('under another key' in said[0]) == copies
+
+def test_one_set_in_several_places_is_no_set_twice(sets, tmp_path, monkeypatch):
+    "Its files have the same games and other rows of them, whether its manifest is there or not"
+    rows = StreamingFileSource(sets/'first', 3).total_rows
+    for i, path in enumerate(sorted((sets/'first').glob('*.feather'))):
+        (tmp_path/str(i)).mkdir()
+        shutil.copy(path, tmp_path/str(i)/path.name)
+    source = StreamingFileSource(tmp_path, 3, say=str)
+    assert len(source.shards) > 1 and source.total_rows == rows and trained.trained_twice(source) == ''
+    both = StreamingFileSource([tmp_path, sets/'anew'], 3, say=str)      # files by themselves, and a set with the same games
+    assert ' of its 14 games (' in trained.trained_twice(both)
+    monkeypatch.setattr(trained, 'LOOKED_AT', 100)
+    assert trained.trained_twice(both) == ''

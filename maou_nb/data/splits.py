@@ -118,12 +118,13 @@ def games_text(
     shared:int,     # Of these, trained on as well
     copies:int,     # Trained on under another key
     called:str,     # 'games are', 'games were', …
+    seen_as:str='trained on',
 ) -> str:
-    "So many games are trained on"
+    "So many games are trained on, or seen in another way"
     what, _, many = called.rpartition(' ')
     seen, share = shared + copies, share_text(shared + copies, games)
     keys = '' if not copies else ', under another key' if not shared else f', {copies:,} of them under another key'
-    return f'{seen:,} of {whose} {games:,} {what} ({share}) {many} trained on{keys}'
+    return f'{seen:,} of {whose} {games:,} {what} ({share}) {many} {seen_as}{keys}'
 
 # %% ../../nbs/data/19_splits.ipynb #a48b1283
 _NONE = 'not one of its'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DEEP', 'MARKS', 'AT_LEAST', 'CONTAINED', 'LOOKED_AT', 'read_columns', 'source_columns', 'games_of', 'Marks',
            'marks_of', 'copied_games', 'Side', 'side_of', 'Overlap', 'overlap', 'Standing', 'in_words', 'on_both_sides',
-           'apart_split', 'Trained', 'distinct_sides', 'began_elsewhere', 'fits_trained', 'read_trained', 'sides_of',
-           'trained_on', 'standing', 'known_of', 'shared_figures', 'said_split']
+           'apart_split', 'trained_twice', 'Trained', 'distinct_sides', 'began_elsewhere', 'fits_trained',
+           'read_trained', 'sides_of', 'trained_on', 'standing', 'known_of', 'shared_figures', 'said_split']
 
 # %% ../../nbs/data/20_trained.ipynb #7a404f19
 import base64
@@ -219,18 +219,24 @@ def _pairs(known, numbers, most):
     return both >> 32, both & 0xffffffff, shared
 
 # %% ../../nbs/data/20_trained.ipynb #e10cc104
+def _are_copies(train, other, within=None):
+    "bool (G,): which rows of the numbers `other` are copies of rows of `train`, of those alone that are `within` a limit for each"
+    known, copied = _by_number(train), np.zeros(len(other), bool)
+    for at, most in product(range(0, len(copied), _BLOCK), _PAIRED):
+        left = at + np.flatnonzero(~copied[at:at + _BLOCK])
+        rows, its, shared = _pairs(known, other[left], most)
+        rows, same = left[rows], _contained(other[left[rows]], train[its], shared) >= CONTAINED
+        if within is not None: same &= its < within[rows]
+        copied[rows[same]] = True
+    return copied
+
+# %% ../../nbs/data/20_trained.ipynb #5e6d83d1
 def copied_games(
     train:Marks,
     other:Marks,
 ) -> np.ndarray:    # uint64: keys of `other`, sorted
     "Which games of `other` are in `train`, under whatever key, whole or in part"
-    known, copied = _by_number(train.numbers), np.zeros(len(other.games), bool)
-    for at, most in product(range(0, len(copied), _BLOCK), _PAIRED):
-        left = at + np.flatnonzero(~copied[at:at + _BLOCK])
-        theirs = other.numbers[left]
-        rows, its, shared = _pairs(known, theirs, most)
-        copied[left[rows[_contained(theirs[rows], train.numbers[its], shared) >= CONTAINED]]] = True
-    return other.games[copied]
+    return other.games[_are_copies(train.numbers, other.numbers)]
 
 # %% ../../nbs/data/20_trained.ipynb #e3757102
 @dataclass
@@ -456,6 +462,43 @@ def apart_split(
     why = found.doubt or 'its rows cannot be read'*(found.shared is None and not found.apart)
     positions = _same_positions(train, valid) if why and not (found.shared or found.copies) else ''
     return of_their_own(option, many, found.shared or 0, why, found.copies, positions)
+
+# %% ../../nbs/data/20_trained.ipynb #da1ac3a4
+def _sets(source):
+    "The sets that `source` consists of, a source each"
+    found = {}
+    for s in source.shards: found.setdefault(s.path if s.sha256 is None else s.path.parent, []).append(s)
+    return [StreamingFileSource([s.path for s in shards], source.columns, source.folds, on_bad=source.on_bad, shards=shards)
+            for shards in found.values()]
+
+# %% ../../nbs/data/20_trained.ipynb #4379ed07
+def _in_several(keys):
+    "Numbers that are in more than one of sorted arrays, each once"
+    every, count = np.unique(np.concatenate(keys), return_counts=True)
+    return every[count > 1]
+
+# %% ../../nbs/data/20_trained.ipynb #6b0eeb70
+def _again(sets, marks):
+    "Keys of the games of `sets` that an earlier one has as well, by their `marks`; with them, those too short for any"
+    games, numbers = (np.concatenate([getattr(m, n) for m in marks]) for n in ('games', 'numbers'))
+    size = [len(m.games) for m in marks]
+    twice = np.unique(games[_are_copies(numbers, numbers, np.repeat(np.cumsum(size) - size, size))])
+    whole = [games_of(s) for s in sets if s.shards[0].sha256]
+    same = _in_several(whole) if len(whole) > 1 else twice[:0]
+    return np.union1d(twice, same) if np.isin(twice, same).any() else twice
+
+# %% ../../nbs/data/20_trained.ipynb #8e030a24
+def trained_twice(
+    source:StreamingFileSource,    # Or a `FileSource`
+) -> str:                          # '' if none is, or that is not looked for
+    "Which games of `source` are in more than one of its sets"
+    if len(sets := _sets(source)) < 2 or source.total_rows > LOOKED_AT: return ''
+    known = [(s, m) for s in sets if (m := marks_of(s)) is not None and games_of(s) is not None]
+    if len(known) < 2 or not len(again := _again(*zip(*known))): return ''
+    keys = [games_of(s) for s, _ in known]
+    shared, many = len(np.intersect1d(again, _in_several(keys))), len(_distinct(keys))
+    said = games_text('its', many, shared, len(again) - shared, 'games are', f'in more than one of its {len(sets)} sets')
+    return f'{said}; they are trained on as often, and each in one of them was expected'
 
 # %% ../../nbs/data/20_trained.ipynb #2d9672bd
 _KEPT = 1 << 16           # games: of so many the keys and marks are kept, 80 bytes each, or 7 MB as text
