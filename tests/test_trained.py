@@ -9,6 +9,7 @@ import pytest
 
 from maou_nb import OptionError, browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
 from maou_nb.data import shards as in_shards
+from maou_nb.data.files import as_path
 from maou_nb.data.old import write_old
 from maou_nb.data.packed import HCPE, write_hcpe
 from maou_nb.data.records import read_games
@@ -247,6 +248,28 @@ def test_many_games_are_asked_of_the_shards(sets, run, monkeypatch, tmp_path):
     assert rows_to_judge(net, sets/'most')[1] == rows_to_judge(run.net, sets/'most')[1]
     net.about['config']['stage3_data_path'] = str(tmp_path/'gone')
     assert rows_to_judge(net, sets/'most')[1].endswith('not known: its own shards are no longer where they were')
+
+@pytest.mark.parametrize('error', [ConnectionError('no route'), PermissionError('Forbidden')])
+def test_shards_that_nobody_can_ask_now_are_not_said_to_be_gone(sets, monkeypatch, tmp_path, error):
+    "A run with too many games to keep, or of an earlier version, whose bucket does not answer: that is said, at once for all that is asked"
+    from maou_nb.data import files, trained
+    far = as_path(f'memory://unreachable-{tmp_path.name}')
+    for path in (sets/'first').iterdir(): (far/path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(trained, '_KEPT', 5)
+    learn(sets, tmp_path/'run', stage3_data_path=str(far))
+    nets = [load_net(tmp_path/'run') for _ in range(2)]
+    del nets[1].about['trained']
+    asked = []
+    def refuse(*args, **more): asked.append(args); raise error
+    for name in ('info', 'ls', 'glob', 'find', 'isfile', 'isdir', 'exists', 'open', 'modified', 'ukey'):
+        monkeypatch.setattr(type(far.fs), name, refuse)
+    monkeypatch.setattr(files, 'TRIES', 1)
+    for net in nets:
+        asked.clear()
+        known = rows_to_judge(net, sets/'most')[1]
+        assert 'is not known: ' in known and str(error) in known and str(far) in known and 'no longer' not in known, known
+        assert 0 < len(asked) <= 2 and '\n' not in known
+    assert str(error) in evaluate(tmp_path/'run', sets/'most', device='cpu').known
 
 def test_rows_that_know_no_games(sets, tmp_path):
     "The old tool's tables: the same file is known, of others it isn't claimed"

@@ -23,7 +23,7 @@ from fastcore.basics import patch
 from xxhash import xxh3_64_hexdigest
 
 from .columns import FOLDS, NO_PLY, columns_of, stage_key
-from .files import local_file
+from .files import FarError, local_file
 from .shards import (NO_GAMES, Shard, ShardError, contents_of, damaged, doubt_of_games,
                                  first_of_each, is_doubt, open_ipc, read_shard)
 from .sources import StreamingFileSource, folds_of
@@ -115,6 +115,7 @@ def games_of(
     if source._games is None:
         keys = ('game',) if source.folds is None else ('game', 'fold')
         try: source._games = _distinct(c['game'] for c in source_columns(source, keys))
+        except FarError: raise
         except (ShardError, OSError, KeyError): return None
     return source._games
 
@@ -179,6 +180,7 @@ def marks_of(
     if not source.columns.origin or any(s.folds is None for s in source.shards): return None
     if source._marks is None:
         try: source._marks = _as_marks(*_gathered(_late_rows(source)))
+        except FarError: raise
         except (ShardError, OSError, KeyError): return None
     return source._marks
 
@@ -239,6 +241,8 @@ def copied_games(
     return other.games[_are_copies(train.numbers, other.numbers)]
 
 # %% ../../nbs/data/20_trained.ipynb #e3757102
+_LOST = 'its own shards are no longer where they were'
+
 @dataclass
 class Side:
     "Some rows, by what is in them"
@@ -251,6 +255,7 @@ class Side:
     counts: dict|None = None        # SHA-256 → rows of each of the 100 folds, where some were chosen; None: not at hand
     marks: Marks|None = None        # Of the games; None as for them
     kind: str = ''                  # Of which stage's rows they are; '': not known
+    lost: str = _LOST               # Why nobody can be asked, if nobody can: a place far away may not answer
 
     @property
     def rows(self) -> int:
@@ -259,7 +264,9 @@ class Side:
 
     def had(self, what:str):
         "'games' or 'marks', asked for if they are not at hand; None: not known"
-        if getattr(self, what) is None and self.ask is not None: setattr(self, what, self.ask(what))
+        if getattr(self, what) is None and self.ask is not None:
+            try: setattr(self, what, self.ask(what))
+            except FarError as e: self.ask, self.lost = None, str(e)      # it takes a minute to give up
         return getattr(self, what)
 
     def keys(self) -> np.ndarray|None:
@@ -303,6 +310,7 @@ class Overlap:
     copies: int = 0           # Games trained on under another key
     unlooked: str = ''        # Why copies were not looked for; '' if they were, or no row knows its game
     of_games: bool = True     # Whether these rows are positions of games at all
+    lost: str = _LOST         # Why games are not known though rows know them
 
     @property
     def doubted(self) -> bool:
@@ -343,7 +351,7 @@ def _copied(train, other):
     if None in (train.marks, other.marks) and train.rows + other.rows > LOOKED_AT:
         return 0, f'they are not looked for in more than {LOOKED_AT:,} rows'
     a, b = train.had('marks'), other.had('marks')
-    if a is None or b is None: return 0, 'its own shards are no longer where they were'
+    if a is None or b is None: return 0, (train if a is None else other).lost
     return len(np.setdiff1d(copied_games(a, b), a.games, assume_unique=True)), ''
 
 # %% ../../nbs/data/20_trained.ipynb #ad809a10
@@ -362,7 +370,9 @@ def overlap(
     found = Overlap(other.rows, sum(_of_both(train, other, sha) for sha in both),
                     sum(n for sha, n in other.shards.items() if sha not in both),
                     _folds_apart(train, other), doubt=other.doubt or train.doubt, of_games=_from_games(other.kind))
-    if found.others and not found.apart: found.games, found.shared = _shared(train, other)
+    if found.others and not found.apart:
+        found.games, found.shared = _shared(train, other)
+        found.lost = (other if other.games is None else train).lost
     if found.others or not found.trained: found.copies, found.unlooked = _copied(train, other)
     if found.copies and found.games is None: found.games = len(other.keys())
     return found
@@ -393,7 +403,7 @@ def _unsure(found, who='it'):
     if not found.rows or found.trained or found.shared or found.copies: return
     split = (found.apart or not found.others) and not found.doubted
     known = split or found.shared == 0 and not found.doubt
-    why = found.doubt or 'its own shards are no longer where they were'
+    why = found.doubt or found.lost
     if not known: yield f'whether {who} was trained on their games is not known: {why}'
     elif found.unlooked: yield f'whether {who} was trained on copies of their games is not known: {found.unlooked}'
 
@@ -445,6 +455,7 @@ def _same_positions(train, valid):
     try:
         known = _distinct(c['id'] for c in source_columns(train, ('id',)))
         same = sum(int(np.isin(c['id'], known).sum()) for c in source_columns(valid, ('id',)))
+    except FarError: raise
     except (ShardError, OSError, KeyError): return ''
     return share_text(same, valid.total_rows)
 
@@ -652,7 +663,7 @@ def read_trained(
 ) -> Trained|None:            # None if it does not say
     "What a checkpoint says of its rows"
     again = cache(ask) if ask is not None else lambda: None
-    had = lambda what: None if (side := again()) is None else side.had(what)
+    had = lambda what: None if (side := again()) is None or side.ask is None else side.ask(what)
     saved = about.get('trained')
     if not fits_trained(saved): return None
     valid, *before = (None if s is None else _read(s) for s in [saved['valid'], *saved.get('before', ())])
