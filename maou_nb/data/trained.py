@@ -310,7 +310,7 @@ class Overlap:
     copies: int = 0           # Games trained on under another key
     unlooked: str = ''        # Why copies were not looked for; '' if they were, or no row knows its game
     of_games: bool = True     # Whether these rows are positions of games at all
-    lost: str = _LOST         # Why games are not known though rows know them
+    lost: str = ''            # Why games are not known though rows know them; '' if they are
 
     @property
     def doubted(self) -> bool:
@@ -372,7 +372,7 @@ def overlap(
                     _folds_apart(train, other), doubt=other.doubt or train.doubt, of_games=_from_games(other.kind))
     if found.others and not found.apart:
         found.games, found.shared = _shared(train, other)
-        found.lost = (other if other.games is None else train).lost
+        if found.shared is None: found.lost = (other if other.games is None else train).lost
     if found.others or not found.trained: found.copies, found.unlooked = _copied(train, other)
     if found.copies and found.games is None: found.games = len(other.keys())
     return found
@@ -403,7 +403,7 @@ def _unsure(found, who='it'):
     if not found.rows or found.trained or found.shared or found.copies: return
     split = (found.apart or not found.others) and not found.doubted
     known = split or found.shared == 0 and not found.doubt
-    why = found.doubt or found.lost
+    why = found.doubt or found.lost or _LOST
     if not known: yield f'whether {who} was trained on their games is not known: {why}'
     elif found.unlooked: yield f'whether {who} was trained on copies of their games is not known: {found.unlooked}'
 
