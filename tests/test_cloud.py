@@ -78,6 +78,30 @@ def far_run(tmp_path):
     yield run, mirror, url
     mirror.close()
 
+@pytest.mark.parametrize('error', [ConnectionError('no route'), TimeoutError('it takes too long'), PermissionError('Forbidden')])
+def test_a_record_that_cannot_be_read_is_not_nobodys(far_run, tmp_path, monkeypatch, error):
+    "Somebody may well be at work there: whoever asks is told why it is not known, and nothing is sent over it"
+    run, mirror, url = far_run
+    at, fs = as_path(url)/alone.RECORD, as_path(url).fs
+    kept = type(fs).open
+    def broken(self, path, *args, **more):
+        if str(path).endswith(alone.RECORD): raise error
+        return kept(self, path, *args, **more)
+    monkeypatch.setattr(type(fs), 'open', broken); monkeypatch.setattr(files, 'TRIES', 2)
+    prepare_stage1(tmp_path/'stage1')
+    options = dict(stage=1, run_dir=tmp_path/'third', gpu='cpu', model_size='tiny', stage1_data_path=tmp_path/'stage1')
+    for ask in (lambda: alone.read_record(at), lambda: alone.elsewhere_at_work(at), lambda: sends_to(url),
+                lambda: learn_multi_stage(**options, resume_from=url)):
+        with pytest.raises(FileError) as e: ask()
+        assert alone.RECORD in str(e.value) and str(error) in str(e.value) and '\n' not in str(e.value)
+    fetch_run(url, tmp_path/'elsewhere')
+    (tmp_path/'elsewhere'/'notes.txt').write_text('other')
+    told = []
+    assert not Mirror({tmp_path/'elsewhere': url}, told.append).close()
+    assert any(str(error) in t for t in told) and (UPath(url)/'notes.txt').read_text() == '{"stage": 1}'
+    (tmp_path/alone.RECORD).write_text('no JSON')          # what is there and is no record says nobody, as before
+    assert alone.read_record(tmp_path/alone.RECORD) == {} == alone.read_record(tmp_path/'nowhere'/alone.RECORD)
+
 def test_one_sends_at_a_time(far_run, tmp_path, monkeypatch):
     "Another machine that fetched the run is told, and goes on once the first has ended, or given no sign of life for long"
     run, mirror, url = far_run

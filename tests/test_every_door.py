@@ -1,24 +1,27 @@
 "Rows that a network has seen, in whatever way, are said to be so at every door"
-import contextlib, inspect, io, json, re, shutil
+import contextlib, inspect, io, json, random, re, shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rsshogi.core import Board, Move
 
 import maou_nb
 from maou_nb import browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
 from maou_nb.data import trained
-from maou_nb.data.records import Filters
-from maou_nb.data.shards import find_shards
+from maou_nb.data.positions import positions
+from maou_nb.data.records import Filters, read_games
+from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
-from maou_nb.data.splits import held_name
-from maou_nb.data.trained import AT_LEAST, MARKS, Marks, copied_games, marks_of, side_of
+from maou_nb.data.splits import held_name, share_text
+from maou_nb.data.trained import AT_LEAST, CONTAINED, DEEP, MARKS, Marks, copied_games, marks_of, side_of
 from maou_nb.judge.evaluate import rows_to_judge
 from maou_nb.judge.inspect import audit
 from maou_nb.judge.review import review
 from maou_nb.stages.rows import prepare_stage3
 from maou_nb.train.checkpoints import load_tensors, save_tensors
 from samples import ONE_FILE
+from writers import Told, csa, kinds
 
 TINY = dict(stage=3, gpu='cpu', model_size='tiny', resnet_channels=4, resnet_blocks=1, epoch=1, stage3_batch_size=1024,
             tensorboard_histogram_frequency=0)
@@ -28,6 +31,17 @@ def warm(path): return dict.fromkeys(FROM, path)
 
 def without_last_moves(text): return re.sub(r'[+-]\d{4}[A-Z]{2}\n(?:T.*\n|\'\*\*.*\n)*(?=%)', '', text)
 
+def in_part(game, first, last):
+    "The moves `first` to `last` of a game, as a CSA record of its own"
+    board, moves, words = Board(f'{game.start} 1'), [Move(int(m)).to_usi() for m in game.moves], []
+    for ply, usi in enumerate(moves[:last]):
+        if ply == first: start = ' '.join(board.to_sfen().split()[:3])
+        moved = usi[0] if usi[1] == '*' else kinds(board)[usi[:2]].upper()
+        words.append((moved, f'+{moved}' if usi.endswith('+') else moved))
+        board.apply_usi(usi)
+    told = Told(start, moves[first:last], [None]*(last - first), '%TORYO', None, words[first:])
+    return '\n'.join(csa(told, random.Random(first)))
+
 def learn(run_dir, data, judged, **options):
     "A run, and what it printed"
     printed, own = io.StringIO(), dict(stage3_data_path=data, stage3_validation_data_path=judged)
@@ -36,7 +50,7 @@ def learn(run_dir, data, judged, **options):
 
 @pytest.fixture(scope='module')
 def sets(tmp_path_factory):
-    "Games 0–13: as they are, copied, prepared anew, with games 7–20, and less their last moves; and games 21–28, and 29–36"
+    "Games 0–13: as they are, copied, prepared anew, with games 7–20, less their last moves, and in part; and games 21–28, and 29–36"
     out, games = tmp_path_factory.mktemp('doors'), ONE_FILE.read_text().split('/\n')
     cut = [without_last_moves(g) for g in games]
     for name, part, rows in (('first', games[:14], 500), ('half', games[7:21], 500),
@@ -44,6 +58,13 @@ def sets(tmp_path_factory):
         (out/f'{name}.csa').write_text('/\n'.join(part))
         prepare_stage3(out/f'{name}.csa', out/name, rows_per_shard=rows)
     prepare_stage3(out/'first.csa', out/'anew', filters=Filters(skip_plies=4))
+    rng = np.random.default_rng(0)
+    parts = {'stopped': lambda n: (0, rng.integers(0.48*n, 0.55*n)), 'late': lambda n: (rng.integers(0.3*n, 0.6*n), n),
+             'middle': lambda n: (rng.integers(0.1*n, 0.3*n), rng.integers(0.8*n, 0.9*n))}
+    for name, part in parts.items():
+        records = [in_part(g, *map(int, part(len(g)))) for g in read_games(out/'first.csa')]
+        (out/f'{name}.csa').write_text('\n/\n'.join(records))
+        prepare_stage3(out/f'{name}.csa', out/name)
     (out/'copied').mkdir()
     for i, path in enumerate(sorted((out/'first').glob('*.feather'))): shutil.copy(path, out/'copied'/f'{i}.feather')
     shutil.copytree(out/'first', out/'same')
@@ -59,8 +80,11 @@ def made(sets):
     save_tensors(sets/'silent.safetensors', tensors, {k: v for k, v in about.items() if k != 'trained'})
     runs['of silent'] = learn(sets/'runs'/'silent', sets/'others', sets/'judged', **warm(sets/'silent.safetensors'))
     parts = first.dir/'checkpoints'/'stage3'/'parts'
+    runs['of parts'] = learn(sets/'runs'/'parts', sets/'stopped', sets/'judged')
     runs['of a part'] = learn(sets/'runs'/'part', sets/'others', sets/'judged', resume_backbone_from=parts/'backbone.safetensors')
     return runs
+
+UNDER_ANOTHER = r'1?\d of (its|their) 14 games .* (are|were) trained on, under another key'
 
 # kind of overlap → (the run that is asked, the set it is asked about, what of it is said, and whether learn refuses them both)
 KINDS = {
@@ -70,13 +94,17 @@ KINDS = {
     'shared games':                 ('first', 'half', r'7 of (its|their) 14 games \(50\.0%\) (are|were) trained on(?!, under)', False),
     'games less their last move':   ('first', 'cut',
                                      r'13 of (its|their) 14 games \(92.9%\) (are|were) trained on, under another key', False),
+    'games that stop early':        ('first', 'stopped', UNDER_ANOTHER, False),
+    'games that begin late':        ('first', 'late', UNDER_ANOTHER, False),
+    'games without either end':     ('first', 'middle', UNDER_ANOTHER, False),
+    'games that go on':             ('of parts', 'first', UNDER_ANOTHER, False),
     'what it began from':           ('second', 'same', r'the net it began from was trained on them', False),
     'games of what it began from':  ('second', 'half', r'7 of their 14 games \(50\.0%\) were trained on by the net it began from', False),
     'copies of its games':          ('second', 'cut', r'13 of their 14 games .* under another key by the net it began from', False),
     'what that began from':         ('third', 'others', r'the net it began from was trained on them', False),
     'of a part':                    ('of a part', 'copied', r'the net it began from was trained on them', False),
     'what it began from is silent': ('of silent', 'half', r'whether the net it began from was trained on them is not known', False)}
-TRAINS_ON = {'first': 'first', 'second': 'others', 'third': 'cut', 'of silent': 'others', 'of a part': 'others'}
+TRAINS_ON = {'first': 'first', 'second': 'others', 'third': 'cut', 'of silent': 'others', 'of a part': 'others', 'of parts': 'stopped'}
 BEGINS_FROM = {'second': 'first', 'third': 'second', 'of silent': 'silent.safetensors'}
 
 def options_of_run(sets, made, name):
@@ -219,13 +247,22 @@ def spoiled(made, name, out, spoil):
     return load_net(out/'spoiled.safetensors')
 
 def test_checkpoints_of_an_earlier_version(sets, made, tmp_path):
-    "They name no sources, and no marks: the first is told from their options, the second is asked of their shards"
+    "They name no sources, and no marks or fewer: the first is told from their options, the second is asked of their shards"
     def older(about):
         del about['trained']['before']
         for side in ('train', 'valid'): del about['trained'][side]['marks'], about['trained'][side]['kind']
     net = spoiled(made, 'second', tmp_path, older)
     assert 'whether the net it began from was trained on them is not known' in rows_to_judge(net, sets/'same')[1]
     net = spoiled(made, 'first', tmp_path, older)
+    for name in ('same', 'half', 'cut', 'others'):
+        assert rows_to_judge(net, sets/name)[1] == rows_to_judge(load_net(made['first'].dir), sets/name)[1]
+    def fewer(about):
+        for side in ('train', 'valid'):
+            kept, read = about['trained'][side], trained._read(about['trained'][side]).marks
+            kept['marks']['numbers'] = trained._packed(read.numbers[:, :8], '<u4')
+            del kept['sums']
+    net = spoiled(made, 'first', tmp_path, lambda about: (fewer(about), about['config'].update(stage3_data_path='gone')))
+    assert trained.fits_trained(net.about['trained']) and net.about['trained']['train']['marks']
     for name in ('same', 'half', 'cut', 'others'):
         assert rows_to_judge(net, sets/name)[1] == rows_to_judge(load_net(made['first'].dir), sets/name)[1]
     lost = spoiled(made, 'first', tmp_path, lambda about: (older(about), about['config'].update(stage3_data_path='gone')))
@@ -338,7 +375,77 @@ def test_copies_are_games_with_the_same_positions():
         assert len(copied_games(side(games), side([g[cut] for g in games]))) > 297
         assert len(copied_games(side([g[cut] for g in games]), side(games))) > 297
     assert len(copied_games(side(games), side(others))) == 0 == len(copied_games(side(others), side(games)))
-    assert AT_LEAST > 4
+
+def positions_of(games):
+    "Ids and plies of the positions of each game, each game by itself"
+    made = positions(games, legal=False)
+    return [(made['id'][made['game'] == g.key], made['ply'][made['game'] == g.key].astype(int)) for g in games]
+
+def marked(games, width=MARKS):
+    "`Marks` of games given as (ids, plies), counted one by one, in an order of keys of their own"
+    numbers = [np.unique(np.maximum(ids[plies >= DEEP].astype(np.uint32), 1))[:width] for ids, plies in games]
+    known = [i for i, n in enumerate(numbers) if len(n) >= AT_LEAST]
+    return Marks(np.array(known, np.uint64), np.array([np.pad(numbers[i], (0, width - len(numbers[i]))) for i in known], np.uint32))
+
+def reach_of(numbers): return numbers[-1] if numbers[-1] else 1 << 32
+
+def copies_by_hand(train, other):
+    "What `copied_games` finds, pair by pair"
+    found = []
+    for key, b in zip(other.games.tolist(), other.numbers.tolist()):
+        for a in train.numbers.tolist():
+            end, shared = min(reach_of(a), reach_of(b)), len({*a} & {*b} - {0})
+            least = min(sum(0 < x <= end for x in n) for n in (a, b))
+            if shared >= AT_LEAST and shared >= CONTAINED*least:
+                found.append(key)
+                break
+    return found
+
+@pytest.fixture(scope='module')
+def played(): return positions_of([g for path in sorted(ONE_FILE.parent.glob('*.csa'))[:4] for g in read_games(path)])
+
+CUTS = {'end': lambda rng, n: (0, rng.integers(0.6*n, n)), 'beginning': lambda rng, n: (rng.integers(1, 0.6*n), n),
+        'both': lambda rng, n: (rng.integers(1, 0.3*n), rng.integers(0.75*n, n))}
+
+@pytest.mark.parametrize('cut', CUTS)
+@pytest.mark.parametrize('seed', range(3))
+def test_a_cut_game_is_found_either_way(played, cut, seed):
+    "At random, in a record that counts its plies anew or goes on counting; trained on in part, or asked for in part"
+    rng, whole, parts = np.random.default_rng(seed), marked(played), []
+    for ids, plies in played:
+        first, last = CUTS[cut](rng, len(ids))
+        parts.append((ids[first:last], plies[:last - first] if rng.random() < 0.5 else plies[first:last]))
+    part = marked(parts)
+    for train, other in ((whole, part), (part, whole)):
+        found = copied_games(train, other).tolist()
+        assert found == copies_by_hand(train, other)
+        assert len(found) >= 0.85*len(part.games) and len(part.games) > 0.9*len(played)
+    half = len(played)//2
+    assert len(copied_games(marked(played[:half]), marked(parts[half:]))) == 0     # other games are not
+
+@pytest.mark.parametrize('width', [8, MARKS])
+def test_marks_of_every_width_are_compared(played, width):
+    "An earlier version kept 8 numbers; whole copies are found by them, and games less a move, in any pair of widths"
+    for cut in (slice(None), slice(None, -1), slice(1, None)):
+        other = marked([(ids[cut], plies[cut]) for ids, plies in played], width)
+        for w in (8, MARKS):
+            train = marked(played, w)
+            for a, b in ((train, other), (other, train)):
+                found = copied_games(a, b).tolist()
+                assert found == copies_by_hand(a, b) and len(found) >= len(other.games) - 1
+
+def test_numbers_in_very_many_games(monkeypatch):
+    "Of games that share an opening beyond ply 30 none is a copy, of one game in very many records all are, and blocks change nothing"
+    rng = np.random.default_rng(0)
+    def side(opening, n): return Marks(np.arange(n, dtype=np.uint64), np.sort(np.concatenate(
+        [np.tile(opening, (n, 1)), rng.integers(1, 2**32, (n, MARKS - len(opening)), dtype=np.uint32)], 1), axis=1))
+    opening = rng.integers(1, 2**29, 4, dtype=np.uint32)
+    a, b = side(opening, 300), side(opening, 300)
+    again = Marks(a.games, np.tile(a.numbers[:1], (300, 1)))
+    for block in (7, 1 << 13):
+        monkeypatch.setattr(trained, '_BLOCK', block)
+        assert len(copied_games(a, b)) == 0
+        assert len(copied_games(a, a)) == 300 == len(copied_games(again, again)) and copied_games(again, a).tolist() == [0]
 
 def test_marks_are_those_of_the_rows(sets):
     "Counted row by row; in whatever files, and of folds alone"
@@ -356,3 +463,40 @@ def test_the_audit_decides_by_the_same(sets):
     for train, valid in (('first', 'cut'), ('cut', 'first'), ('first', 'others'), ('half', 'cut')):
         a, b = (StreamingFileSource(sets/n, 3) for n in (train, valid))
         assert sorted(audit(a, b).copies['game'].to_list()) == copied_games(marks_of(a), marks_of(b)).tolist()
+
+# --- the same games twice
+
+def in_one_set(path): return {int(g) for s in find_shards(path, 3) for g in read_shard(s)['game'].to_pylist()}
+
+# the sets that are trained on → (games in more than one of them, and whether some of these are so under another key)
+TWICE = {('first', 'anew'): (14, False), ('first', 'half'): (7, False), ('first', 'cut'): (13, True), ('first', 'stopped'): (9, True),
+         ('first', 'anew', 'half'): (14, False), ('first', 'others'): (0, False), ('judged', 'others'): (0, False)}
+
+@pytest.mark.parametrize('names', TWICE)
+def test_games_that_are_trained_on_twice_are_said(sets, tmp_path, names):
+    "By a run that begins, and by preflight, which warns and refuses nothing; whole copies and parts, by their rows"
+    least, copies = TWICE[names]
+    options = dict(stage3_data_path=[sets/n for n in names], stage3_validation_data_path=sets/'judged' if 'judged' not in names else None)
+    checked = preflight(**{**TINY, **options}, run_dir=tmp_path/'none')
+    said = [s for _, _, s, mark in checked.lines if 'in more than one of' in s and mark == 'look']
+    games = set().union(*(in_one_set(sets/n) for n in names))
+    assert checked.ready and len(said) == bool(least)
+    ran = learn(tmp_path/'run', **dict(data=options['stage3_data_path'], judged=options['stage3_validation_data_path'])).text
+    if not least: assert 'in more than one of' not in ran; return
+    n = int(re.match(r'stage3_data_path: (\d+) of its', said[0])[1])
+    assert said[0] in ran
+    assert f'{n} of its {len(games)} games ({share_text(n, len(games))}) are in more than one of its {len(names)} sets' in said[0]
+    assert (n >= least if copies else n == least) and ('under another key' in said[0]) == copies
+
+def test_one_set_in_several_places_is_no_set_twice(sets, tmp_path, monkeypatch):
+    "Its files have the same games and other rows of them, whether its manifest is there or not"
+    rows = StreamingFileSource(sets/'first', 3).total_rows
+    for i, path in enumerate(sorted((sets/'first').glob('*.feather'))):
+        (tmp_path/str(i)).mkdir()
+        shutil.copy(path, tmp_path/str(i)/path.name)
+    source = StreamingFileSource(tmp_path, 3, say=str)
+    assert len(source.shards) > 1 and source.total_rows == rows and trained.trained_twice(source) == ''
+    both = StreamingFileSource([tmp_path, sets/'anew'], 3, say=str)      # files by themselves, and a set with the same games
+    assert ' of its 14 games (' in trained.trained_twice(both)
+    monkeypatch.setattr(trained, 'LOOKED_AT', 100)
+    assert trained.trained_twice(both) == ''

@@ -9,18 +9,19 @@ import pytest
 
 from maou_nb import OptionError, browse, compare, evaluate, learn_multi_stage, load_net, preflight, show_results
 from maou_nb.data import shards as in_shards
+from maou_nb.data.files import as_path
 from maou_nb.data.old import write_old
 from maou_nb.data.packed import HCPE, write_hcpe
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import content_of, find_shards, first_of_each, read_shard, write_shard
 from maou_nb.data.sources import FileSource, StreamingFileSource
 from maou_nb.data.splits import held_name, split_sources
-from maou_nb.data.trained import games_of, in_words, overlap, read_trained, side_of, trained_on
+from maou_nb.data.trained import games_of, in_words, known_of, overlap, read_trained, side_of, trained_on
 from maou_nb.front.options import make_config
 from maou_nb.judge.evaluate import rows_to_judge
 from maou_nb.judge.inspect import audit
 from maou_nb.judge.review import review
-from maou_nb.stages.rows import prepare_stage3
+from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import load_tensors, save_tensors
 from maou_nb.train.runner import sources_of
@@ -248,15 +249,38 @@ def test_many_games_are_asked_of_the_shards(sets, run, monkeypatch, tmp_path):
     net.about['config']['stage3_data_path'] = str(tmp_path/'gone')
     assert rows_to_judge(net, sets/'most')[1].endswith('not known: its own shards are no longer where they were')
 
+@pytest.mark.parametrize('error', [ConnectionError('no route'), PermissionError('Forbidden')])
+def test_shards_that_nobody_can_ask_now_are_not_said_to_be_gone(sets, monkeypatch, tmp_path, error):
+    "A run with too many games to keep, or of an earlier version, whose bucket does not answer: that is said, at once for all that is asked"
+    from maou_nb.data import files, trained
+    far = as_path(f'memory://unreachable-{tmp_path.name}')
+    for path in (sets/'first').iterdir(): (far/path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(trained, '_KEPT', 5)
+    learn(sets, tmp_path/'run', stage3_data_path=str(far))
+    nets = [load_net(tmp_path/'run') for _ in range(2)]
+    del nets[1].about['trained']
+    asked = []
+    def refuse(*args, **more): asked.append(args); raise error
+    for name in ('info', 'ls', 'glob', 'find', 'isfile', 'isdir', 'exists', 'open', 'modified', 'ukey'):
+        monkeypatch.setattr(type(far.fs), name, refuse)
+    monkeypatch.setattr(files, 'TRIES', 1)
+    for net in nets:
+        asked.clear()
+        known = rows_to_judge(net, sets/'most')[1]
+        assert 'is not known: ' in known and str(error) in known and str(far) in known and 'no longer' not in known, known
+        assert 0 < len(asked) <= 2 and '\n' not in known
+    assert str(error) in evaluate(tmp_path/'run', sets/'most', device='cpu').known
+
 def test_rows_that_know_no_games(sets, tmp_path):
     "The old tool's tables: the same file is known, of others it isn't claimed"
     table = read_shard(find_shards(sets/'first', 3)[0])
     for i in range(3): write_old(table.slice(300*i, 300), tmp_path/f'{i}.feather', 3)
     for data in (tmp_path/'0.feather', [tmp_path/'0.feather', tmp_path/'1.feather']):
         text, stage = learn(sets, tmp_path/'run', stage3_data_path=data)
-        assert stage.judged_on == 'held-out rows' and 'in no manifest' in text
+        assert stage.judged_on == 'validation rows, whose games may have been trained on' and 'in no manifest' in text
         net = load_net(tmp_path/'run')
-        assert rows_to_judge(net)[1] == f'held out {stage.split}'
+        how, _, doubt = stage.split.partition('; whether its games are trained on is ')
+        assert rows_to_judge(net)[1] == f'split {how}; whether it was trained on their games is {doubt}'
         assert rows_to_judge(net, data)[1] in ('it was trained on most of them', 'it was trained on 50.0% of them')
         shutil.rmtree(tmp_path/'run')
     assert rows_to_judge(net, tmp_path/'2.feather')[1].endswith('not known: these rows know no games')
@@ -292,6 +316,65 @@ def test_the_same_positions_without_games(sets, tmp_path, kind, same):
     lines = {what: (said, mark) for _, what, said, mark in preflight(**{**TINY, **options, 'run_dir': tmp_path/'none'}).lines}
     assert lines['rows'][1] == lines['split'][1] == 'look' and ' to judge on' in said[0]
     assert not re.search('held.out', lines['rows'][0].replace('neighbours of a held-out position', ''))
+
+# name → (how its rows are split, why their games may be on both sides)
+GAMELESS = {'one table': ('by row', 'these rows know no games'), 'tables': ('by file', 'these rows know no games'),
+            'loose': ('by fold, which are not games', 'all of the positions came from pieces of games'),
+            'no manifest': ('by fold, which are not games', 'no manifest tells')}
+
+@pytest.fixture(scope='module')
+def gameless(sets):
+    "Sets whose rows know no games, one of each kind, made of the same games"
+    out, table = sets/'gameless', read_shard(find_shards(sets/'first', 3)[0])
+    for name in GAMELESS: (out/name).mkdir(parents=True)
+    write_old(table, out/'one table'/'0.feather', 3)
+    for i in range(4): write_old(table.slice(200*i, 200), out/'tables'/f'{i}.feather', 3)
+    write_hcpe(list(read_games(sets/'first.csa')), out/'all')
+    np.random.default_rng(0).permutation(np.fromfile(out/'all', HCPE)).tofile(out/'loose.hcpe')
+    prepare_stage3(out/'loose.hcpe', out/'loose')
+    for path in find_shards(sets/'first', 3): shutil.copy(path.path, out/'no manifest')
+    return out
+
+@pytest.mark.parametrize('kind', GAMELESS)
+def test_one_set_whose_rows_know_no_games_is_doubted_at_every_door(sets, gameless, tmp_path, kind):
+    "Rows of one game may be on both sides, however they are split: none is called held out, and all say why"
+    how, why = GAMELESS[kind]
+    doubt, options = f'not known: {why}', dict(stage3_data_path=gameless/kind)
+    text, stage = learn(sets, tmp_path/'run', **options)
+    name = 'validation rows, whose games may have been trained on'
+    assert stage.judged_on == name == held_name(stage.split) and stage.split.startswith(how) and doubt in stage.split
+    assert f'on {name}' in text and f' to judge on, {stage.split}' in text and stage.overlap == {}
+    assert json.loads((tmp_path/'run'/'result.json').read_text())['stages_completed'][0]['judged_on'] == name
+    assert json.loads((tmp_path/'run'/'run.json').read_text())['data']['3']['split'] == stage.split
+    lines = {what: (said, mark) for _, what, said, mark in preflight(**{**TINY, **options, 'run_dir': tmp_path/'none'}).lines}
+    assert lines['rows'][1] == lines['split'][1] == 'look' and f' to judge on, {stage.split}' in lines['rows'][0]
+    known = rows_to_judge(load_net(tmp_path/'run'))[1]
+    assert known.startswith(f'split {how}') and f'whether it was trained on their games is {doubt}' in known
+    said = [text, stage.split, lines['rows'][0], known, evaluate(tmp_path/'run', device='cpu').known, review(tmp_path/'run', rows=1).known,
+            browse(tmp_path/'run', rows=1)._repr_mimebundle_()['text/plain'], repr(show_results(tmp_path/'run', n=1, rows=1)),
+            *compare(tmp_path/'run', tmp_path/'run').remarks()]
+    assert all(known in s for s in said[4:8]) and all(doubt in s for s in said)
+    assert not re.search('held.out', ' '.join(said).replace('neighbours of a held-out position', ''))
+
+def test_rows_of_no_games_keep_their_words(tmp_path):
+    "Single pieces are of no game that could be on both sides"
+    prepare_stage1(tmp_path/'all')
+    table = read_shard(find_shards(tmp_path/'all', 1)[0])
+    for i in range(3): write_shard(tmp_path/f'{i}.feather', table.slice(300*i, 300), 1, 'a test')
+    *sides, split = split_sources(StreamingFileSource, sorted(tmp_path.glob('*.feather')), 1, 0.3)
+    assert split == 'by file, as they know no games: 1 of 3' and held_name(split) == 'held-out rows'
+    assert known_of(trained_on(*sides, split, quiet), side_of(sides[1], quiet)) == f'held out {split}'
+
+def test_words_of_an_earlier_version(sets, gameless):
+    "Which said how rows were split, and not that their games are doubted: they are read, and doubted all the same"
+    for kind, (how, why) in GAMELESS.items():
+        *sides, split = split_sources(StreamingFileSource, gameless/kind, 3, 0.2)
+        saved = trained_on(*sides, split, quiet).saved()
+        old = {n: v for n, v in saved.items() if n != 'sums'}
+        parts = split.replace('whether its games are trained on is not known: ', '').split('; ')
+        old['split'] = '; '.join(parts) if kind in ('loose', 'no manifest') else parts[0]
+        said = known_of(read_trained({'trained': old}), side_of(sides[1], quiet))
+        assert said == known_of(read_trained({'trained': saved}), side_of(sides[1], quiet)) and said.startswith(f'split {how}'), said
 
 # --- without reading more than is needed
 

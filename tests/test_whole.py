@@ -1,4 +1,4 @@
-"Held-out rows are called held-out games where whole games are known, and nowhere else; what a format knows of the ply is carried"
+"Rows are called held-out games where whole games are known, and nothing of that kind elsewhere; what a format knows of the ply is carried"
 import contextlib, gzip, io, json, random, re, shutil
 from collections import Counter
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from samples import GAMES, ONE_FILE
 
 CLAIMS = re.compile(r"held-out games|by game|no game is on both|of whole games|each of whole", re.I)
+DOUBTED = 'validation rows, whose games may have been trained on'
 DOUBT = 'neighbours of a held-out position may lie on both sides'
 
 @pytest.fixture(scope='module')
@@ -71,7 +72,7 @@ def speaks(run, text):
 def test_result_and_remarks(run):
     for n in (2, 3):
         speaks(run, run.result[n].split)
-        assert run.result[n].judged_on == ('held-out games' if run.whole else 'held-out rows')
+        assert run.result[n].judged_on == ('held-out games' if run.whole else DOUBTED)
         assert bool(CLAIMS.search(run.result[n].sentence())) == run.whole
     speaks(run, run.printed)
     assert run.printed.count(DOUBT) == (0 if run.whole else 2)
@@ -80,7 +81,7 @@ def test_result_and_remarks(run):
 
 def test_the_table_of_a_result(run):
     text = run.result._repr_html_()
-    assert ('held-out games' in text) == run.whole and ('held-out rows' in text) != run.whole
+    assert ('held-out games' in text) == run.whole and (DOUBTED in text) != run.whole and 'held-out rows' not in text
     assert bool(CLAIMS.search(repr(load_run(run.dir)) + load_run(run.dir)._repr_html_())) == run.whole
 
 def test_curves(run, monkeypatch):
@@ -89,7 +90,7 @@ def test_curves(run, monkeypatch):
     drawn, figure = [], learn.stage_figure
     monkeypatch.setattr(learn, 'stage_figure', lambda *a, **kw: drawn.append(figure(*a, **kw)) or drawn[-1])
     run.result._repr_html_()
-    name = 'held-out games' if run.whole else 'held-out rows'
+    name = 'held-out games' if run.whole else DOUBTED
     assert len(drawn) == 2 and all(f.axes[1].get_title() == name for f in drawn)
     assert all(any(name in l.get_label() for l in f.axes[0].lines) for f in drawn)
     asked = []
@@ -118,7 +119,8 @@ def test_audit_and_shard_info(run):
 def test_evaluate_and_review(run, shards, loose):
     said = evaluate(run.dir, device='cpu')
     assert said.rows == run.result[3].rows['valid'] and (DOUBT in repr(said)) != run.whole
-    assert said.known == 'held out' if run.whole else said.known.startswith('held out by fold, which are not games')
+    assert said.known == 'held out' if run.whole else said.known.startswith('split by fold, which are not games')
+    if not run.whole: assert 'whether it was trained on their games is not known: all of the positions' in said.known
     assert said.metrics['policy_loss'] == pytest.approx(run.result[3].metrics['policy_loss'], abs=1e-4)
     assert not CLAIMS.search(repr(review(run.dir)))
     # what it was trained on decides as well as what it is judged on

@@ -20,7 +20,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from upath import UPath
 
-from .files import FileError, as_path, atomic_file, is_remote, path_here, read_json
+from .files import FarError, FileError, as_path, atomic_file, is_remote, path_here, read_json
 
 try: import fcntl
 except ImportError: fcntl = None       # Windows: a record alone tells who works in a folder
@@ -165,9 +165,10 @@ def age_of(
 # %% ../../nbs/data/06_alone.ipynb #2c3549d6
 def read_record(
     path:str|Path|UPath,
-) -> dict:           # Empty: nobody did
+) -> dict:           # Empty: nobody did; a `FarError` where nobody can be asked
     "What the process that works, or worked, in a folder said of itself"
     try: said = read_json(path)
+    except FarError: raise        # somebody may well be at work there
     except (OSError, ValueError): return {}
     pid, host = said.get('pid'), said.get('host')
     return said if type(pid) is int and 0 <= pid < 1 << 31 and isinstance(host, str) else {}

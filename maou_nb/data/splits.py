@@ -17,7 +17,7 @@ from xxhash import xxh3_128_hexdigest
 from .columns import FOLDS, Columns
 from .files import file_sha256, local_file
 from .machine import free_shared, size_text
-from .shards import Shard, ShardError, doubt_of_games
+from .shards import NO_GAMES, Shard, ShardError, doubt_of_games
 from .sources import StreamingFileSource, folds_of
 
 # %% ../../nbs/data/19_splits.ipynb #b9d7041b
@@ -89,13 +89,20 @@ def split_problem(
 
 # %% ../../nbs/data/19_splits.ipynb #51000e17
 BY_GAME = 'by game'
+_BY_FOLD, _BY_FILE = 'by fold, which are not games', 'by file, as they know no games'
 _BY_ROW = ('by row, as one file that knows no games gives no better: '
            'the same position is on one side only')
+_DOUBTED = 'whether its games are trained on is not known'
 
+def _doubted(how, doubt):
+    "`how` rows were split, and why their games may be on both sides; `doubt` is '' if they are not"
+    return f'{how}; {_DOUBTED}: {doubt}' if doubt else how
+
+# %% ../../nbs/data/19_splits.ipynb #fb930cfc
 def _by_fold(held, doubt):
     "How folds were held out, and what that is worth"
     folds = f'folds 0…{len(held) - 1} of {FOLDS}'
-    return f'by fold, which are not games: {folds}; {doubt}' if doubt else f'{BY_GAME}: {folds}'
+    return _doubted(f'{_BY_FOLD if doubt else BY_GAME}: {folds}', doubt)
 
 # %% ../../nbs/data/19_splits.ipynb #5c1c5693
 def share_text(part:int, whole:int) -> str:
@@ -111,16 +118,16 @@ def games_text(
     shared:int,     # Of these, trained on as well
     copies:int,     # Trained on under another key
     called:str,     # 'games are', 'games were', …
+    seen_as:str='trained on',
 ) -> str:
-    "So many games are trained on"
+    "So many games are trained on, or seen in another way"
     what, _, many = called.rpartition(' ')
     seen, share = shared + copies, share_text(shared + copies, games)
     keys = '' if not copies else ', under another key' if not shared else f', {copies:,} of them under another key'
-    return f'{seen:,} of {whose} {games:,} {what} ({share}) {many} trained on{keys}'
+    return f'{seen:,} of {whose} {games:,} {what} ({share}) {many} {seen_as}{keys}'
 
 # %% ../../nbs/data/19_splits.ipynb #a48b1283
 _NONE = 'not one of its'
-_DOUBTED = 'whether its games are trained on is not known'
 _POSITIONS = 'of its positions are trained on'
 
 def of_their_own(
@@ -163,7 +170,7 @@ def held_name(
     "What the rows are that a stage is judged on"
     if seen := _seen_name(split): return seen
     if f'whether {BEGAN}' in split: return f'validation rows, which {BEGAN} may have been trained on'
-    if f'; {_DOUBTED}: ' in split: return 'validation rows, whose games may have been trained on'
+    if f'; {_DOUBTED}: ' in split or split.startswith(_BY_FOLD): return 'validation rows, whose games may have been trained on'
     if split.startswith(BY_GAME) or f': {_NONE} ' in split: return 'held-out games' + ', by their keys'*(UNLOOKED in split)
     return 'held-out rows'
 
@@ -177,19 +184,20 @@ def split_sources(
     "Two sources over `paths` that share no game if games are known, else no file or no position"
     whole = make(paths, stage)
     shards, kind, (held, rest) = whole.shards, _split_kind(whole.shards), held_folds(ratio)
+    doubt = doubt_of_games(shards) if whole.columns.origin else ''      # rows that come from no games have none to doubt
     if kind == 'by file':
         out = _held_files(shards, ratio)
         sides = [[s for i, s in enumerate(shards) if (i in out) is side] for side in (False, True)]
         train, valid = (make([s.path for s in side], stage, shards=side) for side in sides)
-        how = f'by file, as they know no games: {len(out)} of {len(shards)}'
+        how = _doubted(f'{_BY_FILE}: {len(out)} of {len(shards)}', doubt)
     else:
         train, valid = (make(paths, stage, folds=folds, shards=shards) for folds in (rest, held))
-        how = _by_fold(held, doubt_of_games(shards)) if kind == 'by fold' else _BY_ROW
+        how = _by_fold(held, doubt) if kind == 'by fold' else _doubted(_BY_ROW, doubt)
     train.skipped = valid.skipped = whole.skipped
     return train, valid, how
 
 # %% ../../nbs/data/19_splits.ipynb #e1cd4449
-_by_file = re.compile(r'by file, as they know no games: \d+ of \d+')
+_by_file = re.compile(rf'{_BY_FILE}: \d+ of \d+(; {_DOUBTED}: {NO_GAMES})?')
 _elsewhere = re.compile(rf'of \w+(; {_DOUBTED})?: [^<>\n]+')
 
 def is_split(
@@ -202,7 +210,9 @@ def is_split(
     if not isinstance(said, str): return False
     if train is None and valid is None: return bool(_by_file.fullmatch(said) or _elsewhere.fullmatch(said))
     if train is None or valid is None or set(train) & set(valid): return False
-    return said == _BY_ROW or said == _by_fold(valid, doubt) and set(valid) == set(range(len(valid)))
+    if said in (_BY_ROW, _doubted(_BY_ROW, NO_GAMES)): return True
+    by_fold = _by_fold(valid, doubt)
+    return said in (by_fold, by_fold.replace(f'{_DOUBTED}: ', '')) and set(valid) == set(range(len(valid)))
 
 # %% ../../nbs/data/19_splits.ipynb #435d5d52
 def packed_problem(

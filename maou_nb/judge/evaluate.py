@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
 from ..data.explained import check_one_of, check_whole
-from ..data.files import FileError, kept_paths, short_path
+from ..data.files import FarError, FileError, kept_paths, short_path
 from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
@@ -239,9 +239,10 @@ def _chosen(net, data, stage, folds):
 
 # %% ../../nbs/judge/52_evaluate.ipynb #7d884c79
 def _made_again(about, cfg, stage):
-    "Both sides of a run by its options; None if these are no longer the shards it was trained on"
+    "Both sides of a run by its options; None if these are no longer the shards it was trained on, a `FarError` if nobody answers"
     if stage.of(cfg, 'data') is None: return None
     try: made = sources_of(cfg.model_copy(update={'input_cache_mode': 'memory'}), stage, say=lambda text: None)
+    except FarError: raise
     except (FileError, OptionError, OSError, ValueError): return None
     before = [None] if began_elsewhere(about) else []
     return trained_on(*made, before=before) if fingerprint(made[0]) == about.get('data') else None
@@ -257,8 +258,8 @@ def trained_by(
     return read_trained(about, lambda: (found := again()) and found.train) or again()
 
 # %% ../../nbs/judge/52_evaluate.ipynb #32c8f177
-_NOT_KNOWN = ('whether it was trained on them is not known: its checkpoint names no checksums, '
-              'and its own shards are no longer where they were')
+_NOT_KNOWN = 'whether it was trained on them is not known: its checkpoint names no checksums, and '
+_LOST = 'its own shards are no longer where they were'
 
 def how_known(
     net:Net,
@@ -267,8 +268,9 @@ def how_known(
 ) -> str:
     "How the rows of `source` stand to those that `net` was trained on; '' of a network without a checkpoint"
     if not getattr(net, 'about', {}): return ''
-    run = trained_by(net, stage)
-    return _NOT_KNOWN if run is None else known_of(run, side_of(source))
+    try: run = trained_by(net, stage)
+    except FarError as e: return f'{_NOT_KNOWN}{e}'
+    return f'{_NOT_KNOWN}{_LOST}' if run is None else known_of(run, side_of(source))
 
 # %% ../../nbs/judge/52_evaluate.ipynb #b8b1103c
 def rows_to_judge(

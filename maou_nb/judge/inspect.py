@@ -27,7 +27,7 @@ from ..data.rows import rows_of_table
 from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, damaged, doubt_of_games,
                                  find_shards, read_manifest, read_shard)
 from ..data.sources import StreamingFileSource
-from ..data.trained import AT_LEAST, DEEP, Marks, copied_games, marks_of, source_columns
+from ..data.trained import AT_LEAST, CONTAINED, DEEP, Marks, copied_games, marks_of, source_columns
 from ..show.boards import Gallery, board_svg
 from ..show.plots import picture
 from ..data.html import html_table, join_html, tag
@@ -456,8 +456,8 @@ def _leak(self:SplitAudit):
     of = f'of {self.games[1]:,} validation games are in training'
     if self.games_shared:
         return f'It leaks: {self.games_shared:,} {of}, too. Split by folds, which go by game.'
-    return (f'It leaks: {len(self.copies):,} {of} under another key, since most of their positions '
-            f'from ply {DEEP} on are. Are there two records of the same games?')
+    return (f'It leaks: {len(self.copies):,} {of} under another key, as from ply {DEEP} on '
+            'the shorter record is in the longer. Are there two records of the same games?')
 
 # %% ../../nbs/judge/50_inspect.ipynb #4aaa1936
 @patch

@@ -33,7 +33,7 @@ from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
 from ..data.trained import (Trained, apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
-                                   shared_figures, sides_of, trained_on)
+                                   shared_figures, sides_of, trained_on, trained_twice)
 from ..model.backbones import BACKBONES, Backbone, shaping_options
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
@@ -404,11 +404,16 @@ def _too_rare(loop):
             yield f'{option}={every}: the stage ends after {there} {what}'
 
 # %% ../../nbs/train/48_runner.ipynb #270f1d97
+def _twice(loop):
+    "What to say of games that several sets have"
+    if said := trained_twice(loop.train): yield f'{loop.stage.option("data")}: {said}'
+
+# %% ../../nbs/train/48_runner.ipynb #3452566e
 def loop_remarks(loop:Loop) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *layers]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *layers, *_twice(loop)]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
