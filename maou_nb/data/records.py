@@ -22,7 +22,7 @@ import pyarrow as pa
 from fastcore.basics import patch
 
 from .columns import NO_PLY
-from .explained import explained
+from .explained import explained, is_count
 from .files import (ARROW_FILE, ARROW_STREAM, FileError, LimitError, as_file_error, as_path, files_below,
                                 find_files, holds_none, listed, open_files, seekable)
 from .games import TEXT_FORMATS, WORDS_OF_ENDINGS, Game, RecordError, Visits, read_text
@@ -292,9 +292,6 @@ def games_of_table(
         games.append(game)
     return games
 
-# %% ../../nbs/data/10_records.ipynb #5b972bfb
-def _is_count(x): return isinstance(x, int) and not isinstance(x, bool) and x >= 0
-
 # %% ../../nbs/data/10_records.ipynb #3c67ab8a
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool)
 
@@ -326,11 +323,11 @@ class Filters:
 def _filter_checks(f):
     "(field, whether it is right, what was expected) of the `Filters` `f`"
     yield 'min_rating', f.min_rating is None or _is_number(f.min_rating), 'a number'
-    yield 'min_plies', _is_count(f.min_plies), 'a whole number from 0 up'
-    yield 'skip_plies', _is_count(f.skip_plies), 'a whole number from 0 up'
+    yield 'min_plies', is_count(f.min_plies), 'a whole number from 0 up'
+    yield 'skip_plies', is_count(f.skip_plies), 'a whole number from 0 up'
     yield 'duplicates', isinstance(f.duplicates, bool), 'True or False'
-    least = f.min_plies if _is_count(f.min_plies) else 0
-    most_is_right = f.max_plies is None or _is_count(f.max_plies) and f.max_plies >= least
+    least = f.min_plies if is_count(f.min_plies) else 0
+    most_is_right = f.max_plies is None or is_count(f.max_plies) and f.max_plies >= least
     yield 'max_plies', most_is_right, 'a whole number not below min_plies'
     word = lambda e: isinstance(e, str) and re.fullmatch(r'%[-+A-Z_0-9]+', e)
     ends_are_right = f.ends is None or all(map(word, f.ends))

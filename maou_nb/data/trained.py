@@ -23,6 +23,7 @@ from fastcore.basics import patch
 from xxhash import xxh3_64_hexdigest
 
 from .columns import FOLDS, NO_PLY, columns_of, stage_key
+from .explained import is_count
 from .files import FarError, local_file
 from .shards import (NO_GAMES, Shard, ShardError, contents_of, damaged, doubt_of_games,
                                  first_of_each, is_doubt, open_ipc, read_shard)
@@ -589,10 +590,7 @@ def began_elsewhere(about:dict) -> bool:
     return any(re.fullmatch('resume_.+_from', k) and v for k, v in config.items()) if isinstance(config, dict) else True
 
 # %% ../../nbs/data/20_trained.ipynb #4c162048
-def _is_count(n): return type(n) is int and 0 <= n < 1 << 63
-
-# %% ../../nbs/data/20_trained.ipynb #013dcf35
-def _are_folds(f): return isinstance(f, list) and bool(f) and all(map(_is_count, f)) and sorted({*f}) == f and f[-1] < FOLDS
+def _are_folds(f): return isinstance(f, list) and bool(f) and all(map(is_count, f)) and sorted({*f}) == f and f[-1] < FOLDS
 
 # %% ../../nbs/data/20_trained.ipynb #b2b7f06f
 def _is_kind(kind):
@@ -602,7 +600,7 @@ def _is_kind(kind):
 # %% ../../nbs/data/20_trained.ipynb #a131bea2
 def _are_shards(s):
     hashed = lambda sha: isinstance(sha, str) and re.fullmatch('[0-9a-f]{64}', sha)
-    return isinstance(s, dict) and all(map(hashed, s)) and all(map(_is_count, s.values())) and sum(s.values()) > 0
+    return isinstance(s, dict) and all(map(hashed, s)) and all(map(is_count, s.values())) and sum(s.values()) > 0
 
 # %% ../../nbs/data/20_trained.ipynb #87cd24e0
 _FORM = {'kind': _is_kind, 'shards': _are_shards, 'folds': lambda f: f is None or _are_folds(f),

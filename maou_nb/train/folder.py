@@ -29,6 +29,7 @@ from fastcore.basics import patch
 from pydantic import AfterValidator
 
 from ..data.alone import RECORD, FolderLock, beating, elsewhere_at_work, read_record, write_record
+from ..data.explained import is_count
 from ..data.files import (DiskError, FarError, FileError, as_path, atomic_file, check_file, copy_file, found_again, is_inside,
                                 is_remote, local_file, make_writable, naming, open_append, parsed_json, path_here,
                                 read_json, short_path, whole)
@@ -70,14 +71,11 @@ def add_line(path:Path, row:dict):
     "Add a row to a `.jsonl` file"
     with naming(path), open_append(path) as f: f.write(json.dumps(row) + '\n')
 
-# %% ../../nbs/train/42_folder.ipynb #35fdf0cc
-def _is_count(x): return isinstance(x, int) and 0 <= x < 1 << 53
-
 # %% ../../nbs/train/42_folder.ipynb #5dd78a6a
 def _is_number(x): return isinstance(x, (int, float)) and (isinstance(x, float) or abs(x) < 1 << 53)
 
 # %% ../../nbs/train/42_folder.ipynb #eeb65fbf
-def _is_finite(x): return isinstance(x, float) and math.isfinite(x) or _is_count(x)
+def _is_finite(x): return isinstance(x, float) and math.isfinite(x) or is_count(x)
 
 # %% ../../nbs/train/42_folder.ipynb #dfbfec04
 def _is_text(x): return isinstance(x, str)
@@ -86,7 +84,7 @@ def _is_text(x): return isinstance(x, str)
 def _is_id(x): return _is_text(x) and re.fullmatch('[0-9a-f]{32}', x) is not None
 
 # %% ../../nbs/train/42_folder.ipynb #94bd570f
-def _is_stage(x): return _is_text(x) or _is_count(x)
+def _is_stage(x): return _is_text(x) or is_count(x)
 
 # %% ../../nbs/train/42_folder.ipynb #1fe542bd
 def _is_heat(x):
@@ -100,10 +98,10 @@ def _is_chances(x):
 
 # %% ../../nbs/train/42_folder.ipynb #62dea9a9
 ROWS = {
-    'history.jsonl': {'stage': _is_stage, 'epoch': _is_count, '': _is_number},       # '' stands for all else
-    'steps.jsonl': {'stage': _is_stage, 'step': _is_count, 'epoch': _is_finite, 'loader_wait': _is_finite,
+    'history.jsonl': {'stage': _is_stage, 'epoch': is_count, '': _is_number},       # '' stands for all else
+    'steps.jsonl': {'stage': _is_stage, 'step': is_count, 'epoch': _is_finite, 'loader_wait': _is_finite,
                     'positions_per_second': _is_finite, '': _is_number},
-    'watched.jsonl': {'stage': _is_stage, 'epoch': _is_count, 'sfen': _is_text, 'says': _is_text, 'heat': _is_heat,
+    'watched.jsonl': {'stage': _is_stage, 'epoch': is_count, 'sfen': _is_text, 'says': _is_text, 'heat': _is_heat,
                       'moves': _is_chances, 'value': lambda x: x is None or _is_finite(x), '': lambda x: True}}
 
 # %% ../../nbs/train/42_folder.ipynb #315dc39b

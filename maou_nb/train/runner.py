@@ -24,6 +24,7 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import __version__
 from ..data.batches import BatchStream, dense_bytes
+from ..data.explained import is_count
 from ..data.files import local_file
 from ..data.labels import LABEL_SCHEME
 from ..data.options import OptionError
@@ -595,10 +596,8 @@ def _check_net(loop, tensors):
                       f'{len(wrong)} tensors differ, the first is {wrong[0]}; has a plugin changed since?')
 
 # %% ../../nbs/train/48_runner.ipynb #4eca2796
-def _is_count(x): return isinstance(x, int) and 0 <= x < 1 << 53
-
-_SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': _is_count,
-         'epoch': _is_count, 'batch': _is_count, 'step': _is_count, 'history': lambda x: isinstance(x, list),
+_SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': is_count,
+         'epoch': is_count, 'batch': is_count, 'step': is_count, 'history': lambda x: isinstance(x, list),
          'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict)}
 
 def _odd_facts(loop, about):
