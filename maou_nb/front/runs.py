@@ -501,8 +501,7 @@ def compare(
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
     folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
-    if (twice := next((f for i, f in enumerate(folders) if f.path in [g.path for g in folders[:i]]), None)):
-        raise ValueError(f'{twice} is given twice: two or more runs were expected, each once')
+    folders = [*{f.path: f for f in folders}.values()]       # one that is given twice stands once
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))
