@@ -66,8 +66,8 @@ def field_problem(
     name, says = str(error['loc'][0]), error['msg'].removeprefix('Value error, ')
     if error['type'] != 'extra_forbidden':
         return f"{name}={shown(error['input'])}: {says[0].lower()}{says[1:]}"
-    other = OTHER_NAMES.get(name)
-    near = [other] if other else difflib.get_close_matches(name, fields, 1, 0.75)
+    other = OTHER_NAMES.get(name, name.removeprefix('stage3_'))     # as options of stages 1 and 2 are called
+    near = [other] if other in fields else difflib.get_close_matches(name, fields, 1, 0.75)
     return f'{name}: there is no such option' + (f'; did you mean {near[0]}?' if near else '')
 
 # %% ../../nbs/front/60_options.ipynb #d9e2ab90

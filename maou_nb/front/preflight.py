@@ -104,9 +104,9 @@ def _look_at_split(found, train, valid, stage):
     except (ShardError, ValueError) as e: return found.add('split', str(e), 'look', stage.id)
     trained, held = said.games
     if trained is not None:
-        apart = f', {held:,} held out' if held is not None else ''
+        apart = f', {held:,} to judge on' if held is not None else ''
         found.add(said.called, f'{trained:,} trained on{apart}', 'fact', stage.id)
-    if valid: found.add('split', said.verdict, 'good' if said.leaks is False else 'look', stage.id)
+    if valid: found.add('split', said.verdict, 'good' if said.leaks is False and not said.suspect else 'look', stage.id)
 
 # %% ../../nbs/front/65_preflight.ipynb #4d576fa4
 def _look_at_memory(found, needed, free, stage):

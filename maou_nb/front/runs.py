@@ -435,7 +435,8 @@ def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, fl
 def __repr__(self:Comparison):
     table = lambda rows: [' | '.join(map(_cell_text, row)) for row in rows]
     differ, reached = table(self.differences()), table(self.figures())
-    return '\n'.join([f'runs: {", ".join(self.runs)}', 'differ in:', *differ, 'reached:', *reached, *self.remarks()])
+    options = ['differ in:', *differ] if differ else ['the options are the same']
+    return '\n'.join([f'runs: {", ".join(self.runs)}', *options, 'reached:', *reached, *self.remarks()])
 
 # %% ../../nbs/front/64_runs.ipynb #d2b26df8
 def first_row(runs:dict, stage) -> dict:

@@ -444,10 +444,10 @@ def _unknown(self:SplitAudit):
 
 # %% ../../nbs/judge/50_inspect.ipynb #a2f4dc1b
 @patch
-def _late(self:SplitAudit):
-    "The share of late positions that are in training"
+def _late(self:SplitAudit) -> tuple[int, int]:
+    "Late positions of validation that are in training, and all late ones"
     late = self.by_ply.filter(pl.col('ply') >= DEEP)
-    return _share(late['shared'].sum(), late['rows'].sum())
+    return late['shared'].sum(), late['rows'].sum()
 
 # %% ../../nbs/judge/50_inspect.ipynb #c8c28306
 @patch
@@ -460,6 +460,14 @@ def _leak(self:SplitAudit):
             'the shorter record is in the longer. Are there two records of the same games?')
 
 # %% ../../nbs/judge/50_inspect.ipynb #4aaa1936
+@patch(as_prop=True)
+def suspect(self:SplitAudit) -> bool:
+    "Whether more late positions are in training than openings account for"
+    if self.by_ply is None: return False
+    shared, late = self._late()
+    return shared > late/10 or (not late and self.shared > 0.9*self.rows[1])
+
+# %% ../../nbs/judge/50_inspect.ipynb #1eec0bf7
 @patch
 def _finding(self:SplitAudit):
     "The sentence on games and positions"
@@ -473,7 +481,9 @@ def _finding(self:SplitAudit):
     if self.leaks is None:
         why = f'rows of {self._unknown()} know no games' if None in self.games else self.doubt
         return f'Whether a game is on both sides cannot be known, because {why}; {also}.'
-    return f'No game is on both sides. {also}, as openings are; from ply {DEEP} on it is {self._late()}.'
+    late = f'from ply {DEEP} on it is {_share(*self._late())}'
+    if self.suspect: return f'No game is known to be on both sides, but {also}; {late}: they may be games of training that were cut.'
+    return f'No game is on both sides. {also}, as openings are; {late}.'
 
 # %% ../../nbs/judge/50_inspect.ipynb #96ddb8c6
 @patch(as_prop=True)
