@@ -35,7 +35,7 @@ class SumMetric(Metric):
     sums = {}                   # name → how many numbers it holds; subclasses list theirs
 
     def __init__(self):
-        super().__init__()
+        super().__init__(sync_on_compute=False)      # a loop of several processes asks for it
         for name, n in self.sums.items():
             zeros = torch.zeros((n,) if n > 1 else (), dtype=torch.long)
             self.add_state(name, zeros, dist_reduce_fx='sum')
