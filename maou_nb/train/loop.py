@@ -385,7 +385,7 @@ class Means:
     def __init__(self, stage:Stage, device:torch.device):
         self.stage, self.metrics, self.device = stage, stage.metrics().to(device), device
         self.sums, self.rows, self.steps, self.norms = {}, 0, 0, None
-        self.metrics.sync_on_compute, self.metrics.dist_sync_fn = join().world > 1, _met
+        self.metrics.distributed_available_fn, self.metrics.dist_sync_fn = launched, _met
 
     def update(self, losses:dict, outputs:dict, batch):
         "Add a batch"

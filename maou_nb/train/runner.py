@@ -364,7 +364,7 @@ def guess_scores(
     b, device = len(batch.board), batch.board.device
     outputs = {p.name: torch.zeros((b, p.width) if p.width else b, device=device) for p in loop.stage.parts}
     metrics = loop.stage.metrics().to(device)
-    metrics.sync_on_compute = False      # one process asks
+    metrics.distributed_available_fn = lambda: False      # one process asks
     metrics.update(outputs, batch)
     guess = metrics.compute().get(f'baseline_{loop.stage.main}')
     return None if guess is None else float(guess)
