@@ -1,13 +1,24 @@
 "Several processes train as one does: the same gradients, one that writes and speaks, and all end together"
+import json
 import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from maou_nb import Callback, OptionError, learn_multi_stage
+from maou_nb.front.cli import as_words
+from maou_nb.front.learn import load_run
+from maou_nb.front.options import make_config, process_problems
+from maou_nb.model.losses import LOSSES, register_loss
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
-from options import TINY, few
+from maou_nb.train.folder import RunFolder
+from maou_nb.train.options import LearnConfig
+from options import TINY, few      # noqa: F401, a fixture
 from pair import Pair, done
 
 @pytest.fixture(scope='module')
@@ -108,18 +119,6 @@ def test_an_early_end_of_one_ends_all(pair, few, tmp_path, how, rank):
         assert other['kind'] == 'Ended' and f'process {rank} on' in other['error'] and text in other['error'], other
     assert saved == ([] if how == 'full' else ['epoch-0000-step-00000005.safetensors'])
 
-@pytest.mark.parametrize('how, said', [('amid', 'process 1 on .* ended the run: ValueError: odd in a step'), ('killed', 'gone without a word')])
-def test_no_process_waits_for_one_that_is_gone(few, tmp_path, how, said):
-    pair = Pair(tmp_path)
-    try:
-        given = options(few, 1, run_dir=tmp_path/'r', checkpoint_every=3)
-        first, second = pair('learn', may_go=True, options=given, act=dict(rank=1, at=5, how=how))
-        assert first['kind'] == 'Ended' and re.search(said, first['error']) and first['seconds'] < 30, first
-        assert second == {'gone': True} if how == 'killed' else second['kind'] == 'ValueError'
-        for p in pair.all: p.wait(20)
-    finally: pair.close()
-    assert [*Checkpoints(tmp_path/'r'/'checkpoints'/'stage1').manifest['files']] == ['epoch-0000-step-00000003.safetensors']
-
 def test_a_loss_that_is_no_number_ends_all(pair, few, tmp_path):
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', checkpoint_every=2), act=dict(how='nan'))
     for a in told: assert a['kind'] == 'Diverged' and 'stage 1 diverged' in a['error'], a
@@ -163,3 +162,68 @@ def test_the_same_rate_is_found_by_all(pair, few):
     assert (first['rates'], first['losses']) == (second['rates'], second['losses'])
     one = done('rates', dict(options=options(few, 1, stage1_batch_size=69)))
     assert first['losses'] == pytest.approx(one['losses'], rel=1e-3)
+
+# --- processes that a run starts by itself
+def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd):
+    given = options(few, 1, run_dir=tmp_path/'r', stage1_batch_size=69)
+    result = learn_multi_stage(gpus=2, **given)
+    assert capfd.readouterr().out.count('rows to train on') == 1
+    assert result == load_run(tmp_path/'r') and result[1].epochs_trained == 1 and RunFolder(tmp_path/'r').read_config()['gpus'] == '2'
+    assert load_tensors(result.checkpoint(1))[1]['processes'] == 2
+    assert learn_multi_stage(**given | dict(run_dir=tmp_path/'one'))[1].final_loss == pytest.approx(result[1].final_loss, rel=1e-3)
+
+@pytest.mark.slow
+def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, tmp_path):
+    words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=500, stage1_threshold=0.9999, gpus=2)))
+    run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path/'r'/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    begun = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=40)
+    assert time.monotonic() - begun < 30 and run.returncode == 130, err[-2000:]
+    assert 'stopped by SIGINT' in json.loads(out)['stopped'] and 'Traceback' not in err
+
+def test_what_other_processes_cannot_know_is_refused(few, monkeypatch):
+    def refused(said, **more):
+        with pytest.raises(OptionError, match=said): learn_multi_stage(**options(few, 1) | more)
+    refused("gpus='2' with gpu='cuda:1'", gpus=2, gpu='cuda:1')
+    refused("gpus='all': there is no GPU", gpus='all')
+    refused('gpus=0: a number from 1 to 999', gpus=0)
+    with pytest.raises(OptionError, match="callbacks: with gpus='2' other processes train"):
+        learn_multi_stage(callbacks=[Callback()], **options(few, 1, gpus=2))
+    with pytest.raises(OptionError, match="gpus='2': loss cell was registered in a cell"):
+        register_loss('cell', of='policy')(lambda outputs, batch, cfg: {'loss': outputs['policy'].sum()})
+        LOSSES.homes['cell'] = '__main__'
+        learn_multi_stage(**options(few, 3, gpus=2, policy_loss='cell'))
+    monkeypatch.setenv('WORLD_SIZE', '2'); monkeypatch.setenv('RANK', '0')
+    assert [*process_problems(LearnConfig(gpus=2))] == ["gpus='2': a launcher has started several processes already; leave it out"]
+
+def ends(pair, few, folder, how, said):
+    "What is left of a run of which a process went in the midst of a step, or was killed"
+    first, second = pair('learn', may_go=True, options=options(few, 1, run_dir=folder, checkpoint_every=3), act=dict(rank=1, at=5, how=how))
+    assert first['kind'] == 'Ended' and re.search(said, first['error']) and first['seconds'] < 30, first
+    for p in pair.all: p.wait(20)
+    assert [*Checkpoints(folder/'checkpoints'/'stage1').manifest['files']] == ['epoch-0000-step-00000003.safetensors']
+    return second
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_was_killed(few, tmp_path):
+    pair = Pair(tmp_path)
+    try: assert ends(pair, few, tmp_path/'r', 'killed', 'gone without a word') == {'gone': True}
+    finally: pair.close()
+
+@pytest.mark.slow
+def test_four_processes_are_one(few, tmp_path):
+    four = Pair(tmp_path, 4)
+    try: answers = four('epoch', options=(given := options(few, 3, stage3_batch_size=37)), out=tmp_path/'four')
+    finally: four.close()
+    for a in answers: assert 'broken' not in a, a['broken']
+    assert 'broken' not in done('epoch', dict(options=given, out=tmp_path/'one'))
+    many, one = (part(load_tensors(tmp_path/n)[0], 'net.') for n in ('four-3', 'one-0'))
+    assert apart(many, one) < 1e-6
+
+def test_no_process_waits_for_one_that_failed_in_a_step(pair, few, tmp_path):
+    # the last one: afterwards the pair is gone
+    assert ends(pair, few, tmp_path/'r', 'amid', 'process 1 on .* ended the run: ValueError: odd in a step')['kind'] == 'ValueError'

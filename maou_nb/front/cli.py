@@ -467,3 +467,6 @@ def main(
             return 1
     print(said)
     return 0
+
+# %% ../../nbs/front/63_cli.ipynb #0288c37d
+if __name__ == '__main__' and getattr(globals().get('__spec__'), 'name', '') == 'maou_nb.front.cli': sys.exit(main())

@@ -25,7 +25,8 @@ from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_s
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
-from .options import make_config
+from .launch import error_of, launch
+from .options import make_config, processes_of
 from ..judge.ask import as_net
 from ..judge.ask import predict as ask
 from ..judge.watch import LivePlot
@@ -487,6 +488,18 @@ def _opened(cfg, run, say):
     return cfg, run
 
 # %% ../../nbs/front/62_learn.ipynb #6d11d575
+def _launched(cfg, processes, stop, say, callbacks):
+    "What `processes` reached that train `cfg`"
+    if _check_callbacks(callbacks):
+        raise OptionError(f'callbacks: with gpus={cfg.gpus!r} other processes train, which know nothing of them; '
+                          'torchrun on a script that gives them would be right')
+    answer = launch(with_whole_paths(cfg), processes, stop, say)
+    reached = LearnResult.model_validate(answer['result']) if 'result' in answer else None
+    if 'error' not in answer: return reached
+    if reached is not None: raise StageThresholdNotMet(reached.stages_completed[-1], reached)
+    raise error_of(answer)
+
+# %% ../../nbs/front/62_learn.ipynb #c2fe97c9
 def train_run(
     cfg:LearnConfig,
     stop:StopWish|None=None,   # Asked between steps whether to end; none: signals alone end it
@@ -495,6 +508,7 @@ def train_run(
     callbacks:Iterable=(),     # Beside those of every run
 ) -> LearnResult:
     "`learn_multi_stage` of options that were checked"
+    if (processes := processes_of(cfg)) > 1: return _launched(cfg, processes, stop, say, callbacks)
     with join().ending() as together:
         if not together.main: say = _say_nothing
         callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)

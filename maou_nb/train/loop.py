@@ -48,16 +48,27 @@ def _none_compiled(c) -> str:
     return '' if any(s.of(c, 'compile', False) for s in stages_of(c)) else 'no net of the stages that are run is compiled'
 
 # %% ../../nbs/train/43_loop.ipynb #72a3f878
+def _number_or_all(value):
+    "A whole number from 1 up, or all, as text; none stays none"
+    if isinstance(value, bool) or value is None: return value
+    text = str(value).strip().lower()
+    if text == 'all' or text.isdecimal() and 0 < int(text) < 1000: return str(int(text)) if text != 'all' else text
+    raise ValueError("a number from 1 to 999, or 'all', was expected")
+
+# %% ../../nbs/train/43_loop.ipynb #35087352
 def _one_process(c) -> str:
     "Why an option of several processes does nothing under config `c`; empty: it acts"
-    return '' if launched() else 'one process trains'
+    return '' if launched() or c.gpus not in (None, '1') else 'one process trains'
 
-# %% ../../nbs/train/43_loop.ipynb #18c819c9
+# %% ../../nbs/train/43_loop.ipynb #95b65e66
 class DeviceOptions(Section):
     "Where and how numbers are computed"
     gpu: Annotated[str | None, BeforeValidator(_device_name)] = option(None,
         'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
         examples=['cuda:0', 'cpu', 'mps'])
+    gpus: Annotated[str | None, BeforeValidator(_number_or_all)] = option(None,
+        'So many GPUs of this machine, a process each, or all; with gpu=cpu so many processes; '
+        'batch_size is that of all together; none: one', 'Model', 'silent', examples=['2', 'all'])
     precision: one_of('auto', 'fp32', 'tf32', 'bf16', 'fp16') = option('auto',
         'Number format of the forward pass; tf32: fp32, with matrix products of a CUDA GPU in 19 of its bits; '
         'auto: bf16 on a GPU that has it, else fp32', 'Model', 'fixed')
