@@ -8,14 +8,12 @@ __all__ = ['answer_of', 'Lines', 'error_of', 'launch']
 # %% ../../nbs/front/61_launch.ipynb #d3e82f6c
 import codecs
 import json
-import logging
 import os
 import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import FolderGone
 from ..train.loop import Diverged, OutOfRoom, StopWish, WorkerGone
 from ..train.options import LearnConfig, saved_options
-from ..train.processes import Ended, join
+from ..train.processes import Ended, join, launcher
 from ..train.runner import plugins_of
 
 # %% ../../nbs/front/61_launch.ipynb #e94664bf
@@ -54,27 +52,10 @@ def _work():
     sys.exit('error' in answer)
 
 # %% ../../nbs/front/61_launch.ipynb #e49f56d0
-def _end_with_parent():
-    "Ask this process to end when its standard input is closed"
-    while os.read(0, 1 << 10): pass
-    os.kill(os.getpid(), signal.SIGTERM)
-
-# %% ../../nbs/front/61_launch.ipynb #b32e981d
-def _agent():
-    "PyTorch's launcher, with the words of the command line"
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-    logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try: main(sys.argv[1:])
-    except (ChildFailedError, SignalException): sys.exit(1)
-
-# %% ../../nbs/front/61_launch.ipynb #6f99e114
 def _command(processes:int, folder) -> list[str]:
     "The words that start `processes`, which find in `folder` what to do"
-    run = lambda name: [sys.executable, '-c', f'from maou_nb.front.launch import {name}; {name}()']
-    return [*run('_agent'), '--standalone', f'--nproc_per_node={processes}', '--no-python', *run('_work'), str(folder)]
+    run = lambda f: [sys.executable, '-c', f'from {f.__module__} import {f.__name__}; {f.__name__}()']
+    return [*run(launcher), '--standalone', f'--nproc_per_node={processes}', '--no-python', *run(_work), str(folder)]
 
 # %% ../../nbs/front/61_launch.ipynb #af8a7f9f
 def _environment(processes:int, quiet:bool) -> dict:

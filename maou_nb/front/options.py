@@ -558,10 +558,11 @@ def _cell_parts(cfg):
 # %% ../../nbs/front/60_options.ipynb #e7283172
 def process_problems(cfg) -> Iterator[str]:
     "Processes that cannot be started"
-    if cfg.gpus is None: return
+    if cfg.gpus is None and not launched(): return
     said, device = f'gpus={cfg.gpus!r}', cfg.gpu or best_device().type
     if launched():
-        if BY_US not in os.environ: yield f'{said}: a launcher has started several processes already; leave it out'
+        if BY_US not in os.environ and cfg.gpus: yield f'{said}: a launcher has started several processes already; leave it out'
+        if device.startswith('cuda:'): yield f'gpu={cfg.gpu!r}: each of several processes takes a GPU of its own; leave it out'
         return
     if device.startswith('cuda:') and cfg.gpus != '1':
         yield f'{said} with gpu={cfg.gpu!r}: that is one GPU; leave gpu out'
