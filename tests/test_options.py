@@ -11,9 +11,10 @@ import torch
 from maou_nb import OptionError, learn_multi_stage
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
+from maou_nb.front import learn
 from maou_nb.train import runner as stages
 from maou_nb.train.options import LearnConfig
-from options import TINY, blocks, check, few, moved, params, row, run, shape
+from options import TINY, blocks, check, few, moved, params, row, run, shape, weights
 
 # --- data
 @row
@@ -59,6 +60,17 @@ def stage2_test_ratio(run, few):
 def gpu(run, few):
     assert run(gpu='cpu').stage.epochs_trained == 1
     with pytest.raises(OptionError, match="gpu='cuda:99'"): run(gpu='cuda:99')
+@row
+def gpus(run, few, monkeypatch):
+    # that the processes train as one does, test_processes.py shows
+    asked = []
+    def started(cfg, processes, stop, say):
+        asked.append(processes)
+        return {'result': learn_multi_stage(**cfg.model_copy(update={'gpus': None}).model_dump()).model_dump(mode='json')}
+    monkeypatch.setattr(learn, 'launch', started)
+    a, b = run.afresh(gpus=3), run.afresh(gpus=1)
+    assert asked == [3] and weights(a).equal(weights(b))
+    with pytest.raises(OptionError, match="gpus='all': there is no GPU to be used"): run(gpus='all')
 @row
 def precision(run, few):
     a, b = run(precision='fp32'), run(precision='bf16')

@@ -24,8 +24,10 @@ from maou_nb.train import loop as loops
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.model.backbones import backbone_of
 from maou_nb.front.options import make_config
-from maou_nb.train.loop import Diverged, Loop
-from maou_nb.train.runner import sources_of
+from maou_nb.train.loop import Diverged, Loop, make_accelerator
+from maou_nb.train.options import LearnConfig, vain_remark
+from maou_nb.train.processes import SharedNorm, Together
+from maou_nb.train.runner import close_sources, sources_of, stage_loop
 from maou_nb.stages.stage import STAGES
 from options import check, few, moved, params, row, run, shape, weights
 
@@ -507,6 +509,20 @@ class Spoilt(ResNet):
     def forward_features(self, board, hands, groups=None):
         x = super().forward_features(board, hands, groups)
         return x + 0*(x - x).sqrt()
+@row
+def sync_batchnorm(run, few, monkeypatch):
+    # what it does to gradients and statistics, test_processes.py shows with two processes
+    cfg = lambda **o: LearnConfig(stage=1, stage1_data_path=str(few/'stage1'), model_size='tiny', gpu='cpu', **o)
+    def shared(world, **options):
+        with monkeypatch.context() as m:
+            m.setattr(loops, 'join', lambda: Together(0, world))
+            loop, _ = stage_loop(cfg(**options), STAGES['1'], backbone_of(cfg()), make_accelerator('cpu'))
+        close_sources(loop)
+        norms = [m for m in loop.net.modules() if isinstance(m, torch.nn.BatchNorm2d | SharedNorm)]
+        assert norms
+        return {type(m) is SharedNorm for m in norms}
+    assert shared(2) == shared(2, sync_batchnorm=True) == {True} and shared(2, sync_batchnorm=False) == shared(1) == {False}
+    assert vain_remark(cfg(sync_batchnorm=False)) == 'set, and without effect here: sync_batchnorm (one process trains)'
 @row
 def detect_anomaly(run, few, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})

@@ -170,7 +170,7 @@ def _host_tensors(rows, columns):
         raise ValueError(f'these rows are not of stage {stage}: '
                          f'a source of stage {stage} was expected')
     if len(rows.labels) and rows.row_of is None: rows = rows.take(np.arange(len(rows)))
-    record = torch.from_numpy(fixed.view(np.uint8).reshape(len(fixed), -1))
+    record = torch.from_numpy(fixed.view(np.uint8).reshape(len(fixed), fixed.dtype.itemsize))     # of no rows, too
     return record, (rows.labels.view(np.int16), rows.counts, rows.row_of)
 
 # %% ../../nbs/data/20_batches.ipynb #d5f81546

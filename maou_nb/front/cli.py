@@ -432,8 +432,16 @@ def _only_stderr():
         os.close(kept)
 
 # %% ../../nbs/front/63_cli.ipynb #003421d9
+def _speaks():
+    "Whether this process does"
+    if 'WORLD_SIZE' not in os.environ: return True
+    from maou_nb.train.processes import speaks
+    return speaks()
+
+# %% ../../nbs/front/63_cli.ipynb #613c3786
 def _tell(problems):
     "Print `problems` on standard error; the exit code"
+    if not _speaks(): return 1
     several = [f'{len(problems)} problems:', *(f'  {p}' for p in problems)]
     print(problems[0] if len(problems) == 1 else '\n'.join(several), file=sys.stderr)
     return 1
@@ -452,9 +460,10 @@ def learn_model(
     from maou_nb.model.onnx import OnnxError
     from maou_nb.train.checkpoints import CheckpointError
     from maou_nb.train.loop import Diverged, OutOfRoom
+    from maou_nb.train.processes import Ended
     from maou_nb.train.runner import StageThresholdNotMet
     asked = read_flags(argv)
-    for note in asked.notes: print(note, file=sys.stderr)
+    for note in asked.notes*_speaks(): print(note, file=sys.stderr)
     if asked.problems: return _tell(all_problems(asked))
     try:
         with _only_stderr(): result, code = learn_multi_stage(**asked.options), 0
@@ -464,9 +473,9 @@ def learn_model(
     except MemoryError as e:
         less = 'a smaller --batch-size, or --input-cache-mode=file, would be right'
         return _tell([str(e) or f'memory ran out; {less}'])
-    except (CheckpointError, FileError, OnnxError, Diverged, OutOfRoom) as e:
+    except (CheckpointError, FileError, OnnxError, Diverged, OutOfRoom, Ended) as e:
         return _tell([as_flags(str(e), asked)])
-    print(result.model_dump_json(indent=1), flush=True)
+    if _speaks(): print(result.model_dump_json(indent=1), flush=True)
     if _lost(result): return code or 1
     return code if not result.stopped else 130 if 'SIGINT' in result.stopped else 143
 
@@ -484,13 +493,22 @@ USAGE = '''usage: maou-nb learn-model [flags]
        maou-nb --version'''
 
 # %% ../../nbs/front/63_cli.ipynb #8a4429f9
+def _leave():
+    "Of several processes, wait until all are done"
+    if 'WORLD_SIZE' not in os.environ: return
+    from torch.distributed import is_initialized
+    from maou_nb.train.processes import join
+    if is_initialized(): join().leave()
+
+# %% ../../nbs/front/63_cli.ipynb #0a9a4179
 def _learn_or_help(argv):
     "`learn-model`, or its help; the exit code"
     if {'-h', '--help'} & {*argv}: return _help(argv)
     try: return learn_model(argv)
     except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+        if _speaks(): print('interrupted', file=sys.stderr)
         return 130
+    finally: _leave()
 
 # %% ../../nbs/front/63_cli.ipynb #0655047f
 def _command(argv):
@@ -512,3 +530,6 @@ def main(
 ) -> int:
     "The command `maou-nb`; the exit code"
     with _patient_streams(): return _command(sys.argv[1:] if argv is None else list(argv))
+
+# %% ../../nbs/front/63_cli.ipynb #058cad6d
+if __name__ == '__main__' and getattr(globals().get('__spec__'), 'name', '') == 'maou_nb.front.cli': sys.exit(main())

@@ -26,7 +26,8 @@ from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_s
 from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
-from .options import make_config
+from .launch import error_of, launch
+from .options import make_config, processes_of
 from ..judge.ask import as_net
 from ..judge.ask import predict as ask
 from ..judge.watch import LivePlot
@@ -44,6 +45,7 @@ from ..train.mirror import Mirror, fetch_run, kept_elsewhere, mirror_url, sends_
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
+from ..train.processes import join
 from ..train.runner import (
     StageResult, StageThresholdNotMet, close_sources, plugins_of, put_backbone, run_stage, stage_loop)
 from ..train.trials import RateTrial
@@ -196,8 +198,8 @@ class Mirroring(Callback):
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
 @contextmanager
 def _mirrored(cfg, run, say):
-    "A mirror of the run for as long as it trains; None where none is wanted"
-    copies = mirror_folders(cfg, run)
+    "A mirror of the run for as long as it trains; None where none is wanted, or another process has it"
+    copies = mirror_folders(cfg, run) if join().main else {}
     mirror = Mirror(copies, say) if copies else None
     try: yield mirror
     finally:
@@ -397,7 +399,8 @@ def new_backbone(cfg:LearnConfig):
 
 # %% ../../nbs/front/62_learn.ipynb #d5c0275d
 def _shown(cfg, run, mirror, pictures):
-    "Callbacks that show the run and copy it"
+    "Callbacks that show the run and copy it: of the process that writes and speaks"
+    if not join().main: return []
     watched = [Watched(cfg.watched_positions, run.watched_file)] if cfg.watched_positions else []
     plots = [LivePlot()] if pictures and in_notebook() else []
     copies = [Mirroring(mirror, cfg.checkpoint_every)] if mirror is not None else []
@@ -421,6 +424,7 @@ def _export(result, run, say):
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
 def _keep(cfg, result, run, accelerator, mirror):
     "Write what was reached so far"
+    if not join().main: return
     run.check_there()
     describe_run(cfg, run, accelerator, result.stages_completed)
     run.write(run.result_file, result.model_dump_json(indent=1))
@@ -431,7 +435,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
     "Train what is left of a run"
     accelerator, backbone = _begin(cfg, run, say)
     asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
-    done = finished_stages(cfg, run, say)
+    done = join().tell(lambda: finished_stages(cfg, run, say))
     result = LearnResult(stage=asked, stages_completed=done, run_dir=str(run.path))
     keep = partial(_keep, cfg, result, run, accelerator, mirror)
     if vain := vain_remark(cfg): say(vain)
@@ -447,7 +451,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
         result.stages_completed.append(reached)
         keep()
         if not reached.threshold_met: raise StageThresholdNotMet(reached, result)
-    if cfg.export_onnx: _export(result, run, say)
+    if cfg.export_onnx and join().main: _export(result, run, say)
     return result
 
 # %% ../../nbs/front/62_learn.ipynb #c1118585
@@ -468,6 +472,35 @@ def _check_callbacks(callbacks):
     return given
 
 # %% ../../nbs/front/62_learn.ipynb #4668718c
+def _say_nothing(text): pass
+
+def _made_folder(cfg):
+    "The folder of the run, made"
+    run = begun_folder(cfg)
+    RunFolder(run.path, run.path, run.path).make_writable()
+    return run
+
+# %% ../../nbs/front/62_learn.ipynb #838d191f
+def _opened(cfg, run, say):
+    "`open_run`, and what writes that were cut off have left is cleared"
+    clear_parts(run.path)
+    cfg = open_run(cfg, run, say)
+    for folder in (run.models, run.logs): clear_parts(folder)      # now that they are this run's
+    return cfg, run
+
+# %% ../../nbs/front/62_learn.ipynb #6d11d575
+def _launched(cfg, processes, stop, say, callbacks):
+    "What `processes` reached that train `cfg`"
+    if _check_callbacks(callbacks):
+        raise OptionError(f'callbacks: with gpus={cfg.gpus!r} other processes train, which know nothing of them; '
+                          'torchrun on a script that gives them would be right')
+    answer = launch(with_whole_paths(cfg), processes, stop, say)
+    reached = LearnResult.model_validate(answer['result']) if 'result' in answer else None
+    if 'error' not in answer: return reached
+    if reached is not None: raise StageThresholdNotMet(reached.stages_completed[-1], reached)
+    raise error_of(answer)
+
+# %% ../../nbs/front/62_learn.ipynb #c2fe97c9
 def train_run(
     cfg:LearnConfig,
     stop:StopWish|None=None,   # Asked between steps whether to end; none: signals alone end it
@@ -476,16 +509,16 @@ def train_run(
     callbacks:Iterable=(),     # Beside those of every run
 ) -> LearnResult:
     "`learn_multi_stage` of options that were checked"
-    callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
-    run = begun_folder(cfg)
-    import_compiler()
-    RunFolder(run.path, run.path, run.path).make_writable()
-    with disk_in_words(run.path), run.claimed():
-        clear_parts(run.path)
-        cfg = open_run(cfg, run, say)
-        for folder in (run.models, run.logs): clear_parts(folder)      # now that they are this run's
-        with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
-            return _run(cfg, run, stop, mirror, say, pictures, callbacks)
+    if (processes := processes_of(cfg)) > 1: return _launched(cfg, processes, stop, say, callbacks)
+    with join().ending() as together:
+        if not together.main: say = _say_nothing
+        callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
+        run = together.tell(lambda: _made_folder(cfg))
+        import_compiler()
+        with disk_in_words(run.path), run.claimed():
+            cfg, run = together.tell(lambda: _opened(cfg, run, say))
+            with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
+                return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 
 # %% ../../nbs/front/62_learn.ipynb #53ef2ab7
 @takes_options
@@ -499,7 +532,7 @@ def learn_multi_stage(*,
     impossible ones are all named in one `OptionError` before anything is read. Raises
     `StageThresholdNotMet`, with the result so far, if a stage ends below its threshold. An interrupt
     or SIGTERM ends the run at the next step, saved, and its partial result is returned."""
-    return train_run(make_config(**options), callbacks=callbacks)
+    with join().ending(): return train_run(make_config(**options), callbacks=callbacks)
 
 # %% ../../nbs/front/62_learn.ipynb #8c6ef73c
 def _tried(cfg, of_stage):

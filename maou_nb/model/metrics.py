@@ -29,13 +29,15 @@ def ratio(
     return torch.where(whole > 0, part / whole.clamp(min=1), empty)
 
 # %% ../../nbs/model/24_metrics.ipynb #936fca64
+def _alone() -> bool: return False
+
 class SumMetric(Metric):
     "A metric made of named integer sums, added up over batches and processes"
     full_state_update = False   # lets torchmetrics merge two of them
     sums = {}                   # name → how many numbers it holds; subclasses list theirs
 
     def __init__(self):
-        super().__init__()
+        super().__init__(distributed_available_fn=_alone)      # where several processes count, their loop says so
         for name, n in self.sums.items():
             zeros = torch.zeros((n,) if n > 1 else (), dtype=torch.long)
             self.add_state(name, zeros, dist_reduce_fx='sum')

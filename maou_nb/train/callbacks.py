@@ -217,7 +217,7 @@ def before_fit(self:Steps, loop):
     written = lambda row: row['stage'] == own and row['step'] <= loop.step
     if loop.main_process and not loop.finished:
         cut_lines(self.path, lambda r: r['stage'] in loop.before or written(r))
-    loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
+    if loop.main_process: loop.steps = [row for row in read_lines(self.path) if row['stage'] == own]
     self._mark(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #4a820805
@@ -402,7 +402,8 @@ class Saver(Callback):
 
     def before_fit(self, loop):
         "Note where the run begins, which needs no saving"
-        self.about, self.at = self.say_about(loop), (loop.epoch, loop.step)
+        if loop.main_process: self.about = self.say_about(loop)
+        self.at = loop.epoch, loop.step
 
     def after_step(self, loop):
         "Save, if it is time to"
@@ -420,8 +421,8 @@ class Saver(Callback):
 def save(self:Saver, loop, marks=(), **figures):
     "Save where the loop is"
     self.at = (loop.epoch, loop.step)
+    tensors, about = loop.state()        # for which all processes meet
     if not loop.main_process: return
-    tensors, about = loop.state()
     name = f'epoch-{loop.epoch:04d}-step-{loop.step:08d}'
     self.checkpoints.save(name, tensors, {**self.about, **about, **figures}, marks)
     if not self.parts or 'best' not in marks: return
@@ -433,6 +434,7 @@ def save(self:Saver, loop, marks=(), **figures):
 @patch
 def after_fit(self:Saver, loop):
     "Save where the run was stopped"
-    if loop.error is None or not loop.whole: return
-    if isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone): return
-    if self.at not in (None, (loop.epoch, loop.step)): self.save(loop)
+    if loop.error is None or not loop.whole or loop.together.lost: return
+    full = isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone)
+    if loop.together.anywhere(full or self.at in (None, (loop.epoch, loop.step))): return
+    self.save(loop)

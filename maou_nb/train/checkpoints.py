@@ -92,16 +92,26 @@ def load_optimizer(optimizer:torch.optim.Optimizer, tensors:dict[str, Tensor]):
         kept.update({k: torch.empty_like(p, dtype=v.dtype).copy_(v) for k, v in alike.items()})
 
 # %% ../../nbs/train/41_checkpoints.ipynb #9cc4de15
-def random_tensors() -> dict[str, Tensor]:
+def random_tensors(
+    device:torch.device|None=None,   # The one that this process computes on; None: all there are
+) -> dict[str, Tensor]:
     "The state of torch's random generators, from which dropout draws"
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    far = {f'random.cuda.{i}': state for i, state in enumerate(cuda)}
-    return {'random.cpu': torch.get_rng_state(), **far}
+    states = {'random.cpu': torch.get_rng_state()}
+    if not torch.cuda.is_available(): return states
+    if device is None: return states | {f'random.cuda.{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    # one of several processes leaves the GPUs of others alone; whichever it has is its first
+    return states | ({'random.cuda.0': torch.cuda.get_rng_state(device)} if device.type == 'cuda' else {})
 
 # %% ../../nbs/train/41_checkpoints.ipynb #ecf4e99a
-def load_random(tensors:dict[str, Tensor]):
+def load_random(
+    tensors:dict[str, Tensor],
+    device:torch.device|None=None,   # As in `random_tensors`
+):
     "Put the generators back to where `random_tensors` saw them"
     torch.set_rng_state(tensors['random.cpu'])
+    if device is not None:
+        if device.type == 'cuda' and 'random.cuda.0' in tensors: torch.cuda.set_rng_state(tensors['random.cuda.0'], device)
+        return
     for i in range(torch.cuda.device_count()):
         if f'random.cuda.{i}' in tensors: torch.cuda.set_rng_state(tensors[f'random.cuda.{i}'], i)
 

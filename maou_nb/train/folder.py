@@ -37,6 +37,7 @@ from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
 from .checkpoints import (
     ABOUT, CONFIG, MANIFEST, MODELS, RESULT, CheckpointError, Checkpoints, find_checkpoint, load_tensors)
+from .processes import join
 
 # %% ../../nbs/train/42_folder.ipynb #b352744e
 def _folder_name(value:str|None) -> str|None:
@@ -495,7 +496,7 @@ def _refuse(self:RunFolder, other:str):
 @contextmanager
 def claimed(self:RunFolder):
     "It is this process's for as long as it trains; an `OptionError` if it is another's"
-    if int(os.environ.get('RANK', 0)):       # of several that train together the first holds it
+    if not join().main:       # of several that train together the first holds it
         yield
         return
     lock = FolderLock(self.path)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMINGS', 'DeviceOptions', 'best_device', 'best_precision', 'make_accelerator', 'precision_of', 'Settings',
            'Callback', 'StopWish', 'signals_wait', 'import_compiler', 'Stopped', 'Diverged', 'OutOfRoom', 'WorkerGone',
-           'Loop', 'compile_options', 'Means', 'state_name']
+           'Loop', 'compile_options', 'Means', 'no_loss', 'state_name']
 
 # %% ../../nbs/train/43_loop.ipynb #ee6d5e7d
 import json
@@ -33,6 +33,8 @@ from ..stages.stage import Stage, stages_of
 from .checkpoints import (load_optimizer, load_random, optimizer_tensors, part,
                                        random_tensors)
 from .optim import make_optimizer, make_scheduler
+from .processes import (Ended, average_statistics, join, launched, local_rank, process_seed,
+                                     share_norms)
 
 # %% ../../nbs/train/43_loop.ipynb #e28fb53d
 def _device_name(value):
@@ -46,17 +48,36 @@ def _none_compiled(c) -> str:
     return '' if any(s.of(c, 'compile', False) for s in stages_of(c)) else 'no net of the stages that are run is compiled'
 
 # %% ../../nbs/train/43_loop.ipynb #72a3f878
+def _number_or_all(value):
+    "A whole number from 1 up, or all, as text; none stays none"
+    if isinstance(value, bool) or value is None: return value
+    text = str(value).strip().lower()
+    if text == 'all' or text.isdecimal() and 0 < int(text) < 1000: return str(int(text)) if text != 'all' else text
+    raise ValueError("a number from 1 to 999, or 'all', was expected")
+
+# %% ../../nbs/train/43_loop.ipynb #35087352
+def _one_process(c) -> str:
+    "Why an option of several processes does nothing under config `c`; empty: it acts"
+    return '' if launched() or c.gpus not in (None, '1') else 'one process trains'
+
+# %% ../../nbs/train/43_loop.ipynb #95b65e66
 class DeviceOptions(Section):
     "Where and how numbers are computed"
     gpu: Annotated[str | None, BeforeValidator(_device_name)] = option(None,
         'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
         examples=['cuda:0', 'cpu', 'mps'])
+    gpus: Annotated[str | None, BeforeValidator(_number_or_all)] = option(None,
+        'So many GPUs of this machine, a process each, or all; with gpu=cpu so many processes; '
+        'batch_size is that of all together; none: one', 'Model', 'silent', examples=['2', 'all'])
     precision: one_of('auto', 'fp32', 'tf32', 'bf16', 'fp16') = option('auto',
         'Number format of the forward pass; tf32: fp32, with matrix products of a CUDA GPU in 19 of its bits; '
         'auto: bf16 on a GPU that has it, else fp32', 'Model', 'fixed')
     compile_mode: one_of('default', 'reduce-overhead', 'max-autotune-no-cudagraphs', 'max-autotune') = option('default',
         'How torch.compile compiles; reduce-overhead: with CUDA graphs, for small nets; max-autotune: after '
         'trying many kernels, which takes minutes', 'Model', 'silent', idle=_none_compiled)
+    sync_batchnorm: bool | None = option(None,
+        'Batch norm over the rows of all processes, as one process has it; no: each over its own share; '
+        'none: yes', 'Model', 'free', idle=_one_process)
     detect_anomaly: bool = option(False,
         'Name the operation whose gradient is not a number; slow', 'Optimizer', 'silent')
     seed: int = option(0,
@@ -68,8 +89,9 @@ class DeviceOptions(Section):
 
 # %% ../../nbs/train/43_loop.ipynb #116c380f
 def best_device() -> torch.device:
-    "A CUDA GPU if there is one, else Apple's, else the CPU"
-    if torch.cuda.is_available(): return torch.device('cuda', torch.cuda.current_device())
+    "A CUDA GPU if there is one, this process's own if a launcher started several, else Apple's, else the CPU"
+    if torch.cuda.is_available():
+        return torch.device('cuda', local_rank() if launched() else torch.cuda.current_device())
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../../nbs/train/43_loop.ipynb #a0190d4b
@@ -94,7 +116,9 @@ def make_accelerator(
     precision:str='auto',    # auto, fp32, tf32, bf16 or fp16; auto: `best_precision`
 ) -> Accelerator:
     "An accelerator for this device and precision, whatever ran before"
+    join()
     device = torch.device(gpu) if gpu else best_device()
+    if device == torch.device('cuda') and launched(): device = best_device()
     if precision == 'auto': precision = best_precision(device)
     _forget_settings()
     # accelerate takes the current device
@@ -153,7 +177,7 @@ class Callback:
 # %% ../../nbs/train/43_loop.ipynb #da2f1c28
 class StopWish:
     "Whether a run is wanted to end; as a context it takes Ctrl-C, an interrupt and SIGTERM for it"
-    def __init__(self): self.why, self._old = '', {}
+    def __init__(self): self.why, self._old, self._at = '', {}, 0.
 
     def __enter__(self):
         # only the main thread can take signals
@@ -166,8 +190,9 @@ class StopWish:
 
     def _take(self, number, frame):
         # whoever ends processes may ask twice; a person who interrupts twice has lost patience
-        if self.why and number == signal.SIGINT: raise KeyboardInterrupt
-        self.why = self.why or signal.Signals(number).name
+        again = not launched() or time.monotonic() - self._at > 3       # a launcher passes on what has come already
+        if self.why and number == signal.SIGINT and again: raise KeyboardInterrupt
+        if not self.why: self.why, self._at = signal.Signals(number).name, time.monotonic()
 
 # %% ../../nbs/train/43_loop.ipynb #eeb05ab4
 @contextmanager
@@ -223,6 +248,7 @@ class Loop:
         self.stage, self.cfg, self.settings = stage, cfg, settings
         self.train, self.valid, self.split, self.accelerator = train, valid, split, accelerator
         self.callbacks, self.before, self.stop = list(callbacks), set(before), stop or StopWish()
+        self.together = join()                           # the processes that train with this one
         self.plan = train.plan(settings.batch_size)      # sizes alone are asked of it
         self.batches_per_epoch = len(self.plan)
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / cfg.gradient_accumulation_steps)
@@ -236,8 +262,10 @@ class Loop:
         self.board = None                                # TensorBoard's writer, for who logs more
         self.error, self.whole, self.resumed = None, True, False
         self.wait, self.decoded = 0., {}                 # seconds for the loader; decoded rows
+        self.counted = 0                                 # rows in running statistics since they were averaged
         self._take(net)
         self.go_to_step(settings.start_epoch*self.steps_per_epoch)
+        self._draw_apart()
 
 # %% ../../nbs/train/43_loop.ipynb #9d8f4904
 @patch(as_prop=True)
@@ -249,7 +277,14 @@ def device(self:Loop) -> torch.device:
 @patch(as_prop=True)
 def main_process(self:Loop) -> bool:
     "Whether this process writes and speaks"
-    return self.accelerator.is_main_process
+    return self.together.main
+
+# %% ../../nbs/train/43_loop.ipynb #3ba02c56
+@patch
+def _draw_apart(self:Loop):
+    "Begin the random numbers of this process; those of the main one go on"
+    rank = self.together.rank
+    if rank: torch.manual_seed(process_seed(self.stage.seed(self.cfg.seed), self.step, rank))
 
 # %% ../../nbs/train/43_loop.ipynb #68ea4f95
 @patch
@@ -273,6 +308,7 @@ def _take(self:Loop, net):
     s = self.settings
     # in fp16 an overflow skips the step, which a fused one would not say
     fused = True if self.device.type == 'cuda' and self.accelerator.scaler is None else None
+    if self.together.world > 1 and self.cfg.sync_batchnorm is not False: share_norms(net, self.device)
     optimizer = make_optimizer(net, s.lr, s.weight_decay, self.cfg, fused)
     self.net = net
     self._check_needs()
@@ -282,6 +318,8 @@ def _take(self:Loop, net):
     self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs,
                                     self.cfg.warmup_steps)
     self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+    # buffers are the same in all processes by what computes them, so none need be sent around
+    if self.together.world > 1: self.net.broadcast_buffers = False
     self.parameters = [p for p in self.net.parameters() if p.requires_grad]
 
 # %% ../../nbs/train/43_loop.ipynb #db03c608
@@ -306,7 +344,7 @@ def _compile(self:Loop, *nets):
 @patch
 def ask(self:Loop, net, batch:DenseBatch, source:StreamingFileSource) -> dict[str, torch.Tensor]:
     "What `net` says of `batch`, in the precision of the run; compiled only for batches that are whole"
-    whole = min(self.settings.batch_size, source.total_rows) // self.accelerator.num_processes
+    whole = min(self.settings.batch_size, source.total_rows) // self.together.world
     eager = self.settings.compile and len(batch) < whole
     with torch.compiler.set_stance('force_eager') if eager else nullcontext(), self.accelerator.autocast():
         return net(batch.board, batch.hands)
@@ -324,11 +362,11 @@ def go_to_step(self:Loop, step:int):
 @patch
 def _loader(self:Loop, source, epoch, start, training):
     "What loads the batches of an epoch of `source` from batch `start` on"
-    c, a = self.cfg, self.accelerator
+    c, t = self.cfg, self.together
     plan = source.plan(self.settings.batch_size, c.seed, epoch,
                        shuffle=training, mirror=training and c.mirror_augmentation)
     if c.cache_transforms and source not in self.decoded: self.decoded[source] = DenseCache(source)
-    stream = BatchStream(source, plan, start, a.process_index, a.num_processes,
+    stream = BatchStream(source, plan, start, t.rank, t.world,
                          self.decoded.get(source))
     pin = c.pin_memory
     if pin is None: pin = self.device.type == 'cuda' and source.cache != 'device'
@@ -348,11 +386,17 @@ def batches(self:Loop, source, epoch=0, start=0, training=True):
         yield dense
 
 # %% ../../nbs/train/43_loop.ipynb #9d26215d
+def _met(tensor, group=None):
+    "`tensor` of each process, brought to a meeting"
+    return [t.to(tensor.device) for t in join().gather(tensor.cpu())]
+
+# %% ../../nbs/train/43_loop.ipynb #455d949b
 class Means:
     "Means over rows of a loss's parts, the gradient norm and the metrics, on the device till `compute`"
     def __init__(self, stage:Stage, device:torch.device):
-        self.metrics, self.device = stage.metrics().to(device), device
+        self.stage, self.metrics, self.device = stage, stage.metrics().to(device), device
         self.sums, self.rows, self.steps, self.norms = {}, 0, 0, None
+        self.metrics.distributed_available_fn, self.metrics.dist_sync_fn = launched, _met
 
     def update(self, losses:dict, outputs:dict, batch):
         "Add a batch"
@@ -367,14 +411,24 @@ class Means:
 
 # %% ../../nbs/train/43_loop.ipynb #f7669201
 @patch
-def compute(self:Means, accelerator:Accelerator) -> dict[str, float]:
+def _of_all(self:Means, sums, norm):
+    "Sums over all processes, in their order, and the gradient norm, which all have; a process may have seen no row"
+    told = join().gather(({k: v.cpu() for k, v in sums.items()}, norm))
+    self.metrics._update_count = 1       # else torchmetrics warns of a process that saw none
+    names = dict.fromkeys(k for s, _ in told for k in s)
+    return {k: sum(s[k] for s, _ in told if k in s).to(self.device) for k in names}, told[0][1]
+
+# %% ../../nbs/train/43_loop.ipynb #596a43de
+@patch
+def compute(self:Means) -> dict[str, float]:
     "The means over the rows of all processes"
-    rows = torch.as_tensor(float(self.rows), device=accelerator.device)
+    rows = torch.as_tensor(float(self.rows), device=self.device)
     each = (torch.as_tensor(s, device=rows.device).float() for s in self.sums.values())
-    sums = torch.stack([rows, *each])
-    totals = accelerator.reduce(sums, 'sum')
-    means = dict(zip(self.sums, (totals[1:] / totals[0]).tolist()))
+    sums = dict(zip(['', *self.sums], torch.stack([rows, *each])))
     norm = {'grad_norm': float(self.norms) / self.steps} if self.steps else {}
+    if join().world > 1: sums, norm = self._of_all(sums, norm)
+    totals = torch.stack([*sums.values()])
+    means = dict(zip([*sums][1:], (totals[1:] / totals[0]).tolist()))
     return {**norm, **means, **{k: float(v) for k, v in self.metrics.compute().items()}}
 
 # %% ../../nbs/train/43_loop.ipynb #4be4234b
@@ -388,24 +442,39 @@ def tensors(self:Means) -> dict:
 
 # %% ../../nbs/train/43_loop.ipynb #b677b0b0
 @patch
-def load(self:Means, tensors:dict) -> Means:
+def load(self:Means,
+    tensors:dict,
+    *others:dict,    # Of more processes, whose sums are added
+) -> Means:
     "Go on from `tensors`"
     there = {k: v.to(self.device) for k, v in tensors.items()}
     (self.rows, self.steps), self.sums = tensors['rows'].tolist(), part(there, 'sum.')
     if self.steps: self.norms = there['norms']
     for k, v in part(there, 'metric.').items(): setattr(self.metrics, k, v)
+    for other in others: self._add(Means(self.stage, self.device).load(other))
     self.metrics._update_count = 1       # else torchmetrics warns that nothing was counted
     return self
 
+# %% ../../nbs/train/43_loop.ipynb #6894745d
+@patch
+def _add(self:Means, other:Means):
+    "Add the sums of another process, which took the same steps"
+    self.rows += other.rows
+    for k, v in other.sums.items(): self.sums[k] = self.sums.get(k, 0) + v
+    for k, join_all in self.metrics._reductions.items():
+        both = getattr(self.metrics, k), getattr(other.metrics, k)
+        setattr(self.metrics, k, join_all(torch.stack(both)))
+
 # %% ../../nbs/train/43_loop.ipynb #16902cfb
 @patch
-def _share(self:Loop) -> tuple[float, bool]:
-    "The share of this batch in its step, and whether it is the step's last"
+def _share(self:Loop, own:int) -> tuple[float, bool]:
+    "How much a batch with `own` rows here counts in its step, and whether it is the step's last"
     together = self.cfg.gradient_accumulation_steps
     first = self.batch // together * together
     count = min(together, self.batches_per_epoch - first)
     rows = lambda k, n=1: len(range(*self.plan.span(k, n)))
-    share = 1 if count == 1 else rows(self.batch) / rows(first, count)
+    if self.together.world > 1: share = own*self.together.world / rows(first, count)
+    else: share = 1 if count == 1 else rows(self.batch) / rows(first, count)
     return share, self.batch + 1 == first + count
 
 # %% ../../nbs/train/43_loop.ipynb #6f467cc0
@@ -418,9 +487,9 @@ def clip(self:Loop) -> torch.Tensor:
 # %% ../../nbs/train/43_loop.ipynb #e0f0e1e5
 @patch
 def check_stop(self:Loop):
-    "End here if that is wanted"
-    if not self.stop.why: return
-    raise Stopped(f'stage {self.stage.id} was stopped by {self.stop.why} '
+    "End here if that is wanted, in any process"
+    if not (why := self.together.meet(self.stop.why)): return
+    raise Stopped(f'stage {self.stage.id} was stopped by {why} '
                   f'in epoch {self.epoch + 1} after step {self.step}')
 
 # %% ../../nbs/train/43_loop.ipynb #26615fd5
@@ -440,24 +509,32 @@ def take_step(self:Loop):
     self.call('before_step')
     self.optimizer.step()
     self.optimizer.zero_grad()
-    self.whole = True
+    average_statistics(self.net, self.counted)
+    self.counted, self.whole, self.together.amid = 0, True, False
     if not self.optimizer.step_was_skipped: self._step_taken()
     self.check_stop()
 
 # %% ../../nbs/train/43_loop.ipynb #68e6c5d3
+def no_loss(outputs:dict) -> dict:
+    "The loss of no rows: 0, and so are its gradients, for which other processes wait"
+    return {'loss': sum(o.sum() for o in outputs.values())*0.}
+
+# %% ../../nbs/train/43_loop.ipynb #cb49acc0
 @patch
 def train_batch(self:Loop, batch:DenseBatch):
     "Forward and backward; a step after the last batch of one"
-    self.whole = False
-    share, last = self._share()
+    self.together.meet()
+    self.whole, self.together.amid = False, True
+    share, last = self._share(len(batch))
     with nullcontext() if last else self.accelerator.no_sync(self.net):
         outputs = self.ask(self.net, batch, self.train)
-        losses = self.stage.loss(outputs, batch, self.cfg)
+        losses = self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs)
         self.accelerator.backward(losses['loss'] if share == 1 else losses['loss']*share)
     self.losses = {k: torch.as_tensor(v, device=self.device).detach() for k, v in losses.items()}
-    self.means.update(self.losses, outputs, batch)
-    self.batch += 1
+    if len(batch): self.means.update(self.losses, outputs, batch)
+    self.batch, self.counted = self.batch + 1, self.counted + len(batch)
     if last: self.take_step()
+    else: self.together.amid = False
 
 # %% ../../nbs/train/43_loop.ipynb #a98fc452
 @patch
@@ -467,7 +544,7 @@ def train_epoch(self:Loop) -> dict[str, float]:
     self.means = self.means or Means(self.stage, self.device)
     if self.batch < self.batches_per_epoch:
         for batch in self.batches(self.train, self.epoch, self.batch): self.train_batch(batch)
-    return self.means.compute(self.accelerator)
+    return self.means.compute()
 
 # %% ../../nbs/train/43_loop.ipynb #8008dfaa
 @patch
@@ -478,11 +555,12 @@ def evaluate(self:Loop, source:StreamingFileSource) -> dict[str, float]:
     net.eval()
     means = Means(self.stage, self.device)
     for batch in self.batches(source, training=False):
-        outputs = self.ask(net, batch, source)
-        outputs = {k: v.float() for k, v in outputs.items()}
-        means.update(self.stage.loss(outputs, batch, self.cfg), outputs, batch)
+        if len(batch):
+            outputs = self.ask(net, batch, source)
+            outputs = {k: v.float() for k, v in outputs.items()}
+            means.update(self.stage.loss(outputs, batch, self.cfg), outputs, batch)
         self.check_stop()
-    return means.compute(self.accelerator)
+    return means.compute()
 
 # %% ../../nbs/train/43_loop.ipynb #2d32681c
 TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')
@@ -501,7 +579,7 @@ def one_epoch(self:Loop):
     began, self.wait, done = time.perf_counter(), 0., self.batch
     trained = self.train_epoch()
     seconds = max(time.perf_counter() - began, 1e-9)
-    rows = self.train.total_rows - done*self.settings.batch_size    # those of this process
+    rows = self.train.total_rows - done*self.settings.batch_size    # those since the run went on
     timings = dict(zip(TIMINGS, (max(rows, 0) / seconds, self.wait / seconds, seconds)))
     figures = {self.judged_on: self.evaluate(self.valid or self.train)}
     row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step,
@@ -553,6 +631,7 @@ def _half_the_memory(self:Loop) -> str:
 def in_words(self:Loop, error:BaseException) -> BaseException:
     "`error`, or what it means for this run"
     stage, text = self.stage, ' '.join(str(error).split())
+    if isinstance(lost := self.together.in_words(error), Ended): return lost
     if _no_memory(error): return OutOfRoom(self._half_the_memory())
     if isinstance(error, OSError) and not isinstance(error, DiskError) and (said := disk_words(error)):
         return OutOfRoom(f'stage {stage.id} could not go on: {said}; make room or mend it, '
@@ -635,12 +714,15 @@ def fit(self:Loop) -> list[dict]:
         self.call('before_fit')
         self._callback_states()
         with torch.autograd.set_detect_anomaly(self.cfg.detect_anomaly):
-            while not self.finished:
+            over = self.together.anywhere(self.finished)
+            while not over:
                 self.one_epoch()
                 self.call('after_epoch')
-                if not self.finished: self.check_stop()
+                over = self.together.anywhere(self.finished)
+                if not over: self.check_stop()
     except BaseException as e:
         self.error = self.in_words(e)
+        if not isinstance(e, Stopped): self.together.fail(self.error)
         if self.error is e: raise
         raise self.error from e
     finally: self._end()
@@ -649,8 +731,9 @@ def fit(self:Loop) -> list[dict]:
 # %% ../../nbs/train/43_loop.ipynb #2ccc6526
 @patch
 def check_loss(self:Loop) -> float:
-    "The loss of the last batch; a `Diverged` if it is no number"
-    loss = float(self.losses['loss'])
+    "The loss of the last batch; a `Diverged` if it is no number, in any process"
+    each = self.together.gather(float(self.losses['loss']))
+    loss = next((l for l in each if not math.isfinite(l)), each[0])
     if math.isfinite(loss): return loss
     self.whole = False
     rate = self.scheduler.get_last_lr()[0]
@@ -662,17 +745,33 @@ def check_loss(self:Loop) -> float:
 
 # %% ../../nbs/train/43_loop.ipynb #4a46dde7
 @patch
+def _own_state(self:Loop) -> dict:
+    "Tensors that each process has for itself"
+    means = self.means.tensors() if self.means is not None else {}
+    gpu = self.device if self.together.world > 1 else None
+    return {**{f'means.{k}': v for k, v in means.items()}, **random_tensors(gpu)}
+
+# %% ../../nbs/train/43_loop.ipynb #8c3101a4
+@patch
+def _states_of_all(self:Loop) -> dict:
+    "`_own_state` of the main process, and under their numbers those of the others"
+    own = self._own_state()
+    if self.together.world == 1: return own
+    told = self.together.gather({k: v.cpu() for k, v in own.items()})
+    return told[0] | {f'process.{r}.{k}': v for r, each in enumerate(told) if r for k, v in each.items()}
+
+# %% ../../nbs/train/43_loop.ipynb #f9fd4a19
+@patch
 def state(self:Loop) -> tuple[dict, dict]:
     "Tensors and facts from which `load_state` goes on exactly here"
     a = self.accelerator
     net = {f'net.{k}': v for k, v in a.unwrap_model(self.net).state_dict().items()}
     theirs, facts = self._callback_states()
-    means = self.means.tensors() if self.means is not None else {}
-    tensors = {**net, **theirs, **{f'means.{k}': v for k, v in means.items()},
-               **optimizer_tensors(self.optimizer.optimizer), **random_tensors()}
+    tensors = {**net, **theirs, **self._states_of_all(), **optimizer_tensors(self.optimizer.optimizer)}
     scaler = a.scaler.state_dict() if a.scaler is not None else None
     about = {'stage': self.stage.id, 'epoch': self.epoch, 'batch': self.batch, 'step': self.step,
              'history': self.history, 'scaler': scaler}
+    if self.together.world > 1: about['processes'] = self.together.world
     return tensors, about | ({'callbacks': facts} if facts else {})
 
 # %% ../../nbs/train/43_loop.ipynb #be458c42
@@ -687,6 +786,20 @@ def _load_callbacks(self:Loop, tensors, facts) -> list[str]:
 
 # %% ../../nbs/train/43_loop.ipynb #b3ea3299
 @patch
+def _load_own(self:Loop, tensors:dict, processes:int):
+    "Give this process its random generators and sums of a state that so many processes had"
+    rank, same = self.together.rank, processes == self.together.world
+    own = part(tensors, f'process.{rank}.') if rank and same else tensors
+    each = [part(own, 'means.')]
+    if not same:
+        if rank: each = []
+        else: each += [part(tensors, f'process.{r}.means.') for r in range(1, processes)]
+    self.means = Means(self.stage, self.device).load(*each) if any(each) else None
+    if rank and not same: self._draw_apart()
+    else: load_random(own, self.device if self.together.world > 1 else None)
+
+# %% ../../nbs/train/43_loop.ipynb #a65a10af
+@patch
 def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks whose state nobody took
     "Go on where `state` was taken"
     a = self.accelerator
@@ -694,10 +807,8 @@ def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks 
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
     self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
     self.resumed = True
-    means = part(tensors, 'means.')
-    self.means = Means(self.stage, self.device).load(means) if means else None
     if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])
     left = self._load_callbacks(tensors, about.get('callbacks', {}))
     self.go_to_step(about['step'])
-    load_random(tensors)
+    self._load_own(tensors, about.get('processes', 1))
     return left

@@ -47,6 +47,7 @@ from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of,
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
+from .processes import join
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
@@ -364,6 +365,7 @@ def guess_scores(
     b, device = len(batch.board), batch.board.device
     outputs = {p.name: torch.zeros((b, p.width) if p.width else b, device=device) for p in loop.stage.parts}
     metrics = loop.stage.metrics().to(device)
+    metrics.distributed_available_fn = lambda: False      # one process asks
     metrics.update(outputs, batch)
     guess = metrics.compute().get(f'baseline_{loop.stage.main}')
     return None if guess is None else float(guess)
@@ -598,7 +600,8 @@ def _check_net(loop, tensors):
 # %% ../../nbs/train/48_runner.ipynb #4eca2796
 _SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': is_count,
          'epoch': is_count, 'batch': is_count, 'step': is_count, 'history': lambda x: isinstance(x, list),
-         'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict)}
+         'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict),
+         'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16}
 
 def _odd_facts(loop, about):
     "What a checkpoint says that cannot be"
@@ -663,7 +666,16 @@ def _odd_generators(states):
         except (RuntimeError, TypeError): yield f'{name} is no state of a generator'
 
 # %% ../../nbs/train/48_runner.ipynb #d4c4cdbe
-def _odd_tensors(loop, tensors, batch):
+def _odd_process(loop, own, batch, rank):
+    "What of the tensors of process `rank` of a run cannot be"
+    said = [*_odd_means(loop, part(own, 'means.'), batch)]
+    if 'random.cpu' not in own: said.append('random.cpu is missing')
+    else: said += [*_unlike('random.cpu', own['random.cpu'], random_tensors()['random.cpu'])]
+    said = said or [*_odd_generators(part(own, 'random.', strip=False))]
+    yield from (f'of process {rank} {what}' for what in said)
+
+# %% ../../nbs/train/48_runner.ipynb #6334e1a0
+def _odd_tensors(loop, tensors, batch, processes=1):
     "What a checkpoint holds that its run could not have written"
     averaged = {} if loop.averaged is None else loop.averaged.state_dict()
     for prefix, own in (('net.', loop.accelerator.unwrap_model(loop.net).state_dict()), ('ema.', averaged)):
@@ -674,6 +686,7 @@ def _odd_tensors(loop, tensors, batch):
     yield from _odd_generators({k: drawn[k] for k in drawn.keys() & now.keys()})
     yield from _odd_optimizer(loop, part(tensors, 'optimizer.', strip=False))
     yield from _odd_means(loop, part(tensors, 'means.'), batch)
+    for rank in range(1, processes): yield from _odd_process(loop, part(tensors, f'process.{rank}.'), batch, rank)
 
 # %% ../../nbs/train/48_runner.ipynb #947e4960
 def _refuse_odd(loop, odd, where):
@@ -694,7 +707,7 @@ def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
     _check_same(loop, about)
     _check_net(loop, tensors)
     _refuse_odd(loop, _odd_facts(loop, about), where)
-    _refuse_odd(loop, _odd_tensors(loop, tensors, about['batch']), where)
+    _refuse_odd(loop, _odd_tensors(loop, tensors, about['batch'], about.get('processes') or 1), where)
     if (wrote := about.get('version')) != __version__:
         say(f'  version {wrote} wrote the checkpoint, and {__version__} goes on')
     for change in free: say(f'  changed since the run began: {change}')
@@ -710,9 +723,30 @@ def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[C
     saver = Saver(run.checkpoints(stage), partial(about_checkpoint, run=run), cfg.checkpoint_every,
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
-    return [AtHome(run), Watch(), Progress(), *lines, board, saver]
+    home = [AtHome(run)]*join().main       # from another machine it may not be seen
+    return [*home, Watch(), Progress(), *lines, board, saver]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
+def _newest(folder, say):
+    "The newest checkpoint in `folder`, the same for all processes; None if there is none"
+    together = join()
+    newest = together.first(lambda: Checkpoints(folder).load_newest(say))
+    each = together.gather(newest and [newest[1].get(k) for k in ('epoch', 'batch', 'step')])
+    if all(place == each[0] for place in each): return newest
+    rank = next(r for r, place in enumerate(each) if place != each[0])
+    raise CheckpointError(f'{folder}: process {rank} finds another checkpoint there than the main one, or none; '
+                          'run_dir in a file system that all machines share was expected')
+
+# %% ../../nbs/train/48_runner.ipynb #0a679035
+def _introduce(cfg, loop, run, rows, newest, say):
+    "Find out what a stage trains on, and say what was decided"
+    stage = loop.stage
+    taught = sides_going_on(newest[1]) if newest else taught_before(cfg, stage, run) + head_sides(cfg, stage)
+    trained_of(loop, say, taught).saved()      # now, as shards may be gone when a checkpoint is saved
+    for remark in remarks(cfg, stage, rows, loop.split, loop.settings, newest is not None): say(remark)
+    for remark in loop_remarks(loop): say(f'  {remark}')
+
+# %% ../../nbs/train/48_runner.ipynb #d45de358
 def run_stage(
     cfg,
     stage:Stage,
@@ -725,16 +759,12 @@ def run_stage(
     viewers:tuple=(),            # Callbacks beside those of every run, after what is saved
 ) -> StageResult:                # A `Stopped` carries as `partial` what was reached, if anything
     "Train a stage, from its newest checkpoint if it has one"
-    newest = Checkpoints(run.checkpoints(stage)).load_newest(say)
+    together, newest = join(), _newest(run.checkpoints(stage), say)
     callbacks = [*callbacks, *run_callbacks(cfg, stage, run, say), *viewers]
-    taught = sides_going_on(newest[1]) if newest else taught_before(cfg, stage, run) + head_sides(cfg, stage)
     loop, _ = stage_loop(cfg, stage, backbone, accelerator, callbacks, stop, say)
-    trained_of(loop, say, taught).saved()      # now, as shards may be gone when a checkpoint is saved
-    split, rows = loop.split, {'train': loop.train.total_rows}
-    if loop.valid: rows['valid'] = loop.valid.total_rows
-    for remark in remarks(cfg, stage, rows, split, loop.settings, newest is not None): say(remark)
-    for remark in loop_remarks(loop): say(f'  {remark}')
-    result = lambda: stage_result(loop, rows, split, run) if loop.history else None
+    rows = {'train': loop.train.total_rows} | ({'valid': loop.valid.total_rows} if loop.valid else {})
+    if together.main: _introduce(cfg, loop, run, rows, newest, say)
+    result = lambda: together.tell(lambda: stage_result(loop, rows, loop.split, run)) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say, run.checkpoints(stage))
         loop.fit()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 
-from .loop import Loop
+from .loop import Loop, no_loss
 
 # %% ../../nbs/train/45_trials.ipynb #ede72b41
 @patch
@@ -30,12 +30,14 @@ def forever(self:Loop):
 def try_step(self:Loop, batch) -> float:
     "A step outside of the run; its loss"
     outputs = self.ask(self.net, batch, self.train)
-    loss = self.stage.loss(outputs, batch, self.cfg)['loss']
-    self.accelerator.backward(loss)
+    loss = (self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs))['loss']
+    told = self.together.gather((float(loss.detach())*len(batch), len(batch)))
+    rows = sum(n for _, n in told)
+    self.accelerator.backward(loss if len(told) == 1 else loss*(len(batch)*len(told) / rows))
     self.clip()
     self.optimizer.step()
     self.optimizer.zero_grad()
-    return float(loss.detach())
+    return float(loss.detach()) if len(told) == 1 else sum(l for l, _ in told) / rows
 
 # %% ../../nbs/train/45_trials.ipynb #d8f84372
 @patch

@@ -1,0 +1,127 @@
+"""Two processes that train together, started once; a test gives both the same job, and gets what each answered
+
+Run as a script it is one of them. Jobs run in one process, too, which is what two are compared with."""
+import contextlib, errno, io, json, os, signal, subprocess, sys, time, traceback
+from pathlib import Path
+
+from lab import free_port
+
+def _line(f): return json.loads(f.readline() or '{"gone": true}')
+
+class Pair:
+    "Processes that wait for jobs"
+    def __init__(self, folder, n=2):
+        env = {**os.environ, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
+               'TQDM_DISABLE': '1'}
+        self.logs = [Path(folder)/f'process-{r}.log' for r in range(n)]
+        self.all = [subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open('w'),
+                                     env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, text=True) for r, log in enumerate(self.logs)]
+
+    def __call__(self, job, may_go=False, **given):
+        "What each process answers to a job; one that is gone answers nothing where it `may_go`"
+        for p in self.all: print(json.dumps([job, given], default=str), file=p.stdin, flush=True)
+        told = [_line(p.stdout) for p in self.all]
+        assert may_go or not any('gone' in t for t in told), [log.read_text()[-2000:] for log in self.logs]
+        return told
+
+    def close(self):
+        for p in self.all: p.stdin.close()
+        for p in self.all:
+            try: p.wait(20)
+            except subprocess.TimeoutExpired: p.kill()
+
+# --- jobs: a dict that JSON holds is answered
+def acts(rank=None, at=None, how='stop', **more):
+    "Callbacks that do something in process `rank` after step `at`"
+    from maou_nb import Callback
+    from maou_nb.train.processes import join
+    class Act(Callback):
+        def after_step(self, loop):
+            if loop.step != at or rank not in (None, join().rank): return
+            if how == 'SIGTERM': os.kill(os.getpid(), signal.SIGTERM)
+            elif how == 'stop': loop.stop.why = 'test'
+            elif how == 'interrupt': raise KeyboardInterrupt
+            elif how == 'killed': os.kill(os.getpid(), signal.SIGKILL)
+            elif how == 'full': raise OSError(errno.ENOSPC, 'No space left on device', 'history.jsonl')
+            else: raise ValueError('odd')
+    class Amid(Callback):
+        def before_step(self, loop):
+            if loop.step == at and rank == join().rank: raise ValueError('odd in a step')
+    class Noisy(Callback):
+        def after_step(self, loop):
+            for p in loop.net.parameters(): p.data.fill_(float('nan'))
+    return [{'nan': Noisy, 'amid': Amid}.get(how, Act)()] if how == 'nan' or at else []
+
+def learn(options, act=None, cwd=None):
+    "A run; its result or its error, and what was said"
+    from maou_nb import learn_multi_stage
+    from maou_nb.front import learn as room
+    from unittest.mock import patch
+    if cwd: os.chdir(cwd)
+    mirrors = []
+    class Copy:
+        asked = done = 0
+        def __init__(self, copies, say): mirrors.append(copies)
+        def sync(self): pass
+        def close(self): pass
+    answer = {}
+    with patch.object(room, 'Mirror', Copy):
+        begun = time.monotonic()
+        try: answer['result'] = learn_multi_stage(callbacks=acts(**(act or {})), **options).model_dump(mode='json')
+        except BaseException as e: answer.update(error=str(e), kind=type(e).__name__)
+    return answer | {'mirrors': len(mirrors), 'seconds': time.monotonic() - begun}
+
+def epoch(options, out, batch=69):
+    "An epoch in 64 bits: gradients of its first three steps, weights and figures after it; of each process a file"
+    import torch
+    from maou_nb import Callback
+    from maou_nb.front.learn import new_backbone
+    from maou_nb.front.options import make_config
+    from maou_nb.stages.stage import stages_of
+    from maou_nb.train.checkpoints import save_tensors
+    from maou_nb.train.loop import make_accelerator
+    from maou_nb.train.processes import join
+    from maou_nb.train.runner import close_sources, stage_loop
+    kept = {}
+    class Keep(Callback):
+        def before_step(self, loop):
+            if loop.step < 3 or loop.batch == loop.batches_per_epoch:
+                net = loop.accelerator.unwrap_model(loop.net)
+                kept.update({f'grad.{loop.step}.{n}': p.grad.clone() for n, p in net.named_parameters() if p.grad is not None})
+    torch.set_default_dtype(torch.float64)
+    try:
+        cfg = make_config(**options)
+        stage = stages_of(cfg)[0]
+        loop, _ = stage_loop(cfg, stage, new_backbone(cfg), make_accelerator('cpu', 'fp32'), (Keep(),))
+        loop.fit()
+        net = loop.accelerator.unwrap_model(loop.net).state_dict()
+        kept |= {f'net.{k}': v for k, v in net.items()}
+        if loop.averaged is not None: kept |= {f'ema.{k}': v for k, v in loop.averaged.state_dict().items()}
+        save_tensors(Path(f'{out}-{join().rank}'), {k: v.contiguous() for k, v in kept.items()})
+        close_sources(loop)
+    finally: torch.set_default_dtype(torch.float32)
+    return {'history': loop.history}
+
+def rates(options):
+    "What `find_lr` finds"
+    from maou_nb.front.learn import find_lr
+    found = find_lr(steps=12, **options)
+    return {'rates': found.rates, 'losses': found.losses}
+
+JOBS = {f.__name__: f for f in (learn, epoch, rates)}
+
+def done(job, given):
+    "The answer of a job, with what it printed"
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try: answer = JOBS[job](**given)
+        except Exception: answer = {'broken': traceback.format_exc()}
+    return answer | {'said': said.getvalue()}
+
+if __name__ == '__main__':
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+    from maou_nb.train.processes import join
+    join()
+    for line in sys.stdin:
+        print(json.dumps(done(*json.loads(line))), file=answers, flush=True)
+        if join().lost: break       # as a run does, whose processes can't meet any more

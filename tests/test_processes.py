@@ -1,0 +1,229 @@
+"Several processes train as one does: the same gradients, one that writes and speaks, and all end together"
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from maou_nb import Callback, OptionError, learn_multi_stage
+from maou_nb.front.cli import as_words
+from maou_nb.front.learn import load_run
+from maou_nb.front.options import make_config, process_problems
+from maou_nb.model.losses import LOSSES, register_loss
+from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
+from maou_nb.train.folder import RunFolder
+from maou_nb.train.options import LearnConfig
+from options import TINY, few      # noqa: F401, a fixture
+from pair import Pair, done
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+    "Two warm processes"
+    pair = Pair(tmp_path_factory.mktemp('pair'))
+    yield pair
+    pair.close()
+
+def options(few, stage, architecture='resnet', **more):
+    "Of a tiny run"
+    return dict(stage=stage, model_architecture=architecture, model_size='tiny', gpu='cpu', learning_ratio=0.01, epoch=1,
+                stage1_threshold=0., stage2_threshold=0., test_ratio=0.3, stage1_data_path=few/'stage1',
+                stage2_data_path=few/'twelve'/'stage2', stage3_data_path=few/'twelve'/'stage3', **TINY[architecture]) | more
+
+def apart(a, b):
+    "The largest difference of two sets of tensors, in parts of the largest number of each"
+    assert a.keys() == b.keys()
+    far = lambda x, y: float((x - y).abs().max() / y.abs().max().clamp(min=1e-12))
+    # a gradient that is 0 but for rounding, as of what comes before a norm, is compared with the others
+    largest = max(float(v.abs().max()) for v in b.values())
+    return max(far(a[k], v) if v.abs().max() > 1e-9*largest else float((a[k] - v).abs().max())/largest for k, v in b.items())
+
+def timeless(history): return [{k: v for k, v in h.items() if k not in ('positions_per_second', 'loader_wait', 'seconds')} for h in history]
+
+def near(a, b, eps):
+    "Whether two histories are equal but for rounding"
+    a, b = timeless(a), timeless(b)
+    assert [h.keys() for h in a] == [h.keys() for h in b]
+    for x, y in zip(a, b):
+        for k in x: assert x[k] == y[k] or x[k] == pytest.approx(y[k], rel=eps, abs=eps), (k, x[k], y[k])
+
+# 1105 rows in batches of 69: shares of 35 and 34, at last of 1 and 0
+@pytest.mark.parametrize('stage, architecture, more', [
+    (1, 'resnet', dict(stage1_batch_size=69, ema_decay=0.9)),
+    (1, 'vit', dict(stage1_batch_size=69, gradient_accumulation_steps=3)),
+    (2, 'resnet', dict(stage2_batch_size=37, gradient_checkpointing=True)),
+    (3, 'resnet', dict(stage3_batch_size=37, gradient_accumulation_steps=2, ema_decay=0.9)),
+    (3, 'mlp-mixer', dict(stage3_batch_size=37)),
+    (3, 'vit', dict(stage3_batch_size=37))])
+def test_gradients_and_weights_are_those_of_one_process(pair, few, tmp_path, stage, architecture, more):
+    given = options(few, stage, architecture, **more)
+    answers = pair('epoch', options=given, out=tmp_path/'two') + [done('epoch', dict(options=given, out=tmp_path/'one'))]
+    for a in answers: assert 'broken' not in a, a['broken']
+    first, second, one = (load_tensors(tmp_path/n)[0] for n in ('two-0', 'two-1', 'one-0'))
+    assert len(part(one, 'grad.')) > 3
+    for kind in ('grad.', 'net.', 'ema.'):
+        floats = [{k: v for k, v in part(t, kind).items() if v.is_floating_point()} for t in (first, second, one)]
+        if not floats[0]: continue
+        assert apart(floats[0], floats[2]) < 1e-6, kind
+        assert all(torch.equal(v, floats[1][k]) for k, v in floats[0].items()), kind       # gradients, weights and statistics
+    near(answers[0]['history'], answers[2]['history'], 1e-6)
+    assert timeless(answers[0]['history'])[0] == timeless(answers[1]['history'])[0]
+
+def test_each_normalises_by_itself_where_that_is_wanted(pair, few, tmp_path):
+    given = options(few, 1, stage1_batch_size=69, ema_decay=0.9, sync_batchnorm=False)
+    for a in pair('epoch', options=given, out=tmp_path/'two') + [done('epoch', dict(options=given, out=tmp_path/'one'))]:
+        assert 'broken' not in a, a['broken']
+    first, second, one = (load_tensors(tmp_path/n)[0] for n in ('two-0', 'two-1', 'one-0'))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())                  # statistics too, and their averages
+    assert apart(part(first, 'net.'), part(one, 'net.')) > 1e-3
+
+def files(folder): return sorted(str(p.relative_to(folder)) for p in Path(folder).rglob('*') if p.is_file() and 'events' not in p.name)
+
+def test_one_process_writes_and_speaks(pair, few, tmp_path, monkeypatch):
+    given = options(few, 'all', run_name=None, output_s3=True, s3_bucket_name='b', s3_base_path='p')
+    for n in ('two', 'one'): (tmp_path/n).mkdir()
+    two = pair('learn', options=given, cwd=tmp_path/'two')
+    monkeypatch.chdir(tmp_path/'one')
+    one = done('learn', dict(options=given))
+    for a in (*two, one): assert 'result' in a, a
+    assert [a['mirrors'] for a in two] == [1, 0] and two[1]['said'] == ''
+    lines = lambda a: [l for l in a['said'].splitlines() if ' rows to train on' in l]
+    assert lines(two[0]) == lines(one) and len(lines(one)) == 3
+    assert two[0]['result'] == two[1]['result']
+    name = {n: [p.name for p in (tmp_path/n/'runs').iterdir()] for n in ('two', 'one')}      # one folder, no earlier run
+    assert len(name['two']) == len(name['one']) == 1
+    found, meant = (files(tmp_path/n/'runs'/name[n][0]) for n in ('two', 'one'))
+    assert found == meant
+    for a, b in zip(two[0]['result']['stages_completed'], one['result']['stages_completed'], strict=True):
+        # 32 bits: sums in another order, and weights that come of them
+        near(a['history'][:1], b['history'][:1], 1e-3) if a['stage'] == 1 else None
+        assert [h['train/loss'] for h in a['history']] == pytest.approx([h['train/loss'] for h in b['history']], rel=0.02)
+
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('how', ['SIGTERM', 'odd', 'full', 'interrupt'])
+def test_an_early_end_of_one_ends_all(pair, few, tmp_path, how, rank):
+    begun = time.monotonic()
+    told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r'), act=dict(rank=rank, at=5, how=how))
+    assert time.monotonic() - begun < 30
+    saved = [*Checkpoints(tmp_path/'r'/'checkpoints'/'stage1').manifest['files']]
+    if how == 'SIGTERM':
+        for a in told: assert 'stopped by SIGTERM in epoch 1 after step 5' in a['result']['stopped'], a
+    else:
+        own, other = told[rank], told[1 - rank]
+        kind, text = {'odd': ('ValueError', 'odd'), 'full': ('OutOfRoom', 'could not go on'), 'interrupt': ('KeyboardInterrupt', '')}[how]
+        assert own['kind'] == kind and text in own['error'], own
+        assert other['kind'] == 'Ended' and f'process {rank} on' in other['error'] and text in other['error'], other
+    assert saved == ([] if how == 'full' else ['epoch-0000-step-00000005.safetensors'])
+
+def test_a_loss_that_is_no_number_ends_all(pair, few, tmp_path):
+    told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', checkpoint_every=2), act=dict(how='nan'))
+    for a in told: assert a['kind'] == 'Diverged' and 'stage 1 diverged' in a['error'], a
+    assert not Checkpoints(tmp_path/'r'/'checkpoints'/'stage1').manifest['files']
+
+def test_options_are_refused_once(pair, few, tmp_path):
+    told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', epochs=0))
+    assert [a['kind'] for a in told] == ['OptionError']*2 and not (tmp_path/'r').exists()
+
+def vit(few, folder, **more):
+    return options(few, 3, 'vit', stage3_batch_size=69, gradient_accumulation_steps=2, ema_decay=0.9, run_dir=folder) | {'epoch': 2, **more}
+
+def saved(folder): return load_tensors(Checkpoints(folder/'checkpoints'/'stage3').path('last'))
+
+def history(told): return told['result']['stages_completed'][0]['history'] if 'result' in told else told
+
+def test_resume_is_exact_and_dropout_differs_by_process(pair, few, tmp_path):
+    given = lambda name, **o: vit(few, tmp_path/name, vit_dropout=0.2, **o)
+    whole = pair('learn', options=given('a'))
+    pair('learn', options=given('b'), act=dict(rank=1, at=5))
+    tensors, about = saved(tmp_path/'b')
+    assert about['processes'] == 2 and about['step'] == 5
+    assert not torch.equal(tensors['random.cpu'], tensors['process.1.random.cpu'])
+    again = pair('learn', options=given('b', resume_from='latest'))
+    assert timeless(history(again[0])) == timeless(history(whole[0]))
+    for a, b in zip(saved(tmp_path/'a')[0].items(), saved(tmp_path/'b')[0].items()): assert a[0] == b[0] and torch.equal(a[1], b[1]), a[0]
+
+def test_another_number_of_processes_goes_on(pair, few, tmp_path):
+    given = lambda name, **o: vit(few, tmp_path/name, **o)
+    whole = pair('learn', options=given('a'))
+    pair('learn', options=given('b'), act=dict(at=3))
+    on = given('b', resume_from='latest')
+    one = done('learn', dict(options=on, act=dict(at=11)))
+    assert 'after step 11' in one['result']['stopped'] and 'processes' not in saved(tmp_path/'b')[1]
+    again = pair('learn', options=on)
+    near(history(again[0]), history(whole[0]), 1e-3)
+
+def test_the_same_rate_is_found_by_all(pair, few):
+    first, second = pair('rates', options=options(few, 1, stage1_batch_size=69))
+    assert 'rates' in first, first
+    assert (first['rates'], first['losses']) == (second['rates'], second['losses'])
+    one = done('rates', dict(options=options(few, 1, stage1_batch_size=69)))
+    assert first['losses'] == pytest.approx(one['losses'], rel=1e-3)
+
+# --- processes that a run starts by itself
+def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd):
+    given = options(few, 1, run_dir=tmp_path/'r', stage1_batch_size=69)
+    result = learn_multi_stage(gpus=2, **given)
+    assert capfd.readouterr().out.count('rows to train on') == 1
+    assert result == load_run(tmp_path/'r') and result[1].epochs_trained == 1 and RunFolder(tmp_path/'r').read_config()['gpus'] == '2'
+    assert load_tensors(result.checkpoint(1))[1]['processes'] == 2
+    assert learn_multi_stage(**given | dict(run_dir=tmp_path/'one'))[1].final_loss == pytest.approx(result[1].final_loss, rel=1e-3)
+
+@pytest.mark.slow
+def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, tmp_path):
+    words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=500, stage1_threshold=0.9999, gpus=2)))
+    run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path/'r'/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    begun = time.monotonic()
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=40)
+    assert time.monotonic() - begun < 30 and run.returncode == 130, err[-2000:]
+    assert 'stopped by SIGINT' in json.loads(out)['stopped'] and 'Traceback' not in err
+
+def test_what_other_processes_cannot_know_is_refused(few, monkeypatch):
+    def refused(said, **more):
+        with pytest.raises(OptionError, match=said): learn_multi_stage(**options(few, 1) | more)
+    refused("gpus='2' with gpu='cuda:1'", gpus=2, gpu='cuda:1')
+    refused("gpus='all': there is no GPU", gpus='all')
+    refused('gpus=0: a number from 1 to 999', gpus=0)
+    with pytest.raises(OptionError, match="callbacks: with gpus='2' other processes train"):
+        learn_multi_stage(callbacks=[Callback()], **options(few, 1, gpus=2))
+    with pytest.raises(OptionError, match="gpus='2': loss cell was registered in a cell"):
+        register_loss('cell', of='policy')(lambda outputs, batch, cfg: {'loss': outputs['policy'].sum()})
+        LOSSES.homes['cell'] = '__main__'
+        learn_multi_stage(**options(few, 3, gpus=2, policy_loss='cell'))
+    monkeypatch.setenv('WORLD_SIZE', '2'); monkeypatch.setenv('RANK', '0')
+    assert [*process_problems(LearnConfig(gpus=2))] == ["gpus='2': a launcher has started several processes already; leave it out"]
+
+def ends(pair, few, folder, how, said):
+    "What is left of a run of which a process went in the midst of a step, or was killed"
+    first, second = pair('learn', may_go=True, options=options(few, 1, run_dir=folder, checkpoint_every=3), act=dict(rank=1, at=5, how=how))
+    assert first['kind'] == 'Ended' and re.search(said, first['error']) and first['seconds'] < 30, first
+    for p in pair.all: p.wait(20)
+    assert [*Checkpoints(folder/'checkpoints'/'stage1').manifest['files']] == ['epoch-0000-step-00000003.safetensors']
+    return second
+
+@pytest.mark.slow
+def test_no_process_waits_for_one_that_was_killed(few, tmp_path):
+    pair = Pair(tmp_path)
+    try: assert ends(pair, few, tmp_path/'r', 'killed', 'gone without a word') == {'gone': True}
+    finally: pair.close()
+
+@pytest.mark.slow
+def test_four_processes_are_one(few, tmp_path):
+    four = Pair(tmp_path, 4)
+    try: answers = four('epoch', options=(given := options(few, 3, stage3_batch_size=37)), out=tmp_path/'four')
+    finally: four.close()
+    for a in answers: assert 'broken' not in a, a['broken']
+    assert 'broken' not in done('epoch', dict(options=given, out=tmp_path/'one'))
+    many, one = (part(load_tensors(tmp_path/n)[0], 'net.') for n in ('four-3', 'one-0'))
+    assert apart(many, one) < 1e-6
+
+def test_no_process_waits_for_one_that_failed_in_a_step(pair, few, tmp_path):
+    # the last one: afterwards the pair is gone
+    assert ends(pair, few, tmp_path/'r', 'amid', 'process 1 on .* ended the run: ValueError: odd in a step')['kind'] == 'ValueError'
