@@ -24,7 +24,7 @@ from ..model.heads import Net
 from ..show.boards import Position, read_position
 from ..data.html import join_html
 from ..stages.stage import STAGES, Stage, stage_of_heads
-from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part
+from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part, saved_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.runner import net_of
 
@@ -107,8 +107,7 @@ def load_net(
     weights = _weights(tensors, which_weights, path)
     _check_weights(weights, net.state_dict(), path, about)
     net.load_state_dict(weights)
-    then = about.get('saved', {}).get('folder')
-    config = moved_options(about['config'], then, as_path(path).parent)
+    config = moved_options(about['config'], saved_by(about).get('folder'), as_path(path).parent)
     net.about = {**about, 'path': str(path), 'config': config}
     warn_of_plugins(about.get('plugins'))
     return net.eval()

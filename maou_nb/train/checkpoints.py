@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
            'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
-           'Checkpoints', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of', 'MisfitError',
-           'put_part']
+           'Checkpoints', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of',
+           'MisfitError', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
@@ -256,6 +256,14 @@ def _is_damaged(self:Checkpoints) -> bool:
     except ValueError: return True
 
 # %% ../../nbs/train/41_checkpoints.ipynb #9662164a
+def saved_by(
+    about:dict,           # What a checkpoint says of itself
+) -> dict[str, str]:      # Such as its run's id and its folder then; what is no text is left out
+    "What `about` says of the run that saved it"
+    said = about.get('saved')
+    return {k: v for k, v in said.items() if isinstance(v, str)} if isinstance(said, dict) else {}
+
+# %% ../../nbs/train/41_checkpoints.ipynb #91011338
 @patch
 def mend(self:Checkpoints):
     "Make the manifest again from the checkpoints, if it is damaged or gone and there are any"
@@ -263,9 +271,8 @@ def mend(self:Checkpoints):
     marks = {m: name for name, about in told.items() for m in about.get('marks', ()) if m not in ('files', 'run')}
     files = {n: {'sha256': file_sha256(self.folder/n), **_facts(about)} for n, about in told.items()}
     last = [*told][-1]
-    saved = told[last].get('saved')
-    run = {'run': saved['run']} if isinstance(saved, dict) and isinstance(saved.get('run'), str) else {}
-    whole = {'best': None, **marks, 'last': last, **run, 'files': files}
+    run = saved_by(told[last]).get('run')
+    whole = {'best': None, **marks, 'last': last, **({'run': run} if run else {}), 'files': files}
     with atomic_file(self.folder/MANIFEST, 'w') as f: json.dump(whole, f, indent=1)
     self.say(f'{self.folder/MANIFEST} was damaged or gone, and was made again from {len(told)} checkpoints')
 

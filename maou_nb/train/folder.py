@@ -36,7 +36,7 @@ from ..data.files import (DiskError, FarError, FileError, as_path, atomic_file, 
 from ..data.options import OnePath, OptionError, Section, option
 from ..stages.stage import STAGES
 from .checkpoints import (
-    ABOUT, CONFIG, MANIFEST, MODELS, RESULT, CheckpointError, Checkpoints, find_checkpoint, load_tensors)
+    ABOUT, CONFIG, MANIFEST, MODELS, RESULT, CheckpointError, Checkpoints, find_checkpoint, load_tensors, saved_by)
 from .processes import join
 
 # %% ../../nbs/train/42_folder.ipynb #b352744e
@@ -710,10 +710,8 @@ def _run_with(path:Path) -> str:
     "The id of the run in a folder, or of the one that saved a checkpoint file; '' if it is not known"
     if path.is_dir(): return RunFolder(path)._known_id() or owner_of(path)[0] or Checkpoints(path).owner
     if owner := Checkpoints(path.parent).owner: return owner
-    try: saved = load_tensors(path, whole=False)[1].get('saved')
-    except CheckpointError: saved = None
-    run = saved.get('run') if isinstance(saved, dict) else None
-    return run if isinstance(run, str) else ''
+    try: return saved_by(load_tensors(path, whole=False)[1]).get('run', '')
+    except CheckpointError: return ''
 
 # %% ../../nbs/train/42_folder.ipynb #ea1c1f06
 def came_from(

@@ -603,6 +603,10 @@ _SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x
          'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict),
          'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16}
 
+def _judged_by(loop):
+    "The figures that an epoch of `loop` is judged by, as its history calls them"
+    return [f'{loop.judged_on}/{name}' for name in {loop.stage.main, *loop.stage.best_by(loop.cfg).values()}]
+
 def _odd_facts(loop, about):
     "What a checkpoint says that cannot be"
     wrong = [k for k, fits in _SAID.items() if not fits(about.get(k))]
@@ -614,6 +618,7 @@ def _odd_facts(loop, about):
     steps = epoch*loop.steps_per_epoch + -(-batch // loop.cfg.gradient_accumulation_steps)
     if about['step'] != steps: yield f'its step is {about["step"]} where {steps} were taken'
     if not all(fits_row(r, LINES[0]) and r['stage'] == loop.stage.id for r in history): yield 'its history holds odd rows'
+    elif lost := [f for f in _judged_by(loop) if not all(f in r for r in history)]: yield f'its history lacks {lost[0]}'
     elif len(history) > epoch: yield f'its history has {len(history)} epochs of {epoch}'
 
 # %% ../../nbs/train/48_runner.ipynb #d581838f
