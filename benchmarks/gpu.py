@@ -114,7 +114,7 @@ def train_steps(loop, steps):
     loop.batch, loop.means, loop.wait = 0, Means(loop.stage, loop.device), 0.
     loop.plan = loop.train.plan(loop.settings.batch_size)
     for _, batch in zip(range(steps), loop.batches(loop.train, loop.epoch)): loop.train_batch(batch)
-    loop.means.compute(loop.accelerator)
+    loop.means.compute()
     loop.epoch += 1
 
 def full_batches(loop):

@@ -39,7 +39,7 @@ def run(few, tmp_path_factory):
     @functools.cache
     def cached(items):
         given = dict(items)
-        options = {**defaults, 'run_dir': tmp_path_factory.mktemp('run')/'r', **given}
+        options = {**defaults, 'run_dir': tmp_path_factory.mktemp('run')/given.get('run_name', 'r'), **given}
         options = {k: v for k, v in options.items() if v != 'leave out'}
         if 'model_size' not in given:
             options |= {k: v for k, v in TINY.get(options.get('model_architecture', 'resnet'), {}).items()

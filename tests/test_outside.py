@@ -200,7 +200,7 @@ MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos'
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
         'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x'),
         'adapter_of': ('policy_head',), 'alone_in': ('x is done',), 'is_there': ()}
-PURE = {'is_remote', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',
+PURE = {'is_remote', 'kept_paths', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',
         'upload', 'download', 'read_file', 'write_shard',
         'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'owner_of', 'kept_elsewhere',
         'disk_in_words', 'naming', 'damaged',

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..data.files import (OutsideError, as_path, atomic_file, file_sha256, found_again,
+from ..data.files import (FileError, OutsideError, as_path, atomic_file, file_sha256, found_again,
                                 is_remote, is_there, local_file, parsed_json, path_here, path_inside, read_json)
 from ..data.labels import LABEL_SCHEME
 import maou_nb.stages.policy_value      # with it the stages of the library are registered
@@ -376,7 +376,7 @@ def find_checkpoint(
     "The checkpoint file that `path` means; of a folder the best of the last stage that has the `part`"
     wanted = 'a checkpoint file, or a run folder with checkpoints in it, was expected'
     try: path = as_path(path)
-    except TypeError: raise CheckpointError(f'{path!r} is no path: {wanted}') from None
+    except FileError as e: raise CheckpointError(str(e)) from None
     if not is_there(path): raise CheckpointError(f'{path} does not exist: {wanted}')
     if path.is_dir() and is_remote(path):
         raise CheckpointError(f'{path} is a folder far away: '
