@@ -409,3 +409,17 @@ def test_what_is_kept_is_what_was(sets):
     for data in ('first', 'most', 'others'):
         other = side_of(StreamingFileSource(sets/data, 3))
         assert in_words(overlap(again.train, other)) == in_words(overlap(run.train, other))
+
+def test_games_that_were_cut_early_are_suspected(sets, tmp_path):
+    "They have too few late positions to be known again; that those are trained on gives them away"
+    rows = read_shard(find_shards(sets/'first', 3)[0])
+    rows = rows.filter(pc.less_equal(rows['ply'], 31))
+    keys = pc.bit_wise_xor(rows['game'], pc.cast(1, 'uint64'))
+    write_shard(tmp_path/'cut'/'one.feather', rows.set_column(rows.schema.get_field_index('game'), rows.schema.field('game'), keys), 3, 'a test')
+    train = StreamingFileSource(sets/'first', 3)
+    found = audit(train, StreamingFileSource(tmp_path/'cut', 3))
+    assert found.suspect and 'No game is on both sides' not in found.verdict
+    assert not audit(train, StreamingFileSource(sets/'others', 3)).suspect
+    marks = {what: mark for _, what, _, mark in preflight(**{**TINY, 'stage3_data_path': sets/'first', 'run_dir': tmp_path/'none',
+                                                            'stage3_validation_data_path': tmp_path/'cut'}).lines}
+    assert marks['split'] == 'look'
