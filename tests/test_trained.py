@@ -415,7 +415,8 @@ def test_games_that_were_cut_early_are_suspected(sets, tmp_path):
     rows = read_shard(find_shards(sets/'first', 3)[0])
     rows = rows.filter(pc.less_equal(rows['ply'], 31))
     keys = pc.bit_wise_xor(rows['game'], pc.cast(1, 'uint64'))
-    write_shard(tmp_path/'cut'/'one.feather', rows.set_column(rows.schema.get_field_index('game'), rows.schema.field('game'), keys), 3, 'a test')
+    rows = rows.set_column(rows.schema.get_field_index('game'), rows.schema.field('game'), keys)
+    write_shard(tmp_path/'cut'/'one.feather', rows, 3, 'a test')
     train = StreamingFileSource(sets/'first', 3)
     found = audit(train, StreamingFileSource(tmp_path/'cut', 3))
     assert found.suspect and 'No game is on both sides' not in found.verdict
