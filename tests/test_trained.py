@@ -410,17 +410,35 @@ def test_what_is_kept_is_what_was(sets):
         other = side_of(StreamingFileSource(sets/data, 3))
         assert in_words(overlap(again.train, other)) == in_words(overlap(run.train, other))
 
-def test_games_that_were_cut_early_are_suspected(sets, tmp_path):
+@pytest.fixture(scope='module')
+def early(sets):
+    "The games of a set that go so far, and end in a resignation soon after the ply from which they are known again"
+    def make(end):
+        out, lines = sets/f'early-{end}', (sets/'first.csa').read_text().splitlines(keepends=True)
+        if out.exists(): return out
+        moves, kept = 0, []
+        for line in lines:
+            if re.match(r'[+-]\d{4}', line): moves += 1
+            if line.startswith('/'): moves = 0
+            if moves <= end or line[0] in "%/": kept.append(line)
+        (sets/f'early-{end}.csa').write_text(''.join(kept))
+        prepare_stage3(sets/f'early-{end}.csa', out)
+        return out
+    return make
+
+def test_games_that_were_cut_early_are_suspected(sets, early, tmp_path):
     "They have too few late positions to be known again; that those are trained on gives them away"
-    rows = read_shard(find_shards(sets/'first', 3)[0])
-    rows = rows.filter(pc.less_equal(rows['ply'], 31))
-    keys = pc.bit_wise_xor(rows['game'], pc.cast(1, 'uint64'))
-    rows = rows.set_column(rows.schema.get_field_index('game'), rows.schema.field('game'), keys)
-    write_shard(tmp_path/'cut'/'one.feather', rows, 3, 'a test')
-    train = StreamingFileSource(sets/'first', 3)
-    found = audit(train, StreamingFileSource(tmp_path/'cut', 3))
+    train, cut = StreamingFileSource(sets/'first', 3), early(31)
+    found = audit(train, StreamingFileSource(cut, 3))
     assert found.suspect and 'No game is on both sides' not in found.verdict
     assert not audit(train, StreamingFileSource(sets/'others', 3)).suspect
     marks = {what: mark for _, what, _, mark in preflight(**{**TINY, 'stage3_data_path': sets/'first', 'run_dir': tmp_path/'none',
-                                                            'stage3_validation_data_path': tmp_path/'cut'}).lines}
+                                                            'stage3_validation_data_path': cut}).lines}
     assert marks['split'] == 'look'
+
+@pytest.mark.parametrize('end', (31, 34, 38, 44))
+def test_of_games_that_were_cut_early_no_door_makes_a_claim(sets, early, tmp_path, end):
+    cut = early(end)
+    result = learn_multi_stage(**{**TINY, 'stage3_data_path': sets/'first', 'stage3_validation_data_path': cut, 'run_dir': tmp_path/'run'})
+    doors = [result.stages_completed[-1].judged_on, str(evaluate(result, cut)), str(evaluate(tmp_path/'run', cut)), repr(result)]
+    for text in doors: assert re.search('at least [0-9.]+%? of (their|whose)|not known|by their keys', text), text

@@ -155,7 +155,8 @@ def _seen_name(split):
     "What to call rows that are trained on; '' if they are not"
     texts = split.split('; ')
     began = [text for text in texts if BEGAN in text and not text.startswith('whether')]
-    said = [f'{found[1]} of whose games are trained on'] if (found := _shared.search(split)) else []
+    least = 'at least '*(UNLOOKED in split)
+    said = [f'{least}{found[1]} of whose games are trained on'] if (found := _shared.search(split)) else []
     same = [text.removesuffix(f' {_POSITIONS}') for text in texts if text.endswith(f' {_POSITIONS}')]
     said += [f'{share} of whose positions are trained on' for share in same if share != '0%']
     if began:
