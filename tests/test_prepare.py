@@ -95,7 +95,7 @@ def test_a_spoiled_part_is_made_anew(tmp_path, alone, monkeypatch):
     real = prepare._merge_task
     def stop(task): raise KeyboardInterrupt
     monkeypatch.setattr(prepare, '_merge_task', stop)
-    with pytest.raises(KeyboardInterrupt): prepare_stage3(GAMES, tmp_path, **SMALL)
+    with pytest.raises(KeyboardInterrupt, match='what is done is kept'): prepare_stage3(GAMES, tmp_path, **SMALL)
     runs = sorted((tmp_path/'.preparing').glob('run-*.arrow'))
     raw = bytearray(runs[0].read_bytes()); raw[len(raw)//2] ^= 255; runs[0].write_bytes(raw)
     runs[1].unlink()
@@ -135,8 +135,10 @@ prepare_stage3({str(GAMES)!r}, {str(tmp_path/'out')!r})
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1 and "lacks `if __name__ == '__main__':`" in done.stderr.strip().splitlines()[-1]
 
+# a shell's background jobs, such as these tests may be, are deaf to interrupts, and so is what they start
 INTERRUPTED = """
-import sys, maou_nb.data.prepare as p
+import signal, sys, maou_nb.data.prepare as p
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from maou_nb.stages.rows import prepare_stage3
 p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 3_000, lambda: 2
 if __name__ == '__main__': prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)

@@ -163,6 +163,8 @@ def close(self:_Work, failed=False):
     "Let the processes go; after a failure at once, whatever they are doing: half a file is not kept"
     if self.own is None: return
     processes = list((self.own._processes or {}).values())
+    # a task that is half written to the pipe of processes that are no more would be waited for for good
+    if failed and self.own._call_queue is not None: self.own._call_queue.cancel_join_thread()
     self.own.shutdown(wait=not failed, cancel_futures=True)
     if failed:
         for p in processes: p.terminate()
@@ -740,9 +742,10 @@ def _at_work(folder, executor, here):
             raise FileError(f'{work} is a link: a folder, or nothing, was expected there, as links are not written through')
         try:
             with disk_in_words(work): yield crew, work
-        except BaseException:
+        except BaseException as e:
             crew.close(failed=True)
-            raise
+            if not isinstance(e, KeyboardInterrupt): raise
+            raise KeyboardInterrupt(f'{folder} is not ready; what is done is kept, and the same call goes on from there') from None
         crew.close()
         _remove(work)
 

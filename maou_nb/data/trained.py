@@ -353,7 +353,7 @@ def _too_short(other):
     keys = other.keys()
     if keys is None or other.doubt: return ''
     short = len(keys) - int((other.had('marks').numbers[:, -1] > 0).sum())
-    if short <= TOO_SHORT*len(keys): return ''
+    if short <= max(2, TOO_SHORT*len(keys)): return ''      # of a handful, one or two are nothing odd
     return f'{short:,} of {len(keys):,} games end within {MARKS} plies after ply {DEEP}, too soon to be known again'
 
 # %% ../../nbs/data/20_trained.ipynb #c18efea1

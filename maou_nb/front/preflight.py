@@ -25,13 +25,13 @@ from ..data.splits import held_name
 from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
-from ..stages.stage import stages_of
+from ..stages.stage import STAGES, stages_of
 from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
-from ..train.options import vain_remark
-from ..train.runner import (backbone_sides, close_sources, head_sides, judged_rows, loop_remarks,
-                                  put_backbone, sides_going_on, stage_loop, trained_of)
+from ..train.options import allowed_changes, gone_on_with, vain_remark
+from ..train.runner import (backbone_sides, check_goes_on, close_sources, head_sides, judged_rows,
+                                  loop_remarks, put_backbone, sides_going_on, stage_loop, trained_of)
 from ..judge.inspect import audit
 
 # %% ../../nbs/front/65_preflight.ipynb #ba6df071
@@ -220,8 +220,15 @@ def _look_at_network(found, cfg, backbone, accelerator):
     return parameters
 
 # %% ../../nbs/front/65_preflight.ipynb #e4ef6781
+def _far(cfg):
+    "Whether a run is to go on from a URL"
+    url = cfg.run_dir if cfg.resume_from == 'latest' else cfg.resume_from
+    return bool(url) and is_remote(as_path(url))
+
+# %% ../../nbs/front/65_preflight.ipynb #80ee8d75
 def _goes_on_from(cfg, stage):
-    "What the checkpoint says that a stage would go on from; None if it begins"
+    "What the checkpoint says that a stage would go on from; None if it begins, or nobody knows before it is fetched"
+    if _far(cfg): return None
     run, source = folder_of(cfg), as_path(cfg.resume_from)
     folders = [run] if cfg.resume_from == 'latest' else [run, RunFolder(source)]
     for at in folders:
@@ -231,22 +238,35 @@ def _goes_on_from(cfg, stage):
     about = load_tensors(source, whole=False)[1]
     return about if about.get('stage') == stage.id else None
 
-# %% ../../nbs/front/65_preflight.ipynb #73f41421
+# %% ../../nbs/front/65_preflight.ipynb #6caffbaa
 def _taught(cfg, stage, earlier):
     "Sides that the net of a stage was trained on before; `earlier` are those of the stage before, None at the first"
     if cfg.resume_from:
-        url = cfg.run_dir if cfg.resume_from == 'latest' else cfg.resume_from
-        if url and is_remote(as_path(url)): return [None]      # known once it is fetched
+        if _far(cfg): return [None]      # known once it is fetched
         if about := _goes_on_from(cfg, stage): return sides_going_on(about)
     return [*(backbone_sides(cfg) if earlier is None else earlier), *head_sides(cfg, stage)]
 
 # %% ../../nbs/front/65_preflight.ipynb #f4d155c8
+def _gone_on(cfg):
+    "`cfg` as the run goes on with it; an `OptionError` if it cannot"
+    if not cfg.resume_from or _far(cfg): return cfg
+    run, stages = folder_of(cfg), [*STAGES.values()]
+    if cfg.resume_from != 'latest' and run.begun(stages): run.refuse_source(cfg.resume_from, stages)
+    said = [about for s in stages if (about := _goes_on_from(cfg, s)) and isinstance(about.get('config'), dict)]
+    if not said: return cfg
+    begun_with, newest = said[-1]['config'], said[-1]
+    cfg = gone_on_with(cfg, begun_with)
+    allowed_changes(begun_with, cfg, newest.get('plugins', ()), newest.get('version', ''))
+    return cfg
+
+# %% ../../nbs/front/65_preflight.ipynb #96cdf8c8
 def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     "Data and steps of one stage; returns its parameters, the most seconds it takes, and what its net was trained on"
     try:
         taught = _taught(cfg, stage, earlier)
         loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=lambda text: None)
         known = trained_of(loop, lambda text: None, taught)
+        if cfg.resume_from and (about := _goes_on_from(cfg, stage)): check_goes_on(loop, about)
     except (OptionError, FileError, CheckpointError, MemoryError, OSError) as e:
         found.add('data', str(e), 'bad', stage.id)
         return 0, 0., [None]
@@ -261,7 +281,7 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
         return parameters, 0., sides
     finally: close_sources(loop)
 
-# %% ../../nbs/front/65_preflight.ipynb #3b5adf36
+# %% ../../nbs/front/65_preflight.ipynb #706ed09b
 def preflight(
     say=lambda what: None,    # Told what is being looked at
     **options,                # As for `learn_multi_stage`
@@ -273,6 +293,10 @@ def preflight(
     if problems: return found
     if vain := vain_remark(cfg): found.add('options', vain, 'look')
     for remark in needed_plugins(cfg): found.add('plugins', remark, 'look')
+    try: cfg = _gone_on(cfg)
+    except (OptionError, CheckpointError, FileError) as e:
+        found.add('resume', str(e), 'bad')
+        return found
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     torch.manual_seed(cfg.seed)
     backbone = backbone_of(cfg)

@@ -7,7 +7,7 @@ __all__ = ['LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_
            'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before', 'batch_size_of',
            'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop', 'guess_scores',
            'loop_remarks', 'trained_of', 'close_sources', 'StageResult', 'StageThresholdNotMet', 'stage_result',
-           'used_by', 'plugins_of', 'about_checkpoint', 'go_on', 'run_callbacks', 'run_stage']
+           'used_by', 'plugins_of', 'about_checkpoint', 'check_goes_on', 'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -587,6 +587,17 @@ def _check_same(loop, about:dict):
     raise OptionError(f'{name}={start}: the checkpoint goes on with epoch {about["epoch"]}; '
                       'leave it out')
 
+# %% ../../nbs/train/48_runner.ipynb #f253579f
+def _check_judged(loop, about:dict):
+    "Refuse to judge a run on other rows than its epochs so far were"
+    if not about.get('history') or (run := read_trained(about)) is None: return
+    then, now = (None if s is None else (s.shards.keys(), s.folds) for s in (run.valid, trained_of(loop).valid))
+    if then == now: return
+    apart = loop.stage.of(loop.cfg, 'validation') is not None or run.split.startswith('of ')
+    name = loop.stage.option('validation' if apart else 'test_ratio')
+    raise OptionError(f'{name}: these are not the rows that the epochs of the run so far were judged on, '
+                      'and figures of both would stand in one curve; the same rows were expected, or another run')
+
 # %% ../../nbs/train/48_runner.ipynb #80717dbc
 def _check_net(loop, tensors):
     "Refuse a checkpoint of another network than the parts now make"
@@ -703,15 +714,26 @@ def _refuse_odd(loop, odd, where):
                           f'but no run wrote it so: {found[0]}{more}; use an earlier one, or begin another run')
 
 # %% ../../nbs/train/48_runner.ipynb #fec9449b
-def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
-    "Put `loop` where a checkpoint in folder `where` was taken, if it is of the same run"
+def check_goes_on(
+    loop:Loop,
+    about:dict,   # What a checkpoint says beside its tensors
+    where='',     # The folder it is in
+) -> list[str]:   # Options that have changed, as they may: 'option: old → new'
+    "Refuse a checkpoint that `loop` cannot go on from, as far as can be told without its tensors"
     check_labels(about, f'resume_from: the checkpoint of stage {loop.stage.id}')
     _refuse_odd(loop, (f'its {k} is {str(about.get(k))[:40]!r}' for k in ('config', 'data', 'epoch', 'epochs')
                        if not _SAID[k](about.get(k))), where)
     free = allowed_changes(about['config'], loop.cfg, about.get('plugins', ()), about.get('version', ''))
     _check_same(loop, about)
-    _check_net(loop, tensors)
     _refuse_odd(loop, _odd_facts(loop, about), where)
+    _check_judged(loop, about)
+    return free
+
+# %% ../../nbs/train/48_runner.ipynb #8b03ce73
+def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
+    "Put `loop` where a checkpoint in folder `where` was taken, if it is of the same run"
+    free = check_goes_on(loop, about, where)
+    _check_net(loop, tensors)
     _refuse_odd(loop, _odd_tensors(loop, tensors, about['batch'], about.get('processes') or 1), where)
     if (wrote := about.get('version')) != __version__:
         say(f'  version {wrote} wrote the checkpoint, and {__version__} goes on')
