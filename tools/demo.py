@@ -1,5 +1,5 @@
 """Run the quickstart notebook top to bottom, show how it goes, and say where its results are: `python tools/demo.py [NB]`"""
-import os, sys, time
+import asyncio, os, sys, time
 from pathlib import Path
 
 import nbformat
@@ -20,9 +20,18 @@ class Demo(Runner):
         if self.runs(cell):
             self.done += 1
             print(f'[{self.done}/{self.total}] {first_line(cell)}', flush=True)
+        waiting = asyncio.create_task(self.say_that_it_runs())
         try: return await super().async_execute_cell(cell, cell_index, *args, **kwargs)
         finally:
+            waiting.cancel()
             if self.line: self.show('\n')
+
+    async def say_that_it_runs(self, every=20):
+        "While a cell takes long: for how long it has been running"
+        began = time.time()
+        while True:
+            await asyncio.sleep(every)
+            print(f'    … {spoken(time.time() - began)}', flush=True)
 
     def output(self, outs, msg, display_id, cell_index):
         content = msg['content']

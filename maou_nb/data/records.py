@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORD_SUFFIXES', 'TABLE_SUFFIXES', 'ON_BAD', 'GAMES', 'ABOUT_GAMES', 'COPIES', 'text_format', 'record_format',
-           'record_files', 'passed_over', 'read_file', 'read_games', 'games_table', 'games_of_table', 'Filters',
-           'count_table', 'FilterCounts', 'not_judged', 'searched_games', 'copies', 'keep_games', 'kept_plies',
-           'apply_filters']
+           'is_record', 'record_files', 'passed_over', 'read_file', 'read_games', 'games_table', 'games_of_table',
+           'Filters', 'count_table', 'FilterCounts', 'not_judged', 'searched_games', 'copies', 'keep_games',
+           'kept_plies', 'apply_filters']
 
 # %% ../../nbs/data/10_records.ipynb #d6d1f95b
 import re
@@ -126,7 +126,7 @@ def _ending(name):
     bare = _bare(name)
     return Path(bare).suffix + name.lower()[len(bare):] or 'none'
 
-def _is_record(name):
+def is_record(name):
     "Whether a file in a folder or an archive is taken for a record, by its ending"
     return name.lower().endswith(_of_records) and not _bare(name).endswith(_of_tables)
 
@@ -135,7 +135,7 @@ def record_files(
     paths:str|Path|Iterable,  # A file, a folder, a glob, or several of them; local or URLs
 ) -> list:                    # A `FileNotFoundError` if a path or its records are missing
     "The game records that `paths` mean, in order of name"
-    found = find_files(paths, _is_record, 'game records', _expected)
+    found = find_files(paths, is_record, 'game records', _expected)
     records = [f for f in found if f.suffix != '.feather' or not (f.parent/'manifest.json').exists()]
     if not records:
         raise FileNotFoundError(f'{paths} holds prepared shards, no game records: '
@@ -150,7 +150,7 @@ def passed_over(
     found = Counter()
     for folder in map(as_path, listed(paths)):
         if not folder.is_dir(): continue
-        other = lambda p: not _is_record(p.name) and p.is_file()
+        other = lambda p: not is_record(p.name) and p.is_file()
         found.update(_ending(p.name) for p in files_below(folder) if other(p))
     return dict(sorted(found.items()))
 
@@ -198,7 +198,7 @@ def _members(path, others):
     for name, stream in open_files(path):
         inside = name.removeprefix(whole)
         if '/.' in inside: continue
-        if inside and not _is_record(name) and not (own and _bare(name).endswith(own)):
+        if inside and not is_record(name) and not (own and _bare(name).endswith(own)):
             others[_ending(name)] += 1
         else: yield name, stream
 

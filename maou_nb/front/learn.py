@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LearnResult', 'result_rows', 'mirror_folders', 'Mirroring', 'open_run', 'describe_run', 'read_result', 'load_run',
-           'finished_stages', 'new_backbone', 'train_run', 'learn_multi_stage', 'find_lr', 'overfit_one_batch']
+           'finished_stages', 'new_backbone', 'check_callbacks', 'train_run', 'learn_multi_stage', 'find_lr',
+           'overfit_one_batch']
 
 # %% ../../nbs/front/62_learn.ipynb #6db1aa64
 import json
@@ -457,7 +458,7 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
 # %% ../../nbs/front/62_learn.ipynb #c1118585
 _moments = [n for n in vars(Callback) if n.startswith(('before_', 'after_'))]
 
-def _check_callbacks(callbacks):
+def check_callbacks(callbacks):
     "Refuse what is no callback"
     given = list(callbacks) if isinstance(callbacks, Iterable) else [callbacks]*(callbacks is not None)
     for cb in given:
@@ -491,7 +492,7 @@ def _opened(cfg, run, say):
 # %% ../../nbs/front/62_learn.ipynb #6d11d575
 def _launched(cfg, processes, stop, say, callbacks):
     "What `processes` reached that train `cfg`"
-    if _check_callbacks(callbacks):
+    if check_callbacks(callbacks):
         raise OptionError(f'callbacks: with gpus={cfg.gpus!r} other processes train, which know nothing of them; '
                           'torchrun on a script that gives them would be right')
     answer = launch(with_whole_paths(cfg), processes, stop, say)
@@ -512,7 +513,7 @@ def train_run(
     if (processes := processes_of(cfg)) > 1: return _launched(cfg, processes, stop, say, callbacks)
     with join().ending() as together:
         if not together.main: say = _say_nothing
-        callbacks, cfg = _check_callbacks(callbacks), with_whole_paths(cfg)
+        callbacks, cfg = check_callbacks(callbacks), with_whole_paths(cfg)
         run = together.tell(lambda: _made_folder(cfg))
         import_compiler()
         with disk_in_words(run.path), run.claimed():

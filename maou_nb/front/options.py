@@ -30,7 +30,8 @@ from ..data.files import FileError, as_path, is_remote, whole
 from ..data.machine import free_memory, size_text
 from ..data.options import OptionError, shown
 from ..data.plugins import PluginError, load_plugins, missing_plugins, plugin_at
-from ..data.shards import find_shards
+from ..data.records import is_record, record_files
+from ..data.shards import SHARD_SUFFIX, find_shards
 from ..data.sources import FileSource
 from ..data.splits import packed_problem, scale_problem, split_problem
 from ..data.trained import on_both_sides
@@ -122,12 +123,20 @@ def stage_problems(cfg) -> Iterator[str]:
 def _choice_text(choice): return ','.join(choice) if isinstance(choice, tuple) else choice
 
 # %% ../../nbs/front/60_options.ipynb #e2b0320d
+def _of_records(stage, path):
+    "What to do about game records where the shards of `stage` were expected; '' if there are none"
+    if not stage.columns.origin: return ''
+    try: found = [f for f in record_files(path) if f.suffix != SHARD_SUFFIX and is_record(f.name)]
+    except (OSError, ValueError): return ''
+    return f'; {found[0].name} is a game record: prepare_stage({stage.id!r}, …) makes shards of such' if found else ''
+
+# %% ../../nbs/front/60_options.ipynb #a6ea9844
 def _shard_problems(cfg, stage, name, path):
     "Shards that are not there, damaged, of another kind, or not to be split"
     try: shards = find_shards(path, stage.columns)
-    except FileNotFoundError as e: yield f'{name}: {e}'
+    except FileNotFoundError as e: yield f'{name}: {e}{_of_records(stage, path)}'
     except (OSError, ValueError) as e:
-        if cfg.on_bad == 'raise': yield f'{name}: {e}'
+        if cfg.on_bad == 'raise': yield f'{name}: {e}{_of_records(stage, path)}'
     else:
         if problem := packed_problem(shards, bool(stage.of(cfg, 'packed'))):
             yield f'{name}: {problem}'

@@ -22,6 +22,7 @@ from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
+from .learn import check_callbacks
 from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
@@ -284,11 +285,14 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
 # %% ../../nbs/front/65_preflight.ipynb #706ed09b
 def preflight(
     say=lambda what: None,    # Told what is being looked at
+    callbacks=(),             # As for `learn_multi_stage`; whether they are some
     **options,                # As for `learn_multi_stage`
 ) -> Preflight:
     "Look at everything a run needs, without beginning it"
     found = Preflight()
     cfg, problems = try_config(options)
+    try: check_callbacks(callbacks)
+    except OptionError as e: problems = [*problems, str(e)]
     for p in problems: found.add('option', p, 'bad')
     if problems: return found
     if vain := vain_remark(cfg): found.add('options', vain, 'look')

@@ -36,7 +36,7 @@ from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
-from ..data.trained import Trained, read_trained, standing
+from ..data.trained import Trained, read_trained, said_split, standing
 from ..show.boards import as_label
 from ..show.plots import COLORS, Pace, Screen, picture
 
@@ -381,10 +381,18 @@ def _values(self:Comparison, n, name):
 
 # %% ../../nbs/front/64_runs.ipynb #6f781188
 @patch
+def _judged_on(self:Comparison, n):
+    "What stage `n` of each run is judged on; None where that is not known"
+    trained = [self.trained.get(name, {}).get(n) for name in self.runs]
+    return [t and (held_name(said_split(t)) if t.valid else 'training rows') for t in trained]
+
+# %% ../../nbs/front/64_runs.ipynb #e3feea51
+@patch
 def figures(self:Comparison) -> list[tuple]:
     "(stage, figure, its last value in each run or None)"
     names = lambda n: (*drawing_of(n).get('labels', ()), 'loss', 'seconds')
     rows = [(n, k, self._values(n, k)) for n in stages_in(self.runs) for k in names(n)]
+    rows += [(n, 'judged on', self._judged_on(n)) for n in stages_in(self.runs)]
     return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
 # %% ../../nbs/front/64_runs.ipynb #3091cde5

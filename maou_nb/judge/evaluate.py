@@ -29,6 +29,7 @@ from ..data.trained import (Trained, began_elsewhere, known_of, read_trained, si
 from .ask import as_net, evaluating, options_of, stage_of_net
 from ..model.heads import Net
 from ..show.plots import COLORS, picture
+from ..show.tables import Table
 from ..data.html import Html, html_table, join_html, tag
 from ..stages.policy_value import BINS
 from ..stages.stage import Stage
@@ -123,7 +124,7 @@ def on(self:Evaluation) -> str:
 def __repr__(self:Evaluation):
     guessing = lambda b: '' if b is None else f'   guessing {b:.4f}'
     lines = [f'  {k.replace("_", " "):<18}{v:.4f}{guessing(b)}' for k, v, b in self.figures()]
-    table = [] if self.by_ply is None else [str(self.by_ply)]
+    table = [] if self.by_ply is None else [repr(Table(self.by_ply.to_dicts(), digits=4))]
     return '\n'.join([f'{self.of}: {self.on}', *lines, *table])
 
 # %% ../../nbs/judge/52_evaluate.ipynb #6d89de37

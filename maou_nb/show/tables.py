@@ -9,9 +9,9 @@ __all__ = ['Table']
 from ..data.html import markdown_table
 
 # %% ../../nbs/show/02_tables.ipynb #e25bd807
-def _shown(value):
+def _shown(value, digits=2):
     "`value` as a cell of a table"
-    if isinstance(value, float): return f'{value:,.2f}'
+    if isinstance(value, float): return f'{value:,.{digits}f}'
     return f'{value:,}' if isinstance(value, int) else str(value)
 
 # %% ../../nbs/show/02_tables.ipynb #2ec19161
@@ -19,13 +19,14 @@ class Table:
     "`rows` with the same keys, shown in columns; numbers stand to the right"
     def __init__(self,
         rows:list[dict],  # At least one; the keys of the first are the heads of the columns
+        digits:int=2,     # Of fractions, behind the point
     ):
-        self.rows = rows
+        self.rows, self.digits = rows, digits
 
     def _columns(self):
         "For each column: whether it holds numbers, its head and its cells"
         numbers = lambda k: any(isinstance(r[k], (int, float)) for r in self.rows)
-        return [(numbers(k), [k, *(_shown(r[k]) for r in self.rows)]) for k in self.rows[0]]
+        return [(numbers(k), [k, *(_shown(r[k], self.digits) for r in self.rows)]) for k in self.rows[0]]
 
     def __repr__(self):
         sized = [(right, cells, max(map(len, cells))) for right, cells in self._columns()]

@@ -406,6 +406,21 @@ def _too_rare(loop):
         if (every := getattr(loop.cfg, option, None) or 0) > there:
             yield f'{option}={every}: the stage ends after {there} {what}'
 
+# %% ../../nbs/train/48_runner.ipynb #8852079d
+_HIGHEST = 0.1     # rate of AdamW that nothing is said of
+
+def _unusual(loop):
+    "What to say of a share, a batch or a rate that is hardly meant"
+    stage, rate, size = loop.stage, loop.settings.lr, loop.settings.batch_size
+    if loop.valid is not None and (asked := stage.held_out(loop.cfg)):
+        rows = loop.train.total_rows + loop.valid.total_rows
+        share, option = loop.valid.total_rows/rows, f'{stage.option("test_ratio")}={asked:g}'
+        if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
+        if share > 0.5: yield f'{option}: more rows are held out than are trained on'
+    if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
+    if loop.cfg.optimizer == 'adamw' and rate > _HIGHEST:
+        yield f'learning rate {rate:g}: AdamW changes each weight by about that in a step; 0.0001 to 0.01 is usual'
+
 # %% ../../nbs/train/48_runner.ipynb #270f1d97
 def _twice(loop):
     "What to say of games that several sets have"
@@ -416,7 +431,7 @@ def loop_remarks(loop:Loop) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *layers, *_twice(loop)]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop), *layers, *_twice(loop)]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
