@@ -24,6 +24,8 @@ _rooms = {
     'model.losses': ('register_loss',),
     'stages.stage': ('register_stage', 'Stage', 'Part', 'Figure'),
     'data.columns': ('Column', 'Columns'),
+    'data.records': ('Filters',),
+    'data.position_tables': ('TableColumns',),
     'data.plugins': ('load_plugins',),
     'train.loop': ('Callback',),
     'stages.rows': ('prepare_stage1', 'prepare_stage2', 'prepare_stage3', 'prepare_stage')}

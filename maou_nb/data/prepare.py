@@ -43,8 +43,8 @@ from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
                                     says_something, tally_table, tally_to_arrow)
 from .position_tables import TableColumns, check_tables
-from .records import (ABOUT_GAMES, COPIES, GAMES, ON_BAD, FilterCounts, Filters, count_table,
-                                  games_of_table, games_table, keep_games, kept_plies, not_judged,
+from .records import (ABOUT_GAMES, COPIES, GAMES, ON_BAD, TABLE_SUFFIXES, FilterCounts, Filters,
+                                  count_table, games_of_table, games_table, keep_games, kept_plies, not_judged,
                                   passed_over, read_file, record_files, searched_games)
 from .shards import (EVAL_SCALE, GAMES_TABLE, read_manifest, share_of_pieces, write_manifest,
                                  write_shard)
@@ -258,10 +258,13 @@ def _further_conditions(about, columns, policy):
 # %% ../../nbs/data/15_prepare.ipynb #c200a67c
 def _policy_of(about, columns, policy):
     "What moves are counted by, where that was left open"
-    if policy is not None: return policy
     of = lambda name: about[name].to_numpy(zero_copy_only=False)
     searched, some = of('searched'), of('plies') > 0
     others = some & ~of('tells')
+    if columns.played and policy == 'visits' and some.any() and not (some & of('tells')).any():
+        raise ValueError(f"policy='visits': none of {some.sum():,} games is of a format that has visits; "
+                         "policy='games', which counts the moves that were played, would be right")
+    if policy is not None: return policy
     if columns.played and searched.any() and others.any():
         raise ValueError(
             f'{searched.sum():,} of {some.sum():,} games carry the visits of a search, and {others.sum():,} are '
@@ -659,10 +662,12 @@ def _not_read(skipped):
     return [f'{_some(len(skipped), "record")} could not be read; the first: {skipped[0]}'] if skipped else []
 
 # %% ../../nbs/data/15_prepare.ipynb #d6860a13
-def _nothing_left(counts, paths, columns, skipped):
+def _nothing_left(counts, paths, columns, skipped, read=()):
     "The error for a set without rows"
     why = '; '.join(_left_out(counts) + _not_read(skipped))
     needs = 'it needs games with moves' + ' and a result'*columns.played
+    if any(f in TABLE_SUFFIXES for r in read for f in r['formats']):
+        why += '; tables=TableColumns(result=…) says what a table calls its results'*('no result' in why)
     return ValueError(f'{paths} gives no row for stage {columns.stage}, '
                       f'of {_some(counts.games, "game")}: {why or needs}')
 
@@ -673,7 +678,7 @@ def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, f
     policy, temperature, eval_scale = counted
     skipped = [s for r in read for s in r['skipped']]
     chosen, counts, policy, whole, ends = _choose(parts, filters, columns, policy)
-    if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns, skipped)
+    if not any(map(len, chosen)): raise _nothing_left(counts, paths, columns, skipped, read)
     how = _counting(columns, policy, temperature, eval_scale)
     of = {'stage': columns.key, 'plugins': plugins, 'how': how}
     runs, expanded = _expand_all(crew, work, parts, chosen, filters, of)
@@ -682,7 +687,7 @@ def _steps(crew, work, paths, files, folder, columns, plugins, rows_per_shard, f
     made_from = f'{games} games' + f', {pieces} of them mere pieces'*bool(pieces)
     entries = _merge_all(crew, work, runs, kept, folder, columns.slug, rows_per_shard, made_from, of)
     rows = sum(e['rows'] for e in entries)
-    if not rows: raise _nothing_left(counts, paths, columns, skipped)
+    if not rows: raise _nothing_left(counts, paths, columns, skipped, read)
 
     share = _write_games(folder, parts, chosen)
     write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from, **how,

@@ -146,11 +146,11 @@ def record_files(
 def passed_over(
     paths:str|Path|Iterable,  # As for `record_files`
 ) -> dict[str, int]:          # Ending → files
-    "The files in the folders of `paths` that their endings tell to be no records, and so are not looked at"
+    "The files in the folders of `paths` that their endings tell to be no records, and so are not looked at; of prepared sets none"
     found = Counter()
     for folder in map(as_path, listed(paths)):
         if not folder.is_dir(): continue
-        other = lambda p: not is_record(p.name) and p.is_file()
+        other = lambda p: not is_record(p.name) and p.is_file() and not (p.parent/'manifest.json').exists()
         found.update(_ending(p.name) for p in files_below(folder) if other(p))
     return dict(sorted(found.items()))
 
