@@ -213,13 +213,13 @@ T95 = {1: math.nan, 2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447,
 def with_interval(values):
     "Mean ± half of its interval of 95 %"
     n = len(values)
-    if n < 2: return f'{values[0]:.4f}'
+    if n < 2: return ''.join(f'{v:.4f}' for v in values)
     return f'{statistics.mean(values):.4f}\u00a0±\u00a0{T95[n]*statistics.stdev(values)/math.sqrt(n):.4f}'
 
 def cells(on, figure, by, first):
-    "The mean of a figure on a set of rows, and its paired difference from the `first` arm"
-    of = {seed: x[on][figure] for seed, x in by.items()}
-    apart = [v - first[seed][on][figure] for seed, v in of.items() if seed in first]
+    "The mean of a figure on a set of rows, and its paired difference from the `first` arm, over the runs that have it"
+    of = {seed: x[on][figure] for seed, x in by.items() if on in x}
+    apart = [v - first[seed][on][figure] for seed, v in of.items() if on in first.get(seed, ())]
     return with_interval(list(of.values())), '' if by is first else with_interval(apart)
 
 def table(lines, study, rows, figures=('top1', 'policy_loss', 'value_accuracy', 'brier')):
