@@ -49,7 +49,7 @@ def filled(f, given, here, shards):
             'prepared_from': 'x', 'entries': [], 'make': FileSource, 'ratio': 0.1, 'error': OSError(5, 'Input/output error'),
             'positions': ('startpos',), 'tensors': {'a': torch.zeros(1)}, 'weights': {'backbone.a': torch.zeros(1)}, 'about': {},
             'architecture': 'resnet', 'sign': 'x', 'paths': shards['stage2_data_path'], 'net': Net(backbone, stage.heads(cfg, 4)),
-            'of': Net(backbone, stage.heads(cfg, 4)), 'checkpoint_or_net': here/'x', 'folder_or_path': here/'x', 'url': 'memory://x',
+            'of': Net(backbone, stage.heads(cfg, 4)), 'folder_or_path': here/'x', 'url': 'memory://x',
             'then': here, 'now': here, 'run': here, 'cfg': cfg, 'data': shards['stage2_data_path']}
     asked = lambda p: p.default is p.empty or p.name in ('paths', 'folder', 'data') and p.default is None
     every = [p for p in inspect.signature(f).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

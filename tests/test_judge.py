@@ -301,8 +301,7 @@ def test_an_evaluation_shows_itself(run):
     assert '<img' not in evaluate(run, stage=2, folds='held out', device='cpu')._repr_html_()
 
 @pytest.mark.parametrize('options, error, words', [
-    (dict(stage=2), ValueError, 'so stage=3 was expected'),
-    (dict(folds='valid'), ValueError, "'held out', or whole numbers"),
+    (dict(stage=9), ValueError, 'stage=9'), (dict(folds='valid'), ValueError, "'held out', or whole numbers"),
     (dict(folds=[200]), ValueError, 'whole numbers from 0 to 99'),
     (dict(folds=[]), ShardError, 'no rows of these folds'), (dict(batch_size=0), ValueError, 'batch_size=0'),
     (dict(device='quantum'), ValueError, "device='quantum' cannot be used here"),
@@ -312,6 +311,11 @@ def test_an_evaluation_shows_itself(run):
 def test_wishes_that_cannot_be_met(run, options, error, words):
     with pytest.raises(error, match=words) as e: evaluate(run.run_dir, **options)
     said(e)
+
+def test_another_stage_than_a_network_has(run):
+    with pytest.raises(ValueError, match='so stage=3 was expected') as e: evaluate(run.checkpoint(3), stage=2)
+    said(e)
+    assert list(load_net(run.run_dir, stage=2).heads) == list(load_net(run, stage=2).heads) == ['legal_moves']
 
 def test_rows_when_none_are_named(run, shards, tmp_path):
     "What the run held out, be it folds or shards of their own; and what a figure was reached on is said"

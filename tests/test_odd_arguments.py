@@ -44,7 +44,7 @@ def filled(name, run, shards, here, pool):
             'load_run': dict(path=run.run_dir), 'load_net': dict(path=run.run_dir), 'predict': dict(net=run.checkpoint(), sfen='startpos'),
             'evaluate': dict(of=run, data=shards['stage1_data_path']), 'film_strip': dict(run=run),
             'show_results': dict(of=run, data=shards['stage1_data_path']), 'browse': dict(of=run, data=shards['stage1_data_path']),
-            'export_onnx': dict(checkpoint_or_net=run.run_dir, folder_or_path=here/'onnx', precisions='fp32'),
+            'export_onnx': dict(of=run.run_dir, folder_or_path=here/'onnx', precisions='fp32'),
             'attach': dict(run_dir=run.run_dir), 'compare': dict(runs=run.run_dir), 'tensorboard': dict(runs=run.run_dir),
             'show_position': dict(position='startpos'), 'summary': dict(net=maou_nb.load_net(run.run_dir).backbone),
             'size_table': dict(names=['resnet']), 'load_plugins': dict(names=()), 'prepare_stage1': dict(folder=here/'out'),

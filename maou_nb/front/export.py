@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..data.explained import check_place, refuse
 from ..data.files import as_path
-from ..judge.ask import load_net
+from ..judge.ask import as_net
 from ..model.heads import Net
 from ..model.onnx import PRECISIONS, OnnxError, onnx_problem, write_onnx
 from ..train.options import as_begun
@@ -67,18 +67,18 @@ def _precisions(asked):
 
 # %% ../../nbs/front/61_export.ipynb #7294b9e6
 def export_onnx(
-    checkpoint_or_net:str|Path|Net,  # What `load_net` takes, or a network
+    of:str|Path|Net,                 # A network, a checkpoint, the folder of a run, or a result
     folder_or_path:str|Path,         # A folder gets model_fp32.onnx and model_fp16.onnx;
                                      # …/name.onnx stands for name_fp32.onnx and name_fp16.onnx
     precisions:tuple[str, ...]=('fp32', 'fp16'),
     positions:tuple|None=None,       # Boards (P, 81) and hands (P, 14) to compare on;
                                      # none: of random games
+    stage:int|str|None=None,         # Of a run; none: the last there is
 ) -> OnnxFiles:  # An `OnnxError` if a file cannot be made, or answers otherwise than the network
     "Write the network as ONNX files, each compared with it in onnxruntime"
     if problem := onnx_problem(): raise OnnxError(problem)
     check_place(folder_or_path=folder_or_path)
     precisions = _precisions(precisions)
-    given = isinstance(checkpoint_or_net, Net)
-    net = checkpoint_or_net if given else load_net(checkpoint_or_net)
+    net = as_net(of, stage)
     paths, about = _onnx_paths(folder_or_path, precisions), _about(net)
     return OnnxFiles(paths, {p: write_onnx(net, at, p, about, positions) for p, at in paths.items()})

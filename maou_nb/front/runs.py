@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from glob import glob, has_magic
 from pathlib import Path
 
 import psutil
@@ -339,9 +340,10 @@ def _ipython_display_(self:Monitor):
 
 # %% ../../nbs/front/64_runs.ipynb #6374a6b2
 def attach(
-    run_dir:str|Path,     # The folder of a run, whoever started it
-) -> Monitor:             # A `FileError` if it is none
+    run_dir:str|Path|LearnResult,   # The folder of a run, whoever started it, or its result
+) -> Monitor:                       # A `FileError` if it is none
     "Watch a run as it trains, from any kernel on its machine; you are warned of plugins that are not loaded, or have changed"
+    run_dir = getattr(run_dir, 'run_dir', run_dir)
     run = run_here(run_dir)
     config_of(run)
     warn_of_plugins(run.read_about().get('plugins'))
@@ -503,13 +505,20 @@ def _repr_html_(self:Comparison):
     return join_html([*options, *reached, *(tag('p', text) for text in self.remarks()), curves])
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
+def _meant(path):
+    "The run folders that a path or a glob means"
+    if not isinstance(path, (str, Path)) or not has_magic(str(path)) or Path(path).exists(): return [path]
+    return sorted(p for p in map(Path, glob(str(Path(path).expanduser()))) if RunFolder(p).config_file.exists())
+
+# %% ../../nbs/front/64_runs.ipynb #6a9354c1
 def compare(
-    *runs:str|Path|LearnResult,   # Run folders, or results
+    *runs:str|Path|LearnResult,   # Run folders, results, or globs of folders: 'runs/*'
 ) -> Comparison:
     "Lay runs side by side: curves over each other, and a table of the options in which they differ; of plugins as `attach`"
+    runs = [path for r in runs for path in _meant(getattr(r, 'run_dir', r))]
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
-    folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
+    folders = [run_here(r) for r in runs]
     folders = [*{f.path: f for f in folders}.values()]       # one that is given twice stands once
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]

@@ -38,9 +38,9 @@ def _check_about(about, path):
     check_labels(about, path)
 
 # %% ../../nbs/judge/51_ask.ipynb #67193e8e
-def _read(path):
+def _read(path, stage=None):
     "(tensors, what is said of them, where they were) of the checkpoint that `path` means"
-    path, sha256 = find_checkpoint(path)
+    path, sha256 = find_checkpoint(path, stage=stage)
     try: tensors, about = load_tensors(local_file(path), sha256)
     except CheckpointError: raise
     except (OSError, ValueError) as e:
@@ -97,12 +97,20 @@ def _check_weights(weights, own, path, about):
                           f'differ, the first is {wrong[0]}; {why}')
 
 # %% ../../nbs/judge/51_ask.ipynb #c9671a95
+def _of_result(of, stage):
+    "The best checkpoint of a result; what is none, as it is"
+    if not hasattr(of, 'checkpoint'): return of
+    try: return of.checkpoint(stage)
+    except KeyError as e: raise ValueError(f'{e.args[0]}, and one that it has was expected') from None
+
+# %% ../../nbs/judge/51_ask.ipynb #df99af90
 def load_net(
-    path:str|Path,             # Such as `result.checkpoint(3)`, or a folder: the best of its last stage
+    path:str|Path,             # A checkpoint, a folder of a run, or a result: the best there is
     which_weights:str='auto',  # raw; averaged, where the run kept such; auto: averaged if there are any
+    stage:int|str|None=None,   # Of a run; none: the last there is
 ) -> Net:                      # On the CPU, in evaluation mode; `about` is what its checkpoint says
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
-    tensors, about, path = _read(path)
+    tensors, about, path = _read(_of_result(path, stage), stage)
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)
     _check_weights(weights, net.state_dict(), path, about)
@@ -134,14 +142,11 @@ def evaluating(net:Net, device=None):
 
 # %% ../../nbs/judge/51_ask.ipynb #132b134f
 def as_net(
-    of,                        # A network, what `load_net` takes, or a result: its best checkpoint
-    stage:int|str|None=None,   # Of a result; none: the last there is
+    of,                        # A network, or what `load_net` takes
+    stage:int|str|None=None,   # Of a run; none: the last there is
 ) -> Net:
     "The network of whatever has one"
-    if hasattr(of, 'checkpoint'):
-        try: of = of.checkpoint(stage)
-        except KeyError as e: raise ValueError(f'{e.args[0]}, and one that it has was expected') from None
-    return of if isinstance(of, Net) else load_net(of)
+    return of if isinstance(of, Net) else load_net(of, stage=stage)
 
 # %% ../../nbs/judge/51_ask.ipynb #d68544e3
 class Predictions(list):

@@ -317,9 +317,10 @@ def load_newest(
     if files: raise CheckpointError(f'{self.folder} holds no whole checkpoint: {problem}')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #39c145d4
-def _last_first(part:str|None) -> list:
-    "The stages that have `part`, a backbone or a head, the last first; all for None"
-    has_it = lambda s: part in (None, 'backbone') or part.removesuffix('_head') in [p.name for p in s.parts]
+def _last_first(part:str|None, stage:int|str|None=None) -> list:
+    "The stages that have `part`, a backbone or a head, the last first; all for None. With `stage`, that one, if it is registered"
+    meant = lambda s: s.key == str(stage) or str(stage) not in STAGES
+    has_it = lambda s: meant(s) and (part in (None, 'backbone') or part.removesuffix('_head') in [p.name for p in s.parts])
     return [s for s in sorted(reversed(STAGES.values()), key=lambda s: not s.final) if has_it(s)]
 
 # %% ../../nbs/train/41_checkpoints.ipynb #3002c17c
@@ -353,14 +354,16 @@ def _best_elsewhere(run:Path, stages:list) -> Path|None:
 def _best_in(
     folder:Path,          # A run, its checkpoints, or one stage's
     part:str|None=None,   # Which part of a net is wanted; None: all of it
+    stage:int|str|None=None,   # Of which stage; None: the last
 ) -> Path:
     "The best checkpoint in `folder` of the last stage that has `part`"
-    stages = _last_first(part)
+    stages = _last_first(part, stage)
     for at in [folder, *(folder/sub/s.slug for s in stages for sub in ('', MODELS))]:
         if not (at/MANIFEST).exists(): continue
         if found := Checkpoints(at).path('best') or Checkpoints(at).path('last'): return found
     if found := _best_elsewhere(folder, stages): return found
-    of, runs = f' with {part} in it'*bool(part), sorted({p.parts[-3] for p in folder.glob(f'*/*/{MANIFEST}')})
+    of = f' of stage {stage}'*(stage is not None) + f' with {part} in it'*bool(part)
+    runs = sorted({p.parts[-3] for p in folder.glob(f'*/*/{MANIFEST}')})
     several = f'; of the runs in it, {", ".join(runs[:5])}, one would be right' if runs else ''
     raise CheckpointError(f'{folder} holds no checkpoint{of}: a checkpoint file, '
                           f'or a run folder with checkpoints in it, was expected{several}')
@@ -372,6 +375,7 @@ PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 def find_checkpoint(
     path:str|Path,           # A file or its URL, a stage's folder, one of checkpoints, or a run folder
     part:str|None=None,      # Which part of a net is wanted, such as policy_head; None: all of it
+    stage:int|str|None=None, # Of a folder: of which stage; None: the last
 ) -> tuple[Path, str|None]:  # The file, its SHA-256 if known; a `CheckpointError` if there is none
     "The checkpoint file that `path` means; of a folder the best of the last stage that has the `part`"
     wanted = 'a checkpoint file, or a run folder with checkpoints in it, was expected'
@@ -381,7 +385,7 @@ def find_checkpoint(
     if path.is_dir() and is_remote(path):
         raise CheckpointError(f'{path} is a folder far away: '
                               'the URL of a checkpoint file in it was expected')
-    if path.is_dir(): path = _best_in(path, part)
+    if path.is_dir(): path = _best_in(path, part, stage)
     if path.suffix in PICKLES:
         raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool '
                               'hold another network than any here, '
