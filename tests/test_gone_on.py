@@ -1,11 +1,13 @@
 "What a run that goes on refuses, preflight refuses in the same words; nothing is begun, or written, before"
-import hashlib
+import hashlib, json, shutil
 
 import pytest
 
-from maou_nb import OptionError, learn_multi_stage, preflight
+from maou_nb import Callback, OptionError, compare, evaluate, find_lr, learn_multi_stage, load_run, preflight, summary
 from maou_nb.front.options import make_config
-from maou_nb.stages.rows import prepare_stage3
+from maou_nb.data.files import FileError
+from maou_nb.judge.watch import film_strip
+from maou_nb.stages.rows import prepare_stage2, prepare_stage3
 from maou_nb.train.options import about, choices_of, config_class
 from samples import ONE_FILE
 
@@ -69,3 +71,84 @@ def test_other_rows_are_refused_at_both_doors(run):
     assert refused(none).startswith('stage3_validation_data_path: these are not the rows') and refused(none) in bad(none)
     changed = {k for k, v in state(out/'run').items() if before.get(k) != v}
     assert {p.name for p in changed} <= {'config.json', 'run.json'}, changed
+
+def test_rows_that_are_judged_on_from_now_on(run, tmp_path):
+    "Whatever else of a checkpoint does not fit then, the rows are what changed"
+    out, options = run
+    begun = {k: v for k, v in options.items() if k != 'stage3_validation_data_path'} | {'run_dir': tmp_path/'run'}
+    learn_multi_stage(**begun)
+    more = {**begun, 'stage3_validation_data_path': out/'more', 'epoch': 2}
+    assert refused(more).startswith('stage3_validation_data_path: these are not the rows') and refused(more) in bad(more)
+
+def test_places_that_are_not_the_runs(run, tmp_path):
+    out, options = run
+    shutil.copytree(out/'run', tmp_path/'run')
+    learn_multi_stage(**{**options, 'run_dir': tmp_path/'other', 'seed': 1})
+    moved = {**options, 'run_dir': tmp_path/'run', 'model_dir': tmp_path/'new', 'epoch': 2}
+    assert refused(moved).startswith('model_dir: ') and refused(moved) in bad(moved)
+    shutil.copy(tmp_path/'other'/'run.json', tmp_path/'run')
+    foreign = {**options, 'run_dir': tmp_path/'run', 'epoch': 2}
+    assert 'of another run' in refused(foreign) and refused(foreign) in bad(foreign)
+
+def test_rows_of_a_stage_that_is_finished(run, tmp_path):
+    out, options = run
+    for name in ('rows', 'other'): prepare_stage2(out/f'{name}.csa', tmp_path/name)
+    both = {**options, 'stage': '2,3', 'stage2_data_path': tmp_path/'rows', 'stage2_threshold': 0., 'stage2_max_epochs': 1,
+            'stage2_test_ratio': 0.2, 'run_dir': tmp_path/'run'}
+    learn_multi_stage(**both)
+    changed = {**both, 'stage2_data_path': tmp_path/'other', 'epoch': 2}
+    assert refused(changed).startswith('stage2_data_path: these are not the rows') and 'stage2_data_path: these are not' in bad(changed)
+
+def test_a_result_of_another_run_is_named(run, tmp_path):
+    out, options = run
+    learn_multi_stage(**{**options, 'run_dir': tmp_path/'run', 'seed': 1})
+    shutil.copy(out/'run'/'result.json', tmp_path/'run')
+    with pytest.raises(FileError, match='result.json is of another run'): load_run(tmp_path/'run')
+    learn_multi_stage(**{**options, 'run_dir': tmp_path/'run', 'seed': 1})
+    assert load_run(tmp_path/'run').run == json.loads((tmp_path/'run'/'run.json').read_text())['id']
+
+def test_rows_that_lie_where_a_run_had_others(run, tmp_path):
+    out, options = run
+    shutil.copytree(out/'more', tmp_path/'live')
+    changed = {'stage3_validation_data_path': None, 'stage3_data_path': tmp_path/'live', 'run_dir': tmp_path/'run'}
+    result = learn_multi_stage(**{**options, **changed})
+    assert 'have changed since' not in evaluate(result).on
+    prepare_stage3(out/'other.csa', tmp_path/'live')
+    assert 'these are other rows than its run had' in evaluate(result).on
+    assert 'have changed since' not in evaluate(result, out/'other').on      # they were asked for
+
+def test_a_trial_says_that_it_begins_anew(run, capsys):
+    _, options = run
+    find_lr(steps=2, **options)
+    assert 'resume_from: a trial begins anew' in capsys.readouterr().out
+
+def test_watched_lines_that_show_nothing_are_left_out(run, tmp_path):
+    out, options = run
+    learn_multi_stage(**{**options, 'run_dir': tmp_path/'run', 'watched_positions': ['startpos']})
+    strip = film_strip(tmp_path/'run')
+    good = (tmp_path/'run'/'watched.jsonl').read_text()
+    row = json.loads(good.splitlines()[0])
+    odd = [{'sfen': 'not a position'}, {'sfen': ''}, {'moves': {'zz': .5}}, {'moves': {'5i5h+': -1.0}}, {'value': 7.0}]
+    (tmp_path/'run'/'watched.jsonl').write_text(good + ''.join(json.dumps({**row, **o}) + '\n' for o in odd))
+    with pytest.warns(UserWarning, match='lines show no position'): again = film_strip(tmp_path/'run')
+    assert again._repr_html_() == strip._repr_html_()
+
+class Done(Callback):
+    def __init__(self): self.done = False
+
+def test_what_is_no_method_is_refused_at_both_doors(run):
+    _, options = run
+    assert 'callbacks: Done.done is False' in repr(preflight(callbacks=[Done()], **options))
+    with pytest.raises(OptionError, match='callbacks: Done.done is False; a method was expected'):
+        learn_multi_stage(callbacks=[Done()], **options)
+
+def test_a_path_is_no_net(run):
+    with pytest.raises(ValueError, match='net='): summary(run[0]/'run')
+
+def test_a_comparison_shows_what_the_checkpoints_hold(run, tmp_path):
+    out, options = run
+    learn_multi_stage(**{**options, 'run_dir': tmp_path/'run', 'seed': 1})
+    shown = compare(out/'run', tmp_path/'run').figures()
+    for spoil in (lambda p: shutil.copy(out/'run'/'history.jsonl', p), lambda p: p.unlink()):
+        spoil(tmp_path/'run'/'history.jsonl')
+        assert compare(out/'run', tmp_path/'run').figures() == shown

@@ -123,6 +123,16 @@ def test_the_set_before_stays_until_the_new_one_is_whole(tmp_path, monkeypatch):
     assert {p: p.exists() for p in before} == dict.fromkeys(before, True)
     assert read_manifest(tmp_path)['rows'] == made.rows
 
+def test_shards_that_a_killed_call_left_are_taken_away(tmp_path, alone):
+    "They lie beside the set that is made instead, which another number of rows a shard calls otherwise; files of others stay"
+    left = tmp_path/'stage3-00000-of-00009-77a7e7ec.feather'
+    others = [tmp_path/'stage2-00000-of-00009-77a7e7ec.feather', tmp_path/'mine.feather', tmp_path/'stage3-00000-of-00009.feather']
+    for p in (left, *others): shutil.copy(next(alone.folder.glob('*.feather')), p)
+    prepare_stage3(GAMES, tmp_path, **SMALL)
+    assert not left.exists() and all(p.exists() for p in others)
+    for p in others: p.unlink()
+    assert shas(tmp_path) == shas(alone.folder)
+
 def test_a_worker_that_dies_is_one_sentence(tmp_path):
     "As when memory runs out, or a script without a main guard starts itself again"
     script = tmp_path/'script.py'

@@ -436,9 +436,9 @@ def test_games_that_were_cut_early_are_suspected(sets, early, tmp_path):
                                                             'stage3_validation_data_path': cut}).lines}
     assert marks['split'] == 'look'
 
-@pytest.mark.parametrize('end', (31, 34, 38, 44))
-def test_of_games_that_were_cut_early_no_door_makes_a_claim(sets, early, tmp_path, end):
-    cut = early(end)
-    result = learn_multi_stage(**{**TINY, 'stage3_data_path': sets/'first', 'stage3_validation_data_path': cut, 'run_dir': tmp_path/'run'})
+@pytest.mark.parametrize('end, on', [*itertools.product((31, 34, 38, 44), ('judged', 'trained'))])
+def test_of_games_that_were_cut_early_no_door_makes_a_claim(sets, early, tmp_path, end, on):
+    train, cut = (sets/'first', early(end)) if on == 'judged' else (early(end), sets/'first')
+    result = learn_multi_stage(**{**TINY, 'stage3_data_path': train, 'stage3_validation_data_path': cut, 'run_dir': tmp_path/'run'})
     doors = [result.stages_completed[-1].judged_on, str(evaluate(result, cut)), str(evaluate(tmp_path/'run', cut)), repr(result)]
     for text in doors: assert re.search('at least [0-9.]+%? of (their|whose)|not known|by their keys', text), text

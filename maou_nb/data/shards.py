@@ -112,18 +112,27 @@ def write_shard(
 MANIFEST = 'manifest.json'
 
 # %% ../../nbs/data/12_shards.ipynb #b25e10a6
+_stamped = re.compile(r'(.+)-\d{5}-of-\d{5}-[0-9a-f]{8}\.feather')      # as a prepared shard is called
+
+def _never_listed(folder, names):
+    "Shards beside those called `names` that were begun as a part of the same set, and never became one"
+    kinds = {found[1] for n in names if (found := _stamped.fullmatch(n))}
+    return {p.name for p in folder.iterdir() if (found := _stamped.fullmatch(p.name)) and found[1] in kinds} - {*names}
+
+# %% ../../nbs/data/12_shards.ipynb #44e8ac15
 def write_manifest(
     folder:str|Path,     # Beside the shards
     entries:list[dict],  # What `write_shard` returned for each
     **about,             # Anything more to say of the set: `stage`, `prepared_from`, …
 ) -> dict:
-    "Write the manifest of a set of shards, and remove those of an earlier set that it replaces"
+    "Write the manifest of a set of shards, and remove those of an earlier set, finished or not, that it replaces"
     folder = as_path(folder)
     old = read_manifest(folder) or {'shards': []}
     rows = sum(e['rows'] for e in entries)
     manifest = {**about, 'version': __version__, 'labels': LABEL_SCHEME, 'rows': rows, 'shards': entries}
     with atomic_file(folder/MANIFEST, 'w') as f: json.dump(manifest, f, indent=1)
-    gone = {e['name'] for e in old['shards']} - {e['name'] for e in entries}
+    names = {e['name'] for e in entries}
+    gone = {e['name'] for e in old['shards']} - names | _never_listed(folder, names)
     for name in gone: (folder/name).unlink(missing_ok=True)
     return manifest
 

@@ -348,13 +348,14 @@ def _shared(train, other):
 LOOKED_AT = 20_000_000    # rows: of so many the games are read when a run begins, which takes seconds
 TOO_SHORT = 1/4           # of all games, and no claim is made
 
-def _too_short(other):
-    "Why copies among the games of `other` would not be found; '' if they would"
-    keys = other.keys()
-    if keys is None or other.doubt: return ''
-    short = len(keys) - int((other.had('marks').numbers[:, -1] > 0).sum())
+def _too_short(side, which=''):
+    "Why copies of the games of `side`, or among them, would not be found; '' if they would"
+    keys = side.keys()
+    if keys is None or side.doubt: return ''
+    short = len(keys) - int((side.had('marks').numbers[:, -1] > 0).sum())
     if short <= max(2, TOO_SHORT*len(keys)): return ''      # of a handful, one or two are nothing odd
-    return f'{short:,} of {len(keys):,} games end within {MARKS} plies after ply {DEEP}, too soon to be known again'
+    return (f'{short:,} of {len(keys):,} games{which} have fewer than {MARKS} positions from ply {DEEP} on, '
+            'too few to be known again')
 
 # %% ../../nbs/data/20_trained.ipynb #c18efea1
 def _copied(train, other):
@@ -365,7 +366,7 @@ def _copied(train, other):
     a, b = train.had('marks'), other.had('marks')
     if a is None or b is None: return 0, (train if a is None else other).lost
     copies = len(np.setdiff1d(copied_games(a, b), a.games, assume_unique=True))
-    return copies, _too_short(other)
+    return copies, _too_short(other) or _too_short(train, ' of training')
 
 # %% ../../nbs/data/20_trained.ipynb #ad809a10
 def _from_games(kind):

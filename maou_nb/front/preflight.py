@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from fastcore.basics import patch
@@ -137,7 +138,9 @@ def spoken(seconds:float) -> str:
 def _seconds_a_step(loop, sync, steps=5):
     "How long a step takes; `sync` waits for the device"
     batches = loop.forever()
-    for _ in range(2): loop.try_step(next(batches))
+    losses = [loop.try_step(next(batches)) for _ in range(2)]
+    if not np.isfinite(losses).all():
+        raise RuntimeError(f'the loss of the first steps is {losses[-1]}: what the net is shown, or a part of it, gives no numbers')
     sync()
     began = time.perf_counter()
     for _ in range(steps): loop.try_step(next(batches))
@@ -252,6 +255,9 @@ def _gone_on(cfg):
     "`cfg` as the run goes on with it; an `OptionError` if it cannot"
     if not cfg.resume_from or _far(cfg): return cfg
     run, stages = folder_of(cfg), [*STAGES.values()]
+    if run.config_file.exists():
+        run.refuse_foreign()
+        run.check_owner(stages)
     if cfg.resume_from != 'latest' and run.begun(stages): run.refuse_source(cfg.resume_from, stages)
     said = [about for s in stages if (about := _goes_on_from(cfg, s)) and isinstance(about.get('config'), dict)]
     if not said: return cfg
@@ -298,7 +304,7 @@ def preflight(
     if vain := vain_remark(cfg): found.add('options', vain, 'look')
     for remark in needed_plugins(cfg): found.add('plugins', remark, 'look')
     try: cfg = _gone_on(cfg)
-    except (OptionError, CheckpointError, FileError) as e:
+    except (OptionError, CheckpointError, OSError) as e:
         found.add('resume', str(e), 'bad')
         return found
     accelerator = make_accelerator(cfg.gpu, cfg.precision)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_of', 'state_of', 'known_here_only', 'start_run', 'train_here', 'show_widgets', 'Monitor', 'attach',
-           'stages_in', 'Comparison', 'trained_in', 'first_row', 'main_figure', 'comparison_figure', 'compare',
-           'tensorboard']
+           'stages_in', 'Comparison', 'said_last', 'trained_in', 'first_row', 'main_figure', 'comparison_figure',
+           'judged_epochs', 'compare', 'tensorboard']
 
 # %% ../../nbs/front/64_runs.ipynb #aa97294b
 import os
@@ -32,7 +32,7 @@ from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
-from ..train.folder import RunFolder, run_here
+from ..train.folder import RunFolder, fits_row, run_here
 from ..train.runner import used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
@@ -398,8 +398,8 @@ def figures(self:Comparison) -> list[tuple]:
     return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
 # %% ../../nbs/front/64_runs.ipynb #3091cde5
-def trained_in(run:RunFolder) -> dict[int|str, Trained]:
-    "Stage → what it was trained and judged on, as far as the checkpoints of `run` tell"
+def said_last(run:RunFolder) -> dict[int|str, dict]:
+    "Stage → what its newest checkpoint says beside its tensors"
     try: kept = {s.stage: run.path/s.checkpoints['last'] for s in read_result(run).stages()}
     except (FileError, LookupError): kept = {}
     found = {}
@@ -408,8 +408,14 @@ def trained_in(run:RunFolder) -> dict[int|str, Trained]:
             newest = kept.get(stage.id) or Checkpoints(run.checkpoints(stage)).path('last') or ''
             about = load_tensors(newest, whole=False)[1]
         except CheckpointError: continue
-        if (trained := read_trained(about)) is not None: found[stage.id] = trained
+        found[stage.id] = about
     return found
+
+# %% ../../nbs/front/64_runs.ipynb #d784542c
+def trained_in(run:RunFolder) -> dict[int|str, Trained]:
+    "Stage → what it was trained and judged on, as far as the checkpoints of `run` tell"
+    trained = {n: read_trained(about) for n, about in said_last(run).items()}
+    return {n: t for n, t in trained.items() if t is not None}
 
 # %% ../../nbs/front/64_runs.ipynb #8b0b4014
 @patch
@@ -511,6 +517,16 @@ def _meant(path):
     return sorted(p for p in map(Path, glob(str(Path(path).expanduser()))) if RunFolder(p).config_file.exists())
 
 # %% ../../nbs/front/64_runs.ipynb #6a9354c1
+def judged_epochs(run:RunFolder) -> dict[int|str, list[dict]]:
+    "Stage → its history: that of the file, where it goes on from what the newest checkpoint says"
+    lines = run.epochs()
+    for n, about in said_last(run).items():
+        kept = about.get('history')
+        if not isinstance(kept, list) or not all(fits_row(row, run.history_file.name) for row in kept): continue
+        if lines.get(n, [])[:len(kept)] != kept: lines[n] = kept
+    return lines
+
+# %% ../../nbs/front/64_runs.ipynb #087bc2bd
 def compare(
     *runs:str|Path|LearnResult,   # Run folders, results, or globs of folders: 'runs/*'
 ) -> Comparison:
@@ -523,7 +539,7 @@ def compare(
     short = [f.path.name for f in folders]
     names = short if len({*short}) == len(short) else [str(f) for f in folders]
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))
-    return Comparison({n: (config_of(f), f.epochs()) for n, f in zip(names, folders)},
+    return Comparison({n: (config_of(f), judged_epochs(f)) for n, f in zip(names, folders)},
                       {n: trained_in(f) for n, f in zip(names, folders)})
 
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834

@@ -274,6 +274,15 @@ def how_known(
     return f'{_NOT_KNOWN}{_LOST}' if run is None else known_of(run, side_of(source))
 
 # %% ../../nbs/judge/52_evaluate.ipynb #b8b1103c
+def _changed(net, source):
+    "What to say of rows that lie where the run of `net` had others"
+    run = read_trained(getattr(net, 'about', {}))
+    if run is None: return ''
+    own = {sha for side in (run.train, run.valid) if side is not None for sha in side.shards}
+    changed = not side_of(source).shards.keys() <= own
+    return '; these are other rows than its run had, as its shards have changed since'*changed
+
+# %% ../../nbs/judge/52_evaluate.ipynb #7c0854f9
 def rows_to_judge(
     net:Net,
     data=None,               # Shards; none: those of the net's own run, of which it takes what was held out
@@ -283,7 +292,7 @@ def rows_to_judge(
     "The rows that `net` is judged on; a `ValueError` or `ShardError` of one sentence if there are none"
     stage = stage_of_net(net, stage)
     source = _chosen(net, data, stage, folds)
-    return source, how_known(net, source, stage)
+    return source, how_known(net, source, stage) + _changed(net, source)*(data is None)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #e89f3844
 def _plies(source):

@@ -6,6 +6,7 @@
 __all__ = ['LivePlot', 'watched_problems', 'Watched', 'FilmStrip', 'film_strip']
 
 # %% ../../nbs/judge/53_watch.ipynb #a30c32ad
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,13 @@ def _repr_html_(self:FilmStrip):
     return join_html(made)
 
 # %% ../../nbs/judge/53_watch.ipynb #1ab69e1b
+def _drawable(row):
+    "Whether a line can be drawn: a damaged file may say anything of a position"
+    try: _frame(row)
+    except (ValueError, TypeError, LookupError): return False
+    return True
+
+# %% ../../nbs/judge/53_watch.ipynb #2669b1ee
 def film_strip(
     run,                       # A run folder, or anything with a `run_dir`
     sfen:str|None=None,        # Only this position
@@ -170,7 +178,9 @@ def film_strip(
     if not folder.exists(): raise FileError(f'{folder} does not exist: the folder of a run was expected')
     rows = read_lines(folder/RunFolder(folder.name).watched_file.name)      # the folder may be far away
     wanted, strips = read_position(sfen)[0].to_sfen() if sfen else None, {}
-    for row in rows:
+    drawable = [row for row in rows if _drawable(row)]
+    if odd := len(rows) - len(drawable): warnings.warn(f'{folder}: {odd} watched lines show no position, and are left out')
+    for row in drawable:
         if stage is not None and str(stage) != str(row['stage']) or wanted not in (None, row['sfen']): continue
         strips.setdefault((row['stage'], row['sfen']), []).append(row)
     return FilmStrip({k: _frames(v, frames) for k, v in strips.items()})

@@ -695,7 +695,7 @@ def summary(
     net:nn.Module,  # A backbone, or a net with heads
 ) -> Table:
     "The parts of `net`: their outputs for a batch of B, weights, and FLOPs for one position"
-    if not hasattr(net, 'parts'): refuse('net', net, 'a backbone, or a net with heads')
+    if not (isinstance(net, nn.Module) and hasattr(net, 'parts')): refuse('net', net, 'a backbone, or a net with heads')
     parts = [(name, m) for name, m in net.parts() if not isinstance(m, nn.Identity)]
     total, runs = _run_one(net, [m for _, m in parts])
     rows, left, elsewhere = [], dict.fromkeys(net.parameters()), total

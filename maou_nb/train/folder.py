@@ -631,15 +631,23 @@ def _unmarked(self:RunFolder, place:Path) -> bool:
 
 # %% ../../nbs/train/42_folder.ipynb #f64dc7bf
 @patch
+def refuse_foreign(self:RunFolder):
+    "Refuse to go on where checkpoints or logs would be in places that are another run's; nothing is written"
+    self.id, self.models = self._known_id() or self.id, self._old_models() or self.models
+    for at, asked in ((self.models, 'model_dir'), (self.logs, 'log_dir')):
+        linked = not at.resolve().is_relative_to(self.path.resolve())
+        if linked or not at.is_relative_to(self.path): self._refuse_foreign(at, asked)
+
+# %% ../../nbs/train/42_folder.ipynb #4f5f6a28
+@patch
 def settle(self:RunFolder, goes_on:bool):
     "Give the run its id, the one it has if it `goes_on`, and places that are no other run's"
     self.id = (goes_on and self._known_id()) or uuid4().hex
-    if goes_on: self.models = self._old_models() or self.models
+    if goes_on: self.refuse_foreign()
     for name, asked in (('models', 'model_dir'), ('logs', 'log_dir')):
         at = getattr(self, name)
         inside, linked = at.is_relative_to(self.path), not at.resolve().is_relative_to(self.path.resolve())
         if inside and not (goes_on and linked): continue
-        if goes_on: self._refuse_foreign(at, asked)
         try:
             if goes_on and (inside or self._unmarked(at)): _mark(at, self.id, self.path)
             else: setattr(self, name, own_place(at, self.id, self.path))
@@ -700,10 +708,12 @@ def bring(self:RunFolder, source:str|Path, stages:list):
         try: shutil.copytree(models/name, self.models/name, copy_function=copy_file, dirs_exist_ok=True)
         except shutil.Error as e: raise FileError(f'{e.args[0][0][0]} cannot be copied ({e.args[0][0][-1]}): a file was expected') from None
     if not all_of_it: Checkpoints(self.models/slug).save(file.stem, *load_tensors(file), ['best'])
-    for at in self.models.glob(f'*/{MANIFEST}'):
-        self.write(at, json.dumps({**read_json(at), 'run': self.id}, indent=1))
     for name in (self.result_file.name, *LINES):
         if (run.path/name).is_file(): copy_file(run.path/name, self.path/name)
+    for at in (*self.models.glob(f'*/{MANIFEST}'), self.result_file):
+        try: self.write(at, json.dumps({**read_json(at), 'run': self.id}, indent=1))
+        except (FileError, FileNotFoundError):
+            if at != self.result_file: raise        # what was reached is asked of the checkpoints
 
 # %% ../../nbs/train/42_folder.ipynb #4ff87676
 def _run_with(path:Path) -> str:

@@ -740,8 +740,8 @@ def check_goes_on(
                        if not _SAID[k](about.get(k))), where)
     free = allowed_changes(about['config'], loop.cfg, about.get('plugins', ()), about.get('version', ''))
     _check_same(loop, about)
-    _refuse_odd(loop, _odd_facts(loop, about), where)
     _check_judged(loop, about)
+    _refuse_odd(loop, _odd_facts(loop, about), where)
     return free
 
 # %% ../../nbs/train/48_runner.ipynb #8b03ce73
