@@ -1,5 +1,5 @@
 "Sets of shards: the same bytes whoever does the work, taken up again where it was killed, filtered with honest counts"
-import json, os, signal, subprocess, sys, time, zipfile
+import json, os, shutil, signal, subprocess, sys, time, zipfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 
