@@ -60,6 +60,7 @@ class Together:
                  norms=None):     # Where batch norms add up; the group of gradients is in use meanwhile
         self.rank, self.world, self.group, self.norms = rank, world, group, norms
         self.main = rank == 0    # the one that writes and speaks
+        self.here = [rank]       # those on this machine
         self.amid = False        # in a step, whose gradients the others wait for
         self.failed = ''         # what ended the run, once that is known
         self.lost = ''           # why they cannot meet any more
@@ -146,12 +147,15 @@ def tell(self:Together, make:Callable):
 
 # %% ../../nbs/train/39_processes.ipynb #e23024fb
 @patch
-def first(self:Together, look:Callable):
+def first(self:Together,
+    look:Callable,
+    here:bool=False,   # The first process of each machine goes before the others, for what lies on it
+):
     "What `look()` gives in each process; the main one looks first, and may mend what it finds"
-    if self.world == 1: return look()
-    if self.main: found = look()
+    leads = self.rank == (self.here[0] if here else 0)
+    if leads: found = look()
     self.meet()
-    return found if self.main else look()
+    return found if leads else look()
 
 # %% ../../nbs/train/39_processes.ipynb #aa323176
 @patch
@@ -234,6 +238,7 @@ def _joined() -> Together:
     long = timedelta(days=7)
     group, norms = dist.new_group(backend='gloo', timeout=long), dist.new_group()
     together = Together(dist.get_rank(), dist.get_world_size(), group, norms)
+    together.here = [r for r, name in enumerate(together._gathered(platform.node())) if name == platform.node()]
     threading.Thread(target=_watch_over, args=(together, _get_default_store()), name='watch-over', daemon=True).start()
     return together
 
