@@ -10,12 +10,13 @@ def _line(f): return json.loads(f.readline() or '{"gone": true}')
 
 class Pair:
     "Processes that wait for jobs"
-    def __init__(self, folder, n=2):
-        env = {**os.environ, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
-               'TQDM_DISABLE': '1'}
+    def __init__(self, folder, n=2, names=('RANK', 'LOCAL_RANK', 'WORLD_SIZE'), **more):
+        rank, local, world = names
+        env = {**os.environ, world: str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
+               'TQDM_DISABLE': '1', **more}
         self.logs = [Path(folder)/f'process-{r}.log' for r in range(n)]
         self.all = [subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open('w'),
-                                     env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, text=True) for r, log in enumerate(self.logs)]
+                                     env={**env, rank: str(r), local: str(r)}, text=True) for r, log in enumerate(self.logs)]
 
     def __call__(self, job, may_go=False, **given):
         "What each process answers to a job; one that is gone answers nothing where it `may_go`"
