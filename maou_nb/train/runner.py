@@ -42,7 +42,7 @@ from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
 from ..stages.stage import STAGES, Stage, keys_of, stages_of
-from .callbacks import (AtHome, Averaging, EarlyStopping, History, Progress, Saver, Steps,
+from .callbacks import (AtHome, Averaging, Compiling, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
                                        load_part, load_tensors, part, put_part, random_tensors)
@@ -778,7 +778,7 @@ def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[C
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
     home = [AtHome(run)]*join().main       # from another machine it may not be seen
-    return [*home, Watch(), Progress(), *lines, board, saver]
+    return [*home, Watch(), Compiling(say), Progress(), *lines, board, saver]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
 def _newest(folder, say):
