@@ -135,7 +135,7 @@ def rows(options, cache, share=None):
                 loop.together.meet()
                 seen.append(xxh3_64_hexdigest(b''.join(t.numpy().tobytes() for t in next(stream).tensors())))
         answer = {'rows': seen, 'unpacked': unpacked.call_count + copied.call_count, 'shards': len(source.shards), 'heard': heard,
-                  'cache': source.cache, 'folder': getattr(source._folder, 'name', source._folder) or ''}
+                  'cache': source.cache, 'folder': str(source._folder or '')}
         runner.close_sources(loop)
         loop.together.meet()
     return answer

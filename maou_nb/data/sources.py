@@ -90,7 +90,7 @@ def _start_empty(self:StreamingFileSource):
     "Hold no rows"
     self._lock, self._open, self._reader, self._held = threading.RLock(), {}, None, None
     self._numbers = None      # set where the rows held are more than the rows chosen
-    self._folder = None       # where windows lie that several processes share
+    self._folder = self._owner = None      # where windows lie that several processes share
     self._games = None        # keys of its games, once they were asked for
     self._marks = None        # what these are known by beside, likewise
 
@@ -347,18 +347,18 @@ def fill(self:SharedWindow, load:Callable) -> Rows:
 @patch
 def read_together(
     self:StreamingFileSource,
-    folder,           # A `shared_folder`, or the path of one that another process made
-    processes:int,    # That read these windows in it, all on this machine
+    folder:str|Path,  # Where the files are that they share
+    processes:int,    # So many, all on this machine
+    owner=None,       # What removes the folder when nothing refers to it any more
 ):
     "Fill windows together with other processes"
-    self._folder, self._beside = folder, processes
+    self._folder, self._beside, self._owner = Path(folder), processes, owner
 
 # %% ../../nbs/data/18_sources.ipynb #992e263d
 @patch
 def _window_file(self:StreamingFileSource, files):
     "The path of the window of shards `files` that processes share"
-    name = xxh3_128_hexdigest(repr(files).encode())
-    return Path(getattr(self._folder, 'name', self._folder))/name
+    return self._folder/xxh3_128_hexdigest(repr(files).encode())
 
 # %% ../../nbs/data/18_sources.ipynb #5ced65c3
 @patch
@@ -620,7 +620,7 @@ def share(self:StreamingFileSource) -> 'StreamingFileSource':   # Itself
 @patch
 def __getstate__(self:StreamingFileSource):
     "What a worker gets: no rows but shared ones, and nobody to talk to"
-    stay = '_lock', '_open', '_reader', '_held', '_numbers', '_folder', '_games', '_marks'
+    stay = '_lock', '_open', '_reader', '_held', '_numbers', '_folder', '_owner', '_games', '_marks'
     return {k: v for k, v in self.__dict__.items() if k not in stay} | {'say': print}
 
 # %% ../../nbs/data/18_sources.ipynb #13530d92
@@ -637,6 +637,7 @@ def close(self:StreamingFileSource):
     "Let go of all rows, wherever they are held; they are loaded again if they are asked for"
     with self._lock:
         if self._reader is not None: self._reader.shutdown(cancel_futures=True)
+        if self._owner is not None: self._owner.cleanup()
     self._start_empty()
     self._shared = None
     on_gpu = self.cache == 'device' and torch.device(self.device).type == 'cuda'

@@ -351,7 +351,7 @@ def _read_beside_others(cfg, source):
     own = shared_folder(2*source.memory_needed()['host']) if leads and source.cache == 'file' else None
     told = together.gather(own and own.name)[together.here[0]]
     if told and len(together.here) > 1 and not cfg.dataloader_workers:
-        source.read_together(own or told, len(together.here))
+        source.read_together(told, len(together.here), own)
 
 # %% ../../nbs/train/48_runner.ipynb #76952d4d
 def stage_loop(
