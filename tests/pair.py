@@ -10,12 +10,13 @@ def _line(f): return json.loads(f.readline() or '{"gone": true}')
 
 class Pair:
     "Processes that wait for jobs"
-    def __init__(self, folder, n=2):
-        env = {**os.environ, 'WORLD_SIZE': str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
-               'TQDM_DISABLE': '1'}
+    def __init__(self, folder, n=2, names=('RANK', 'LOCAL_RANK', 'WORLD_SIZE'), **more):
+        rank, local, world = names
+        env = {**os.environ, world: str(n), 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port()), 'OMP_NUM_THREADS': '1',
+               'TQDM_DISABLE': '1', **more}
         self.logs = [Path(folder)/f'process-{r}.log' for r in range(n)]
         self.all = [subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open('w'),
-                                     env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}, text=True) for r, log in enumerate(self.logs)]
+                                     env={**env, rank: str(r), local: str(r)}, text=True) for r, log in enumerate(self.logs)]
 
     def __call__(self, job, may_go=False, **given):
         "What each process answers to a job; one that is gone answers nothing where it `may_go`"
@@ -108,7 +109,38 @@ def rates(options):
     found = find_lr(steps=12, **options)
     return {'rates': found.rates, 'losses': found.losses}
 
-JOBS = {f.__name__: f for f in (learn, epoch, rates)}
+def rows(options, cache, share=None):
+    "What the batches of two epochs hold here, or in the process that `share` means, and what was unpacked for that"
+    from unittest.mock import patch
+    from xxhash import xxh3_64_hexdigest
+    from maou_nb.data import sources
+    from maou_nb.data.batches import BatchStream
+    from maou_nb.front.learn import new_backbone
+    from maou_nb.front.options import make_config
+    from maou_nb.stages.stage import stages_of
+    from maou_nb.train import runner
+    from maou_nb.train.loop import make_accelerator
+    cfg, heard = make_config(**options), []
+    unpacked = patch.object(sources, 'load_rows', side_effect=sources.load_rows)
+    copied = patch.object(sources, 'rows_of_table', side_effect=sources.rows_of_table)
+    with unpacked as unpacked, copied as copied, patch.object(runner, 'FEW', 0), patch.dict(os.environ, MAOU_NB_CACHE=str(cache)):
+        stage = stages_of(cfg)[0]
+        loop, _ = runner.stage_loop(cfg, stage, new_backbone(cfg), make_accelerator('cpu', 'fp32'), say=heard.append)
+        source, seen = loop.train, []
+        source.window, source.window_rows = 2, 0
+        for epoch in range(2):
+            plan = source.plan(37, seed=1, epoch=epoch, mirror=True)
+            stream = iter(BatchStream(source, plan, 0, *(share or (loop.together.rank, loop.together.world))))
+            for k in range(len(plan)):
+                loop.together.meet()
+                seen.append(xxh3_64_hexdigest(b''.join(t.numpy().tobytes() for t in next(stream).tensors())))
+        answer = {'rows': seen, 'unpacked': unpacked.call_count + copied.call_count, 'shards': len(source.shards), 'heard': heard,
+                  'cache': source.cache, 'folder': str(source._folder or '')}
+        runner.close_sources(loop)
+        loop.together.meet()
+    return answer
+
+JOBS = {f.__name__: f for f in (learn, epoch, rates, rows)}
 
 def done(job, given):
     "The answer of a job, with what it printed"

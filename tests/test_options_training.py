@@ -1,5 +1,5 @@
 "More rows of the option table: data, nets, losses, checkpoints and what is taken from them"
-import collections, contextlib, functools, json, math, shutil
+import collections, contextlib, functools, io, json, math, re, shutil
 from unittest.mock import patch
 
 import numpy as np
@@ -200,8 +200,12 @@ def compiled(run, backend, **options):
     return r, counters['stats']['unique_graphs']
 @row
 def compilation(run, few):
-    (a, none), (b, some) = compiled(run, 'eager', stage12_compilation=True), compiled(run, 'eager', compilation=True)
+    with contextlib.redirect_stdout(io.StringIO()) as quiet: a, none = compiled(run, 'eager', stage12_compilation=True)
+    with contextlib.redirect_stdout(io.StringIO()) as said: b, some = compiled(run, 'eager', compilation=True)
     assert none == 0 < some and torch.allclose(weights(a), weights(b), atol=1e-4)
+    # after the first step, and after it was judged
+    assert 'compiled in' not in quiet.getvalue() and len(re.findall(r'  compiled in \d+\.\d s', said.getvalue())) == 2
+    assert not torch._dynamo.callback.callback_handler.start_callbacks
     assert abs(a.last['valid/loss'] - b.last['valid/loss']) < 1e-3
 @row
 def stage12_compilation(run, few):

@@ -6,7 +6,8 @@ import pytest
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
-from maou_nb.train.folder import RunFolder
+from maou_nb.stages.stage import STAGES
+from maou_nb.train.checkpoints import Checkpoints, load_tensors
 from maou_nb.train.folder import RunFolder
 from maou_nb.front.runs import start_run, state_of, train_here
 from maou_nb.train.options import LearnConfig
@@ -70,6 +71,22 @@ def test_start_stop_and_on_again(options, tmp_path):
     RunFolder(tmp_path/'run').at_work().send_signal(signal.SIGKILL)
     until(lambda: state_of(run)[0] == 'failed')
     assert 'was it killed?' in state_of(run)[1]
+
+@pytest.mark.parametrize('start', ['a process', 'this process'])
+def test_two_processes_train_from_the_panel(options, tmp_path, start):
+    panel = LearnPanel(**options, gpus=2)
+    run, thread = RunFolder(tmp_path/'run'), None
+    if start == 'a process': panel.start()
+    else: thread = train_here(panel.cfg)
+    until(lambda: len(run.epochs().get(1, [])) >= 2)
+    assert state_of(run)[0] == 'training'
+    monitor = runs.Monitor(tmp_path/'run'); monitor.stop()
+    until(lambda: state_of(run)[0] == 'stopped', 40)
+    if thread: thread.join(20); assert not thread.is_alive()
+    about = load_tensors(Checkpoints(run.checkpoints(STAGES['1'])).path('last'))[1]
+    assert about['processes'] == 2 and run.read_config()['gpus'] == '2'
+    until(lambda: run.at_work() is None, 20)
+    assert run.log(100).count('rows to train on') == 1
 
 def test_a_thread_of_this_process_stops_too(options, tmp_path):
     thread = train_here(make_config(**options))

@@ -1,5 +1,6 @@
 "Several processes train as one does: the same gradients, one that writes and speaks, and all end together"
 import json
+import os
 import re
 import signal
 import subprocess
@@ -131,7 +132,7 @@ def test_options_are_refused_once(pair, few, tmp_path):
 def vit(few, folder, **more):
     return options(few, 3, 'vit', stage3_batch_size=69, gradient_accumulation_steps=2, ema_decay=0.9, run_dir=folder) | {'epoch': 2, **more}
 
-def saved(folder): return load_tensors(Checkpoints(folder/'checkpoints'/'stage3').path('last'))
+def saved(folder, stage='stage3'): return load_tensors(Checkpoints(folder/'checkpoints'/stage).path('last'))
 
 def history(told): return told['result']['stages_completed'][0]['history'] if 'result' in told else told
 
@@ -162,6 +163,29 @@ def test_the_same_rate_is_found_by_all(pair, few):
     assert (first['rates'], first['losses']) == (second['rates'], second['losses'])
     one = done('rates', dict(options=options(few, 1, stage1_batch_size=69)))
     assert first['losses'] == pytest.approx(one['losses'], rel=1e-3)
+
+# of files for a look at the first rows, and in two epochs; of a map once, the held-out rows with them
+@pytest.mark.parametrize('more, times, apart', [
+    (dict(), 3, 6), (dict(input_cache_mode='memory'), 1, 2), (dict(input_cache_mode='mmap', no_streaming=True), 1, 1)])
+def test_processes_of_a_machine_unpack_a_shard_once(pair, few, tmp_path, more, times, apart):
+    given = options(few, 3, **more)
+    one = [done('rows', dict(options=given, cache=tmp_path/'one', share=[r, 2])) for r in (0, 1)]
+    two = pair('rows', options=given, cache=tmp_path/'two')
+    for a in (*one, *two): assert 'broken' not in a, a['broken']
+    assert [a['rows'] for a in two] == [a['rows'] for a in one] and len(set(one[0]['rows'] + one[1]['rows'])) > 20
+    assert [a['cache'] for a in two] == ['mmap' if more else 'file']*2
+    assert [sum(a['unpacked'] for a in both) / one[0]['shards'] for both in (two, one)] == [times, apart]
+    if more.get('input_cache_mode') == 'memory': assert '2 processes of this machine hold their rows once' in two[0]['heard'][0]
+    assert not any(a['folder'] and Path(a['folder']).exists() for a in two) and bool(two[0]['folder']) == (not more)
+
+def test_srun_starts_processes_as_well(few, tmp_path):
+    node = dict(MASTER_ADDR='', MASTER_PORT='', SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_ID='0', SLURM_NTASKS='8',
+                SLURM_STEP_NODELIST='localhost')
+    pair = Pair(tmp_path, names=('SLURM_PROCID', 'SLURM_LOCALID', 'SLURM_STEP_NUM_TASKS'), **node)
+    try: two = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', stage1_batch_size=69))
+    finally: pair.close()
+    assert two[0]['result'] == two[1]['result'] and two[1]['said'] == '' != two[0]['said'], two
+    assert saved(tmp_path/'r', 'stage1')[1]['processes'] == 2
 
 # --- processes that a run starts by itself
 def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd):

@@ -1,8 +1,14 @@
 "Sources and loaders: one order, whoever builds the batches and wherever the rows are; bounded memory; the mirror"
+import errno
+import os
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -330,3 +336,65 @@ def test_a_damaged_shard_is_raised_where_its_batch_would_be(visits, tmp_path):
         for batch in batch_loader(BatchStream(source, plan)): seen += len(batch)
     said(e)
     assert not ahead() and seen >= (plan._starts[next(i for i, w in enumerate(plan.windows) if 5 in w)] // 8192) * 8192
+
+# --- windows that several processes fill
+DIES = """
+import os, sys
+from maou_nb.data import sources
+def load(*given):
+    real(*given)
+    if len(done) == 2: os._exit(9)
+    return done.append(1) or real(*given)
+real, sources.load_rows, done = sources.load_rows, load, []
+source = sources.StreamingFileSource(sys.argv[1], 3)
+source.read_together(sys.argv[2], 3)
+source._load_window(tuple(range(8)))
+"""
+
+def same_rows(a, b):
+    "Whether both have the same rows and moves, wherever further moves lie"
+    names = [n for n in a.fixed.dtype.names if n != 'tail']
+    alike = all(np.array_equal(a.fixed[n], b.fixed[n], equal_nan=a.fixed[n].dtype.kind == 'f') for n in names)
+    return alike and all(map(np.array_equal, a.moves(), b.moves()))
+
+def beside(path, folder, processes=2):
+    "A source that shares windows in `folder`"
+    source = StreamingFileSource(path, 3)
+    source.read_together(folder, processes)
+    return source
+
+def test_a_window_is_filled_in_any_order(visits, tmp_path):
+    files, source = tuple(range(8)), beside(visits, tmp_path)
+    alone = source._load(files)
+    assert len(alone.labels) > 100
+    with open(source._window_file(files), 'w+b') as f:
+        window = sources.SharedWindow(f.fileno(), [0, *accumulate(source.row_counts)], source.columns)
+        load = lambda i, room: load_rows(source.shards[i], out=room)
+        for i in (5, 2): window._put(i, load)
+        assert same_rows(window.fill(load), alone) and same_rows(source._load_window(files), alone)
+    assert not [*tmp_path.iterdir()]                     # all have opened it
+
+def test_nobody_waits_for_a_process_that_died_over_a_shard(visits, tmp_path, monkeypatch):
+    gone = subprocess.run([sys.executable, '-c', DIES, visits, tmp_path], capture_output=True, text=True)
+    assert gone.returncode == 9, gone.stderr
+    files, source, loaded = tuple(range(8)), beside(visits, tmp_path), []
+    alone = source._load(files)
+    monkeypatch.setattr(sources, 'load_rows', lambda shard, *given: loaded.append(1) or load_rows(shard, *given))
+    assert same_rows(source._load_window(files), alone) and len(loaded) == 6       # it had done two
+
+def test_a_process_reads_by_itself_where_nothing_can_be_shared(visits, tmp_path, monkeypatch):
+    files, source = tuple(range(8)), beside(visits, tmp_path)
+    alone = source._load(files)
+    def full(*given): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(os, 'posix_fallocate', full)
+    assert same_rows(source._load_window(files), alone)
+    source.read_together(tmp_path/'gone', 2)
+    assert same_rows(source._load_window(files), alone)
+
+def test_a_damaged_shard_is_told_to_all_who_share_it(visits, tmp_path):
+    path = tmp_path/'set'
+    shutil.copytree(visits, path)
+    bad = path/'3.feather'
+    bad.write_bytes(bad.read_bytes()[:-50] + b'x'*50)
+    for _ in range(2):
+        with pytest.raises(ShardError, match='3.feather'): beside(path, tmp_path)._load_window(tuple(range(8)))

@@ -91,7 +91,9 @@ class DeviceOptions(Section):
 def best_device() -> torch.device:
     "A CUDA GPU if there is one, this process's own if a launcher started several, else Apple's, else the CPU"
     if torch.cuda.is_available():
-        return torch.device('cuda', local_rank() if launched() else torch.cuda.current_device())
+        # a launcher may show each process its own GPU alone
+        own = local_rank() % torch.cuda.device_count() if launched() else torch.cuda.current_device()
+        return torch.device('cuda', own)
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../../nbs/train/43_loop.ipynb #a0190d4b

@@ -10,6 +10,7 @@ __all__ = ['launched', 'local_rank', 'speaks', 'Ended', 'Together', 'join', 'lau
 import logging
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -28,9 +29,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from xxhash import xxh3_64_intdigest
 
 # %% ../../nbs/train/39_processes.ipynb #480cacec
+def _first_node(
+    nodes:str,    # As SLURM has them: node[03-05,9],other
+) -> str:
+    "The first of SLURM's nodes"
+    first = re.match(r'(?:[^,[]|\[[^]]*\])*', nodes)[0]
+    return re.sub(r'\[(\d+)[^]]*\]', r'\1', first)
+
+# %% ../../nbs/train/39_processes.ipynb #fa962b86
+def _from_srun(env) -> dict:
+    "What torch's launcher would have put into the environment of a process that `srun` started beside others"
+    if int(env.get('SLURM_STEP_NUM_TASKS') or 1) < 2 or 'WORLD_SIZE' in env: return {}
+    port = 20_000 + (int(env.get('SLURM_JOB_ID', 0)) + int(env.get('SLURM_STEP_ID', 0))) % 10_000
+    nodes = env.get('SLURM_STEP_NODELIST') or env.get('SLURM_NODELIST') or '127.0.0.1'
+    return {'RANK': env['SLURM_PROCID'], 'LOCAL_RANK': env['SLURM_LOCALID'], 'WORLD_SIZE': env['SLURM_STEP_NUM_TASKS'],
+            'MASTER_ADDR': env.get('MASTER_ADDR') or _first_node(nodes), 'MASTER_PORT': env.get('MASTER_PORT') or str(port)}
+
+# %% ../../nbs/train/39_processes.ipynb #4781ac49
 def launched() -> bool:
     "Whether a launcher started this process beside others"
     if dist.is_available() and dist.is_initialized(): return dist.get_world_size() > 1
+    os.environ.update(_from_srun(os.environ))
     return int(os.environ.get('WORLD_SIZE', 1)) > 1 and 'RANK' in os.environ
 
 # %% ../../nbs/train/39_processes.ipynb #b75afbc9
@@ -60,6 +79,7 @@ class Together:
                  norms=None):     # Where batch norms add up; the group of gradients is in use meanwhile
         self.rank, self.world, self.group, self.norms = rank, world, group, norms
         self.main = rank == 0    # the one that writes and speaks
+        self.here = [rank]       # those on this machine
         self.amid = False        # in a step, whose gradients the others wait for
         self.failed = ''         # what ended the run, once that is known
         self.lost = ''           # why they cannot meet any more
@@ -146,12 +166,15 @@ def tell(self:Together, make:Callable):
 
 # %% ../../nbs/train/39_processes.ipynb #e23024fb
 @patch
-def first(self:Together, look:Callable):
+def first(self:Together,
+    look:Callable,
+    here:bool=False,   # The first process of each machine goes before the others, for what lies on it
+):
     "What `look()` gives in each process; the main one looks first, and may mend what it finds"
-    if self.world == 1: return look()
-    if self.main: found = look()
+    leads = self.rank == (self.here[0] if here else 0)
+    if leads: found = look()
     self.meet()
-    return found if self.main else look()
+    return found if leads else look()
 
 # %% ../../nbs/train/39_processes.ipynb #aa323176
 @patch
@@ -234,6 +257,7 @@ def _joined() -> Together:
     long = timedelta(days=7)
     group, norms = dist.new_group(backend='gloo', timeout=long), dist.new_group()
     together = Together(dist.get_rank(), dist.get_world_size(), group, norms)
+    together.here = [r for r, name in enumerate(together._gathered(platform.node())) if name == platform.node()]
     threading.Thread(target=_watch_over, args=(together, _get_default_store()), name='watch-over', daemon=True).start()
     return together
 
