@@ -95,16 +95,15 @@ def value_head(name, hidden=64, dropout=0.):
 
 value_head('value-16', 16); value_head('value-256', 256); value_head('value-drop', dropout=0.5)
 
-POOLS = {'mean': (64, lambda x: x.mean(2)), 'maximum': (64, lambda x: x.amax(2)), 'squares': (4, lambda x: x.flatten(1))}
+POOLS = {'maximum': (64, lambda x: x.amax(2)), 'squares': (4, lambda x: x.flatten(1))}
 
 class Pooled(ValueHead):
     "A `ValueHead` that sees the board as one of `POOLS` does, by so many channels; `squares`: each by itself"
     def __init__(self, channels, pool):
-        hidden, self.pool = POOLS[pool]
+        hidden, pooled = POOLS[pool]
         super().__init__(channels, hidden)
+        self.pool = pooled
         self.mlp = nn.Sequential(nn.Linear(81*hidden if pool == 'squares' else hidden, 64), nn.ReLU(), nn.Linear(64, 1))
-
-    def forward(self, features): return self.mlp(self.pool(self.reduce(features).flatten(2))).squeeze(1)
 
 def pooled_head(pool): register_head(f'value-{pool}')(lambda channels: Pooled(channels, pool))
 
@@ -113,7 +112,7 @@ for pool in POOLS: pooled_head(pool)
 VALUES = {
     'as it is': {}, 'weight 0.03': dict(value_loss_ratio=0.03), 'weight 0.3': dict(value_loss_ratio=0.3),
     'weight 1': dict(value_loss_ratio=1.), 'head of 16': dict(value_head='value-16'), 'head of 256': dict(value_head='value-256'),
-    'dropout 0.5': dict(value_head='value-drop'), 'mean alone': dict(value_head='value-mean'),
+    'dropout 0.5': dict(value_head='value-drop'), 'mean alone': dict(value_head='value_mean'),
     'maximum alone': dict(value_head='value-maximum'), 'squares apart': dict(value_head='value-squares'),
     'averaged, 0.99': dict(ema_decay=0.99),
     'half evals': dict(value_result_weight=0.5), 'evals alone': dict(value_result_weight=0.),

@@ -12,9 +12,10 @@ from maou_nb.model import backbones, heads
 from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, SquareAttention, SquareEmbedding,
                                      flops_per_position, make_backbone,
                                      parameter_count, register_backbone, size_table, summary)
-from maou_nb.model.heads import HEADS, MoveHead, Net, make_heads
+from maou_nb.model.heads import MoveHead, Net, make_heads
 from maou_nb.model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss
 
+USUAL = 'reachable', 'legal_moves', 'policy', 'value'
 ARCHITECTURES = {
     'resnet': dict(channels=16, blocks=3),
     'mlp-mixer': dict(embed_dim=16, num_layers=3, token_dim=16, channel_dim=32, dropout=0.1),
@@ -30,7 +31,7 @@ def make_net(name, groups=None, **overrides):
     torch.manual_seed(0)
     name, keywords = VARIANTS[name]
     backbone = make_backbone(name, 'tiny', **{**ARCHITECTURES[name], **keywords, **overrides})
-    return Net(backbone, make_heads(backbone.channels, HEADS), groups)
+    return Net(backbone, make_heads(backbone.channels, USUAL), groups)
 
 
 def make_batch(n=8, seed=1):
@@ -470,7 +471,7 @@ def test_flops_do_not_depend_on_the_device(name):
     here = make_net(name)
     with torch.device('meta'):
         there = Net(make_backbone(VARIANTS[name][0], 'tiny',
-                                  **{**ARCHITECTURES[VARIANTS[name][0]], **VARIANTS[name][1]}), make_heads(16, HEADS))
+                                  **{**ARCHITECTURES[VARIANTS[name][0]], **VARIANTS[name][1]}), make_heads(16, USUAL))
     assert flops_per_position(here) == flops_per_position(there) > 0
     assert summary(here).rows == summary(there).rows
 
@@ -506,7 +507,7 @@ def test_what_a_backbone_of_ones_own_costs(registered):
     sizes = size_table(['borrowed']).rows
     assert sizes == [{'architecture': 'borrowed', 'size': 'as it is', 'keywords': '',
                       'parameters': parameter_count(net), 'MFLOPs per position': flops_per_position(net) / 1e6}]
-    step(Net(net, make_heads(16, HEADS)), make_batch())
+    step(Net(net, make_heads(16, USUAL)), make_batch())
 
 
 def test_a_table_shows_itself_as_text_and_markdown():
@@ -534,8 +535,8 @@ def test_sizes_grow(name):
     (lambda: make_backbone('resnet', depth=None), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
     (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative"),
     (lambda: make_backbone('vit', embed_dim=100), 'embed_dim 100 cannot be split among num_heads 8: choose a multiple of it'),
-    (lambda: make_heads(16, ['checkmate']), "head 'checkmate' is not known: choose from reachable, legal_moves, policy, value"),
-    (lambda: make_heads(16, ['policy'], moves={}), "head 'moves' is not known: choose from reachable, legal_moves, policy, value"),
+    (lambda: make_heads(16, ['checkmate']), "head 'checkmate' is not known: choose from reachable, legal_moves, policy, value, value_mean"),
+    (lambda: make_heads(16, ['policy'], moves={}), "head 'moves' is not known: choose from reachable, legal_moves, policy, value, value_mean"),
     (lambda: make_heads(16, ['legal_moves'], legal_moves=dict(dropout=0.5)),
      'dropout 0.5 needs hidden_dim: a single linear layer has no hidden units to drop'),
 ])

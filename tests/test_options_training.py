@@ -713,7 +713,7 @@ def legal_moves_head(run, few): assert params(run(stage=2, plugins=PARTS, legal_
 def policy_head(run, few): assert params(run(plugins=PARTS, policy_head='wide-moves')) != params(run())
 @row
 def value_head(run, few):
-    assert params(run(plugins=PARTS, value_head='narrow-value')) < params(run())
+    assert params(run(plugins=PARTS, value_head='narrow-value')) < params(run(value_head='value_mean')) < params(run())
     with pytest.raises(OptionError, match="value_head='policy': it gives"): run(value_head='policy')
 
 def halves(a, b, part='loss'):

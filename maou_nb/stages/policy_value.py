@@ -101,7 +101,7 @@ class Stage3Losses(Stage3Steps):
     policy_head: Name = option('policy',
         'Policy head: policy, or one you registered', 'Stage 3', 'fixed', '3')
     value_head: Name = option('value',
-        'Value head: value, or one you registered', 'Stage 3', 'fixed', '3')
+        'Value head: value, value_mean (pools by the mean alone: better on few games), or one you registered', 'Stage 3', 'fixed', '3')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #9a1f03e4
 class Stage3Options(Stage3Losses):
