@@ -535,8 +535,8 @@ def test_sizes_grow(name):
     (lambda: make_backbone('resnet', depth=None), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
     (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative"),
     (lambda: make_backbone('vit', embed_dim=100), 'embed_dim 100 cannot be split among num_heads 8: choose a multiple of it'),
-    (lambda: make_heads(16, ['checkmate']), "head 'checkmate' is not known: choose from reachable, legal_moves, policy, value, value_mean"),
-    (lambda: make_heads(16, ['policy'], moves={}), "head 'moves' is not known: choose from reachable, legal_moves, policy, value, value_mean"),
+    (lambda: make_heads(16, ['checkmate']), f"head 'checkmate' is not known: choose from {', '.join(USUAL)}, value_mean"),
+    (lambda: make_heads(16, ['policy'], moves={}), f"head 'moves' is not known: choose from {', '.join(USUAL)}, value_mean"),
     (lambda: make_heads(16, ['legal_moves'], legal_moves=dict(dropout=0.5)),
      'dropout 0.5 needs hidden_dim: a single linear layer has no hidden units to drop'),
 ])

@@ -86,7 +86,7 @@ def test_two_processes_train_from_the_panel(options, tmp_path, start):
     about = load_tensors(Checkpoints(run.checkpoints(STAGES['1'])).path('last'))[1]
     assert about['processes'] == 2 and run.read_config()['gpus'] == '2'
     until(lambda: run.at_work() is None, 20)
-    assert run.log(100).count('rows to train on') == 1
+    assert run.log(100_000).count('rows to train on') == 1
 
 def test_a_thread_of_this_process_stops_too(options, tmp_path):
     thread = train_here(make_config(**options))
