@@ -73,7 +73,8 @@ def test_start_stop_and_on_again(options, tmp_path):
     assert 'was it killed?' in state_of(run)[1]
 
 @pytest.mark.parametrize('start', ['a process', 'this process'])
-def test_two_processes_train_from_the_panel(options, tmp_path, start):
+def test_two_processes_train_from_the_panel(options, tmp_path, start, monkeypatch):
+    monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)      # as in a shell
     panel = LearnPanel(**options, gpus=2)
     run, thread = RunFolder(tmp_path/'run'), None
     if start == 'a process': panel.start()

@@ -59,8 +59,9 @@ def _command(processes:int, folder) -> list[str]:
 
 # %% ../../nbs/front/61_launch.ipynb #af8a7f9f
 def _environment(processes:int, quiet:bool) -> dict:
-    "That of the processes: the cores shared out; no bars where they would be lines of a log"
-    env = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes)), **os.environ, BY_US: '1'}
+    "That of the processes: the cores shared out, lines as they come; no bars where they would be lines of a log"
+    cores = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
+    env = {**cores, **os.environ, BY_US: '1', 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
     return env | ({'TQDM_DISABLE': '1'} if quiet else {})
 
 # %% ../../nbs/front/61_launch.ipynb #1c4d6951
