@@ -22,7 +22,7 @@ from ..data.plugins import missing_plugins, warn_of_plugins
 from ..model.backbones import backbone_of
 from ..model.heads import Net
 from ..show.boards import Position, read_position
-from ..data.html import join_html
+from ..show.pictures import Picture, below, picture_of
 from ..stages.stage import STAGES, Stage, stage_of_heads
 from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part, saved_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
@@ -149,10 +149,13 @@ def as_net(
     return of if isinstance(of, Net) else load_net(of, stage=stage)
 
 # %% ../../nbs/judge/51_ask.ipynb #d68544e3
-class Predictions(list):
+class Predictions(list, Picture):
     "Predictions of several positions"
     def __repr__(self): return '\n'.join(map(repr, self))
-    def _repr_html_(self): return join_html(p._repr_html_() for p in self)
+
+    def drawing(self):
+        "All of them as one picture"
+        return picture_of(below([p.block() for p in self], 14), f'{len(self)} predictions')
 
 # %% ../../nbs/judge/51_ask.ipynb #bd62d9f4
 def _state(sfen, rules):

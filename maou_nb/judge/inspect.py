@@ -29,6 +29,7 @@ from ..data.shards import (FOREIGN, SHARD_SUFFIX, Shard, ShardError, damaged, do
 from ..data.sources import StreamingFileSource
 from ..data.trained import AT_LEAST, CONTAINED, DEEP, Marks, copied_games, marks_of, source_columns
 from ..show.boards import Gallery, board_svg
+from ..show.pictures import image_tag
 from ..show.plots import picture
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, stage_of
@@ -269,7 +270,8 @@ def _bars(counts):
     high = max(counts.max(), 1)
     bars = [tag('rect', x=3*i, y=f'{28 - 28*c/high:.1f}', width=2, height=f'{28*c/high:.1f}', fill='#2a7ab0')
             for i, c in enumerate(counts)]
-    return tag('svg', *bars, width=300, height=28, role='img', aria_label='rows by fold')
+    whole = dict(xmlns='http://www.w3.org/2000/svg', width=300, height=28, role='img')
+    return image_tag(tag('svg', *bars, **whole, aria_label='rows by fold'))
 
 # %% ../../nbs/judge/50_inspect.ipynb #432c4131
 @patch
@@ -296,8 +298,8 @@ def _repr_html_(self:ShardInfo):
     if len(self.shards) > 1: more['its files'] = self._files_html()
     if self.filters: more['what filters removed'] = self._filters_html()
     folded = [tag('details', tag('summary', title), html) for title, html in more.items()]
-    boards = self.boards._repr_html_()
-    return join_html([tag('p', tag('b', self.name)), html_table(facts.items()), *folded, boards])
+    boards = [image_tag(self.boards.drawing())]*bool(self.boards.svgs)
+    return join_html([tag('p', tag('b', self.name)), html_table(facts.items()), *folded, *boards])
 
 # %% ../../nbs/judge/50_inspect.ipynb #123fcbff
 def _within(values, among):

@@ -24,7 +24,8 @@ from .ask import as_net, evaluating
 from .evaluate import rows_to_judge
 from ..model.heads import Net
 from ..show.boards import LETTERS, Gallery, letters_of
-from ..data.html import join_html, tag
+from ..show.pictures import image_tag
+from ..data.html import Html, join_html, tag
 from ..stages.stage import STAGES, Stage, stage_of
 from ..train.checkpoints import CheckpointError
 from ..train.loop import best_device
@@ -157,11 +158,17 @@ def _line(self:Review, number):
 
 # %% ../../nbs/judge/54_review.ipynb #b4dc6b66
 @patch
-def show(self:Review, number:int, letters:str='japanese') -> str:
-    "Row `number` as HTML: its board, and what is wrong"
+def drawn(self:Review, number:int, letters:str='japanese') -> tuple[Html, Html]:
+    "The board of row `number`, and lines on what is wrong"
     svg, words = self.taught.mistakes(*self.row(number), letters)
-    line = tag('div', self._line(number), tag('br'), words, style='font-size:12px')
-    return tag('div', svg, line, style='max-width:350px')
+    return svg, join_html([self._line(number), *([words] if words else [])], tag('br'))
+
+# %% ../../nbs/judge/54_review.ipynb #c9e078ac
+@patch
+def show(self:Review, number:int, letters:str='japanese') -> Gallery:
+    "Row `number`: its board, and what is wrong"
+    svg, words = self.drawn(number, letters)
+    return Gallery(svg, words=[words])
 
 # %% ../../nbs/judge/54_review.ipynb #40d3f64c
 def show_results(
@@ -177,7 +184,8 @@ def show_results(
     check_whole(1, 1000, n=n)
     found = of if isinstance(of, Review) else review(of, data, stage, **options)
     if worst == 'auto': worst = next(iter(found.orders()), None)
-    return Gallery(*(found.show(i, letters) for i in found.order(worst)[:n]), said=found.on)
+    drawn = [found.drawn(i, letters) for i in found.order(worst)[:n]]
+    return Gallery(*(svg for svg, _ in drawn), words=[words for _, words in drawn], said=found.on)
 
 # %% ../../nbs/judge/54_review.ipynb #ef4c13f5
 class Browser:
@@ -213,12 +221,13 @@ def _listen(self:Browser):
 @patch
 def draw(self:Browser):
     "Show the row"
-    self.shown = self.board.value = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
+    self.row = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
+    self.board.value = image_tag(self.row.drawing())
 
 # %% ../../nbs/judge/54_review.ipynb #6290583e
 @patch
 def _repr_mimebundle_(self:Browser, **kwargs):
-    html = join_html([tag('small', self.found.on), self.shown])
+    html = join_html([tag('small', self.found.on), Html(self.board.value)], tag('br'))
     return {**self.box._repr_mimebundle_(**kwargs), 'text/html': html, 'text/plain': self.found.on}
 
 # %% ../../nbs/judge/54_review.ipynb #257601b8

@@ -6,6 +6,7 @@
 __all__ = ['LivePlot', 'watched_problems', 'Watched', 'FilmStrip', 'film_strip']
 
 # %% ../../nbs/judge/53_watch.ipynb #a30c32ad
+import io
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,17 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from PIL import Image
 from rsshogi.core import Board
 
 from ..data.board import playable
 from ..data.explained import check_place, check_whole
 from ..data.files import FileError, as_path, path_here
 from .ask import answers_of
-from ..show.boards import board_figure, read_position, show_position
+from ..show.boards import read_position, show_position
+from ..show.pictures import Picture, below, beside, block_of, picture_of, png_of, text_block
 from ..data.splits import held_name
 from ..show.plots import Pace, Screen
-from ..data.html import join_html, tag
+from ..data.html import Html
 from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
 from ..train.callbacks import Steps
 from ..train.folder import RunFolder, add_line, cut_lines, read_lines
@@ -87,9 +89,8 @@ def _tint(row):
 # %% ../../nbs/judge/53_watch.ipynb #afc69d8d
 def _pixels(row):
     "A line of the file as a picture, uint8 (H, W, 3)"
-    canvas = FigureCanvasAgg(board_figure(row['sfen'], _tint(row), row['moves'], row['says']))
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    board = show_position(row['sfen'], _tint(row), row['moves'], value=row['value'], caption=row['says'])
+    return np.asarray(Image.open(io.BytesIO(png_of(board.drawing(), 1))).convert('RGB'))
 
 # %% ../../nbs/judge/53_watch.ipynb #251abc3b
 class Watched(Callback):
@@ -131,11 +132,10 @@ def _frames(rows, most):
 def _frame(row):
     "The board of a line"
     caption = f"epoch {row['epoch']}"
-    board = show_position(row['sfen'], _tint(row), row['moves'], value=row['value'], caption=caption).svgs[0]
-    return tag('div', board, style='flex:none', title=row['says'])
+    return show_position(row['sfen'], _tint(row), row['moves'], value=row['value'], caption=caption).svgs[0]
 
 # %% ../../nbs/judge/53_watch.ipynb #3eb8bdab
-class FilmStrip:
+class FilmStrip(Picture):
     "A strip of boards for each watched position and stage"
     def __init__(self,
         strips:dict,    # (stage, SFEN) → its lines
@@ -144,17 +144,17 @@ class FilmStrip:
 
     def __repr__(self):
         said = [f"stage {stage}, {sfen}: {rows[0]['says']} → {rows[-1]['says']}" for (stage, sfen), rows in self.strips.items()]
-        return '\n'.join(said) or 'no position was watched'
+        return '\n'.join(said) or 'no position was watched: watched_positions pins some'
 
-# %% ../../nbs/judge/53_watch.ipynb #0d466a9c
+# %% ../../nbs/judge/53_watch.ipynb #801aa79f
 @patch
-def _repr_html_(self:FilmStrip):
-    if not self.strips: return tag('p', 'no position was watched: watched_positions pins some')
-    made = []
+def drawing(self:FilmStrip) -> Html:
+    "All strips, one below the other"
+    blocks = []
     for (stage, _), rows in self.strips.items():
-        made.append(tag('p', f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}"))
-        made.append(tag('div', *map(_frame, rows), style='display:flex;gap:8px;overflow-x:auto'))
-    return join_html(made)
+        blocks.append(text_block(f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}", 1000, 13))
+        blocks.append(beside([block_of(_frame(row), 0.6) for row in rows], 6, most=1300))
+    return picture_of(below(blocks or [text_block(repr(self), 600)]), repr(self))
 
 # %% ../../nbs/judge/53_watch.ipynb #1ab69e1b
 def _drawable(row):

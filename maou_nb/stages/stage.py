@@ -29,7 +29,8 @@ from ..model.heads import HEADS
 from ..model.losses import LOSSES
 from ..model.metrics import SumMetric, ratio
 from ..show.boards import board_svg, show_position, turned
-from ..data.html import Html, html_table, tag
+from ..show.pictures import Block, Picture, below, beside, block_of, picture_of, table_block, text_block
+from ..data.html import Html
 
 # %% ../../nbs/stages/31_stage.ipynb #1c4c989a
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Figure:
     lower: bool = False  # Lower is better: an error
 
 # %% ../../nbs/stages/31_stage.ipynb #44368b95
-@dataclass
-class Prediction:
+@dataclass(repr=False)
+class Prediction(Picture):
     "What a network says about one position, shown as board and table in a notebook"
     sfen: str
     stage: int|str                        # Which stage's network spoke
@@ -111,15 +112,20 @@ def __repr__(self:Prediction):
 
 # %% ../../nbs/stages/31_stage.ipynb #cd5ac06f
 @patch
-def _repr_html_(self:Prediction):
+def block(self:Prediction) -> Block:
+    "Its board, and beside it what it comes to, as a part of a picture"
+    rows = [(m, w, f'{p:.2%}') for m, w, p in self.rows()]
+    wrong = ', '.join(f'{m} {p:.0%}' for m, p in list(self.invented.items())[:self.top])
     first, last = self.heads
-    table = html_table([(m, w, f'{p:.2%}') for m, w, p in self.rows()], (first, '', last))
-    wrong = list(self.invented.items())[:self.top]
-    listed = ', '.join(f'{m} {p:.0%}' for m, p in wrong)
-    more = tag('p', f'invented: {listed}') if wrong else ''
-    side = tag('div', tag('p', self.says), table, more)
-    style = 'display:flex;flex-wrap:wrap;gap:16px'
-    return tag('div', tag('div', self.picture), side, style=style)
+    says, more = text_block(self.says, 300, 13), [text_block(f'invented: {wrong}', 300)]*bool(wrong)
+    side = below([says, table_block(rows, (first, '', last), 13), *more], 10)
+    return beside([*([block_of(self.picture)] if self.picture else []), side], 20)
+
+# %% ../../nbs/stages/31_stage.ipynb #16b8d7ff
+@patch
+def drawing(self:Prediction) -> Html:
+    "As a picture"
+    return picture_of(self.block(), f'{self.sfen}: {self.says}')
 
 # %% ../../nbs/stages/31_stage.ipynb #8149ad14
 ROLES = {   # role → the usual option; `{}` is the stage's slug

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LogOptions', 'Averaging', 'threshold_met', 'Threshold', 'EarlyStopping', 'Watch', 'Progress', 'Compiling', 'History',
-           'Steps', 'AtHome', 'EventFile', 'Board', 'TensorBoard', 'Saver']
+           'Steps', 'gpu_load', 'AtHome', 'EventFile', 'Board', 'TensorBoard', 'Saver']
 
 # %% ../../nbs/train/44_callbacks.ipynb #b723baa6
 import copy
@@ -249,6 +249,14 @@ def before_fit(self:Steps, loop):
     self._mark(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #4a820805
+def gpu_load(device:torch.device) -> dict[str, float]:    # Shares, 0…1; nothing on a CPU
+    "How much of the GPU's memory this process holds, and how busy the GPU is where that is known"
+    if device.type != 'cuda': return {}
+    held = torch.cuda.memory_reserved(device)/torch.cuda.get_device_properties(device).total_memory
+    try: return {'gpu_memory': round(held, 4), 'gpu_use': torch.cuda.utilization(device)/100}
+    except (ImportError, RuntimeError): return {'gpu_memory': round(held, 4)}
+
+# %% ../../nbs/train/44_callbacks.ipynb #5feb0f0d
 @patch
 def _row(self:Steps, loop):
     "The figures of the steps since the last line"
@@ -257,7 +265,8 @@ def _row(self:Steps, loop):
     return {'stage': loop.stage.id, 'step': loop.step, 'epoch': round(loop.step/loop.steps_per_epoch, 4),
             'lr': loop.optimizer.param_groups[0]['lr'], 'grad_norm': float(loop.grad_norm),
             'positions_per_second': rows/seconds, 'loader_wait': (loop.wait - self.wait)/seconds,
-            **{f'train/{k}': float(v) for k, v in loop.losses.items()}}
+            **{f'train/{k}': float(v) for k, v in loop.losses.items()}, **gpu_load(loop.accelerator.device),
+            **({'copy_age': round(loop.copy_age(), 1)} if loop.copy_age else {})}
 
 # %% ../../nbs/train/44_callbacks.ipynb #7cc1e910
 @patch

@@ -257,6 +257,7 @@ class Loop:
         self.epoch, self.batch = settings.start_epoch, 0  # the next batch …
         self.means = None                                # … and the sums of the epoch so far
         self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
+        self.copy_age = None                             # seconds since the run's copy was whole, where it has one
         self.judged_on = 'valid' if valid else 'train_eval'
         self.trained = None                              # its rows, and those its net had before, by content
         self.losses, self.grad_norm = {}, None           # of the last batch, and of the last step

@@ -312,6 +312,7 @@ class Mirror:
         self.began = state_here(self.home)               # A state that is there already must not be a later one
         self.mark, self.beats = uuid4().hex, None         # Who sends; its signs of life
         self.looked = self.closed = self.quiet = self.last = False
+        self.whole_at = None                              # When all was there, by the monotonic clock
         self._turn, self._saying = threading.Condition(), threading.Lock()
         self._thread = threading.Thread(target=self._work, name='mirror', daemon=True)
         atexit.register(self._at_exit)
@@ -340,11 +341,18 @@ def _work(self:Mirror):
         try:
             if self.last: self._miss()
             self._pass()
+            if not (self.failed or self.refused): self.whole_at = time.monotonic()
             if self.last: self._leave()
         except Exception as e: self._report(e)
         with self._turn:
             self.done = upto
             self._turn.notify_all()
+
+# %% ../../nbs/train/46_mirror.ipynb #9462064c
+@patch
+def age(self:Mirror) -> float:    # Seconds; -1: not yet
+    "How long ago all that there was then was at the mirror"
+    return -1. if self.whole_at is None else time.monotonic() - self.whole_at
 
 # %% ../../nbs/train/46_mirror.ipynb #7c53f67f
 @patch
