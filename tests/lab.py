@@ -83,7 +83,7 @@ def run_cell(page, text, timeout=120):
                            ".find(c => c.textContent.includes(t)); "
                            "return /\\[\\d+\\]/.test(c.querySelector('.jp-InputPrompt').textContent) }",
                            arg=text, timeout=timeout*1000)
-    errors = cell.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.error"]')
+    errors = cell.locator('.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]').filter(has_text="Traceback")
     assert not errors.count(), errors.first.inner_text()
     return cell
 

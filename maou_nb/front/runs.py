@@ -262,7 +262,7 @@ class Monitor:
         every:float=0.5,              # Seconds between looks
     ):
         self.run = None if run_dir is None else run_here(run_dir)
-        self.every, self.thread, self.seen, self.strip = every, None, {}, None
+        self.every, self.thread, self.seen, self.strip, self.training = every, None, {}, None, None
         self.screen, self.to_come = Screen(Pace(0.2, least=1., whole=False)), {}    # stage → rows after it
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
@@ -356,14 +356,13 @@ def show_pictures(self:Monitor):
 # %% ../../nbs/front/64_runs.ipynb #177814fc
 @patch
 def _chart(self:Monitor, n, history, steps, force):
-    "Draw a stage; whether it was drawn"
+    "Draw a stage, the one that trains as a live chart; whether it was drawn"
     cfg, stage = config_of(self.run), STAGES.get(str(n))
     most, threshold = (stage.of(cfg, w) if stage else None for w in ('epochs', 'threshold'))
-    ended, now = self.run.at_work() is None, force or n not in self.seen
     told = self.run.read_about().get('data', {}).get(str(n), {})       # of stages that are finished
-    look = dict(log=self.log_axis.value, smooth=BUTTON if self.smooth.value else 0., buttons=False)
-    return self.screen.draw(history, threshold, None if ended else most, steps, now, **drawing_of(n),
-                            held=held_name(told.get('split', '')), **look)
+    look = dict(log=self.log_axis.value, smooth=BUTTON if self.smooth.value else 0.)
+    return self.screen.draw(history, threshold, most, steps, force or n not in self.seen, n != self.training, **drawing_of(n),
+                            held=held_name(told.get('split', '')), buttons=n != self.training, **look)
 
 # %% ../../nbs/front/64_runs.ipynb #d623d3fb
 @patch
@@ -381,7 +380,10 @@ def _draw_strip(self:Monitor, force):
 def draw(self:Monitor, force:bool=False):
     "Draw the stages that have something new"
     epochs, steps = self.run.epochs(), self.run.steps()
-    for n in {**epochs, **steps}:
+    stages = [*{**epochs, **steps}]
+    training, self.training = self.training, stages[-1] if stages and self.run.at_work() else None
+    if training != self.training: self.seen.pop(training, None)        # its last chart stays
+    for n in stages:
         h, s = epochs.get(n, []), steps.get(n, [])
         new = (len(h), s[-1]['step'] if s else 0)
         if new != self.seen.get(n) and self._chart(n, h, s, force): self.seen[n] = new
@@ -411,7 +413,6 @@ def _follow(self:Monitor):
     "Look until the run ends; an error is shown, as nobody would see the thread's own"
     try:
         while self.look() in ('training', 'starting'): time.sleep(self.every)
-        self.seen = {}            # the last charts leave no room for epochs to come
         self.look(force=True)
     except Exception as e:
         says = f'{type(e).__name__}: {e}; attach shows it again'
@@ -425,28 +426,34 @@ def watch(self:Monitor,
 ):
     "Follow the run in `run_dir`"
     if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = run_here(run_dir), {}
-    self.patience = time.monotonic() + 30 if starting else 0.
+    self.patience = time.monotonic() + 60 if starting else 0.
     self.look(force=True)
     if self.thread is not None and self.thread.is_alive(): return
     self.thread = threading.Thread(target=self._follow, daemon=True)
     self.thread.start()
 
 # %% ../../nbs/front/64_runs.ipynb #0979672b
+def _begins(run):
+    "Whether the process of a run is on its way"
+    if run.config_file.exists() or not run.log_file.exists(): return False
+    return time.time() - run.log_file.stat().st_mtime < 120
+
+# %% ../../nbs/front/64_runs.ipynb #26e4ef39
 @patch
 def _ipython_display_(self:Monitor):
     if self.run is not None: self.tell()
     show_widgets(self.box, self.status.value)
     self.show_pictures()
-    if self.run is not None: self.watch(self.run.path)
+    if self.run is not None: self.watch(self.run.path, starting=_begins(self.run))
 
-# %% ../../nbs/front/64_runs.ipynb #6374a6b2
+# %% ../../nbs/front/64_runs.ipynb #b11e17a1
 def attach(
     run_dir:str|Path|LearnResult,   # The folder of a run, whoever started it, or its result
 ) -> Monitor:                       # A `FileError` if it is none
     "Watch a run as it trains, from any kernel on its machine; you are warned of plugins that are not loaded, or have changed"
     run_dir = getattr(run_dir, 'run_dir', run_dir)
     run = run_here(run_dir)
-    config_of(run)
+    if not _begins(run): config_of(run)
     warn_of_plugins(run.read_about().get('plugins'))
     return Monitor(run_dir)
 

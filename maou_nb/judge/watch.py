@@ -37,13 +37,13 @@ class LivePlot(Callback):
     needs = (Steps,)
 
     def __init__(self, screen:Screen|None=None):
-        self.screen = screen or Screen(Pace(0.005))      # the last picture of each stage comes on top
+        self.screen = screen or Screen(Pace(0.005))      # the last chart of each stage comes on top
 
     def draw(self, loop, last=False):
         "Show the figure, or update the one that is shown"
         epochs = None if last else loop.settings.epochs
         about = drawing_of(loop.stage.id) | {'held': held_name(loop.split)}
-        self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, force=last, **about)
+        self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, last=last, **about)
 
     def after_step(self, loop):
         "Draw when `Steps` took new figures, if it is time to"
@@ -90,7 +90,7 @@ def _tint(row):
 def _pixels(row):
     "A line of the file as a picture, uint8 (H, W, 3)"
     board = show_position(row['sfen'], _tint(row), row['moves'], value=row['value'], caption=row['says'])
-    return np.asarray(Image.open(io.BytesIO(png_of(board.drawing(), 1))).convert('RGB'))
+    return np.asarray(Image.open(io.BytesIO(png_of(board.drawing(), 1))).convert('RGBA'))[..., :3]
 
 # %% ../../nbs/judge/53_watch.ipynb #251abc3b
 class Watched(Callback):
@@ -153,7 +153,8 @@ def drawing(self:FilmStrip) -> Html:
     blocks = []
     for (stage, _), rows in self.strips.items():
         blocks.append(text_block(f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}", 1000, 13))
-        blocks.append(beside([block_of(_frame(row), 0.6) for row in rows], 6, most=1300))
+        scale = max(min(0.6, 950/(350*len(rows))), 0.4)          # in one row, as long as pieces can be read
+        blocks.append(beside([block_of(_frame(row), scale) for row in rows], 6, most=1000))
     return picture_of(below(blocks or [text_block(repr(self), 600)]), repr(self))
 
 # %% ../../nbs/judge/53_watch.ipynb #1ab69e1b
