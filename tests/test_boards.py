@@ -6,7 +6,8 @@ from rsshogi.core import Board, PositionState
 
 from maou_nb import show_position
 from maou_nb.show.boards import LETTERS
-from maou_nb.show.boards import START, sfen_of
+from maou_nb.show.boards import START
+from maou_nb.show.pictures import alternative
 
 def random_positions(n, seed=0):
     "SFEN of positions of games that are played at random, either side to move"
@@ -23,10 +24,9 @@ def random_positions(n, seed=0):
 def drawn_pieces(svg, letters):
     "What stands where in the picture, as the board part of an SFEN"
     kinds, board = {l: k for k, l in zip(LETTERS['western'], LETTERS[letters])}, {}
-    text = (r'<text x="(\d+)" y="(\d+)"( transform="rotate\(180 \d+ \d+\)")?'
-            r'[^>]*?dominant-baseline="central">([^<☗☖]+)</text>')
-    for x, y, turned, letter in re.findall(text, svg):
-        board[(int(y) - 35)//30, 8 - (int(x) - 55)//30] = kinds[letter].lower() if turned else kinds[letter]
+    piece = r'<g transform="translate\((\d+) ([\d.]+)\) scale\((-?)[\d.]+\)" (?:fill="#b5121b" )?data-piece="([^"]+)">'
+    for x, y, turned, letter in re.findall(piece, svg):
+        board[(float(y) - 20)//30, 8 - (int(x) - 55)//30] = kinds[letter].lower() if turned else kinds[letter]
     rows = (''.join(board.get((r, f), '1') for f in reversed(range(9))) for r in range(9))
     return '/'.join(re.sub('1+', lambda m: str(len(m[0])), row) for row in rows)
 
@@ -34,7 +34,7 @@ def drawn_pieces(svg, letters):
 def test_pictures_say_what_they_show(letters):
     for sfen in random_positions(1000):
         svg = show_position(sfen, letters=letters).svgs[0]
-        assert sfen_of(svg) == sfen == PositionState.from_sfen(sfen_of(svg)).to_sfen()
+        assert alternative(svg) == sfen == PositionState.from_sfen(alternative(svg)).to_sfen()
         assert drawn_pieces(svg, letters) == sfen.split()[0]
-        signs = re.findall(r'(<circle class="to-move"[^>]*>)?<text [^>]*>([☗☖])</text>', svg)
-        assert [s for disc, s in signs if disc] == ['☗' if sfen.split()[1] == 'b' else '☖']
+        signs = re.findall(r'(<circle class="to-move"[^>]*>)?<g [^>]*><use href="#letter-(2616|2617)"', svg)
+        assert [s for disc, s in signs if disc] == ['2617' if sfen.split()[1] == 'b' else '2616']

@@ -143,7 +143,7 @@ def test_what_a_worker_of_a_loader_imports(shards, tmp_path):
 
 def test_a_picture_of_a_board_needs_little():
     rooms, heavy = loaded('from maou_nb import show_position\nshow_position("startpos")')
-    assert rooms == ['data.board', 'data.html', 'data.labels', 'show.boards'] and 'torch' not in heavy
+    assert rooms == ['data.board', 'data.html', 'data.labels', 'show.boards', 'show.pictures'] and 'torch' not in heavy
 
 def test_the_package_itself_is_light():
     assert loaded('import maou_nb') == [[], []]

@@ -182,9 +182,9 @@ def test_predictions_show_themselves(run):
     net = load_net(run.run_dir)
     p = predict(net, START, top=3)
     assert len(p.rows()) == 3 and len(repr(p).splitlines()) == 4 and p.best in repr(p)
-    assert '７六歩' in predict(net, START, top=30)._repr_html_() and '<svg' in p._repr_html_()
-    assert 'White to move' in predict(net, START.replace(' b ', ' w '))._repr_html_()
-    assert predict(net, [START]*2)._repr_html_().count('<svg') == 2
+    assert '７六歩' in predict(net, START, top=30).drawing() and p.drawing().startswith('<svg')
+    assert 'White' in predict(net, START.replace(' b ', ' w ')).drawing()
+    assert predict(net, [START]*2).drawing().count('<svg') == 3      # two in one
 
 @pytest.mark.parametrize('sfen, words', [
     ('', 'is not a position in SFEN'), ('hello', 'is not a position in SFEN'), (None, 'is no text'),
@@ -206,7 +206,7 @@ def test_what_is_neither_a_position_nor_a_list(run, sfen):
 def test_a_lost_position(run):
     for stage in ('stage2', 'stage3'):
         p = predict(Path(run.run_dir)/'checkpoints'/stage, '4k4/4G4/4G4/9/9/9/9/9/4K4 w - 1')
-        assert p.probabilities == {} and p.best is None and 'no legal move, so the side to move has lost' in p._repr_html_()
+        assert p.probabilities == {} and p.best is None and 'no legal move, so the side to move has lost' in p.drawing()
 
 # --- many positions
 

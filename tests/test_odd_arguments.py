@@ -10,7 +10,7 @@ import pytest
 
 import maou_nb
 from maou_nb.front.options import make_config
-from maou_nb.front.runs import comparison_figure
+from maou_nb.front.runs import comparison_chart
 from maou_nb.show.plots import picture
 from maou_nb import learn_multi_stage
 from samples import ONE_FILE
@@ -102,7 +102,7 @@ def test_a_name_beside_a_folder(tmp_path, shards):
 
 def test_names_in_a_picture():
     runs = {name: (None, {1: [{'epoch': 0, 'valid/loss': 1., 'valid/accuracy': 0.5}]}) for name in ('$x^{$', '_hidden')}
-    fig = comparison_figure(runs)
+    fig = comparison_chart(runs).figure()
     assert len(fig.axes[1].get_legend().get_texts()) == 2 and picture(fig, 'curves')
 
 def test_an_export_into_a_file(tmp_path, run):

@@ -110,7 +110,7 @@ def look(run, deep):
     doors = [lambda: repr(load_run(run)), lambda: load_run(run).checkpoint(), lambda: config_of(folder), lambda: state_of(folder),
              lambda: (folder.epochs(), folder.steps(), folder.read_about()), lambda: (folder.at_work(), folder.was_killed()),
              lambda: repr(film_strip(run)), lambda: repr(compare(run, run))]
-    if deep: doors += [lambda: load_run(run)._repr_html_(), lambda: film_strip(run)._repr_html_(), lambda: compare(run, run)._repr_html_(),
+    if deep: doors += [lambda: load_run(run)._repr_html_(), lambda: film_strip(run).drawing(), lambda: compare(run, run)._repr_html_(),
                        lambda: Monitor(run).tell(), lambda: drawn(Monitor(run))]
     return doors
 

@@ -87,18 +87,18 @@ def test_the_table_of_a_result(run):
 def test_curves(run, monkeypatch):
     "Of a result, while a run trains, and of a run that is watched"
     import maou_nb.front.learn as learn
-    drawn, figure = [], learn.stage_figure
-    monkeypatch.setattr(learn, 'stage_figure', lambda *a, **kw: drawn.append(figure(*a, **kw)) or drawn[-1])
+    drawn, chart = [], learn.stage_chart
+    monkeypatch.setattr(learn, 'stage_chart', lambda *a, **kw: drawn.append(chart(*a, **kw)) or drawn[-1])
     run.result._repr_html_()
     name = 'held-out games' if run.whole else DOUBTED
-    assert len(drawn) == 2 and all(f.axes[1].get_title() == name for f in drawn)
-    assert all(any(name in l.get_label() for l in f.axes[0].lines) for f in drawn)
+    assert len(drawn) == 2 and all(c.panels[0][1].title == name for c in drawn)
+    assert all(name in c.panels[0][0].title for c in drawn)
     asked = []
     screen = SimpleNamespace(draw=lambda *a, held='held-out rows', **kw: asked.append(held))
     LivePlot(screen).draw(SimpleNamespace(stage=SimpleNamespace(id=3), history=[], steps=[], split=run.result[3].split,
                                           settings=SimpleNamespace(threshold=None, epochs=1)))
     monitor = Monitor(run.dir); monitor.screen = screen
-    monitor._picture(3, [], [], True)
+    monitor._chart(3, [], [], True)
     assert asked == [name]*2
 
 def test_preflight(run):

@@ -36,7 +36,7 @@ from ..judge.watch import Watched
 from ..model.backbones import backbone_of
 from ..show.charts import Chart
 from ..show.plots import in_notebook, png_tag, show_parts, stage_chart
-from ..data.html import Html, html_table, join_html, tag
+from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (

@@ -130,7 +130,7 @@ def place_text(
     of_run = '' if not to_come else f', about {clock(left + to_come/max(now["positions_per_second"], 1e-9))} of the run'
     said = [f"stage {stage.id} ({stage.name}), epoch {min(int(now['epoch']) + 1, most)} of {limit}{most}, step {now['step']:,}",
             f"{now['positions_per_second']:,.0f} positions/s, {now['loader_wait']:.0%} of the time waiting for data",
-            f'{limit}{clock(left)} left of the stage{of_run}', best_so_far(stage, history), *_around(now)]
+            f'{limit}{clock(left)} left here{of_run}', best_so_far(stage, history), *_around(now)]
     return ' · '.join(filter(None, said))
 
 # %% ../../nbs/front/64_runs.ipynb #422c1fb2

@@ -222,12 +222,12 @@ def _listen(self:Browser):
 def draw(self:Browser):
     "Show the row"
     self.row = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
-    self.board.value = image_tag(self.row.drawing())
+    self.shown = self.board.value = image_tag(self.row.drawing())
 
 # %% ../../nbs/judge/54_review.ipynb #6290583e
 @patch
 def _repr_mimebundle_(self:Browser, **kwargs):
-    html = join_html([tag('small', self.found.on), Html(self.board.value)], tag('br'))
+    html = join_html([tag('small', self.found.on), self.shown], tag('br'))
     return {**self.box._repr_mimebundle_(**kwargs), 'text/html': html, 'text/plain': self.found.on}
 
 # %% ../../nbs/judge/54_review.ipynb #257601b8

@@ -209,7 +209,7 @@ def _layout(self:Chart):
         made[f'legend{n if n > 1 else ""}'] = dict(
             orientation='h', x=across[0], xanchor='left', y=up[1], yanchor='bottom', bgcolor='rgba(0,0,0,0)',
             entrywidth=(across[1] - across[0])/2, entrywidthmode='fraction', font=dict(size=12))
-        notes.append(dict(text=f'<b>{plotly_text(panel.title)}</b>', x=across[0], y=up[1], xref='paper', yref='paper',
+        notes.append(dict(text=plotly_text(panel.title), font=dict(weight=700), x=across[0], y=up[1], xref='paper', yref='paper',
                           xanchor='left', yanchor='bottom', showarrow=False, yshift=19*panel.named_rows()))
         notes += [_level_note(level, n) for level in panel.levels if level.name]
         first = False
