@@ -31,7 +31,7 @@ from maou_nb.judge.review import Browser, Review
 from maou_nb.judge.watch import FilmStrip
 from maou_nb.show import boards, pictures, plots
 from maou_nb.show.boards import START, Arrow, Gallery, Position, board_svg, show_position
-from maou_nb.show.pictures import Picture, alternative
+from maou_nb.show.pictures import alternative
 from maou_nb.show.tables import Table
 from maou_nb.stages import legal_moves, policy_value
 from maou_nb.stages.stage import Prediction
@@ -197,7 +197,8 @@ MADE = {
     'Comparison._tables_html': lambda: comparison()._tables_html(), 'LearnResult._table_html': lambda: learned()._table_html(),
     'Chart': lambda: shown(learn.curves_of(stage_result())), 'Picture': lambda: shown(Gallery(HOSTILE, said=HOSTILE)),
     'Review.drawn': lambda: found_rows.drawn(0, 'western')[1], '_line_svg': lambda: pictures._line_svg(html.words_of(HOSTILE), 1),
-    'defined': lambda: pictures.defined(HOSTILE + 'href="#letter-41"'), 'outlined': lambda: pictures.outlined(HOSTILE, 1, 1, 9, fill=HOSTILE),
+    'defined': lambda: pictures.defined(HOSTILE + 'href="#letter-41"'),
+    'outlined': lambda: pictures.outlined(HOSTILE, 1, 1, 9, fill=HOSTILE),
     'image_tag': lambda: pictures.image_tag(svg(sfen=HOSTILE)), 'png_tag': lambda: plots.png_tag(b' '*24, HOSTILE),
     'picture_of': lambda: pictures.picture_of(pictures.text_block(HOSTILE, 500), HOSTILE),
     'without_defs': lambda: html.without_defs(svg(sfen=HOSTILE)),
