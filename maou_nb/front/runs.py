@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from ..data.files import FileError, as_path, open_append, short_path, whole
 from .cli import as_command, as_words
+from .kept import Kept
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
@@ -191,6 +192,7 @@ class Monitor:
         self.run = None if run_dir is None else run_here(run_dir)
         self.every, self.thread, self.seen, self.strip = every, None, {}, None
         self.screen = Screen(Pace(0.01*(os.cpu_count() or 1), whole=False))
+        self.kept = Kept()
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
 
@@ -206,7 +208,7 @@ def _make_box(self:Monitor):
     self.status, self.log = W.HTML(), W.HTML()
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
-    self.details = W.Accordion([self.log], titles=['What it said'], selected_index=None)
+    self.details = W.Accordion([self.log], titles=['Log'], selected_index=None)
     self.box = W.VBox([self.status, W.HBox([self.stop_button, self.resume_button]), self.details])
     self.box.add_class('maou-monitor')
 
@@ -244,6 +246,7 @@ def tell(self:Monitor) -> str:
     folder = tag('small', f'run folder: {self.run}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
     self.status.value = join_html([_state_html(state, says), folder], tag('br'))
+    self.kept.tell(self.run, state, says)
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
     self.resume_button.disabled = state not in ('stopped', 'failed')
@@ -334,7 +337,8 @@ def watch(self:Monitor,
 @patch
 def _ipython_display_(self:Monitor):
     if self.run is not None: self.tell()
-    show_widgets(self.box, self.status.value)
+    show_widgets(self.box, '')              # without a kernel the line below says it
+    self.kept.open()
     self.show_pictures()
     if self.run is not None: self.watch(self.run.path)
 
