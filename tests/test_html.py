@@ -21,7 +21,9 @@ from maou_nb.data.shards import Shard
 from maou_nb.data.columns import columns_of
 from maou_nb.front import learn, panel, runs
 from maou_nb.front.learn import LearnResult
+from maou_nb.front.kept import kept_html
 from maou_nb.front.preflight import Preflight
+from maou_nb.front.words import Words
 from maou_nb.judge.ask import Predictions
 from maou_nb.judge.evaluate import Evaluation
 from maou_nb.judge.inspect import ShardInfo, ShuffleMeter, SplitAudit
@@ -70,7 +72,7 @@ def check(text, says=True):
     "Nothing of `HOSTILE` became an element or an attribute; it can be read"
     page = Page(str(text))
     for name, attributes in page.elements:
-        assert name != 'script' and not any(k.startswith('on') for k in attributes), (name, attributes)
+        assert name != 'script' and not any(k.startswith('on') and v != panel._COPY for k, v in attributes.items()), (name, attributes)
         assert name != 'img' or attributes.get('src', '').startswith('data:image/png;base64,'), attributes
     assert '<img src=x' not in str(text)
     everything = page.text + ''.join(str(v) for _, a in page.elements for v in a.values())
@@ -139,7 +141,7 @@ def monitor():
 def form():
     made = panel.LearnPanel(stage3_data_path=HOSTILE, run_name=HOSTILE)
     made.check()
-    values = [made.said.value, *(f.note.value for f in made.fields.values())]
+    values = [made.said.value, made.text.value, *(f.note.value for f in made.fields.values())]
     return ''.join(values)
 
 def shown(made):
@@ -169,7 +171,7 @@ MADE = {
     '_grid_svg': boards._grid_svg, '_hands_svg': lambda: boards._hands_svg(NO_HANDS + 2, [HOSTILE]*14),
     '_label_svg': lambda: boards._label_svg(HOSTILE, 1, 2, HOSTILE), '_note_html': lambda: panel._note_html(HOSTILE, HOSTILE),
     '_numbers_svg': lambda: boards._numbers_svg('western'), '_piece_svg': lambda: boards._piece_svg(9, 3, [HOSTILE]*14),
-    '_said_html': lambda: panel._said_html([HOSTILE], [HOSTILE], [HOSTILE]), '_sign_svg': lambda: boards._sign_svg(HOSTILE, (1, 2), True),
+    '_said_html': lambda: panel._said_html([HOSTILE], [HOSTILE]), '_sign_svg': lambda: boards._sign_svg(HOSTILE, (1, 2), True),
     '_state_html': lambda: runs._state_html('failed', HOSTILE, HOSTILE), '_value_svg': lambda: boards._value_svg(.5, 3),
     'as_html': lambda: html.as_html(HOSTILE), 'count_table': lambda: count_table((HOSTILE,)*3, [(HOSTILE,)*3]),
     'board_svg': lambda: [svg(sfen=HOSTILE), svg(caption=HOSTILE),
@@ -177,8 +179,10 @@ MADE = {
     'html_table': lambda: html.html_table([[HOSTILE]], [HOSTILE], class_=HOSTILE),
     'join_html': lambda: html.join_html([HOSTILE, 1], HOSTILE), 'tag': lambda: html.tag('p', HOSTILE, title=HOSTILE),
     'picture': lambda: plots.picture(matplotlib.figure.Figure(figsize=(1, 1)), HOSTILE),
+    '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
+    'kept_html': lambda: kept_html(HOSTILE), 'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
-QUIET = {'Position', 'ShuffleMeter', '_grid_svg', '_numbers_svg', '_value_svg'}
+QUIET = {'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_numbers_svg', '_value_svg'}
 
 def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.show'} == MADE.keys() | {'Monitor', 'LearnPanel'}
 

@@ -6,6 +6,7 @@ import pytest
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
+from maou_nb.front.panel import FIRST, PathLines
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import Checkpoints, load_tensors
 from maou_nb.train.folder import RunFolder
@@ -41,11 +42,13 @@ def test_panel_code_and_command_are_one_run(options, tmp_path):
 def test_a_field_for_every_option_and_none_besides():
     panel = LearnPanel()
     assert [*panel.fields] == [*LearnConfig.model_fields]
-    shown = [row.children[0].description for tab in panel.tab.children for row in tab.children]
-    assert sorted(shown) == sorted(LearnConfig.model_fields)
+    shown = [f for of in panel.groups.values() for f in of]
+    assert [row for tab in panel.tab.children for row in tab.children] == [f.row for f in shown]
+    assert sorted([FIRST, *(f.name for f in shown)]) == sorted(LearnConfig.model_fields)
     for name, field in panel.fields.items():
         option = LearnConfig.model_fields[name]
-        assert option.description in field.widget.tooltip and field.value == option.default
+        says = field.widget.common if isinstance(field.widget, PathLines) else {'tooltip': field.widget.tooltip}
+        assert option.description in says['tooltip'] and field.value == option.default
 
 @pytest.mark.parametrize('name, value',
                          [('gradient_clip_norm', None), ('stage3_data_path', ['a', 'b,c']),

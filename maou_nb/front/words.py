@@ -236,7 +236,7 @@ VALUES = {        # Option → what its values mean
 
 # %% ../../nbs/front/61_words.ipynb #04a12156
 SENTENCES = {
-    'Preset': 'プリセット', 'Run': '実行', 'Language': '言語',
+    'Preset': 'プリセット', 'Run': '実行',
     'defaults': '既定値', 'quick try on a CPU': 'CPU で手早く試す', 'small ResNet': '小さな ResNet',
     'one GPU of 24 GB': '24 GB の GPU 一枚', 'MLP-Mixer': 'MLP-Mixer', 'ViT': 'ViT',
     'in a process of its own': '別プロセスで', 'in this kernel': 'このカーネルで',
