@@ -102,3 +102,5 @@ def shot(page, name, of=None):
     "Keep a screenshot in build/screenshots/"
     SHOTS.mkdir(parents=True, exist_ok=True)
     (of or page).screenshot(path=SHOTS/f'{name}.png')
+
+def button_of(page, name): return page.locator('.maou-panel .jupyter-button').filter(has_text=name).last

@@ -38,14 +38,18 @@ def kept_text(
     return ' · '.join(filter(None, [f'run {run}', begun_at(run), stood, how]))
 
 # %% ../../nbs/front/61_kept.ipynb #c2a2ca70
-STYLE = Html('''<style>
+STYLE = tag('style', Html('''
 .maou-monitor.jupyter-widgets-disconnected,
-.jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-kept) > .jp-OutputArea-output.jupyter-widgets:not(:has(*))
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-kept) > .lm-Panel.jp-OutputArea-output:not(:has(*))
   { display: none }
+.jp-OutputArea-child:has(.jupyter-widgets-disconnected) + .jp-OutputArea-child .maou-kept,
+.jp-OutputArea-child:not(:has(.maou-panel, .maou-monitor)) + .jp-OutputArea-child .maou-kept
+  { color: inherit !important; font-size: 14px !important; padding: 4px 8px;
+    border-left: 3px solid var(--jp-brand-color1, #1976d2) }
 .maou-panel.jupyter-widgets-disconnected { opacity: 0.5; pointer-events: none }
 .maou-panel.jupyter-widgets-disconnected::before,
 .maou-panel .jupyter-widgets-disconnected::before { display: none }
-</style>''')
+'''))
 
 # %% ../../nbs/front/61_kept.ipynb #add0ad8e
 def kept_html(text:str) -> Html:

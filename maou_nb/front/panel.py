@@ -359,7 +359,7 @@ def _text_html(code, command, words):
                       tag('span', class_='maou-copied', role='status', style=f'color:{QUIET}')])
 
 # %% ../../nbs/front/66_panel.ipynb #d8d7bc16
-_STYLE = Html("""<style>
+_STYLE = tag('style', Html("""
 .maou-panel .maou-field .widget-label, .maou-panel .maou-field .widget-label-basic
   { white-space: normal; overflow: visible; overflow-wrap: anywhere; height: auto; line-height: 1.25; align-self: center }
 .maou-panel .maou-field { padding: 1px 4px }
@@ -376,7 +376,13 @@ _STYLE = Html("""<style>
 .maou-panel .lm-TabBar-tab { flex: 0 1 auto !important; min-width: 60px !important; max-width: none !important }
 .maou-panel .lm-TabBar-tabLabel { overflow: visible; text-overflow: clip }
 .maou-panel summary { padding: 2px 0 }
-</style>""")
+.maou-panel { container-type: inline-size }
+@container (max-width: 860px) {
+  .maou-panel .maou-field .widget-label { width: 210px !important }
+  .maou-panel .maou-field:not(.maou-wide) > .widget-inline-hbox:not(.widget-html) { width: 420px !important }
+  .maou-panel .maou-wide > .widget-html { padding-left: 218px }
+}
+"""))
 
 # %% ../../nbs/front/66_panel.ipynb #e003ebcf
 @patch
@@ -417,10 +423,10 @@ def _speak_buttons(self:LearnPanel):
             (self.preflight_button, 'Preflight', 'Look at data, split, memory, disk and speed, without beginning'),
             (self.start_button, 'Start', 'Begin the run'),
             (monitor.stop_button, 'Stop', 'End at the next step, with everything saved'),
-            (monitor.resume_button, 'Resume', 'Go on from the newest checkpoint')):
+            (monitor.resume_button, 'Resume', 'Go on from the newest checkpoint'),
+            (monitor.details, 'Log', 'The last lines that the run said')):
         button.description, button.tooltip = words(text), words(tip)
     self.problem_button.tooltip = words('Go to the next problem')
-    monitor.details.titles = [words('Log')]
     self.copy.value = _copy_html(words)
 
 # %% ../../nbs/front/66_panel.ipynb #d9df98f9

@@ -208,8 +208,10 @@ def _make_box(self:Monitor):
     self.status, self.log = W.HTML(), W.HTML()
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
-    self.details = W.Accordion([self.log], titles=['Log'], selected_index=None)
-    self.box = W.VBox([self.status, W.HBox([self.stop_button, self.resume_button]), self.details])
+    self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
+    self.log.layout.display = 'none'
+    self.details.observe(lambda c: setattr(self.log.layout, 'display', '' if c.new else 'none'), 'value')
+    self.box = W.VBox([self.status, W.HBox([self.stop_button, self.resume_button, self.details]), self.log])
     self.box.add_class('maou-monitor')
 
 # %% ../../nbs/front/64_runs.ipynb #565893ec

@@ -250,6 +250,7 @@ SENTENCES = {
     'Begin the run': '学習を始める',
     'End at the next step, with everything saved': '次のステップで、すべて保存して終える',
     'Go on from the newest checkpoint': '最新のチェックポイントから続ける',
+    'The last lines that the run said': '実行の最後の出力',
     'Copy as code': 'コードをコピー', 'Copy as command': 'コマンドをコピー',
     'The cell that does the same': '同じことをするセル',
     'The command line that does the same': '同じことをするコマンドライン',
