@@ -84,8 +84,8 @@ _model = {
         'チェックポイント、実行フォルダ、または save_split_params のファイル'),
     'resnet_channels': ('ResNet:チャネル数', 'none なら model_size の値'),
     'resnet_blocks': ('ResNet:残差ブロック数', 'none なら model_size の値'),
-    'resnet_squeeze_excitation': ('ResNet:Squeeze-and-Excitation',
-        '盤面全体の平均でチャネルを重み付けする。none なら model_size の値'),
+    'resnet_squeeze_excitation': ('ResNet:チャネルの重み付け',
+        '盤面全体の平均でチャネルを重み付けする(Squeeze-and-Excitation)。none なら model_size の値'),
     'mixer_embed_dim': ('MLP-Mixer:マスごとの特徴数', 'none なら model_size の値'),
     'mixer_num_layers': ('MLP-Mixer:層数', 'none なら model_size の値'),
     'mixer_token_dim': ('MLP-Mixer:マス方向の隠れ幅', 'マスの間を混ぜる MLP の隠れ幅。none なら model_size の値'),
@@ -292,18 +292,21 @@ REASONS = {
     r'stage3_validation_data_path is what stage 3 is judged on': r'ステージ3は stage3_validation_data_path で検証する'}
 
 # %% ../../nbs/front/61_words.ipynb #36dc8c60
-PROBLEMS = {
-    r'(\w+): stage=(\S+) needs the shards of stage (\S+); none were given':
-        r'\1:stage=\2 にはステージ \3 のシャードが必要です',
-    r'(\w+): (.+) does not exist': r'\1:\2 がありません',
-    r'(\w+)=(.*): input should be a valid integer, unable to parse string as an integer': r'\1=\2:整数を入れてください',
-    r'(\w+)=(.*): input should be a valid number, unable to parse string as a number': r'\1=\2:数を入れてください',
-    r'(\w+)=(.*): input should be greater than or equal to (\S+)': r'\1=\2:\3 以上の値を入れてください',
-    r'(\w+)=(.*): input should be greater than (\S+)': r'\1=\2:\3 より大きい値を入れてください',
-    r'(\w+)=(.*): input should be less than or equal to (\S+)': r'\1=\2:\3 以下の値を入れてください',
-    r'(\w+)=(.*): input should be less than (\S+)': r'\1=\2:\3 より小さい値を入れてください',
-    r'gpu=(.*): this machine has no such device; leave it out for the best there is':
-        r'gpu=\1:このマシンにはこのデバイスがありません。空欄なら最良のものを使います'}
+PROBLEMS = {       # After the name of the option, or the option and its value
+    r'stage=(\S+) needs the shards of stage (\S+); none were given': r'stage=\1 にはステージ \2 のシャードが必要です',
+    r'(.+) does not exist: a file of shards, a folder of them or a glob was expected':
+        r'\1 がありません。シャードのファイル、フォルダ、または glob を入れてください',
+    r'(.+) matches nothing: a file of shards, a folder of them or a glob was expected':
+        r'\1 に合うものがありません。シャードのファイル、フォルダ、または glob を入れてください',
+    r'does not exist; a checkpoint or a run folder was expected': r'ありません。チェックポイントまたは実行フォルダを入れてください',
+    r'input should be a valid integer, .*': r'整数を入れてください',
+    r'input should be a valid number, .*': r'数を入れてください',
+    r'input should be greater than or equal to (\S+)': r'\1 以上の値を入れてください',
+    r'input should be greater than (\S+)': r'\1 より大きい値を入れてください',
+    r'input should be less than or equal to (\S+)': r'\1 以下の値を入れてください',
+    r'input should be less than (\S+)': r'\1 より小さい値を入れてください',
+    r'this machine has no such device; leave it out for the best there is':
+        r'このマシンにはこのデバイスがありません。空欄なら最良のものを使います'}
 
 # %% ../../nbs/front/61_words.ipynb #eefb6e28
 LANGUAGES = {'en': 'English', 'ja': '日本語'}
@@ -352,6 +355,8 @@ def value(self:Words, name:str, value:str) -> str:
 def sentence(self:Words, text:str) -> str:
     "A reason or a problem; one whose form is not known stays English"
     if not self.japanese: return text
+    begun = re.match(r'\w+(=.*?)?: (?=\S)', text, re.S)
+    about, said = (begun[0], text[begun.end():]) if begun else ('', text)
     for form, says in {**REASONS, **PROBLEMS}.items():
-        if re.fullmatch(form, text, re.S): return re.sub(f'(?s)^{form}$', says, text)
+        if re.fullmatch(form, said, re.S): return about + re.sub(f'(?s)^{form}$', says, said)
     return text
