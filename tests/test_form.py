@@ -6,7 +6,7 @@ import pytest
 
 from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot
 from maou_nb.front.panel import PAUSE
-from maou_nb.front.words import OPTIONS, SENTENCES, TABS
+from maou_nb.front.words import OPTIONS, TABS
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig, label_of
 
@@ -39,7 +39,8 @@ CUT = """() => [...document.querySelectorAll('.maou-panel label, .maou-panel .wi
     .filter(e => e.offsetParent && (e.scrollWidth > e.clientWidth + (getComputedStyle(e).display === 'inline') * 1e6
                                     || e.scrollHeight > e.clientHeight + 2 && getComputedStyle(e).display !== 'inline'))
     .map(e => [e.textContent, e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight])"""
-LABELS = """() => [...document.querySelectorAll('.maou-panel .maou-field label')].filter(e => e.offsetParent).map(e => e.textContent.replace('\u200b', '').trim()).filter(t => t)"""
+LABELS = """() => [...document.querySelectorAll('.maou-panel .maou-field label')].filter(e => e.offsetParent)
+    .map(e => e.textContent.replace('\u200b', '').trim()).filter(t => t)"""
 NAMELESS = """() => [...document.querySelectorAll('.maou-panel input, .maou-panel select, .maou-panel textarea, .maou-panel button')]
     .filter(e => e.offsetParent && !(e.labels?.[0]?.textContent.trim() || e.textContent.trim() || e.getAttribute('aria-label')))
     .map(e => e.outerHTML.slice(0, 200))"""
@@ -73,7 +74,8 @@ def test_the_form(tmp_path):
         assert seen == {f'{OPTIONS[n][0]} · {n}' for n in names}
         assert [t.split()[0] for t in tabs(page).all_inner_texts()] == [*TABS.values()]
         tabs(page).nth(1).click()
-        assert 'bf16 · bfloat16' in field(page, 'precision').inner_text().replace('\xa0', ' ') and page.get_by_text('今は無効: model_architecture=vit').count() > 3
+        assert 'bf16 · bfloat16' in field(page, 'precision').inner_text().replace('\xa0', ' ')
+        assert page.get_by_text('今は無効: model_architecture=vit').count() > 3
         command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
         shot(page, 'form-ja-dark', panel)
         panel.get_by_role('button', name='English').click(); page.get_by_text('number format · precision').wait_for()
@@ -101,7 +103,8 @@ def test_the_form(tmp_path):
             assert panel.locator('[role=tab][aria-selected=true]').inner_text().startswith(tab)
         shot(page, 'form-problem', panel)
         field(page, 'stage1_data_path').fill('stage1'); tabs(page).filter(has_text='Optimizer').click()
-        field(page, 'batch_size').fill(''); field(page, 'batch_size').press('Tab'); panel.get_by_text('nothing stands in the way').wait_for()
+        field(page, 'batch_size').fill(''); field(page, 'batch_size').press('Tab')
+        panel.get_by_text('nothing stands in the way').wait_for()
 
         # what is copied is in the clipboard, where the browser lets, and where it has only the old way
         clipboard = "() => navigator.clipboard.readText()"
@@ -148,7 +151,8 @@ def test_without_its_kernel(tmp_path):
 
         restart_kernel(page)
         said = kept(page)
-        assert re.search(r"run runs/first · begun [-\d]+ [\d:]+ · as of [-\d]+ [\d:]+ training: stage 1 .* · attach\('runs/first'\) shows", said), said
+        assert re.search(r"run runs/first · begun [-\d]+ [\d:]+ · as of [-\d]+ [\d:]+ "
+                         r"training: stage 1 .* · attach\('runs/first'\) shows", said), said
         assert broken(page) == [] and not page.locator('.maou-monitor').is_visible()
         shot(page, 'form-restarted')
 

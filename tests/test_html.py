@@ -180,7 +180,8 @@ MADE = {
     'join_html': lambda: html.join_html([HOSTILE, 1], HOSTILE), 'tag': lambda: html.tag('p', HOSTILE, title=HOSTILE),
     'picture': lambda: plots.picture(matplotlib.figure.Figure(figsize=(1, 1)), HOSTILE),
     '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
-    'kept_html': lambda: kept_html(HOSTILE), 'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
+    'kept_html': lambda: kept_html(HOSTILE),
+    'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
 QUIET = {'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_numbers_svg', '_value_svg'}
 

@@ -152,7 +152,8 @@ def test_problems_are_gone_to_in_turn(tmp_path):
     assert made.problem_button.description == '4 problems' and made.said.value == 'above the tabs, Data, Stage 1, Optimizer'
     seen = []
     for _ in range(5): made.problem_button.click(); seen.append((made.at, made.tab.titles[made.tab.selected_index].split(' ✗')[0]))
-    assert seen == [('run_dir', 'Data'), ('stage1_data_path', 'Data'), ('stage1_max_epochs', 'Stage 1'), ('seed', 'Optimizer'), ('run_dir', 'Optimizer')]
+    assert seen == [('run_dir', 'Data'), ('stage1_data_path', 'Data'), ('stage1_max_epochs', 'Stage 1'),
+                    ('seed', 'Optimizer'), ('run_dir', 'Optimizer')]
     made.set(run_dir=None)
     assert made.at is None and 'maou-here' not in made.fields['run_dir'].row._dom_classes
     made.set(stage1_max_epochs=1, seed=0, stage1_data_path=str(tmp_path)); assert made.problem_button.description == '1 problem'

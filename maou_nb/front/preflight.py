@@ -18,7 +18,7 @@ import torch
 from fastcore.basics import patch
 
 import maou_nb.train.trials             # with it a loop may be tried
-from ..data.files import FileError, as_path, is_remote
+from ..data.files import FileError, as_path, is_remote, short_path
 from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
@@ -237,7 +237,7 @@ def _look_at_place(found, what, folder):
     there = _standing(folder)
     good = os.access(there, os.W_OK) and there.is_dir()
     wrong = '' if good else f' cannot be written to: {there} forbids it'
-    found.add(f'{what} folder', f'{folder}{wrong}', 'good' if good else 'bad')
+    found.add(f'{what} folder', f'{short_path(folder)}{wrong}', 'good' if good else 'bad')
 
 # %% ../../nbs/front/65_preflight.ipynb #f3861b06
 def _look_at_run(found, cfg, run):

@@ -45,7 +45,8 @@ def _device_name(value):
 # %% ../../nbs/train/43_loop.ipynb #d86dc1fc
 def _none_compiled(c) -> str:
     "Why `compile_mode` does nothing under config `c`; empty: it acts"
-    return '' if any(s.of(c, 'compile', False) for s in stages_of(c)) else 'no stage that is run is compiled; compilation or stage12_compilation would'
+    if any(s.of(c, 'compile', False) for s in stages_of(c)): return ''
+    return 'no stage that is run is compiled; compilation or stage12_compilation would'
 
 # %% ../../nbs/train/43_loop.ipynb #72a3f878
 def _number_or_all(value):
