@@ -69,7 +69,9 @@ def test_the_form(tmp_path):
         names = {n: label_of(n, f) for n, f in LearnConfig.model_fields.items()}
         shown = {re.sub('.* · ', '', text) for text in seen}
         assert shown == {*names} and f'{names["learning_ratio"]} · learning_ratio' in seen
-        panel.get_by_role('button', name='日本語').click(); page.get_by_text('学習するステージ · stage').wait_for()
+        tabs(page).nth(1).click(); page.wait_for_timeout(300)
+        shot(page, 'panel', panel)                         # as in nbs/images/panel.png
+        panel.get_by_role('button', name='日本語').click(); page.get_by_text('計算デバイス · gpu').wait_for()
         seen = set(); look_through(page, 'ja', seen)
         assert seen == {f'{OPTIONS[n][0]} · {n}' for n in names}
         assert [t.split()[0] for t in tabs(page).all_inner_texts()] == [*TABS.values()]
@@ -138,12 +140,13 @@ def broken(page):
 
 def kept(page):
     "The line under the panel"
-    return page.locator('.jp-CodeCell').filter(has_text='panel = LearnPanel').locator('.maou-kept').inner_text()
+    return page.locator('.jp-CodeCell').filter(has_text='panel = LearnPanel').locator('.maou-kept').text_content()
 
 def test_without_its_kernel(tmp_path):
     "A run goes on; the saved notebook says where it is, how it stood and when, and how to see it"
     with opened(tmp_path) as (page, url):
-        assert 'Nothing was begun here' in kept(page)
+        line = page.locator('.maou-kept').first
+        assert 'Nothing was begun here' in kept(page) and not line.is_visible()
         button_of(page, 'Start').click()
         page.wait_for_function("() => [...document.querySelectorAll('.maou-kept')].some(e => e.textContent.includes('training: stage 1'))")
         page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 1\"]').length")
@@ -153,12 +156,12 @@ def test_without_its_kernel(tmp_path):
         said = kept(page)
         assert re.search(r"run runs/first · begun [-\d]+ [\d:]+ · as of [-\d]+ [\d:]+ "
                          r"training: stage 1 .* · attach\('runs/first'\) shows", said), said
-        assert broken(page) == [] and not page.locator('.maou-monitor').is_visible()
+        assert broken(page) == [] and line.is_visible() and not page.locator('.maou-monitor').is_visible()
         shot(page, 'form-restarted')
 
         open_notebook(page, url, 'form.ipynb')
         page.wait_for_timeout(1500); shot(page, 'form-reopened')
-        assert kept(page).startswith('run runs/first · begun') and broken(page) == []
+        assert kept(page).startswith('run runs/first · begun') and line.is_visible() and broken(page) == []
         assert not page.get_by_text('Error displaying widget').is_visible() and not page.get_by_text('Loading widget').is_visible()
         outputs = [o for c in nbformat.read(tmp_path/'form.ipynb', as_version=4).cells for o in c.get('outputs', ())]
         assert any("attach('runs/first')" in o.data.get('text/plain', '') for o in outputs if 'data' in o)

@@ -182,6 +182,7 @@ MADE = {
     '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
     'kept_html': lambda: kept_html(HOSTILE),
     'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
+    'style_sheet': None,                                                       # by `test_a_style_sheet_is_ours`
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
 QUIET = {'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_numbers_svg', '_value_svg'}
 
@@ -191,6 +192,9 @@ def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.s
 def test_a_hostile_name_stays_text(name):
     made = MADE[name]()
     for text in made if isinstance(made, list) else [made]: check(text, name not in QUIET)
+
+def test_a_style_sheet_is_ours():
+    with pytest.raises(ValueError, match='without <'): html.style_sheet(HOSTILE)
 
 @pytest.mark.parametrize('make', [legal_moves.moves_board, policy_value.policy_board])
 def test_boards_of_mistakes(make, shards):

@@ -9,7 +9,7 @@ __all__ = ['NOTHING', 'STYLE', 'begun_at', 'kept_text', 'kept_html', 'Kept']
 import time
 from datetime import datetime
 
-from ..data.html import Html, join_html, tag
+from ..data.html import Html, join_html, style_sheet, tag
 
 # %% ../../nbs/front/61_kept.ipynb #9a49abfa
 def begun_at(
@@ -38,8 +38,9 @@ def kept_text(
     return ' · '.join(filter(None, [f'run {run}', begun_at(run), stood, how]))
 
 # %% ../../nbs/front/61_kept.ipynb #c2a2ca70
-STYLE = tag('style', Html('''
+STYLE = style_sheet('''
 .maou-monitor.jupyter-widgets-disconnected,
+.jp-OutputArea-child:has(.maou-monitor:not(.jupyter-widgets-disconnected)) + .jp-OutputArea-child .maou-kept,
 .jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-kept) > .lm-Panel.jp-OutputArea-output:not(:has(*))
   { display: none }
 .jp-OutputArea-child:has(.jupyter-widgets-disconnected) + .jp-OutputArea-child .maou-kept,
@@ -49,7 +50,7 @@ STYLE = tag('style', Html('''
 .maou-panel.jupyter-widgets-disconnected { opacity: 0.5; pointer-events: none }
 .maou-panel.jupyter-widgets-disconnected::before,
 .maou-panel .jupyter-widgets-disconnected::before { display: none }
-'''))
+''')
 
 # %% ../../nbs/front/61_kept.ipynb #add0ad8e
 def kept_html(text:str) -> Html:

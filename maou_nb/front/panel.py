@@ -24,7 +24,7 @@ from .runs import Monitor, show_widgets, start_run, train_here
 from .words import LANGUAGES, Words
 from ..data.options import OptionError, is_path
 from .options import option_of, try_config, valid_part
-from ..data.html import Html, html_table, join_html, tag
+from ..data.html import html_table, join_html, style_sheet, tag
 from ..stages.stage import section_of, stages_of
 from ..train.folder import begun_folder
 from ..train.options import (
@@ -353,13 +353,14 @@ def _copy_html(words):
 def _text_html(code, command, words):
     "The texts that are copied, hidden until one is"
     def text(name, of):
-        return tag('textarea', of, class_=name, readonly='readonly', rows=8, aria_label=words('Code or command, to be copied'),
+        rows = sum(1 + len(line)//100 for line in of.splitlines())
+        return tag('textarea', of, class_=name, readonly='readonly', rows=min(rows + 1, 14), aria_label=words('Code or command, to be copied'),
                    style='display:none;width:98%;font-family:monospace;color:inherit;background:transparent')
     return join_html([text('maou-code', code), text('maou-command', command),
                       tag('span', class_='maou-copied', role='status', style=f'color:{QUIET}')])
 
 # %% ../../nbs/front/66_panel.ipynb #d8d7bc16
-_STYLE = tag('style', Html("""
+_STYLE = style_sheet("""
 .maou-panel .maou-field .widget-label, .maou-panel .maou-field .widget-label-basic
   { white-space: normal; overflow: visible; overflow-wrap: anywhere; height: auto; line-height: 1.25; align-self: center }
 .maou-panel .maou-field { padding: 1px 4px }
@@ -382,7 +383,7 @@ _STYLE = tag('style', Html("""
   .maou-panel .maou-field:not(.maou-wide) > .widget-inline-hbox:not(.widget-html) { width: 420px !important }
   .maou-panel .maou-wide > .widget-html { padding-left: 218px }
 }
-"""))
+""")
 
 # %% ../../nbs/front/66_panel.ipynb #e003ebcf
 @patch
