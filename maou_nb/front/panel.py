@@ -354,7 +354,8 @@ def _text_html(code, command, words):
     "The texts that are copied, hidden until one is"
     def text(name, of):
         rows = sum(1 + len(line)//100 for line in of.splitlines())
-        return tag('textarea', of, class_=name, readonly='readonly', rows=min(rows + 1, 14), aria_label=words('Code or command, to be copied'),
+        return tag('textarea', of, class_=name, readonly='readonly', rows=min(rows + 1, 14),
+                   aria_label=words('Code or command, to be copied'),
                    style='display:none;width:98%;font-family:monospace;color:inherit;background:transparent')
     return join_html([text('maou-code', code), text('maou-command', command),
                       tag('span', class_='maou-copied', role='status', style=f'color:{QUIET}')])
