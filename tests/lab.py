@@ -1,5 +1,5 @@
 "A throw-away JupyterLab, and a headless Chromium that works in it"
-import contextlib, json, os, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
+import contextlib, json, os, re, shutil, signal, socket, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 import pytest
@@ -95,9 +95,12 @@ def restart_kernel(page):
 
 def field(page, name):
     "The input of the option `name` in the panel"
-    return page.locator('.maou-field').filter(has=page.get_by_text(name, exact=True)).locator('input, select, textarea').first
+    label = page.locator('label, .widget-label-basic span').filter(has_text=re.compile(rf'(^|· ){name}$'))
+    return page.locator('.maou-field').filter(has=label).locator('input, select, textarea').first
 
 def shot(page, name, of=None):
     "Keep a screenshot in build/screenshots/"
     SHOTS.mkdir(parents=True, exist_ok=True)
     (of or page).screenshot(path=SHOTS/f'{name}.png')
+
+def button_of(page, name): return page.locator('.maou-panel .jupyter-button').filter(has_text=name).last

@@ -81,12 +81,12 @@ def test_the_way_through(tmp_path, whole):
         shot(page, '2-error-beside-the-field')
         field(page, 'epoch').fill('400'); field(page, 'epoch').press('Tab'); wrong.wait_for(state='detached')
         page.get_by_role('tab', name='Model').click()
-        assert field(page, 'vit_num_heads').is_disabled() and page.get_by_text('no effect: of model_architecture=vit').count() > 3
+        assert field(page, 'vit_num_heads').is_disabled() and page.get_by_text('no effect: only model_architecture=vit uses it').count() > 3
         shot(page, '3-greyed-with-the-reason')
 
         if whole:
-            button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', timeout=120_000)
-            assert 'No game is on both sides' in page.locator('.maou-preflight').inner_text()
+            button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', state='attached', timeout=120_000)
+            assert 'No game is on both sides' in page.locator('.maou-preflight').text_content()         # folded
             assert 'ready to start' in page.locator('.maou-panel').inner_text()
             shot(page, '4-preflight')
 

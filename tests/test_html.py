@@ -23,7 +23,9 @@ from maou_nb.data.shards import Shard
 from maou_nb.data.columns import columns_of
 from maou_nb.front import learn, panel, runs
 from maou_nb.front.learn import LearnResult
+from maou_nb.front.kept import kept_html
 from maou_nb.front.preflight import Preflight
+from maou_nb.front.words import Words
 from maou_nb.judge.ask import Predictions
 from maou_nb.judge.evaluate import Evaluation
 from maou_nb.judge.inspect import ShardInfo, ShuffleMeter, SplitAudit
@@ -73,7 +75,7 @@ def check(text, says=True):
     "Nothing of `HOSTILE` became an element or an attribute; it can be read"
     page = Page(str(text))
     for name, attributes in page.elements:
-        assert name != 'script' and not any(k.startswith('on') for k in attributes), (name, attributes)
+        assert name != 'script' and not any(k.startswith('on') and v != panel._COPY for k, v in attributes.items()), (name, attributes)
         assert name != 'img' or re.match(r'data:image/(png|svg\+xml);base64,', attributes.get('src', '')), attributes
         if 'svg' in attributes.get('src', '')[:20]: check(b64decode(attributes['src'].partition(',')[2]).decode(), False)
     assert '<img src=x' not in str(text)
@@ -144,7 +146,7 @@ def monitor():
 def form():
     made = panel.LearnPanel(stage3_data_path=HOSTILE, run_name=HOSTILE)
     made.check()
-    values = [made.said.value, *(f.note.value for f in made.fields.values())]
+    values = [made.said.value, made.text.value, *(f.note.value for f in made.fields.values())]
     return ''.join(values)
 
 def shown(made):
@@ -186,7 +188,7 @@ MADE = {
     '_grid_svg': boards._grid_svg, '_hands_svg': lambda: boards._hands_svg(NO_HANDS + 2, [HOSTILE]*14),
     '_label_svg': lambda: boards._label_svg(HOSTILE, 1, 2, HOSTILE), '_note_html': lambda: panel._note_html(HOSTILE, HOSTILE),
     '_numbers_svg': lambda: boards._numbers_svg('western'), '_piece_svg': lambda: boards._piece_svg(9, 3, [HOSTILE]*14),
-    '_said_html': lambda: panel._said_html([HOSTILE], [HOSTILE], [HOSTILE]), '_sign_svg': lambda: boards._sign_svg(HOSTILE, (1, 2), True),
+    '_said_html': lambda: panel._said_html([HOSTILE], [HOSTILE]), '_sign_svg': lambda: boards._sign_svg(HOSTILE, (1, 2), True),
     '_state_html': lambda: runs._state_html('failed', HOSTILE, HOSTILE), '_value_svg': lambda: boards._value_svg(.5, 3),
     'as_html': lambda: html.as_html(HOSTILE), 'count_table': lambda: count_table((HOSTILE,)*3, [(HOSTILE,)*3]),
     'board_svg': lambda: [svg(sfen=HOSTILE), svg(caption=HOSTILE),
@@ -202,8 +204,12 @@ MADE = {
     'image_tag': lambda: pictures.image_tag(svg(sfen=HOSTILE)), 'png_tag': lambda: plots.png_tag(b' '*24, HOSTILE),
     'picture_of': lambda: pictures.picture_of(pictures.text_block(HOSTILE, 500), HOSTILE),
     'without_defs': lambda: html.without_defs(svg(sfen=HOSTILE)),
+    '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
+    'kept_html': lambda: kept_html(HOSTILE),
+    'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
+    'style_sheet': None,                                                       # by `test_a_style_sheet_is_ours`
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
-QUIET = {'Chart', 'Position', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
+QUIET = {'Chart', 'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
 
 def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.show'} == MADE.keys() | {'Monitor', 'LearnPanel'}
 
@@ -211,6 +217,9 @@ def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.s
 def test_a_hostile_name_stays_text(name):
     made = MADE[name]()
     for text in made if isinstance(made, list) else [made]: check(text, name not in QUIET)
+
+def test_a_style_sheet_is_ours():
+    with pytest.raises(ValueError, match='without <'): html.style_sheet(HOSTILE)
 
 @pytest.mark.parametrize('make', [legal_moves.moves_board, policy_value.policy_board])
 def test_boards_of_mistakes(make, shards):

@@ -526,7 +526,8 @@ def sync_batchnorm(run, few, monkeypatch):
         assert norms
         return {type(m) is SharedNorm for m in norms}
     assert shared(2) == shared(2, sync_batchnorm=True) == {True} and shared(2, sync_batchnorm=False) == shared(1) == {False}
-    assert vain_remark(cfg(sync_batchnorm=False)) == 'set, and without effect here: sync_batchnorm (one process trains)'
+    why = 'one process trains; gpus=2 would start two'
+    assert vain_remark(cfg(sync_batchnorm=False)) == f'set, and without effect here: sync_batchnorm ({why})'
 @row
 def detect_anomaly(run, few, monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, 'spoilt', Spoilt); monkeypatch.setitem(backbones.SIZES, 'spoilt', {})

@@ -6,6 +6,7 @@ import pytest
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
 from maou_nb.front.cli import as_code, as_command
+from maou_nb.front.panel import FIRST, PAUSE, PathLines
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import Checkpoints, load_tensors
 from maou_nb.train.folder import RunFolder
@@ -41,11 +42,13 @@ def test_panel_code_and_command_are_one_run(options, tmp_path):
 def test_a_field_for_every_option_and_none_besides():
     panel = LearnPanel()
     assert [*panel.fields] == [*LearnConfig.model_fields]
-    shown = [row.children[0].description for tab in panel.tab.children for row in tab.children]
-    assert sorted(shown) == sorted(LearnConfig.model_fields)
+    shown = [f for of in panel.groups.values() for f in of]
+    assert [row for tab in panel.tab.children for row in tab.children] == [f.row for f in shown]
+    assert sorted([FIRST, *(f.name for f in shown)]) == sorted(LearnConfig.model_fields)
     for name, field in panel.fields.items():
         option = LearnConfig.model_fields[name]
-        assert option.description in field.widget.tooltip and field.value == option.default
+        says = field.widget.common if isinstance(field.widget, PathLines) else {'tooltip': field.widget.tooltip}
+        assert option.description in says['tooltip'] and field.value == option.default
 
 @pytest.mark.parametrize('name, value',
                          [('gradient_clip_norm', None), ('stage3_data_path', ['a', 'b,c']),
@@ -113,3 +116,51 @@ def test_two_in_one_folder_are_refused(options, tmp_path):
     assert said.returncode == 1
     assert f"process {RunFolder(tmp_path/'run').at_work().pid} is training in" in said.stderr
     assert 'Traceback' not in said.stderr
+
+def test_a_url_is_not_listed_and_a_folder_is(tmp_path, monkeypatch):
+    from maou_nb.front import panel
+    for name in ('one', 'Other', '.hidden'): (tmp_path/name).mkdir()
+    (tmp_path/'orders.npy').touch(); asked = []
+    real = os.scandir; monkeypatch.setattr(panel.os, 'scandir', lambda p: asked.append(p) or real(p))
+    assert panel.entries(f'{tmp_path}/o') == [f'{tmp_path}/Other/', f'{tmp_path}/one/', f'{tmp_path}/orders.npy']
+    assert panel.entries(f'{tmp_path}/.') == [f'{tmp_path}/.hidden/'] and len(asked) == 2
+    for url in ('s3://bucket/', 'gs://b/x/y', 'file:///tmp/', 'https://host/a'): assert panel.entries(url) == []
+    assert len(asked) == 2 and panel.entries('\0') == panel.entries(f'{tmp_path}/none/x') == []
+    for i in range(150): (tmp_path/f'many{i}').touch()
+    assert len(panel.entries(f'{tmp_path}/many')) == panel.MOST_ENTRIES
+
+def test_what_was_typed_counts_before_the_pause_is_over(tmp_path):
+    "In a kernel the check waits; Start, which does not, has the text all the same"
+    import asyncio
+    made = LearnPanel(stage=1)
+    lines = made.fields['stage1_data_path'].widget
+    async def type_it():
+        lines.lines[0].value = 'nowhere'
+        assert made.cfg.stage1_data_path is None and lines.value == ''          # not checked yet
+        made.start()
+        assert made.cfg.stage1_data_path == 'nowhere' and 'nowhere does not exist' in made.problems[0]
+        lines.lines[0].value = 'another'
+        await asyncio.sleep(2*PAUSE)
+        assert lines.value == 'another' and 'another does not exist' in made.problems[0]
+    asyncio.run(type_it())
+    made.set(stage1_data_path=['a', 'b'])
+    assert lines.texts() == ['a', 'b'] and not lines.lines[0].disabled
+    made.set(stage=2); assert all(line.disabled for line in lines.lines)
+
+def test_problems_are_gone_to_in_turn(tmp_path):
+    made = LearnPanel(stage=1, run_dir='s3://', stage1_max_epochs='many', seed=-1)
+    assert made.problem_button.description == '4 problems' and made.said.value == 'above the tabs, Data, Stage 1, Optimizer'
+    seen = []
+    for _ in range(5): made.problem_button.click(); seen.append((made.at, made.tab.titles[made.tab.selected_index].split(' ✗')[0]))
+    assert seen == [('run_dir', 'Data'), ('stage1_data_path', 'Data'), ('stage1_max_epochs', 'Stage 1'),
+                    ('seed', 'Optimizer'), ('run_dir', 'Optimizer')]
+    made.set(run_dir=None)
+    assert made.at is None and 'maou-here' not in made.fields['run_dir'].row._dom_classes
+    made.set(stage1_max_epochs=1, seed=0, stage1_data_path=str(tmp_path)); assert made.problem_button.description == '1 problem'
+
+def test_the_kept_line_says_how_a_run_stood(options, tmp_path):
+    made = LearnPanel(**{**options, 'stage1_max_epochs': 1, 'stage1_threshold': 0.})
+    assert 'Nothing was begun here' in made.monitor.kept.text
+    made.start(); made.monitor.thread.join(90)
+    said = made.monitor.kept.text
+    assert str(tmp_path/'run') in said and 'begun 20' in said and 'as of 20' in said and 'finished: stage 1' in said and "attach('" in said

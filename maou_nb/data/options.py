@@ -40,6 +40,7 @@ class About:
     stages: tuple[str, ...] = ()    # Keys of the stages that it acts on; empty: on all
     idle: Callable[[Any], str] = acts   # Of a config: why the option does nothing, or ''
     before: Any = None              # Its value in runs that were begun before there was the option
+    label: str = ''                 # What a form calls it; empty: its name, in words
 
     def __call__(self, schema:dict):
         "What pydantic puts into the JSON schema of the field"
@@ -54,13 +55,14 @@ def option(
     stages:str|tuple=(),           # Keys of the stages that it acts on; none: all
     idle:Callable=acts,            # Of a config: why the option does nothing, or ''
     before:Any=None,               # Its value in runs that do not name it; none: the default
+    label:str='',                  # What a form calls it; none: its name, in words
     **limits,                      # Of pydantic, such as `ge=1`; `examples` of what may be typed
 ):
     "A field of a section"
     if resume not in RESUMES:
         raise ValueError(f'resume={resume!r}: one of {", ".join(RESUMES)} was expected')
     stages = (stages,) if isinstance(stages, str) else tuple(stages)
-    about = About(group, resume, stages, idle, before)
+    about = About(group, resume, stages, idle, before, label)
     return Field(default, description=help, json_schema_extra=about, **limits)
 
 # %% ../../nbs/data/07_options.ipynb #2a5a9958
@@ -167,24 +169,24 @@ Globs = Annotated[tuple[str, ...], BeforeValidator(_several)]
 # %% ../../nbs/data/07_options.ipynb #717bc81e
 def _on_device(c):
     "Why options of the gathering are idle"
-    return 'batches are gathered on the device' if c.input_cache_mode == 'device' else ''
+    return 'input_cache_mode=device gathers batches on the device' if c.input_cache_mode == 'device' else ''
 
 # %% ../../nbs/data/07_options.ipynb #baf90cb3
 def _not_decoded(c):
     "Why no decoded rows are kept"
     kept = c.no_streaming and c.input_cache_mode not in ('file', 'device')
-    return '' if kept else 'decoded rows are kept with no_streaming, in memory'
+    return '' if kept else 'it needs no_streaming, with input_cache_mode=memory or mmap'
 
 # %% ../../nbs/data/07_options.ipynb #95d6db1a
 def _in_files(c):
     "Why rows cannot be shuffled globally"
     if c.input_cache_mode != 'file': return ''
-    return 'rows in files are reached a window at a time; input_cache_mode holds them elsewhere'
+    return 'rows are read from files a window at a time; input_cache_mode=memory, mmap or device shuffles all'
 
 # %% ../../nbs/data/07_options.ipynb #2246fdb1
 def _unpinned(c):
     "Why no memory is pinned"
-    if getattr(c, 'gpu', None) == 'cpu': return 'a CUDA GPU copies from pinned memory, and this runs on the CPU'
+    if getattr(c, 'gpu', None) == 'cpu': return 'only copies to a CUDA GPU use it, and this runs on the CPU'
     return _on_device(c)
 
 # %% ../../nbs/data/07_options.ipynb #756cb457
@@ -192,23 +194,26 @@ class RowOptions(Section):
     "How rows are read, held and gathered"
     on_bad: one_of('raise', 'skip') = option('raise',
         'A damaged shard or row: raise names it and stops, skip leaves it out and lists it',
-        'Data', 'fixed')
+        'Data', 'fixed', label='damaged rows')
     no_streaming: bool = option(False,
         'Shuffle all rows globally, in place of a window of shards at a time; '
-        'needs a resident input_cache_mode', 'Data', 'fixed', idle=_in_files)
+        'needs a resident input_cache_mode', 'Data', 'fixed', idle=_in_files,
+        label='shuffle all rows')
     input_cache_mode: one_of('file', 'memory', 'mmap', 'device') = option('file',
         'Where rows are held: file (a window at a time), memory, mmap, or device; '
-        'the split is the same', 'Data', 'silent')
+        'the split is the same', 'Data', 'silent', label='where rows are held')
     cache_transforms: bool = option(False,
         'Keep decoded rows in shared memory after their first use; with no_streaming',
-        'Data', 'silent', idle=_not_decoded)
+        'Data', 'silent', idle=_not_decoded, label='keep decoded rows')
     dataloader_workers: int = option(0,
         'Processes that gather batches; 0: a thread', 'Data', 'silent', idle=_on_device,
-        ge=0, le=1024)
+        ge=0, le=1024, label='loader processes')
     prefetch_factor: int = option(4,
-        'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1, le=1024)
+        'Batches that each worker, or the thread, keeps ahead', 'Data', 'silent', ge=1, le=1024,
+        label='batches kept ahead')
     pin_memory: bool | None = option(None,
         'Gather batches in pinned memory, from which a GPU copies without waiting; none: with a CUDA GPU',
-        'Data', 'silent', idle=_unpinned)
+        'Data', 'silent', idle=_unpinned, label='pinned memory')
     mirror_augmentation: bool = option(False,
-        'Mirror half of the training rows left-right, drawn anew each epoch', 'Data', 'fixed')
+        'Mirror half of the training rows left-right, drawn anew each epoch', 'Data', 'fixed',
+        label='mirrored positions')

@@ -18,15 +18,16 @@ import torch
 from fastcore.basics import patch
 
 import maou_nb.train.trials             # with it a loop may be tried
-from ..data.files import FileError, as_path, is_remote
+from ..data.files import FileError, as_path, is_remote, short_path
 from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
 from .learn import check_callbacks
-from .options import needed_plugins, try_config
+from .options import needed_plugins, processes_of, try_config
+from .words import Words
 from ..model.backbones import backbone_of, flops_per_position
-from ..data.html import html_table, join_html, tag
+from ..data.html import Html, html_table, join_html, tag
 from ..stages.stage import STAGES, stages_of
 from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, folder_of
@@ -45,10 +46,15 @@ MARKS = {'good': ('✓', '#2e7d32'), 'look': ('!', '#b45309'),     # sign and co
 class Preflight:
     "What was found, a line each"
     lines: list = field(default_factory=list)   # (stage or '', what, finding, one of `MARKS`)
+    needs: dict = field(default_factory=dict)   # time → seconds; host, device, disk → (bytes, bytes free or None)
 
     def add(self, what:str, finding:str, mark:str='fact', stage=''):
         "Add a line"
         self.lines.append((stage, what, finding, mark))
+
+    def need(self, place:str, size:int, free:int|None=None):
+        "Note bytes that are needed at once in a place; the most of all stages counts"
+        self.needs[place] = max(self.needs.get(place, (0, None)), (size, free), key=lambda n: n[0])
 
     @property
     def ready(self) -> bool:
@@ -59,25 +65,52 @@ class Preflight:
 @patch(as_prop=True)
 def verdict(self:Preflight) -> str:
     "What it comes to"
+    return self.verdict_in(Words())
+
+# %% ../../nbs/front/65_preflight.ipynb #d75beace
+@patch
+def verdict_in(self:Preflight, words:Words) -> str:
+    "What it comes to, in a language"
     bad, look = (sum(mark == m for *_, mark in self.lines) for m in ('bad', 'look'))
-    way = f'{bad} thing{"s" * (bad > 1)} in the way' if bad else 'ready to start'
-    return way + (f'; {look} to look at' if look else '')
+    in_the_way = words('{n} things in the way' if bad > 1 else '{n} thing in the way', n=bad)
+    return (in_the_way if bad else words('ready to start')) + (f'; {words("{n} to look at", n=look)}' if look else '')
 
 # %% ../../nbs/front/65_preflight.ipynb #79b03b96
+@patch
+def costs(self:Preflight, words:Words) -> list[str]:
+    "Time, memory and disk, a phrase each, as far as they are known"
+    def phrase(said, size, free):
+        return ', '.join([said, *([words('{size} free', size=size_text(free))] if free else [])])
+    time, needs = self.needs.get('time'), {p: n for p, n in self.needs.items() if p != 'time'}
+    said = [words('time: at most about {time}', time=spoken(time))] if time else []
+    if host := needs.pop('host', None): said.append(phrase(words('memory: {size}', size=size_text(host[0])), *host))
+    if disk := needs.pop('disk', None): said.append(phrase(words('disk: {size}', size=size_text(disk[0])), *disk))
+    return said + [phrase(words('{device} memory: {size}', device=p, size=size_text(n[0])), *n) for p, n in needs.items()]
+
+# %% ../../nbs/front/65_preflight.ipynb #eb3f7787
 @patch
 def __repr__(self:Preflight):
     def line(s, what, finding, m):
         return f'{MARKS[m][0]} {f"stage {s} " if s else ""}{what}: {finding}'
-    return '\n'.join([self.verdict, *(line(*l) for l in self.lines)])
+    first = ' · '.join([self.verdict, *self.costs(Words())])
+    return '\n'.join([first, *(line(*l) for l in self.lines)])
 
-# %% ../../nbs/front/65_preflight.ipynb #071acb04
+# %% ../../nbs/front/65_preflight.ipynb #70fae9c5
 @patch
-def _repr_html_(self:Preflight):
+def in_html(self:Preflight, words:Words) -> Html:
+    "All of it, in a language"
     def row(s, what, finding, m):
         sign, color = MARKS[m]
-        return tag('b', sign, style=f'color:{color}'), f'stage {s}' if s else '', what, finding
+        return tag('b', sign, style=f'color:{color}'), words('stage {stage}', stage=s) if s else '', what, finding
+    bad = [row(*l) for l in self.lines if l[-1] == 'bad']
     table = html_table([row(*l) for l in self.lines], class_='maou-preflight')
-    return join_html([tag('p', tag('b', self.verdict)), table])
+    first = join_html([tag('b', self.verdict_in(words)), *self.costs(words)], ' · ')
+    folded = tag('summary', words('all {n} findings', n=len(self.lines)), style='cursor:pointer')
+    return join_html([tag('p', first, class_='maou-verdict'), html_table(bad) if bad else '', tag('details', folded, table)])
+
+# %% ../../nbs/front/65_preflight.ipynb #b479bbed
+@patch
+def _repr_html_(self:Preflight): return self.in_html(Words())
 
 # %% ../../nbs/front/65_preflight.ipynb #56e45867
 AUDITED = 20_000_000    # Rows
@@ -111,21 +144,29 @@ def _look_at_split(found, train, valid, stage):
     if valid: found.add('split', said.verdict, 'good' if said.leaks is False and not said.suspect else 'look', stage.id)
 
 # %% ../../nbs/front/65_preflight.ipynb #4d576fa4
-def _look_at_memory(found, needed, free, stage):
-    "Room for the rows of one stage, in bytes by place"
+def _look_at_memory(found, needed, free, stage, times=1, shared=''):
+    "Room for the rows of one stage, in bytes by place; `times` that in memory, or once and `shared`"
     for place, size in needed.items():
         if not size: continue
-        what = 'copy of rows on disk' if place == 'disk' else f'rows in {place} memory'
-        there = free.get(place)
-        said = size_text(size) + (f', {size_text(there)} are free' if there else '')
-        found.add(what, said, 'bad' if there and size > there else 'fact', stage.id)
+        what, many = ('copy of rows on disk', 1) if place == 'disk' else (f'rows in {place} memory', times)
+        there, each = free.get(place), f' in each of {many} processes' if many > 1 else shared if place == 'host' else ''
+        said = size_text(size) + each + (f', {size_text(there)} are free' if there else '')
+        found.add(what, said, 'bad' if there and size*many > there else 'fact', stage.id)
+        found.need(place, size*many, there)
 
 # %% ../../nbs/front/65_preflight.ipynb #4563bd44
+def _times(cfg) -> tuple[int, str]:
+    "How often this machine holds the rows of `cfg`, and what to say where several processes hold them once"
+    n, together = processes_of(cfg), cfg.input_cache_mode == 'file' and not cfg.dataloader_workers
+    if n == 1 or cfg.input_cache_mode == 'device': return 1, ''       # of devices each process has its own
+    return (1, f', held once by {n} processes') if together else (n, '')
+
+# %% ../../nbs/front/65_preflight.ipynb #2091662e
 def _look_at_data(found, loop, split):
     "Rows, games, split and memory of one stage"
     _look_at_rows(found, loop, split)
     _look_at_split(found, loop.train, loop.valid, loop.stage)
-    _look_at_memory(found, loop.train.memory_needed(), loop.train.memory_free(), loop.stage)
+    _look_at_memory(found, loop.train.memory_needed(), loop.train.memory_free(), loop.stage, *_times(loop.cfg))
 
 # %% ../../nbs/front/65_preflight.ipynb #bd1a6666
 def spoken(seconds:float) -> str:
@@ -160,6 +201,16 @@ def _time_steps(loop):
     return seconds, max(resident() - before, 0)
 
 # %% ../../nbs/front/65_preflight.ipynb #00a5ae08
+def _need_of_steps(found, loop, memory):
+    "Note what rows and steps of one stage take together, on a GPU or in the memory of the machine"
+    rows = loop.train.memory_needed()
+    if loop.device.type == 'cuda':
+        free = torch.cuda.mem_get_info(loop.device)[0]
+        return found.need('device', rows.get('device', 0) + memory, free)
+    steps = memory*processes_of(loop.cfg)
+    found.need('host', rows.get('host', 0)*_times(loop.cfg)[0] + steps, loop.train.memory_free()['host'])
+
+# %% ../../nbs/front/65_preflight.ipynb #1db632c6
 def _look_at_steps(found, loop):
     "Time and memory of one stage; returns the most seconds it takes"
     seconds, memory = _time_steps(loop)
@@ -169,6 +220,7 @@ def _look_at_steps(found, loop):
     speed = f'{size/seconds:,.0f} positions/s in batches of {size:,}'
     found.add('speed', f'{speed}; an epoch takes about {spoken(epoch)}', 'fact', n)
     found.add('memory of a step', size_text(memory), 'fact', n)
+    _need_of_steps(found, loop, memory)
     about = 'about' if loop.settings.threshold is None else 'at most'
     found.add('time', f'{about} {spoken(epoch*epochs)} for {epochs} epochs', 'fact', n)
     return epoch*epochs
@@ -185,7 +237,7 @@ def _look_at_place(found, what, folder):
     there = _standing(folder)
     good = os.access(there, os.W_OK) and there.is_dir()
     wrong = '' if good else f' cannot be written to: {there} forbids it'
-    found.add(f'{what} folder', f'{folder}{wrong}', 'good' if good else 'bad')
+    found.add(f'{what} folder', f'{short_path(folder)}{wrong}', 'good' if good else 'bad')
 
 # %% ../../nbs/front/65_preflight.ipynb #f3861b06
 def _look_at_run(found, cfg, run):
@@ -204,6 +256,7 @@ def _look_at_disk(found, cfg, models, parameters):
     needed, free = each*(kept + 1), shutil.disk_usage(_standing(models)).free
     said = f'{size_text(needed)} for at most {kept} checkpoints of {size_text(each)}'
     found.add('disk', f'{said}; {size_text(free)} are free', 'bad' if needed > free else 'good')
+    found.need('disk', needed, free)
 
 # %% ../../nbs/front/65_preflight.ipynb #787a9d4a
 def _look_at_places(found, cfg, parameters):
@@ -323,4 +376,5 @@ def preflight(
     if total:
         most = f'at most about {spoken(total)}'
         found.add('time in all', f'{most}, as far as a few steps can tell')
+        found.needs['time'] = total
     return found

@@ -25,6 +25,7 @@ from fastcore.basics import patch
 from ..data.files import FileError, as_path, is_remote, open_append, short_path, whole
 from ..data.shards import find_shards
 from .cli import as_command, as_words
+from .kept import Kept
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
@@ -264,6 +265,7 @@ class Monitor:
         self.run = None if run_dir is None else run_here(run_dir)
         self.every, self.thread, self.seen, self.strip, self.training = every, None, {}, None, None
         self.screen, self.to_come = Screen(Pace(0.2, least=1., whole=False)), {}    # stage → rows after it
+        self.kept = Kept()
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
 
@@ -279,12 +281,14 @@ def _make_box(self:Monitor):
     self.status, self.log = W.HTML(), W.HTML()
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
-    self.details = W.Accordion([self.log], titles=['Log'], selected_index=None)
+    self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
+    self.log.layout.display = 'none'
+    self.details.observe(lambda c: setattr(self.log.layout, 'display', '' if c.new else 'none'), 'value')
     self.log_axis = W.ToggleButton(description='log axis', tooltip='The axis of the loss is logarithmic')
     self.smooth = W.ToggleButton(description='smooth', tooltip='A moving average over the noise of single steps')
     for toggle in (self.log_axis, self.smooth): toggle.observe(lambda _: self.redraw(), 'value')
-    buttons = [self.stop_button, self.resume_button, self.log_axis, self.smooth]
-    self.box = W.VBox([self.status, W.HBox(buttons), self.details])
+    buttons = [self.stop_button, self.resume_button, self.details, self.log_axis, self.smooth]
+    self.box = W.VBox([self.status, W.HBox(buttons), self.log])
     self.box.add_class('maou-monitor')
 
 # %% ../../nbs/front/64_runs.ipynb #565893ec
@@ -339,6 +343,7 @@ def tell(self:Monitor) -> str:
     folder = tag('small', f'run folder: {self.run}')
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
     self.status.value = join_html([_state_html(state, says), folder], tag('br'))
+    self.kept.tell(self.run, state, says)
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
     self.resume_button.disabled = state not in ('stopped', 'failed')
@@ -442,7 +447,8 @@ def _begins(run):
 @patch
 def _ipython_display_(self:Monitor):
     if self.run is not None: self.tell()
-    show_widgets(self.box, self.status.value)
+    show_widgets(self.box, '')              # without a kernel the line below says it
+    self.kept.open()
     self.show_pictures()
     if self.run is not None: self.watch(self.run.path, starting=_begins(self.run))
 

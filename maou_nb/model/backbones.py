@@ -365,19 +365,21 @@ class ResidualBlock(nn.Module):
 # %% ../../nbs/model/21_backbones.ipynb #d7eea7da
 def _of_resnet(c):
     "Why these sizes are idle"
-    return '' if c.model_architecture == 'resnet' else 'of model_architecture=resnet'
+    return '' if c.model_architecture == 'resnet' else 'only model_architecture=resnet uses it'
 
 # %% ../../nbs/model/21_backbones.ipynb #a77081b8
 class ResNetOptions(Section):
     "Sizes of the ResNet; none: from model_size"
     prefix: ClassVar[str] = 'resnet_'
     resnet_channels: int | None = option(None,
-        'ResNet: channels; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=16384)
+        'ResNet: channels; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=16384,
+        label='ResNet: channels')
     resnet_blocks: int | None = option(None,
-        'ResNet: residual blocks; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=256)
+        'ResNet: residual blocks; none: from model_size', 'Model', 'fixed', idle=_of_resnet, ge=1, le=256,
+        label='ResNet: blocks')
     resnet_squeeze_excitation: bool | None = option(None,
         'ResNet: scale channels by their mean over the board; none: from model_size',
-        'Model', 'fixed', idle=_of_resnet)
+        'Model', 'fixed', idle=_of_resnet, label='ResNet: squeeze and excitation')
 
 # %% ../../nbs/model/21_backbones.ipynb #c412a98a
 @register_backbone('resnet', options=ResNetOptions,
@@ -429,22 +431,27 @@ class MixerBlock(nn.Module):
 # %% ../../nbs/model/21_backbones.ipynb #426c7aec
 def _of_mixer(c):
     "Why these sizes are idle"
-    return '' if c.model_architecture == 'mlp-mixer' else 'of model_architecture=mlp-mixer'
+    return '' if c.model_architecture == 'mlp-mixer' else 'only model_architecture=mlp-mixer uses it'
 
 # %% ../../nbs/model/21_backbones.ipynb #62c33413
 class MixerOptions(Section):
     "Sizes of the MLP-Mixer; none: from model_size"
     prefix: ClassVar[str] = 'mixer_'
     mixer_embed_dim: int | None = option(None,
-        'MLP-Mixer: features a square; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
+        'MLP-Mixer: features a square; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384,
+        label='MLP-Mixer: features a square')
     mixer_num_layers: int | None = option(None,
-        'MLP-Mixer: layers; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=256)
+        'MLP-Mixer: layers; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=256,
+        label='MLP-Mixer: layers')
     mixer_token_dim: int | None = option(None,
-        'MLP-Mixer: hidden width of the mixing over squares; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
+        'MLP-Mixer: hidden width of the mixing over squares; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384,
+        label='MLP-Mixer: width over squares')
     mixer_channel_dim: int | None = option(None,
-        'MLP-Mixer: hidden width of the mixing over features; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384)
+        'MLP-Mixer: hidden width of the mixing over features; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=1, le=16384,
+        label='MLP-Mixer: width over features')
     mixer_dropout: float | None = option(None,
-        'MLP-Mixer: dropout; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=0, lt=1)
+        'MLP-Mixer: dropout; none: from model_size', 'Model', 'fixed', idle=_of_mixer, ge=0, lt=1,
+        label='MLP-Mixer: dropout')
 
 # %% ../../nbs/model/21_backbones.ipynb #9fb8ba43
 @register_backbone('mlp-mixer', options=MixerOptions,
@@ -551,24 +558,30 @@ class TransformerBlock(nn.Module):
 # %% ../../nbs/model/21_backbones.ipynb #5e76d04d
 def _of_vit(c):
     "Why these sizes are idle"
-    return '' if c.model_architecture == 'vit' else 'of model_architecture=vit'
+    return '' if c.model_architecture == 'vit' else 'only model_architecture=vit uses it'
 
 # %% ../../nbs/model/21_backbones.ipynb #a56853f1
 class ViTOptions(Section):
     "Sizes of the ViT; none: from model_size"
     prefix: ClassVar[str] = 'vit_'
     vit_embed_dim: int | None = option(None,
-        'ViT: features a square; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=16384)
+        'ViT: features a square; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=16384,
+        label='ViT: features a square')
     vit_num_layers: int | None = option(None,
-        'ViT: layers; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256)
+        'ViT: layers; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256,
+        label='ViT: layers')
     vit_num_heads: int | None = option(None,
-        'ViT: attention heads, a divisor of vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256)
+        'ViT: attention heads, a divisor of vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=1, le=256,
+        label='ViT: attention heads')
     vit_mlp_ratio: float | None = option(None,
-        'ViT: hidden width of the MLP over vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, gt=0, le=64)
+        'ViT: hidden width of the MLP over vit_embed_dim; none: from model_size', 'Model', 'fixed', idle=_of_vit, gt=0, le=64,
+        label='ViT: width of the MLP')
     vit_dropout: float | None = option(None,
-        'ViT: dropout; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=0, lt=1)
+        'ViT: dropout; none: from model_size', 'Model', 'fixed', idle=_of_vit, ge=0, lt=1,
+        label='ViT: dropout')
     vit_position: one_of('learned', 'relative') | None = option(None,
-        'ViT: how it knows where squares are, learned or relative; none: from model_size', 'Model', 'fixed', idle=_of_vit)
+        'ViT: how it knows where squares are, learned or relative; none: from model_size', 'Model', 'fixed', idle=_of_vit,
+        label='ViT: place of squares')
 
 # %% ../../nbs/model/21_backbones.ipynb #f16859f3
 @register_backbone('vit', options=ViTOptions,
@@ -714,28 +727,32 @@ def summary(
 # %% ../../nbs/model/21_backbones.ipynb #e5c982f7
 def _layers_say(c):
     "Why `freeze_backbone` is idle"
-    return '' if c.trainable_layers is None else 'trainable_layers says what trains'
+    return '' if c.trainable_layers is None else 'trainable_layers already says what trains'
 
 # %% ../../nbs/model/21_backbones.ipynb #9cde3ab7
 class BackboneOptions(Section):
     "Which backbone, and what of it trains"
     model_architecture: Name = option('resnet', 'Backbone: resnet, mlp-mixer, vit, or one you registered',
-        'Model', 'fixed', examples=['resnet', 'mlp-mixer', 'vit'])
+        'Model', 'fixed', examples=['resnet', 'mlp-mixer', 'vit'], label='backbone')
     model_size: one_of('tiny', 'small', 'base', 'large') = option('base',
-        'Preset of the backbone: tiny, small, base or large; the single sizes below override it', 'Model', 'fixed')
+        'Preset of the backbone: tiny, small, base or large; the single sizes below override it', 'Model', 'fixed',
+        label='size of the backbone')
     input_features: Name = option('attacks',
         'What the net is shown: pieces, attacks (also which kinds attack each square, how many, and check), or one you registered',
-        'Model', 'fixed', before='pieces', examples=['pieces', 'attacks'])
+        'Model', 'fixed', before='pieces', examples=['pieces', 'attacks'],
+        label='what the net is shown')
     gradient_checkpointing: bool = option(False,
-        'Compute activations again in the backward pass: less memory, more time, the same gradients', 'Model', 'silent')
+        'Compute activations again in the backward pass: less memory, more time, the same gradients', 'Model', 'silent',
+        label='compute activations again')
     freeze_backbone: bool = option(False,
         'Only heads train, batch norm statistics of the backbone stay too; with several stages in the last one only',
-        'Model', 'fixed', idle=_layers_say)
+        'Model', 'fixed', idle=_layers_say, label='train the heads only')
     trainable_layers: int | None = option(None,
         'Only the last N layer groups train in stage 3, and stages 1 and 2 teach the others; none: all train throughout',
-        'Model', 'fixed', ge=0, le=256)
+        'Model', 'fixed', ge=0, le=256, label='layer groups that train')
     resume_backbone_from: OnePath = option(None,
-        'Take the backbone from this checkpoint, run folder or file of save_split_params', 'Model', 'silent')
+        'Take the backbone from this checkpoint, run folder or file of save_split_params', 'Model', 'silent',
+        label='take the backbone from')
 
 # %% ../../nbs/model/21_backbones.ipynb #253d39a6
 def sizes_of(

@@ -39,42 +39,51 @@ def _linear(c):
 # %% ../../nbs/stages/33_legal_moves.ipynb #71597e4f
 class Stage2Options(Section):
     "Options of stage 2"
-    stage2_data_path: DataPath = option(None, 'Shards of stage 2, likewise', 'Data', 'silent', '2')
+    stage2_data_path: DataPath = option(None, 'Shards of stage 2, likewise', 'Data', 'silent', '2',
+        label='shards of stage 2')
     stage2_test_ratio: float = option(0.0,
         'Share of stage 2 held out, likewise, for F1 and the threshold; '
-        '0: judged on the training rows', 'Data', 'fixed', '2', ge=0, lt=1)
+        '0: judged on the training rows', 'Data', 'fixed', '2', ge=0, lt=1,
+        label='share held out of stage 2')
     stage2_threshold: float = option(0.85,
-        'F1 over positions at which stage 2 ends', 'Stage 2', 'free', '2', ge=0, le=1)
+        'F1 over positions at which stage 2 ends', 'Stage 2', 'free', '2', ge=0, le=1,
+        label='F1 to reach')
     stage2_max_epochs: int = option(10,
         'Epochs after which stage 2 fails if the threshold is not met',
-        'Stage 2', 'silent', '2', ge=1)
+        'Stage 2', 'silent', '2', ge=1, label='most epochs')
     stage2_batch_size: int | None = option(None,
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
-        'Stage 2', 'fixed', '2', ge=1)
+        'Stage 2', 'fixed', '2', ge=1, label='batch size of stage 2')
     stage2_learning_rate: float | None = option(None,
-        'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0, le=1000)
+        'Peak learning rate; none: learning_ratio', 'Stage 2', 'free', '2', gt=0, le=1000,
+        label='learning rate of stage 2')
     stage2_pos_weight: float = option(1.0,
         'How much a legal move counts in the loss, against 1 for an illegal one; '
-        'not with the asymmetric loss', 'Stage 2', 'free', '2', _asymmetric, gt=0)
+        'not with the asymmetric loss', 'Stage 2', 'free', '2', _asymmetric, gt=0,
+        label='weight of legal moves')
     stage2_gamma_pos: float = option(0.0,
         'Asymmetric loss: focusing of legal moves; all three 0 is plain BCE',
-        'Stage 2', 'free', '2', ge=0)
+        'Stage 2', 'free', '2', ge=0, label='focusing of legal moves')
     stage2_gamma_neg: float = option(0.0,
-        'Asymmetric loss: focusing of illegal moves', 'Stage 2', 'free', '2', ge=0)
+        'Asymmetric loss: focusing of illegal moves', 'Stage 2', 'free', '2', ge=0,
+        label='focusing of illegal moves')
     stage2_clip: float = option(0.0,
         'Asymmetric loss: probability below which an illegal move costs nothing',
-        'Stage 2', 'free', '2', ge=0, lt=1)
+        'Stage 2', 'free', '2', ge=0, lt=1, label='clip of illegal moves')
     stage2_hidden_dim: int | None = option(None,
         'Width of a hidden layer in the legal-move head; none: one linear layer',
-        'Stage 2', 'fixed', '2', ge=1, le=16384)
+        'Stage 2', 'fixed', '2', ge=1, le=16384, label='hidden width of the head')
     stage2_head_dropout: float = option(0.0,
-        'Dropout after that hidden layer', 'Stage 2', 'free', '2', _linear, ge=0, lt=1)
+        'Dropout after that hidden layer', 'Stage 2', 'free', '2', _linear, ge=0, lt=1,
+        label='dropout of the head')
     legal_moves_head: Name = option('legal_moves',
-        'Head of stage 2: legal_moves, or one you registered', 'Stage 2', 'fixed', '2')
+        'Head of stage 2: legal_moves, or one you registered', 'Stage 2', 'fixed', '2',
+        label='head')
     legal_moves_loss: Name = option('moves',
-        'Loss of stage 2: moves, or one you registered', 'Stage 2', 'free', '2')
+        'Loss of stage 2: moves, or one you registered', 'Stage 2', 'free', '2', label='loss')
     resume_legal_moves_head_from: OnePath = option(None,
-        'Take the head of stage 2 from there', 'Model', 'silent', '2')
+        'Take the head of stage 2 from there', 'Model', 'silent', '2',
+        label='take the head of stage 2 from')
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #c2c3b0c8
 @register_loss('moves', of='legal_moves')

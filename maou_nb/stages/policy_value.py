@@ -37,19 +37,22 @@ def _apart(c):
 # %% ../../nbs/stages/34_policy_value.ipynb #98311233
 class Stage3Data(Section):
     "What stage 3 is trained and judged on"
-    stage3_data_path: DataPath = option(None, 'Shards of stage 3, likewise', 'Data', 'silent', '3')
+    stage3_data_path: DataPath = option(None, 'Shards of stage 3, likewise', 'Data', 'silent', '3',
+        label='shards of stage 3')
     stage3_validation_data_path: DataPath = option(None,
         'Shards to judge stage 3 on, none of which is trained on; test_ratio is not used then. '
-        'Games that are trained on, too, are counted', 'Data', 'silent', '3')
+        'Games that are trained on, too, are counted', 'Data', 'silent', '3',
+        label='shards to judge stage 3 on')
     test_ratio: float = option(0.2,
         'Share of stage 3 held out for validation: by game, to the nearest fold, and by fold where '
         'records are pieces of games (HCPE, PSV); by file, or by row of a single file, where rows know no games',
-        'Data', 'fixed', '3', _apart, gt=0, lt=1)
+        'Data', 'fixed', '3', _apart, gt=0, lt=1, label='share held out of stage 3')
     input_file_packed: bool = option(False,
-        'The .npy shards are the bit-packed ones of learn-model', 'Data', 'fixed', '3')
+        'The .npy shards are the bit-packed ones of learn-model', 'Data', 'fixed', '3',
+        label='packed .npy shards')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #af4820e6
-def _not_gce(c): return '' if c.policy_loss == 'gce' else 'of policy_loss=gce'
+def _not_gce(c): return '' if c.policy_loss == 'gce' else 'only policy_loss=gce uses it'
 
 # %% ../../nbs/stages/34_policy_value.ipynb #72f7bd63
 def _untaught(c):
@@ -65,13 +68,13 @@ def _too_patient(c):
 # %% ../../nbs/stages/34_policy_value.ipynb #52c3374b
 class Stage3Steps(Stage3Data):
     "How long stage 3 trains"
-    epoch: int = option(10, 'Epochs of stage 3', 'Stage 3', 'silent', '3', ge=1)
+    epoch: int = option(10, 'Epochs of stage 3', 'Stage 3', 'silent', '3', ge=1, label='epochs')
     start_epoch: int | None = option(None,
         'First epoch of stage 3, counted from 0, with the schedule advanced to it; none: 0',
-        'Stage 3', 'silent', '3', ge=0)
+        'Stage 3', 'silent', '3', ge=0, label='first epoch')
     stage3_batch_size: int | None = option(None,
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
-        'Stage 3', 'fixed', '3', ge=1)
+        'Stage 3', 'fixed', '3', ge=1, label='batch size of stage 3')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #bcabe177
 class Stage3Losses(Stage3Steps):
@@ -81,23 +84,24 @@ class Stage3Losses(Stage3Steps):
         'or one you registered', 'Stage 3', 'free', '3', examples=['kl', 'gce'])
     gce_parameter: float = option(0.1,
         'q of policy_loss=gce: near 0 it is cross entropy, 1 the mean absolute error',
-        'Stage 3', 'free', '3', _not_gce, gt=0, le=1)
+        'Stage 3', 'free', '3', _not_gce, gt=0, le=1, label='q of the GCE loss')
     policy_target_mode: one_of('move-label', 'win-rate', 'weighted') = option('move-label',
         'Policy target: how often a move was played (move-label), its win rate (win-rate), '
-        'or the product of both (weighted)', 'Stage 3', 'fixed', '3')
+        'or the product of both (weighted)', 'Stage 3', 'fixed', '3', label='policy target')
     value_loss: Name = option('bce',
         'Value loss: bce, or one you registered', 'Stage 3', 'free', '3')
     value_result_weight: float = option(1.0,
         'Value target: this share of the result, the rest of sigmoid(eval / eval_scale)',
-        'Stage 3', 'free', '3', ge=0, le=1)
+        'Stage 3', 'free', '3', ge=0, le=1, label='share of the result')
     eval_scale: float = option(EVAL_SCALE,
         'Centipawns at which a win rate is sigmoid(1), in value targets and in scores: of engines, '
         "dlshogi's (756.086…), or 600 as older tools; a run that goes on keeps its own unless this is given",
-        'Stage 3', 'free', '3', before=600., gt=0)
+        'Stage 3', 'free', '3', before=600., gt=0, label='scale of evaluations')
     policy_loss_ratio: float = option(1.0,
-        'Weight of the policy loss', 'Stage 3', 'free', '3', ge=0)
+        'Weight of the policy loss', 'Stage 3', 'free', '3', ge=0,
+        label='weight of the policy loss')
     value_loss_ratio: float = option(1.0,
-        'Weight of the value loss', 'Stage 3', 'free', '3', ge=0)
+        'Weight of the value loss', 'Stage 3', 'free', '3', ge=0, label='weight of the value loss')
     policy_head: Name = option('policy',
         'Policy head: policy, or one you registered', 'Stage 3', 'fixed', '3')
     value_head: Name = option('value',
@@ -108,18 +112,20 @@ class Stage3Options(Stage3Losses):
     "Options of stage 3"
     early_stopping_patience: int = option(0,
         'Stop after so many epochs without a better early_stopping_metric; 0: never',
-        'Stage 3', 'free', '3', _too_patient, ge=0)
+        'Stage 3', 'free', '3', _too_patient, ge=0, label='patience')
     early_stopping_metric: one_of('total', 'policy', 'value') = option('total',
         'Which validation loss stops early and picks the best checkpoint: total, policy or value',
-        'Stage 3', 'free', '3', _untaught)
+        'Stage 3', 'free', '3', _untaught, label='loss that picks the best')
     export_onnx: bool = option(False,
-        'Write the best checkpoint as ONNX too, in fp32 and fp16', 'Stage 3', 'silent', '3')
+        'Write the best checkpoint as ONNX too, in fp32 and fp16', 'Stage 3', 'silent', '3',
+        label='write ONNX')
     resume_policy_head_from: OnePath = option(None,
-        'Take the policy head from there', 'Model', 'silent', '3')
+        'Take the policy head from there', 'Model', 'silent', '3',
+        label='take the policy head from')
     resume_value_head_from: OnePath = option(None,
-        'Take the value head from there', 'Model', 'silent', '3')
+        'Take the value head from there', 'Model', 'silent', '3', label='take the value head from')
     compilation: bool = option(False,
-        'torch.compile the net of stage 3', 'Model', 'silent', '3')
+        'torch.compile the net of stage 3', 'Model', 'silent', '3', label='compile stage 3')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #93994362
 @register_loss('kl', of='policy')

@@ -40,37 +40,42 @@ class Stage12Options(Section):
     stage12_lr_scheduler: EarlyScheduler = option('auto',
         'Schedule of stages 1 and 2; auto: warmup_cosine_decay when the batch, '
         'times gradient_accumulation_steps, is over 256, else none',
-        'Stage 2', 'free', ('1', '2'))
+        'Stage 2', 'free', ('1', '2'), label='schedule of stages 1 and 2')
     stage12_weight_decay: float = option(0.0,
-        'Weight decay of stages 1 and 2', 'Stage 2', 'free', ('1', '2'), ge=0)
+        'Weight decay of stages 1 and 2', 'Stage 2', 'free', ('1', '2'), ge=0,
+        label='weight decay of stages 1 and 2')
     stage12_compilation: bool = option(False,
-        'torch.compile the nets of stages 1 and 2', 'Model', 'silent', ('1', '2'))
+        'torch.compile the nets of stages 1 and 2', 'Model', 'silent', ('1', '2'),
+        label='compile stages 1 and 2')
 
 # %% ../../nbs/stages/32_reachable.ipynb #a5c8e20e
 class Stage1Options(Section):
     "Options of stage 1"
     stage1_data_path: DataPath = option(None,
         'Shards of stage 1: a file, a folder searched recursively, a glob, a URL, or a list of these',
-        'Data', 'silent', '1')
+        'Data', 'silent', '1', label='shards of stage 1')
     stage1_threshold: float = option(0.99,
-        'Accuracy over squares at which stage 1 ends', 'Stage 1', 'free', '1', ge=0, le=1)
+        'Accuracy over squares at which stage 1 ends', 'Stage 1', 'free', '1', ge=0, le=1,
+        label='accuracy to reach')
     stage1_max_epochs: int = option(10,
         'Epochs after which stage 1 fails if the threshold is not met',
-        'Stage 1', 'silent', '1', ge=1)
+        'Stage 1', 'silent', '1', ge=1, label='most epochs')
     stage1_batch_size: int | None = option(None,
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
-        'Stage 1', 'fixed', '1', ge=1)
+        'Stage 1', 'fixed', '1', ge=1, label='batch size of stage 1')
     stage1_learning_rate: float | None = option(None,
-        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0, le=1000)
+        'Peak learning rate; none: learning_ratio', 'Stage 1', 'free', '1', gt=0, le=1000,
+        label='learning rate of stage 1')
     stage1_pos_weight: float = option(1.0,
         'How much a reachable square counts in the loss, against 1 for one that is not',
-        'Stage 1', 'free', '1', gt=0)
+        'Stage 1', 'free', '1', gt=0, label='weight of reachable squares')
     reachable_head: Name = option('reachable',
-        'Head of stage 1: reachable, or one you registered', 'Stage 1', 'fixed', '1')
+        'Head of stage 1: reachable, or one you registered', 'Stage 1', 'fixed', '1', label='head')
     reachable_loss: Name = option('squares',
-        'Loss of stage 1: squares, or one you registered', 'Stage 1', 'free', '1')
+        'Loss of stage 1: squares, or one you registered', 'Stage 1', 'free', '1', label='loss')
     resume_reachable_head_from: OnePath = option(None,
-        'Take the head of stage 1 from there', 'Model', 'silent', '1')
+        'Take the head of stage 1 from there', 'Model', 'silent', '1',
+        label='take the head of stage 1 from')
 
 # %% ../../nbs/stages/32_reachable.ipynb #4503ae14
 @register_loss('squares', of='reachable')

@@ -602,7 +602,7 @@ class ChoiceOptions(Section):
     stage: Annotated[str | tuple, BeforeValidator(as_choice)] = option('3',
         'What to run: 1 reachable squares, 2 legal moves, 3 policy and value, '
         'all of them with one backbone, or several such as 1,mine,3',
-        'Data', 'fixed', examples=['1', '2', '3', 'all'])
+        'Data', 'fixed', examples=['1', '2', '3', 'all'], label='stages')
     plugins: Globs = option((),
         'Python files or modules that register backbones, heads, losses or stages; '
         'imported because you name them', 'Data', 'silent')

@@ -45,19 +45,19 @@ class LogOptions(Section):
     "What is kept of a run"
     checkpoint_every: int | None = option(None,
         'Optimizer steps between checkpoints, beside the one of each epoch; none: only those',
-        'Logs & output', 'silent', ge=1)
+        'Logs & output', 'silent', ge=1, label='steps between checkpoints')
     keep_checkpoints: int = option(3,
         'How many of the last checkpoints are kept, beside the best ones',
-        'Logs & output', 'silent', ge=1)
+        'Logs & output', 'silent', ge=1, label='checkpoints kept')
     save_split_params: bool = option(False,
         'Write the backbone and each head of the best checkpoint as files of their own, too',
-        'Logs & output', 'silent')
+        'Logs & output', 'silent', label='write parts as files')
     tensorboard_histogram_frequency: int = option(0,
         'Epochs between histograms of weights and gradients in TensorBoard; 0: none',
-        'Logs & output', 'silent', ge=0)
+        'Logs & output', 'silent', ge=0, label='epochs between histograms')
     tensorboard_histogram_module: Globs = option((),
         'Only of parameters whose names match this glob, or one of these',
-        'Logs & output', 'silent', idle=_no_histogram)
+        'Logs & output', 'silent', idle=_no_histogram, label='histograms of')
     watched_positions: Globs = option((),
         'Positions as SFEN, or as USI engines write them, '
         'of which the network is asked after each epoch: '

@@ -52,20 +52,20 @@ class FolderOptions(Section):
     "Where a run is"
     run_dir: OnePath = option(None,
         'Folder of the run, or its URL: config, history, result, checkpoints, logs; '
-        'none: runs/{run_name}', 'Logs & output', 'silent')
+        'none: runs/{run_name}', 'Logs & output', 'silent', label='run folder')
     run_name: Annotated[str | None, AfterValidator(_folder_name)] = option(None,
         'Name of the run; none: from the time and the architecture',
-        'Logs & output', 'silent')
+        'Logs & output', 'silent', label='name of the run')
     log_dir: OnePath = option(None,
         'TensorBoard logs, in a folder of the name of the run; none: in run_dir if that is given, else ./logs',
-        'Logs & output', 'silent')
+        'Logs & output', 'silent', label='folder for logs')
     model_dir: OnePath = option(None,
         'Checkpoints, in a folder of the name of the run; none: in run_dir if that is given, else ./models',
-        'Logs & output', 'silent')
+        'Logs & output', 'silent', label='folder for checkpoints')
     resume_from: OnePath = option(None,
         'Go on from this run folder, checkpoint or URL; '
         'latest: from the newest checkpoint in run_dir, or afresh if there is none',
-        'Logs & output', 'silent', examples=['latest'])
+        'Logs & output', 'silent', examples=['latest'], label='go on from')
 
 # %% ../../nbs/train/42_folder.ipynb #32913ec7
 def add_line(path:Path, row:dict):

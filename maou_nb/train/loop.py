@@ -45,7 +45,8 @@ def _device_name(value):
 # %% ../../nbs/train/43_loop.ipynb #d86dc1fc
 def _none_compiled(c) -> str:
     "Why `compile_mode` does nothing under config `c`; empty: it acts"
-    return '' if any(s.of(c, 'compile', False) for s in stages_of(c)) else 'no net of the stages that are run is compiled'
+    if any(s.of(c, 'compile', False) for s in stages_of(c)): return ''
+    return 'no stage that is run is compiled; compilation or stage12_compilation would'
 
 # %% ../../nbs/train/43_loop.ipynb #72a3f878
 def _number_or_all(value):
@@ -58,34 +59,37 @@ def _number_or_all(value):
 # %% ../../nbs/train/43_loop.ipynb #35087352
 def _one_process(c) -> str:
     "Why an option of several processes does nothing under config `c`; empty: it acts"
-    return '' if launched() or c.gpus not in (None, '1') else 'one process trains'
+    return '' if launched() or c.gpus not in (None, '1') else 'one process trains; gpus=2 would start two'
 
 # %% ../../nbs/train/43_loop.ipynb #95b65e66
 class DeviceOptions(Section):
     "Where and how numbers are computed"
     gpu: Annotated[str | None, BeforeValidator(_device_name)] = option(None,
         'PyTorch device such as cuda:0, cpu or mps; none: the best there is', 'Model', 'silent',
-        examples=['cuda:0', 'cpu', 'mps'])
+        examples=['cuda:0', 'cpu', 'mps'], label='device')
     gpus: Annotated[str | None, BeforeValidator(_number_or_all)] = option(None,
         'So many GPUs of this machine, a process each, or all; with gpu=cpu so many processes; '
-        'batch_size is that of all together; none: one', 'Model', 'silent', examples=['2', 'all'])
+        'batch_size is that of all together; none: one', 'Model', 'silent', examples=['2', 'all'],
+        label='number of GPUs')
     precision: one_of('auto', 'fp32', 'tf32', 'bf16', 'fp16') = option('auto',
         'Number format of the forward pass; tf32: fp32, with matrix products of a CUDA GPU in 19 of its bits; '
-        'auto: bf16 on a GPU that has it, else fp32', 'Model', 'fixed')
+        'auto: bf16 on a GPU that has it, else fp32', 'Model', 'fixed', label='number format')
     compile_mode: one_of('default', 'reduce-overhead', 'max-autotune-no-cudagraphs', 'max-autotune') = option('default',
         'How torch.compile compiles; reduce-overhead: with CUDA graphs, for small nets; max-autotune: after '
-        'trying many kernels, which takes minutes', 'Model', 'silent', idle=_none_compiled)
+        'trying many kernels, which takes minutes', 'Model', 'silent', idle=_none_compiled,
+        label='how to compile')
     sync_batchnorm: bool | None = option(None,
         'Batch norm over the rows of all processes, as one process has it; no: each over its own share; '
-        'none: yes', 'Model', 'free', idle=_one_process)
+        'none: yes', 'Model', 'free', idle=_one_process, label='batch norm over all processes')
     detect_anomaly: bool = option(False,
-        'Name the operation whose gradient is not a number; slow', 'Optimizer', 'silent')
+        'Name the operation whose gradient is not a number; slow', 'Optimizer', 'silent',
+        label='look for odd gradients')
     seed: int = option(0,
         'Of initial weights, data order, dropout and mirroring', 'Optimizer', 'fixed',
         ge=0, lt=1 << 32)
     deterministic: bool = option(False,
         'Only deterministic kernels, so that a GPU gives the same bits again; slower',
-        'Optimizer', 'silent')
+        'Optimizer', 'silent', label='same bits again')
 
 # %% ../../nbs/train/43_loop.ipynb #116c380f
 def best_device() -> torch.device:

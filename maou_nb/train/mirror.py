@@ -96,19 +96,25 @@ def _place_problems(flag, on, bucket, base, name):
                    'give that too, or leave this out')
 
 # %% ../../nbs/train/46_mirror.ipynb #33568061
-def _no_s3(c): return '' if c.output_s3 else 'of output_s3'
-def _no_gcs(c): return '' if c.output_gcs else 'of output_gcs'
+def _no_s3(c): return '' if c.output_s3 else 'nothing is copied to S3; output_s3 switches it on'
+def _no_gcs(c): return '' if c.output_gcs else 'nothing is copied to Google Cloud Storage; output_gcs switches it on'
 
 class MirrorOptions(Section):
     "Where a run is copied to while it trains"
     output_s3: bool = option(False,
-        'Mirror the run to s3://{s3_bucket_name}/{s3_base_path} while it trains', 'Logs & output', 'silent')
-    s3_bucket_name: str | None = option(None, 'Bucket of output_s3', 'Logs & output', 'silent', idle=_no_s3)
-    s3_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_s3)
+        'Mirror the run to s3://{s3_bucket_name}/{s3_base_path} while it trains', 'Logs & output', 'silent',
+        label='copy to S3')
+    s3_bucket_name: str | None = option(None, 'Bucket of output_s3', 'Logs & output', 'silent', idle=_no_s3,
+        label='S3 bucket')
+    s3_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_s3,
+        label='folder in the S3 bucket')
     output_gcs: bool = option(False,
-        'Mirror the run to gs://{gcs_bucket_name}/{gcs_base_path} while it trains', 'Logs & output', 'silent')
-    gcs_bucket_name: str | None = option(None, 'Bucket of output_gcs', 'Logs & output', 'silent', idle=_no_gcs)
-    gcs_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_gcs)
+        'Mirror the run to gs://{gcs_bucket_name}/{gcs_base_path} while it trains', 'Logs & output', 'silent',
+        label='copy to Google Cloud Storage')
+    gcs_bucket_name: str | None = option(None, 'Bucket of output_gcs', 'Logs & output', 'silent', idle=_no_gcs,
+        label='GCS bucket')
+    gcs_base_path: str | None = option(None, 'Folder in that bucket', 'Logs & output', 'silent', idle=_no_gcs,
+        label='folder in the GCS bucket')
 
 # %% ../../nbs/train/46_mirror.ipynb #54a28f54
 def mirror_problems(

@@ -20,13 +20,13 @@ from ..stages.stage import stages_of
 # %% ../../nbs/train/40_optim.ipynb #fd1122d7
 def _unless(optimizer:str, c) -> str:
     "Why an option of `optimizer` does nothing under config `c`; empty: it acts"
-    return '' if c.optimizer == optimizer else f'of optimizer={optimizer}'
+    return '' if c.optimizer == optimizer else f'only optimizer={optimizer} uses it'
 
 # %% ../../nbs/train/40_optim.ipynb #244febab
 def _no_warmup(c) -> str:
     "Why `warmup_steps` does nothing under config `c`; empty: it acts"
     warm = {s.of(c, 'scheduler', 'none') for s in stages_of(c)} & {'auto', 'warmup_cosine_decay'}
-    return '' if warm else 'no schedule of the stages that are run warms up'
+    return '' if warm else 'no stage that is run has a schedule that warms up'
 
 # %% ../../nbs/train/40_optim.ipynb #4722423f
 class OptimizerOptions(Section):
@@ -37,31 +37,36 @@ class OptimizerOptions(Section):
         'Optimizer', 'fixed', ge=1)
     gradient_accumulation_steps: int = option(1,
         'Batches whose gradients are added up to one step: the effective batch is the product',
-        'Optimizer', 'fixed', ge=1)
-    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0, le=1000)
+        'Optimizer', 'fixed', ge=1, label='batches a step')
+    learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0, le=1000,
+        label='learning rate')
     weight_decay: float = option(0.01,
-        'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0)
+        'Weight decay of stage 3; norms and biases are exempt', 'Optimizer', 'free', '3', ge=0,
+        label='weight decay of stage 3')
     lr_scheduler: Scheduler = option('warmup_cosine_decay',
-        'Schedule of stage 3, by optimizer step', 'Optimizer', 'free', '3')
+        'Schedule of stage 3, by optimizer step', 'Optimizer', 'free', '3',
+        label='schedule of stage 3')
     warmup_steps: int | None = option(None,
         'Steps of linear warm-up; none: an epoch or a tenth of the steps, '
-        'whichever is more, but at most half', 'Optimizer', 'free', idle=_no_warmup, ge=0)
+        'whichever is more, but at most half', 'Optimizer', 'free', idle=_no_warmup, ge=0,
+        label='warm-up steps')
     optimizer: one_of('adamw', 'sgd') = option('adamw', 'adamw or sgd', 'Optimizer', 'fixed')
     momentum: float = option(0.9,
-        'Momentum of SGD', 'Optimizer', 'free', idle=partial(_unless, 'sgd'), ge=0, lt=1)
+        'Momentum of SGD', 'Optimizer', 'free', idle=partial(_unless, 'sgd'), ge=0, lt=1,
+        label='SGD: momentum')
     optimizer_beta1: float = option(0.9, 'AdamW: decay of the mean of gradients',
-        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1)
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1, label='AdamW: beta 1')
     optimizer_beta2: float = option(0.999, 'AdamW: decay of the mean of their squares',
-        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1)
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), ge=0, lt=1, label='AdamW: beta 2')
     optimizer_eps: float = option(1e-8, 'AdamW: added to the denominator',
-        'Optimizer', 'free', idle=partial(_unless, 'adamw'), gt=0)
+        'Optimizer', 'free', idle=partial(_unless, 'adamw'), gt=0, label='AdamW: epsilon')
     gradient_clip_norm: float | None = option(1.0,
         'Largest norm of the gradient, larger ones are scaled down; none: no limit',
-        'Optimizer', 'free', gt=0)
+        'Optimizer', 'free', gt=0, label='largest gradient')
     ema_decay: float | None = option(None,
         'Average the weights with this decay, judge the average '
         'and keep it beside the raw ones; none: no average',
-        'Optimizer', 'fixed', gt=0, lt=1)
+        'Optimizer', 'fixed', gt=0, lt=1, label='decay of averaged weights')
 
 # %% ../../nbs/train/40_optim.ipynb #22ebd032
 def parameter_groups(

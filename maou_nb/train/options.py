@@ -6,10 +6,11 @@
 __all__ = ['LIBRARY', 'LearnConfig', 'config_class', 'about', 'tabs', 'why_idle', 'idle_fault', 'set_in_vain', 'vain_remark',
            'saved_options', 'with_whole_paths', 'moved_options', 'as_begun', 'saved_config', 'changes',
            'allowed_changes', 'gone_on_with', 'kinds_of', 'is_list', 'is_bool', 'is_optional', 'choices_of',
-           'limits_of', 'default_text', 'help_of', 'OptionTable', 'signature_of', 'takes_options']
+           'limits_of', 'default_text', 'help_of', 'label_of', 'OptionTable', 'signature_of', 'takes_options']
 
 # %% ../../nbs/train/47_options.ipynb #bb8485c3
 import inspect
+import re
 from functools import lru_cache
 from types import NoneType
 from typing import Literal, get_args, get_origin
@@ -267,6 +268,11 @@ def help_of(option) -> str:
     default = f'default {default_text(option.default)}'
     notes = limits_of(option), default, 'repeatable' if is_list(option) else ''
     return f'{option.description} ({"; ".join(filter(None, notes))})'
+
+# %% ../../nbs/train/47_options.ipynb #efa840ee
+def label_of(name:str, option) -> str:
+    "What a form calls a field: its label, else its name in words"
+    return about(option).label or re.sub(r'([a-z])(\d)', r'\1 \2', name.replace('_', ' '), count=1)
 
 # %% ../../nbs/train/47_options.ipynb #dd008aab
 class OptionTable:
