@@ -7,7 +7,7 @@ from importlib import import_module
 # a process that prepares data needs no torch.
 _rooms = {
     'front.learn': ('learn_multi_stage', 'LearnResult', 'load_run', 'find_lr', 'overfit_one_batch'),
-    'judge.ask': ('load_net', 'predict'),
+    'judge.ask': ('load_net', 'predict', 'summary'),
     'judge.evaluate': ('evaluate',),
     'judge.watch': ('film_strip',),
     'judge.review': ('show_results', 'browse'),
@@ -18,7 +18,7 @@ _rooms = {
     'show.boards': ('show_position',),
     'train.runner': ('StageThresholdNotMet',),
     'data.options': ('OptionError', 'Section', 'option'),
-    'model.backbones': ('register_backbone', 'summary', 'size_table'),
+    'model.backbones': ('register_backbone', 'size_table'),
     'model.features': ('register_features',),
     'model.heads': ('register_head',),
     'model.losses': ('register_loss',),

@@ -174,6 +174,7 @@ def as_path(
     path:str|os.PathLike,  # Local, or an fsspec URL
 ) -> Path|UPath:           # A `FileError` if the URL's filesystem is not known or not installed
     "`path` as an object with the methods of `pathlib`"
+    if not isinstance(path, (str, UPath)) and hasattr(path, '__fspath__'): path = os.fspath(path)     # as a run's result has
     if '://' not in str(path): return _local_path(path)
     protocol = str(path).split('://')[0]
     patient = _patience.get(protocol, {}) if isinstance(path, str) else {}

@@ -23,7 +23,8 @@ from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
-from .learn import check_callbacks
+from ..data.explained import hinted
+from .learn import check_callbacks, meant_option
 from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import html_table, join_html, tag
@@ -289,6 +290,7 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     finally: close_sources(loop)
 
 # %% ../../nbs/front/65_preflight.ipynb #706ed09b
+@hinted(meant=meant_option)
 def preflight(
     say=lambda what: None,    # Told what is being looked at
     callbacks=(),             # As for `learn_multi_stage`; whether they are some
