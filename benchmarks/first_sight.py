@@ -5,7 +5,6 @@ it shows has come back: a board, the panel, a curve of a run in the kernel, and 
 start of its training. A line of JSON each, the median and all rounds; and where the time of importing goes.
 """
 import argparse, datetime, json, re, statistics, subprocess, sys, tempfile, time
-from pathlib import Path
 
 from jupyter_client.manager import start_new_kernel
 
@@ -45,7 +44,8 @@ def look(client, cell, what, patience=300):
     while True:
         message = client.get_iopub_msg(timeout=patience)
         if message['msg_type'] == 'error': raise SystemExit(f'{cell}\n{message["content"]["ename"]}: {message["content"]["evalue"]}')
-        done = message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle' and message['parent_header'].get('msg_id') == sent
+        idle = message['msg_type'] == 'status' and message['content']['execution_state'] == 'idle'
+        done = idle and message['parent_header'].get('msg_id') == sent
         if what is None and done or what is not None and shows(message, what): return time.perf_counter() - began
         if time.perf_counter() - began > patience: raise SystemExit(f'{what} was not seen in {patience} seconds')
 
@@ -79,7 +79,8 @@ def main():
     ask.add_argument('--only', default=','.join(SIGHTS), help='of ' + ', '.join(SIGHTS))
     ask.add_argument('--note', default='', help='said in the first line')
     asked = ask.parse_args()
-    if unknown := [name for name in asked.only.split(',') if name not in SIGHTS]: ask.error(f'{unknown[0]}: one of {", ".join(SIGHTS)} was expected')
+    if unknown := [name for name in asked.only.split(',') if name not in SIGHTS]:
+        ask.error(f'{unknown[0]}: one of {", ".join(SIGHTS)} was expected')
     say = lambda **line: print(json.dumps(line), flush=True)
     say(kind='machine', device='cpu', date=str(datetime.date.today()), note=asked.note)
     for name in asked.only.split(','):

@@ -116,7 +116,7 @@ def test_a_checkpoint_far_away(run, tmp_path, monkeypatch):
     fsspec.filesystem('memory').put(str(run.checkpoint(3)), '/bucket/best.safetensors')
     net, here = load_net('memory://bucket/best.safetensors'), load_net(run.checkpoint(3)).state_dict()
     assert net.about['path'] == 'memory://bucket/best.safetensors' and all(torch.equal(v, here[k]) for k, v in net.state_dict().items())
-    for url, words in (('memory://bucket', 'is a folder far away'), ('memory://bucket/none.safetensors', 'does not exist')):
+    for url, words in (('memory://bucket', 'holds no checkpoint'), ('memory://bucket/none.safetensors', 'does not exist')):
         with pytest.raises(CheckpointError, match=words) as e: load_net(url)
         said(e)
 

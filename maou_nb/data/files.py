@@ -310,6 +310,7 @@ def is_there(path:str|Path|UPath) -> bool:
 # %% ../../nbs/data/05_files.ipynb #7ea3dcae
 def kept_paths(paths:str|Path|UPath|Iterable):
     "`paths`, of which a generator, as of `Path.glob`, is made a list, so that they can be looked at again"
+    if not isinstance(paths, (str, Path, UPath)) and hasattr(paths, '__fspath__'): return os.fspath(paths)
     return list(paths) if isinstance(paths, Iterator) else paths
 
 # %% ../../nbs/data/05_files.ipynb #9cf96f18

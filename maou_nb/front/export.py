@@ -80,6 +80,6 @@ def export_onnx(
     if problem := onnx_problem(): raise OnnxError(problem)
     check_place(folder_or_path=folder_or_path)
     precisions = _precisions(precisions)
-    net = as_net(of, stage, folder_or_path, 'export_onnx')
+    net = as_net(of, stage, folder_or_path, ('of', 'folder_or_path'))
     paths, about = _onnx_paths(folder_or_path, precisions), _about(net)
     return OnnxFiles(paths, {p: write_onnx(net, at, p, about, positions) for p, at in paths.items()})

@@ -560,9 +560,9 @@ def meant_option(value) -> str:
     "The keyword that a value may have been meant for"
     if isinstance(value, (LearnConfig, dict)): return '**options'
     if str(value) in (*STAGES, 'all'): return f'stage={said(value)}'
-    if isinstance(value, LearnResult): return 'resume_from=result.run_dir'
+    if isinstance(value, LearnResult): return 'resume_from=result'
     if not isinstance(value, (str, os.PathLike)): return "stage='all'"
-    try: begun = RunFolder(value).config_file.exists()
+    try: begun = str(value).endswith('.safetensors') or is_there(as_path(value)/CONFIG)
     except (ValueError, OSError): begun = False
     return f'resume_from={said(str(value))}' if begun else f'run_dir={said(str(value))}'
 
@@ -606,6 +606,13 @@ def _trial_loop(options, of_stage):
 # %% ../../nbs/front/62_learn.ipynb #37679c23
 _longest_trial = 100_000     # Steps
 
+def _check_stage(of_stage):
+    "Refuse what is no stage, such as a run, whatever the options are"
+    if of_stage is None: return
+    try: known = stage_key(of_stage) in STAGES
+    except ValueError: known = False
+    if not known: raise TypeError(f'of_stage={said(of_stage)}: a stage was expected; {meant_option(of_stage)} may be meant')
+
 # %% ../../nbs/front/62_learn.ipynb #f7ff54be
 @hinted(meant=meant_option)
 def find_lr(
@@ -618,6 +625,7 @@ def find_lr(
     "Losses at rising learning rates, and the rate at which the loss fell fastest"
     check_whole(1, _longest_trial, steps=steps)
     check_above_0(low=low, high=high)
+    _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.find_lr(low, high, steps)
 
 # %% ../../nbs/front/62_learn.ipynb #4c215ac7
@@ -629,4 +637,5 @@ def overfit_one_batch(
 ) -> list[float]:            # The loss at each step
     "Losses of training on one batch over and over: a net that cannot learn it by heart has a fault"
     check_whole(1, _longest_trial, steps=steps)
+    _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.overfit_one_batch(steps)

@@ -23,7 +23,7 @@ from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
-from ..data.explained import hinted
+from ..data.explained import hinted, said
 from .learn import check_callbacks, meant_option
 from .options import needed_plugins, try_config
 from ..model.backbones import backbone_of, flops_per_position
@@ -297,6 +297,8 @@ def preflight(
     **options,                # As for `learn_multi_stage`
 ) -> Preflight:
     "Look at everything a run needs, without beginning it"
+    if not callable(say):
+        raise TypeError(f'preflight: options are expected by name, not {said(say)} alone; {meant_option(say)} may be meant')
     found = Preflight()
     cfg, problems = try_config(options)
     try: check_callbacks(callbacks)

@@ -554,10 +554,10 @@ def compare(
     runs = [path for r in runs for path in _meant(r)]
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
-    folders = [find_run(r) for r in runs]
-    folders = [*{f.path: f for f in folders}.values()]       # one that is given twice stands once
+    given = {(f := find_run(r)).path: (f, short_path(as_path(r))) for r in reversed(runs)}       # one that is given twice stands once
+    folders, asked = zip(*reversed(given.values()))
     short = [f.path.name for f in folders]
-    names = short if len({*short}) == len(short) else [str(f) for f in folders]
+    names = short if len({*short}) == len(short) else asked
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))
     return Comparison({n: (config_of(f), judged_epochs(f)) for n, f in zip(names, folders)},
                       {n: trained_in(f) for n, f in zip(names, folders)})

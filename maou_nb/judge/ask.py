@@ -155,16 +155,17 @@ def has_net(of) -> bool:
 def as_net(
     of,                        # A network, or what `load_net` takes
     stage:int|str|None=None,   # Of a run; none: the last there is
-    beside=None,               # What stands in the next place of a call …
-    call:str='',               # … of this function
+    beside=None,               # What stands in the next place of a call, whose parameters …
+    names:tuple=('of', 'data'),   # … are called so
 ) -> Net:
     "The network of whatever has one"
     if isinstance(of, Net): return of
     try: return load_net(of, stage=stage)
     except ValueError:
         if beside is None or not has_net(beside): raise
-        raise CheckpointError(f'{call}: {said(of)} has no network, which was expected to come first, and {said(beside)} has: '
-                              f'{call}({said(beside)}, {said(of)}) may be meant') from None
+        first, second = names
+        raise CheckpointError(f'{said(of)} has no network, which was expected to come first, and {said(beside)} has: '
+                              f'{first}={said(beside)}, {second}={said(of)} may be meant') from None
 
 # %% ../../nbs/judge/51_ask.ipynb #490aa633
 @hinted
@@ -241,7 +242,7 @@ def predict(
 ):                         # A `Prediction`; of several, `Predictions`
     "What `net` says about `sfen`: moves with probabilities over the legal ones, and the mover's win rate"
     check_whole(1, 10_000, top=top)
-    net, one = as_net(net, beside=sfen, call='predict'), isinstance(sfen, str) or not isinstance(sfen, Iterable)
+    net, one = as_net(net, beside=sfen, names=('net', 'sfen')), isinstance(sfen, str) or not isinstance(sfen, Iterable)
     stage = stage_of_net(net)
     if one: return answers_of(net, stage, [_state(sfen, stage.whole_games)], top)[0]
     return answers_of(net, stage, _states(list(sfen), stage.whole_games), top)

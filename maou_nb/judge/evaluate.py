@@ -384,7 +384,7 @@ def evaluate(
     "All figures of a network on the rows of `data`"
     check_whole(1, 1 << 20, batch_size=batch_size)
     check_one_of(_types, precision=precision)
-    net, device = as_net(of, stage, data, 'evaluate'), _device(device)
+    net, device = as_net(of, stage, data), _device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None
     sums = Sums(stage, options_of(net), source, device)

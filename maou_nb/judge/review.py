@@ -110,7 +110,7 @@ def _shards_of(of, data, stage, folds):
     if data is None and isinstance(of, (str, Path, list)):     # shards themselves, or a checkpoint
         source, why = _shards_at(of, stage, folds)
         if source is not None: return None, source, ''
-    try: net = as_net(of, stage, data, 'show_results')
+    try: net = as_net(of, stage, data)
     except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
     return net, *rows_to_judge(net, data, stage, folds)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'SMALL', 'mirror_url', 'MirrorOptions', 'mirror_problems', 'Piece', 'State', 'state_here', 'standing',
-           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run', 'find_run']
+           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run', 'run_above', 'find_run']
 
 # %% ../../nbs/train/46_mirror.ipynb #01630fae
 import atexit
@@ -815,8 +815,10 @@ def _brought(url) -> Path:
     return fetch_run(url, folder)
 
 # %% ../../nbs/train/46_mirror.ipynb #2bcad4f1
-def _run_above(path):
-    "The run folder that `path` is in or is, at most three levels up; None if there is none"
+def run_above(
+    path:Path|UPath,
+) -> Path|UPath|None:   # None: there is none
+    "The run folder that `path` is, or is in, at most three levels up"
     return next((p for p in (path, *[*path.parents][:3]) if is_there(p/CONFIG)), None)
 
 # %% ../../nbs/train/46_mirror.ipynb #135b5993
@@ -831,7 +833,7 @@ def find_run(
 ) -> RunFolder:      # On this machine; a `FileError` if it is none
     "The run that `of` is, or is of"
     path = as_path(of)
-    above = path if not is_there(path) else _run_above(path) or path
+    above = path if not is_there(path) else run_above(path) or path
     if is_remote(path): return RunFolder(_brought(above))
     if above.is_dir() or not is_there(path): return RunFolder(above)
     if home := _keeper_of(path): return RunFolder(home)
