@@ -123,4 +123,5 @@ def test_nothing_pairs_notebooks():
     assert not [f for f in tracked if Path(f).name in names]
     assert 'jupytext' not in (ROOT/'pyproject.toml').read_text()
     notebooks = {f: json.loads((ROOT/f).read_text(encoding='utf-8')) for f in tracked if f.endswith('.ipynb')}
-    assert not [f for f, nb in notebooks.items() if 'formats' in nb['metadata'].get('jupytext', {})]
+    paired = [f for f, nb in notebooks.items() if 'formats' in nb['metadata'].get('jupytext', {})]
+    assert not paired, 'their metadata pairs them with a text: without `formats` of `jupytext` they can be saved'
