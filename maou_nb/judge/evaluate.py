@@ -8,6 +8,7 @@ __all__ = ['PLIES', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation
 
 # %% ../../nbs/judge/52_evaluate.ipynb #28dd36a0
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -373,11 +374,11 @@ def tables(self:Sums) -> dict[str, pl.DataFrame|None]:
 @hinted
 @torch.no_grad()
 def evaluate(
-    of,                       # As for `as_net`: a network, a checkpoint, a run folder, the URL of either, or a result
-    data=None,                # Shards, also the old tool's tables; none: what its run held out, or else trained on
+    of:Net|str|Path,          # As for `as_net`: a network, a checkpoint, a run folder, the URL of either, or a result
+    data:str|Path|list|None=None,   # Shards, also the old tool's tables; none: what its run held out, or else trained on
     stage:int|str|None=None,  # A stage's key; none: the network's
-    batch_size:int=1024,
-    folds=None,               # Only these folds, 0…99, or 'held out' by its run; none: all rows of the shards that are named
+    batch_size:int=1024,      # Rows at a time
+    folds:str|list[int]|None=None,  # Only these folds, 0…99, or 'held out' by its run; none: all rows of the shards that are named
     device:str|None=None,     # A torch device; none: the best there is
     precision:str='fp32',     # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
