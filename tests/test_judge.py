@@ -187,8 +187,8 @@ def test_predictions_show_themselves(run):
     assert predict(net, [START]*2)._repr_html_().count('<svg') == 2
 
 @pytest.mark.parametrize('sfen, words', [
-    ('', 'is not a position in SFEN'), ('hello', 'is not a position in SFEN'), (None, 'is no text'),
-    (7, 'is no text'), ('9/9/9 b - 1', 'is not a position in SFEN'),
+    ('', 'is not a position'), ('hello', 'is not a position'), (None, 'is no text'),
+    (7, 'is no text'), ('9/9/9 b - 1', 'is not a position'),
     ('9/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'), ('4k4/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'),
     ('4k4/4R4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
     ('4k4/9/9/9/9/9/9/9/4K4 b 19P 1', 'cannot occur'), ('4k3P/9/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
