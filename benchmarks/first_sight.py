@@ -2,10 +2,12 @@
 
 Each is timed in a kernel of its own that has just started and imported nothing, from the moment the cell is sent until what
 it shows has come back: a board, the panel, a curve of a run in the kernel, and one of a run in a process of its own, from the
-start of its training. A line of JSON each, the median and all rounds; and where the time of importing goes.
+start of its training. A line of JSON each, the median and all rounds, and the processor's seconds of the kernel and what it
+started, which a busy machine changes less; and where the time of importing goes.
 """
 import argparse, datetime, json, re, statistics, subprocess, sys, tempfile, time
 
+import psutil
 from jupyter_client.manager import start_new_kernel
 
 OPTIONS = '''stage=1, stage1_data_path='stage1', stage1_batch_size=64, stage1_max_epochs=500, stage1_threshold=1,
@@ -49,17 +51,25 @@ def look(client, cell, what, patience=300):
         if what is None and done or what is not None and shows(message, what): return time.perf_counter() - began
         if time.perf_counter() - began > patience: raise SystemExit(f'{what} was not seen in {patience} seconds')
 
+def cpu_seconds(pid):
+    "What a process and those that it started have used of the processor"
+    of = psutil.Process(pid)
+    return sum(sum(p.cpu_times()[:2]) for p in (of, *of.children(recursive=True)))
+
 def seen(name):
-    "How long one waits for a sight, in a fresh kernel in a folder of its own"
+    "How long one waits for a sight, and the processor's seconds, in a fresh kernel in a folder of its own"
     before, cell, what = SIGHTS[name]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         manager, client = start_new_kernel(kernel_name='python3', cwd=folder)
         try:
             if before: client.execute_interactive(before, timeout=300, output_hook=lambda m: None)
+            pid = manager.provisioner.process.pid
+            began = cpu_seconds(pid)
             seconds = look(client, cell, what)
+            used = cpu_seconds(pid) - began
             manager.interrupt_kernel()
             client.execute_interactive(AFTER, timeout=300, output_hook=lambda m: None)
-            return seconds
+            return round(seconds, 2), round(used, 2)
         finally:
             client.stop_channels()
             manager.shutdown_kernel(now=True)
@@ -80,12 +90,12 @@ def main():
     ask.add_argument('--note', default='', help='said in the first line')
     asked = ask.parse_args()
     if unknown := [name for name in asked.only.split(',') if name not in SIGHTS]:
-        ask.error(f'{unknown[0]}: one of {", ".join(SIGHTS)} was expected')
+        ask.error(f'{unknown[0]!r}: one of {", ".join(SIGHTS)} was expected')
     say = lambda **line: print(json.dumps(line), flush=True)
     say(kind='machine', device='cpu', date=str(datetime.date.today()), note=asked.note)
     for name in asked.only.split(','):
-        rounds = [round(seen(name), 2) for _ in range(asked.rounds)]
-        say(kind='first sight', of=name, seconds=statistics.median(rounds), rounds=rounds)
+        rounds, cpu = zip(*(seen(name) for _ in range(asked.rounds)))
+        say(kind='first sight', of=name, seconds=statistics.median(rounds), rounds=rounds, cpu_seconds=statistics.median(cpu))
     statement = 'from maou_nb import LearnPanel'
     say(kind='imports', of=statement, seconds=imports(statement))
 

@@ -61,14 +61,14 @@ def _flags_of(config):
 
 # %% ../../nbs/front/63_cli.ipynb #c5916804
 def flags(
-    of=None,   # A command's model; none: the options of `learn-model`
+    of:type|None=None,   # A command's model; none: the options of `learn-model`
 ) -> dict[str, str]:
     "Every flag, and the option it stands for"
     return _flags_of(of or config_class())[0]
 
 # %% ../../nbs/front/63_cli.ipynb #72602ff5
 def noes(
-    of=None,   # As for `flags`
+    of:type|None=None,   # As for `flags`
 ) -> dict[str, str]:
     "Every flag that says no, and the option it stands for"
     return _flags_of(of or config_class())[1]
@@ -78,9 +78,9 @@ def _fields(of=None): return (of or config_class()).model_fields
 
 # %% ../../nbs/front/63_cli.ipynb #4b5b547f
 def usage_of(
-    name:str,   # Of a field
-    option,     # That field
-    of=None,    # As for `flags`
+    name:str,            # Of a field
+    option,              # That field
+    of:type|None=None,   # As for `flags`
 ) -> str:
     "How the flag of a field is written"
     flag, kinds = flag_of(name), kinds_of(option.annotation)
