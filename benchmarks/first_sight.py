@@ -76,7 +76,9 @@ def seen(name):
 
 def imports(statement, least=0.05):
     "Where the time of `statement` goes: package → seconds in its own modules, the largest first"
-    told = subprocess.run([sys.executable, '-X', 'importtime', '-c', statement], capture_output=True, text=True, check=True).stderr
+    with tempfile.TemporaryDirectory() as elsewhere:       # else what lies here would be imported
+        told = subprocess.run([sys.executable, '-X', 'importtime', '-c', statement], cwd=elsewhere,
+                              capture_output=True, text=True, check=True).stderr
     spent = {}
     for own, module in re.findall(r'import time:\s+(\d+) \|\s+\d+ \| +(\S+)', told):
         package = '.'.join(module.split('.')[:2]) if module.startswith('torch.') else module.split('.')[0]
