@@ -47,12 +47,10 @@ def here(tmp_path, monkeypatch):
     shown = []
     return SimpleNamespace(path=tmp_path, shown=shown)
 
-POSITIONS = ['show_position']      # takes a position, and nothing of a run
-
 def front():
     "(name, function) of everything public that is one; what registers takes names alone"
     found = {name: getattr(maou_nb, name) for name in maou_nb.__all__}
-    return {n: f for n, f in found.items() if inspect.isfunction(f) and not n.startswith(('register_', 'option')) and n not in POSITIONS}
+    return {n: f for n, f in found.items() if inspect.isfunction(f) and not n.startswith(('register_', 'option'))}
 
 # what stands beside the run, where more must be given
 MORE = {'predict': [KNIGHT], 'export_onnx': ['out'], 'compare': ['other'], 'prepare_stage': ['records', 'out'],
@@ -149,7 +147,7 @@ def test_wrong_calls(call, says, run):
 def test_every_door_says_what_it_wants():
     "Too many arguments, or a keyword that there is not: the door's own sentence, not Python's"
     for name, f in front().items():
-        if name in ('load_plugins', 'film_strip'): continue
+        if name in ('load_plugins', 'show_position'): continue
         with contextlib.suppress(ValueError):
             try: f(*['x']*30)
             except TypeError as e: assert is_plain(e) and 'positional argument' not in str(e), (name, str(e))
