@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all gpu-check export notebooks docs clean
+.PHONY: help setup demo lab test test-all gpu-check export notebooks docs clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,6 +19,9 @@ $(READY): settings.ini setup.py pyproject.toml tools/setup.sh
 
 demo: $(READY) ## run the quickstart notebook and keep it, with its pictures, in runs/quickstart/
 	@$(BIN)/python tools/demo.py
+
+lab: $(READY) ## open JupyterLab on copies of the tutorials, in notebooks/
+	@$(BIN)/python tools/lab.py $(ARGS)
 
 test: $(READY) ## run the tests, without the long ones
 	@tools/chromium.sh

@@ -1,13 +1,14 @@
 "Teaches a neural network shogi in three stages, from a notebook"
 __version__ = "0.1.0"
 
+import gc
 from importlib import import_module
 
 # Where each front name lives. They are imported when first asked for, so that `import maou_nb` stays light:
 # a process that prepares data needs no torch.
 _rooms = {
     'front.learn': ('learn_multi_stage', 'LearnResult', 'load_run', 'find_lr', 'overfit_one_batch'),
-    'judge.ask': ('load_net', 'predict'),
+    'judge.ask': ('load_net', 'predict', 'summary'),
     'judge.evaluate': ('evaluate',),
     'judge.watch': ('film_strip',),
     'judge.review': ('show_results', 'browse'),
@@ -18,7 +19,7 @@ _rooms = {
     'show.boards': ('show_position',),
     'train.runner': ('StageThresholdNotMet',),
     'data.options': ('OptionError', 'Section', 'option'),
-    'model.backbones': ('register_backbone', 'summary', 'size_table'),
+    'model.backbones': ('register_backbone', 'size_table'),
     'model.features': ('register_features',),
     'model.heads': ('register_head',),
     'model.losses': ('register_loss',),
@@ -34,6 +35,10 @@ __all__ = [*_front]
 
 def __getattr__(name):
     if name not in _front: raise AttributeError(f'maou_nb has no {name!r}')
-    return getattr(import_module(f'maou_nb.{_front[name]}'), name)
+    collects = gc.isenabled()
+    gc.disable()      # modules make very many objects, of which none is to go: looking for such takes a quarter of the time
+    try: return getattr(import_module(f'maou_nb.{_front[name]}'), name)
+    finally:
+        if collects: gc.enable()
 
 def __dir__(): return [*globals(), *_front]

@@ -42,6 +42,17 @@ def test_gpu_check_refuses_what_there_is_not():
     assert 'no job is called sped: there are speed, ' in run('--only', 'sped').stderr
     assert 'nowhere.jsonl is no file' in run('--skip-done', 'nowhere.jsonl').stderr
 
+def test_first_sights_are_timed():
+    "In a fresh kernel, of which a line says how long it took, and one where imports spend their time"
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, ROOT/'benchmarks'/'first_sight.py', '--rounds', '1', '--only']
+    done = subprocess.run([*command, 'import,board'], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    machine, first, board, imports = map(json.loads, done.stdout.splitlines())
+    assert machine['kind'] == 'machine' and first['of'] == 'import' and imports['seconds']['maou_nb'] > 0
+    assert 0 < first['seconds'] < board['seconds'] and board['rounds'] == [board['seconds']]
+    assert "'bord': one of import, " in subprocess.run([*command, 'bord'], env=env, capture_output=True, text=True).stderr
+
 @pytest.mark.parametrize('path', sorted((ROOT/'benchmarks'/'results').glob('*.jsonl')), ids=lambda p: p.stem)
 def test_results_can_be_read(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]

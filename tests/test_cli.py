@@ -1,5 +1,6 @@
 "The command line says what the config model says, takes values whole, tells all problems at once, and prints the result alone"
-import importlib.metadata, json, os, signal, subprocess, sys, time
+import importlib.metadata, inspect, json, os, shutil, signal, subprocess, sys, time
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from maou_nb.train.checkpoints import CheckpointError
 from maou_nb.train.options import LearnConfig
 from maou_nb.data.options import OptionError
 from maou_nb.train.loop import Diverged, OutOfRoom
+from samples import GAMES, ONE_FILE
 
 FIELDS = LearnConfig.model_fields
 COMMAND = [sys.executable, '-m', 'maou_nb']
@@ -276,3 +278,146 @@ def test_sigterm_saves_and_the_saved_config_goes_on(shards, tmp_path, capfd):
                      '--stage1-max-epochs', str(reached + 1)])
     seen = capfd.readouterr()
     assert code == 1 and json.loads(seen.out)['stages_completed'][0]['epochs_trained'] == reached + 1 and 'goes on in epoch' in seen.err
+
+# --- prepare, evaluate and show
+
+def printed(capfd, *argv):
+    "What a command prints as JSON, and on standard error"
+    code, seen = cli.main([*map(str, argv)]), capfd.readouterr()
+    assert code == 0, seen.err
+    return json.loads(seen.out), seen.err
+
+def wrong(capfd, *argv):
+    "The lines that a command is refused with"
+    code, seen = cli.main([*map(str, argv)]), capfd.readouterr()
+    assert code == 1 and seen.out == '' and 'Traceback' not in seen.err, seen
+    return seen.err.splitlines()
+
+def parameters(f):
+    "Every parameter that a flag can stand for, those of the dataclasses among them too"
+    for name, p in inspect.signature(f).parameters.items():
+        if p.kind is p.VAR_KEYWORD or name == 'executor': continue           # no text can name an executor
+        if is_dataclass(p.default): yield from (f'{name}_{field.name}' for field in fields(p.default))
+        else: yield name
+
+@pytest.mark.parametrize('command', cli.COMMANDS.values(), ids=cli.COMMANDS)
+def test_every_parameter_is_a_flag(command, capsys):
+    "And its help says what the function says of it"
+    names = dict.fromkeys(n for f in command.load() for n in parameters(f))
+    assert list(command.model.model_fields) == list(names)
+    assert cli.main([command.name, '--help']) == 0 and cli.main([command.name, 'x', '-h']) == 0
+    text = capsys.readouterr().out
+    for name, field in command.model.model_fields.items():
+        assert sum(l.startswith(f'  {cli.flag_of(name)} ') for l in text.splitlines()) == 2, name
+        assert field.description and ' '.join(field.description.split()) in ' '.join(text.split()), name
+    assert max(map(len, text.splitlines())) <= 100
+    assert inspect.cleandoc(command.does.__doc__).splitlines()[0] in text and set(command.places) <= set(names)
+
+@pytest.fixture(scope='module')
+def prepared(tmp_path_factory):
+    "Shards of all stages, made by the command"
+    out = tmp_path_factory.mktemp('command')
+    for argv in (['1', out/'stage1'], ['2', ONE_FILE, out/'stage2'],
+                 ['--stage', '3', '--paths', ONE_FILE, '--folder', out/'stage3', '--filters-min-plies', '40', '--rows-per-shard=2000']):
+        assert cli.main(['prepare', *map(str, argv)]) == 0
+    return out
+
+@pytest.fixture(scope='module')
+def trained(prepared):
+    "A run on them"
+    data = [w for n in (1, 2, 3) for w in (f'--stage{n}-data-path', str(prepared/f'stage{n}'))]
+    thresholds = ['--stage1-threshold', '0', '--stage2-threshold', '0', '--test-ratio', '0.2', '--epoch', '1']
+    assert cli.main(['learn-model', '--stage', 'all', *data, *TINY, *thresholds, '--run-dir', str(prepared/'run')]) == 0
+    return prepared/'run'
+
+def test_prepare(capfd, tmp_path, prepared):
+    for stage in (1, 2, 3): assert list((prepared/f'stage{stage}').glob('*.feather'))
+    assert len(list((prepared/'stage3').glob('*.feather'))) > 1
+    made, said = printed(capfd, 'prepare', 3, ONE_FILE, GAMES/'selfplay-1.csa', tmp_path/'out', '--filters-ends', '%TORYO',
+                         '--filters-eval-range=-2000', '--filters-eval-range', '2000', '--on-bad', 'skip')
+    assert made['stage'] == 3 and made['found']['files'] == {'csa': 2} and made['rows'] > 0 and made['folder'] == str(tmp_path/'out')
+    assert 'stage 3: ' in said and 'games' in said
+    by_glob, _ = printed(capfd, 'prepare', 3, f'{GAMES}/selfplay-[01].csa', tmp_path/'glob', '--filters-ends', '%TORYO',
+                         '--filters-eval-range=-2000', '--filters-eval-range', '2000')
+    assert by_glob['rows'] == made['rows']
+
+def test_evaluate(capfd, prepared, trained):
+    own, said = printed(capfd, 'evaluate', trained)
+    assert own['stage'] == 3 and own['metrics']['top1'] >= 0 and own['by_ply'][0]['from_ply'] == 0 and 'held out' in said
+    named, _ = printed(capfd, 'evaluate', '--of', trained, '--data', prepared/'stage3', '--folds', 'held out', '--device', 'cpu')
+    assert named['metrics'] == own['metrics']
+    some, _ = printed(capfd, 'evaluate', trained, prepared/'stage3', '--folds', 0, '--folds', 1, '--batch-size', '100')
+    every, _ = printed(capfd, 'evaluate', trained, *sorted((prepared/'stage3').glob('*.feather')))
+    assert 0 < some['rows'] < every['rows']
+    assert printed(capfd, 'evaluate', trained, '--stage', 2)[0]['stage'] == 2
+
+def test_show(capfd, trained):
+    result, said = printed(capfd, 'show', trained)
+    assert LearnResult.model_validate(result)[3].metrics and repr(learn.load_run(trained)) in said
+    position = 'startpos moves 7g7f'
+    one, said = printed(capfd, 'show', trained, '--position', position, '--top', 3)
+    assert one['stage'] == 3 and abs(sum(one['probabilities'].values()) - 1) < 1e-3 and next(iter(one['probabilities'])) in said
+    two, _ = printed(capfd, 'show', trained, '--position', position, '--position', 'startpos', '--stage', '2')
+    assert [p['stage'] for p in two] == [2, 2] and two[1]['sfen'].startswith('lnsgkgsnl')
+
+@pytest.mark.parametrize('argv, says', [
+    (['prepare'], '--stage: a value was expected'),
+    (['prepare', '3', 'nowhere', 'out'], 'nowhere does not exist: a file of game records'),
+    (['prepare', '3', 'games'], 'prepare_stage(3, …): game records were expected'),
+    (['prepare', '1', 'a', 'b'], 'paths would do nothing'), (['prepare', '9', 'a', 'b'], "9"),
+    (['prepare', '3', 'a', 'b', '--rows-per-shard', 'many'], '--rows-per-shard=many: a whole number was expected'),
+    (['prepare', '3', 'a', 'b', '--filters-min-plies', '-3'], '--filters-min-plies=-3: a whole number from 0 up was expected'),
+    (['prepare', '3', 'a', 'b', '--filter-min-plies', '3'], 'did you mean --filters-min-plies?'),
+    (['prepare', '3', '--folder'], '--folder: a value was expected'),
+    (['prepare', '3', 'a', 'b', '--executor', '3'], 'there is no such flag'),
+    (['evaluate'], '--of: a value was expected'), (['evaluate', 'nowhere'], 'nowhere does not exist'),
+    (['evaluate', 'nowhere', '--batch-size', '0'], '--batch-size=0: a whole number from 1'),
+    (['evaluate', 'nowhere', '--precision', 'fp8'], 'precision'),
+    (['show'], '--run: a value was expected'), (['show', 'nowhere'], 'nowhere is no run folder'),
+    (['show', 'a', 'b'], 'b: a flag was expected here'), (['show', 'a', '--positon', 'x'], 'did you mean --position?'),
+    (['show', 'a', '--top', 'few'], '--top=few: a whole number was expected'), (['shwo'], "'shwo' is no command")])
+def test_wrong_words(capfd, tmp_path, monkeypatch, argv, says):
+    "One sentence, exit code 1"
+    monkeypatch.chdir(tmp_path)
+    found = wrong(capfd, *argv)
+    assert says in found[-1] and len(found) == (len(cli.USAGE.splitlines()) + 1 if argv == ['shwo'] else 1), found
+
+def test_wrong_position(capfd, trained):
+    assert "'hello' is not a position" in wrong(capfd, 'show', trained, '--position', 'hello')[0]
+    assert 'heads' in wrong(capfd, 'evaluate', trained/'checkpoints'/'stage1', '--stage', '3')[0]
+
+def test_all_that_is_wrong_with_a_command(capfd):
+    found = wrong(capfd, 'prepare', '3', 'a', 'b', '--rows-per-shard=x', '--filters-min-plies=-1', '--epo', '--filters-min-rating', 'x')
+    assert found[0] == '4 problems:' and len(found) == 5
+
+@pytest.mark.parametrize('error, code, says', [
+    (KeyboardInterrupt(), 130, 'interrupted\n'), (FileError('x is cut short'), 1, 'x is cut short\n'),
+    (OptionError('batch_size=0: more'), 1, '--batch-size=0: more\n'), (MemoryError(), 1, 'memory ran out\n'),
+    (PermissionError(13, 'Permission denied', '/x'), 1, '/x: Permission denied\n'), (None, 143, 'terminated\n')])
+def test_how_a_command_ends(monkeypatch, capfd, error, code, says):
+    def act(of, batch_size:int=1):
+        print('progress'); os.write(1, b'C\n')
+        if error is None: os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)
+        raise error
+    monkeypatch.setitem(cli.COMMANDS, 'evaluate', cli.Command('ending', ('of',), lambda: (act,)))
+    before = signal.getsignal(signal.SIGTERM)
+    got, seen = cli.main(['evaluate', 'x']), capfd.readouterr()
+    assert (got, seen.out) == (code, '') and seen.err.endswith(says) and 'progress' in seen.err and 'Traceback' not in seen.err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+def test_json_is_alone_on_standard_output(trained, tmp_path):
+    "Of a process of its own, `python -m maou_nb`; and an interrupt ends it"
+    done = subprocess.run([*COMMAND, 'show', trained, '--position', 'startpos'], capture_output=True, text=True)
+    assert done.returncode == 0 and json.loads(done.stdout)['value'] and 'win rate' in done.stderr
+    for n in range(40):
+        for path in GAMES.glob('*.csa'):
+            (tmp_path/'games').mkdir(exist_ok=True)
+            shutil.copy(path, tmp_path/'games'/f'{n}-{path.name}')
+    with open(tmp_path/'err', 'w') as err:
+        p = subprocess.Popen([*COMMAND, 'prepare', '3', tmp_path/'games', tmp_path/'out'], stdout=subprocess.PIPE, stderr=err, text=True)
+        until = time.monotonic() + 60
+        while 'reading records' not in (tmp_path/'err').read_text(): assert p.poll() is None and time.monotonic() < until; time.sleep(0.05)
+        p.send_signal(signal.SIGINT)
+        out = p.communicate(timeout=60)[0]
+    said = (tmp_path/'err').read_text()
+    assert (p.returncode, out) == (130, '') and said.rstrip().endswith('interrupted') and 'Traceback' not in said

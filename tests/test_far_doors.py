@@ -7,6 +7,7 @@ import contextlib, inspect, os, socket, threading, time, types, warnings
 import pyarrow as pa
 import pytest
 import torch
+import torch._dynamo     # an export imports it, and takes its time for that, not for a place far away
 
 import maou_nb
 from maou_nb import Callback, find_lr, learn_multi_stage, preflight

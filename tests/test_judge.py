@@ -116,7 +116,7 @@ def test_a_checkpoint_far_away(run, tmp_path, monkeypatch):
     fsspec.filesystem('memory').put(str(run.checkpoint(3)), '/bucket/best.safetensors')
     net, here = load_net('memory://bucket/best.safetensors'), load_net(run.checkpoint(3)).state_dict()
     assert net.about['path'] == 'memory://bucket/best.safetensors' and all(torch.equal(v, here[k]) for k, v in net.state_dict().items())
-    for url, words in (('memory://bucket', 'is a folder far away'), ('memory://bucket/none.safetensors', 'does not exist')):
+    for url, words in (('memory://bucket', 'holds no checkpoint'), ('memory://bucket/none.safetensors', 'does not exist')):
         with pytest.raises(CheckpointError, match=words) as e: load_net(url)
         said(e)
 
@@ -187,8 +187,8 @@ def test_predictions_show_themselves(run):
     assert predict(net, [START]*2).drawing().count('<svg') == 3      # two in one
 
 @pytest.mark.parametrize('sfen, words', [
-    ('', 'is not a position in SFEN'), ('hello', 'is not a position in SFEN'), (None, 'is no text'),
-    (7, 'is no text'), ('9/9/9 b - 1', 'is not a position in SFEN'),
+    ('', 'is not a position'), ('hello', 'is not a position'), (None, 'is not a position'),
+    (7, 'is not a position'), ('9/9/9 b - 1', 'is not a position'),
     ('9/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'), ('4k4/9/9/9/9/9/9/9/9 b - 1', 'cannot occur'),
     ('4k4/4R4/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
     ('4k4/9/9/9/9/9/9/9/4K4 b 19P 1', 'cannot occur'), ('4k3P/9/9/9/9/9/9/9/4K4 b - 1', 'cannot occur'),
@@ -200,7 +200,7 @@ def test_what_is_no_position_is_named(run, sfen, words):
 
 @pytest.mark.parametrize('sfen', [None, 7])
 def test_what_is_neither_a_position_nor_a_list(run, sfen):
-    with pytest.raises(ValueError, match='is no text: a position in SFEN was expected') as e: predict(load_net(run.run_dir), sfen)
+    with pytest.raises(ValueError, match='is not a position: an SFEN') as e: predict(load_net(run.run_dir), sfen)
     said(e)
 
 def test_a_lost_position(run):

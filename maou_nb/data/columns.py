@@ -29,7 +29,8 @@ def stage_key(
     "The key that `stage` means"
     key = '' if isinstance(stage, bool) else str(stage).strip().lower()
     if not _key.fullmatch(key) or key == 'all':
-        raise ValueError(f'stage {stage!r} is no key of a stage: 1, 2, 3, '
+        given = ' '.join(f'{stage!r:.80}'.split())
+        raise ValueError(f'stage {given} is no key of a stage: 1, 2, 3, '
                          'or a name of at most 40 small letters, digits and _, was expected')
     return key
 

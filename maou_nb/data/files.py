@@ -174,6 +174,7 @@ def as_path(
     path:str|os.PathLike,  # Local, or an fsspec URL
 ) -> Path|UPath:           # A `FileError` if the URL's filesystem is not known or not installed
     "`path` as an object with the methods of `pathlib`"
+    if not isinstance(path, (str, UPath)) and hasattr(path, '__fspath__'): path = os.fspath(path)     # as a run's result has
     if '://' not in str(path): return _local_path(path)
     protocol = str(path).split('://')[0]
     patient = _patience.get(protocol, {}) if isinstance(path, str) else {}
@@ -309,6 +310,7 @@ def is_there(path:str|Path|UPath) -> bool:
 # %% ../../nbs/data/05_files.ipynb #7ea3dcae
 def kept_paths(paths:str|Path|UPath|Iterable):
     "`paths`, of which a generator, as of `Path.glob`, is made a list, so that they can be looked at again"
+    if not isinstance(paths, (str, Path, UPath)) and hasattr(paths, '__fspath__'): return os.fspath(paths)
     return list(paths) if isinstance(paths, Iterator) else paths
 
 # %% ../../nbs/data/05_files.ipynb #9cf96f18

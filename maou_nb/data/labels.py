@@ -51,9 +51,9 @@ def _label_table():
     drops = [to | kind << 7 | 1 << 14 for kind in range(1, 8) for to in range(81)]
     table = np.full((2, 1 << 16), -1, np.int16)
     for turn, color in enumerate((Color.BLACK, Color.WHITE)):
-        for move in walks + drops:
-            label = compact_move_label(move, color)
-            if label is not None: table[turn, move] = from_rsshogi(label)
+        found = [(move, label) for move in walks + drops if (label := compact_move_label(move, color)) is not None]
+        moves, labels = np.array(found).T
+        table[turn, moves] = from_rsshogi(labels)
     return table
 
 LABEL_OF = _label_table()

@@ -95,6 +95,7 @@ def _item(value):
     numpy = sys.modules.get('numpy')      # who gives its numbers has imported it
     if numpy and isinstance(value, numpy.generic): value = value.item()
     if isinstance(value, PurePath) or type(value).__module__.startswith('upath.'): value = str(value)
+    if hasattr(value, 'run_dir') and hasattr(value, '__fspath__'): value = value.run_dir      # the result of a run
     if value is None or isinstance(value, bool): return value
     if isinstance(value, str): return _text(value)
     if isinstance(value, (int, float)): return _number(value)

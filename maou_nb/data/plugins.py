@@ -206,7 +206,7 @@ def load_plugins(
     "Import plugins that a caller named"
     names = [names] if isinstance(names, (str, Path)) else names or ()
     if not isinstance(names, (list, tuple, set)) or not all(isinstance(n, (str, Path)) for n in names):
-        raise PluginError(f'plugins={names!r}: Python files, or names of modules, were expected')
+        raise PluginError(f'plugins={" ".join(repr(names).split())}: Python files, or names of modules, were expected')
     return [_load(str(name)) for name in names]
 
 # %% ../../nbs/data/02_plugins.ipynb #3c96bcbc

@@ -144,7 +144,8 @@ def _spread(self:_Work, f, tasks, weights, progress):
             "that lacks `if __name__ == '__main__':` around its call; what was done is kept, "
             'and the same call goes on from there') from None
     finally:
-        for future in pending: future.cancel()
+        # ours are cancelled when they are let go: Python's pool would tell of each that was before, as of a fault
+        for future in pending if self.executor is not None else (): future.cancel()
     return results
 
 # %% ../../nbs/data/15_prepare.ipynb #e8897872

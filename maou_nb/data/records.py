@@ -112,7 +112,7 @@ _archives = '.zip', '.tar', '.tgz', '.tbz', '.txz', *(f'.tar{p}' for p in _packi
 _endings = [s for suffixes in RECORD_SUFFIXES.values() for s in suffixes]
 _of_records = *(s + p for s in _endings for p in ('', '.zip', *_packings)), *_archives
 _of_tables = tuple(s for suffixes in TABLE_SUFFIXES.values() for s in suffixes)
-_expected = f'{" ".join(_endings)}, also packed ({" ".join(_packings)}), or .zip and .tar'
+_expected = f'{" ".join(_endings[:3])} .hcpe .psv and others, also packed (the guide "Formats" lists all),'
 
 # %% ../../nbs/data/10_records.ipynb #9a20bf20
 _packed = re.compile(r'(?:\.(?:gz|bz2|xz|zst|zip|tar|tgz|tbz|txz))*$')

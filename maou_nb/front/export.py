@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.explained import check_place, refuse
+from ..data.explained import check_place, hinted, refuse
 from ..data.files import as_path
 from ..judge.ask import as_net
 from ..model.heads import Net
@@ -66,8 +66,9 @@ def _precisions(asked):
     raise OnnxError(f'precisions={found!r}: {known}, or one of them, was expected')
 
 # %% ../../nbs/front/61_export.ipynb #7294b9e6
+@hinted
 def export_onnx(
-    of:str|Path|Net,                 # A network, a checkpoint, the folder of a run, or a result
+    of:str|Path|Net,                 # A network, a checkpoint, the folder of a run, the URL of either, or a result
     folder_or_path:str|Path,         # A folder gets model_fp32.onnx and model_fp16.onnx;
                                      # …/name.onnx stands for name_fp32.onnx and name_fp16.onnx
     precisions:tuple[str, ...]=('fp32', 'fp16'),
@@ -79,6 +80,6 @@ def export_onnx(
     if problem := onnx_problem(): raise OnnxError(problem)
     check_place(folder_or_path=folder_or_path)
     precisions = _precisions(precisions)
-    net = as_net(of, stage)
+    net = as_net(of, stage, folder_or_path, ('of', 'folder_or_path'))
     paths, about = _onnx_paths(folder_or_path, precisions), _about(net)
     return OnnxFiles(paths, {p: write_onnx(net, at, p, about, positions) for p, at in paths.items()})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LearnResult', 'result_rows', 'curves_of', 'mirror_folders', 'Mirroring', 'open_run', 'describe_run', 'ForeignResult',
-           'read_result', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run',
+           'read_result', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run', 'meant_option',
            'learn_multi_stage', 'find_lr', 'overfit_one_batch']
 
 # %% ../../nbs/front/62_learn.ipynb #6db1aa64
@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from .. import __version__
-from ..data.explained import check_above_0, check_whole
+from ..data.explained import check_above_0, check_whole, hinted, said
 from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_sha256, found_again,
                                 is_remote, is_there, read_json, short_path)
 from ..data.options import OptionError
@@ -41,15 +41,15 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder, came_from, fits_row, run_here
+from ..train.folder import RunFolder, begun_folder, came_from, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
-from ..train.mirror import Mirror, fetch_run, kept_elsewhere, mirror_url, sends_to, standing
+from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_url, sends_to, standing
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
 from ..train.processes import join
 from maou_nb.train.runner import (
-    StageResult, StageThresholdNotMet, close_sources, fingerprint, plugins_of, put_backbone, run_stage, sources_of,
+    StageResult, batch_text, StageThresholdNotMet, close_sources, fingerprint, plugins_of, put_backbone, run_stage, sources_of,
     stage_loop)
 from ..train.trials import RateTrial
 
@@ -70,10 +70,13 @@ class LearnResult(BaseModel):
 
     def __repr__(self):
         said = [s.sentence() for s in self.stages_completed]
+        said += [f'rows of a batch of stage {s.stage}: {batch_text(s.batch_size, s.batch_capped)}'
+                 for s in self.stages_completed if s.batch_capped]
         stopped = [self.stopped] if self.stopped else []
         return '\n'.join([*said, *stopped, f'run folder: {short_path(self.run_dir)}'])
 
     def __str__(self): return repr(self)
+    def __fspath__(self): return self.run_dir       # wherever a run folder may be given, its result may
 
 # %% ../../nbs/front/62_learn.ipynb #31597913
 @patch
@@ -140,6 +143,12 @@ def curves_of(s:StageResult, **look) -> Chart:
     return stage_chart(s.history, s.threshold, **drawing_of(s.stage), held=s.judged_on, **look)
 
 # %% ../../nbs/front/62_learn.ipynb #f13b24ce
+def _batches(result):
+    "A sentence on batch sizes that were capped; '' if none was"
+    said = [f'{batch_text(s.batch_size, s.batch_capped)} (stage {s.stage})' for s in result.stages() if s.batch_capped]
+    return f' Rows of a batch: {", ".join(said)}.'*bool(said)
+
+# %% ../../nbs/front/62_learn.ipynb #a5070c0a
 @patch
 def _table_html(self:LearnResult):
     "The figures, and where the run is"
@@ -147,7 +156,7 @@ def _table_html(self:LearnResult):
     stopped = tag('p', tag('b', self.stopped)) if self.stopped else ''
     best = ', '.join(f'{s.best_epoch} of {s.epochs_trained} (stage {s.stage})'
                      for s in self.stages_completed)
-    said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.')
+    said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.{_batches(self)}')
     folder = tag('p', 'run folder: ', tag('code', short_path(self.run_dir)))
     return join_html([stopped, html_table(result_rows(self), heads), said, folder])
 
@@ -377,11 +386,12 @@ def read_result(
     raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
+@hinted
 def load_run(
-    path:str|Path,   # A run folder
+    path:str|Path,   # A run folder, a checkpoint in it, the URL of either, or a result: read anew
 ) -> LearnResult:    # A `FileError` if there is no run, or none of its stages is finished
     "What the run in `path` reached; you are warned of plugins that are not loaded, or have changed"
-    run = run_here(path)
+    run = find_run(path)
     found = read_result(run)
     warn_of_plugins(run.read_about().get('plugins'))
     return found
@@ -560,7 +570,19 @@ def train_run(
                 return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 
 # %% ../../nbs/front/62_learn.ipynb #53ef2ab7
+def meant_option(value) -> str:
+    "The keyword that a value may have been meant for"
+    if isinstance(value, (LearnConfig, dict)): return '**options'
+    if str(value) in (*STAGES, 'all'): return f'stage={said(value)}'
+    if isinstance(value, LearnResult): return 'resume_from=result'
+    if not isinstance(value, (str, os.PathLike)): return "stage='all'"
+    try: begun = str(value).endswith('.safetensors') or is_there(as_path(value)/CONFIG)
+    except (ValueError, OSError): begun = False
+    return f'resume_from={said(str(value))}' if begun else f'run_dir={said(str(value))}'
+
+# %% ../../nbs/front/62_learn.ipynb #e9ac7c38
 @takes_options
+@hinted(meant=meant_option)
 def learn_multi_stage(*,
     callbacks:Iterable[Callback]=(),   # Your own, beside those of every run
     **options,
@@ -598,7 +620,15 @@ def _trial_loop(options, of_stage):
 # %% ../../nbs/front/62_learn.ipynb #37679c23
 _longest_trial = 100_000     # Steps
 
+def _check_stage(of_stage):
+    "Refuse what is no stage, such as a run, whatever the options are"
+    if of_stage is None: return
+    try: known = stage_key(of_stage) in STAGES
+    except ValueError: known = False
+    if not known: raise TypeError(f'of_stage={said(of_stage)}: a stage was expected; {meant_option(of_stage)} may be meant')
+
 # %% ../../nbs/front/62_learn.ipynb #f7ff54be
+@hinted(meant=meant_option)
 def find_lr(
     of_stage:int|str|None=None,  # Of which stage; None: the last that the options run
     steps:int=100,
@@ -609,9 +639,11 @@ def find_lr(
     "Losses at rising learning rates, and the rate at which the loss fell fastest"
     check_whole(1, _longest_trial, steps=steps)
     check_above_0(low=low, high=high)
+    _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.find_lr(low, high, steps)
 
 # %% ../../nbs/front/62_learn.ipynb #4c215ac7
+@hinted(meant=meant_option)
 def overfit_one_batch(
     of_stage:int|str|None=None,  # Of which stage; None: the last that the options run
     steps:int=100,
@@ -619,4 +651,5 @@ def overfit_one_batch(
 ) -> list[float]:            # The loss at each step
     "Losses of training on one batch over and over: a net that cannot learn it by heart has a fault"
     check_whole(1, _longest_trial, steps=steps)
+    _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.overfit_one_batch(steps)

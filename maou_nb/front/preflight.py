@@ -23,7 +23,8 @@ from ..data.shards import ShardError
 from ..data.machine import size_text
 from ..data.options import OptionError
 from ..data.splits import held_name
-from .learn import check_callbacks
+from ..data.explained import hinted, said
+from .learn import check_callbacks, meant_option
 from .options import needed_plugins, processes_of, try_config
 from .words import Words
 from ..model.backbones import backbone_of, flops_per_position
@@ -342,12 +343,15 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     finally: close_sources(loop)
 
 # %% ../../nbs/front/65_preflight.ipynb #706ed09b
+@hinted(meant=meant_option)
 def preflight(
     say=lambda what: None,    # Told what is being looked at
     callbacks=(),             # As for `learn_multi_stage`; whether they are some
     **options,                # As for `learn_multi_stage`
 ) -> Preflight:
     "Look at everything a run needs, without beginning it"
+    if not callable(say):
+        raise TypeError(f'preflight: options are expected by name, not {said(say)} alone; {meant_option(say)} may be meant')
     found = Preflight()
     cfg, problems = try_config(options)
     try: check_callbacks(callbacks)

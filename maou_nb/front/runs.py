@@ -21,8 +21,10 @@ from pathlib import Path
 
 import psutil
 from fastcore.basics import patch
+from xxhash import xxh3_64_hexdigest
 
-from ..data.files import FileError, as_path, is_remote, open_append, short_path, whole
+from ..data.explained import hinted
+from ..data.files import FileError, as_path, cache_folder, is_remote, is_there, open_append, short_path, whole
 from ..data.shards import find_shards
 from .cli import as_command, as_words
 from .kept import Kept
@@ -33,9 +35,10 @@ from ..data.plugins import elsewhere, missing_plugins, modules_of, needs_file, w
 from .options import make_config
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
-from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
+from ..train.checkpoints import CONFIG, CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, fits_row, run_here
-from ..train.runner import used_by
+from ..train.mirror import find_run
+from ..train.runner import batch_size_of, batch_text, capped_from, used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
@@ -453,15 +456,20 @@ def _ipython_display_(self:Monitor):
     if self.run is not None: self.watch(self.run.path, starting=_begins(self.run))
 
 # %% ../../nbs/front/64_runs.ipynb #b11e17a1
+@hinted
 def attach(
-    run_dir:str|Path|LearnResult,   # The folder of a run, whoever started it, or its result
+    run_dir:str|Path|LearnResult,   # The folder of a run, whoever started it, a checkpoint in it, or its result
 ) -> Monitor:                       # A `FileError` if it is none
     "Watch a run as it trains, from any kernel on its machine; you are warned of plugins that are not loaded, or have changed"
-    run_dir = getattr(run_dir, 'run_dir', run_dir)
-    run = run_here(run_dir)
-    if not _begins(run): config_of(run)
+    path = as_path(getattr(run_dir, 'run_dir', run_dir))
+    if is_remote(path):
+        raise FileError(f'{run_dir} lies far away, and a run is watched from its own machine, where its folder was expected; '
+                        'load_run and compare show what was sent there so far')
+    if _begins(RunFolder(path)): return Monitor(path)
+    run = find_run(run_dir)
+    config_of(run)
     warn_of_plugins(run.read_about().get('plugins'))
-    return Monitor(run_dir)
+    return Monitor(run.path)
 
 # %% ../../nbs/front/64_runs.ipynb #55344397
 def stages_in(
@@ -505,11 +513,22 @@ def _judged_on(self:Comparison, n):
 
 # %% ../../nbs/front/64_runs.ipynb #e3feea51
 @patch
+def _batches(self:Comparison, n):
+    "How many rows a batch of stage `n` has in each run, and whether it was capped; None where that is not known"
+    def of(name):
+        known = self.trained.get(name, {}).get(n)
+        if known is None or str(n) not in STAGES: return None
+        asked = self.runs[name][0], STAGES[str(n)], known.train.rows
+        return batch_text(batch_size_of(*asked), capped_from(*asked))
+    return [*map(of, self.runs)]
+
+# %% ../../nbs/front/64_runs.ipynb #86b88816
+@patch
 def figures(self:Comparison) -> list[tuple]:
     "(stage, figure, its last value in each run or None)"
     names = lambda n: (*drawing_of(n).get('labels', ()), 'loss', 'seconds')
     rows = [(n, k, self._values(n, k)) for n in stages_in(self.runs) for k in names(n)]
-    rows += [(n, 'judged on', self._judged_on(n)) for n in stages_in(self.runs)]
+    rows += [(n, what, of(n)) for n in stages_in(self.runs) for what, of in (('judged on', self._judged_on), ('batch size', self._batches))]
     return [(n, k.replace('_', ' '), *v) for n, k, v in rows if any(x is not None for x in v)]
 
 # %% ../../nbs/front/64_runs.ipynb #3091cde5
@@ -642,9 +661,11 @@ def _ipython_display_(self:Comparison): show_parts(repr(self), self._tables_html
 
 # %% ../../nbs/front/64_runs.ipynb #2c396e38
 def _meant(path):
-    "The run folders that a path or a glob means"
-    if not isinstance(path, (str, Path)) or not has_magic(str(path)) or Path(path).exists(): return [path]
-    return sorted(p for p in map(Path, glob(str(Path(path).expanduser()))) if RunFolder(p).config_file.exists())
+    "The runs that a path or URL, or a glob of such, means"
+    at = as_path(path)
+    if not has_magic(str(at)) or is_there(at): return [path]
+    found = map(as_path, glob(str(at))) if not is_remote(at) else (as_path(at.fs.unstrip_protocol(p)) for p in at.fs.glob(at.path))
+    return sorted((p for p in found if is_there(p/CONFIG)), key=str)
 
 # %% ../../nbs/front/64_runs.ipynb #6a9354c1
 def judged_epochs(run:RunFolder) -> dict[int|str, list[dict]]:
@@ -657,17 +678,18 @@ def judged_epochs(run:RunFolder) -> dict[int|str, list[dict]]:
     return lines
 
 # %% ../../nbs/front/64_runs.ipynb #087bc2bd
+@hinted
 def compare(
-    *runs:str|Path|LearnResult,   # Run folders, results, or globs of folders: 'runs/*'
+    *runs:str|Path|LearnResult,   # Run folders, checkpoints in them, URLs of such, results, or globs: 'runs/*'
 ) -> Comparison:
     "Lay runs side by side: curves over each other, and a table of the options in which they differ; of plugins as `attach`"
-    runs = [path for r in runs for path in _meant(getattr(r, 'run_dir', r))]
+    runs = [path for r in runs for path in _meant(r)]
     if len(runs) < 2:
         raise ValueError(f'{len(runs)} run{"s" * (len(runs) != 1)} given: two or more were expected')
-    folders = [run_here(r) for r in runs]
-    folders = [*{f.path: f for f in folders}.values()]       # one that is given twice stands once
+    given = {(f := find_run(r)).path: (f, short_path(as_path(r))) for r in reversed(runs)}       # one that is given twice stands once
+    folders, asked = zip(*reversed(given.values()))
     short = [f.path.name for f in folders]
-    names = short if len({*short}) == len(short) else [str(f) for f in folders]
+    names = short if len({*short}) == len(short) else asked
     for f in folders: warn_of_plugins(f.read_about().get('plugins'))
     return Comparison({n: (config_of(f), judged_epochs(f)) for n, f in zip(names, folders)},
                       {n: trained_in(f) for n, f in zip(names, folders)}, dict(zip(names, folders)))
@@ -701,23 +723,40 @@ def _logs(run):
     raise FileError(f'{places[0]} does not exist: the run has not begun to train, or its logs were moved')
 
 # %% ../../nbs/front/64_runs.ipynb #d5084281
-def _several_logs(folders, logs):
-    "TensorBoard's argument for the logs of several runs, each under its name"
-    for folder, log in zip(folders, logs):
-        if {*',:'} & {*f'{folder.path.name}{log}'}:
-            raise FileError(f'{log}: TensorBoard splits the names of several runs at commas and colons, and this has some; '
-                            'another name, or this run alone, was expected')
-    return f'--logdir_spec {shlex.quote(",".join(f"{f.path.name}:{log}" for f, log in zip(folders, logs)))}'
+def _linked(
+    logs:dict,        # Name of a run → the folder of its log
+) -> Path:
+    "A folder in which each log is found under its run's name"
+    folder = cache_folder()/'tensorboard'/xxh3_64_hexdigest(repr(sorted(logs.items())).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, log in logs.items():
+        if os.path.lexists(folder/name): (folder/name).unlink()
+        (folder/name).symlink_to(log.resolve(), target_is_directory=True)
+    return folder
+
+# %% ../../nbs/front/64_runs.ipynb #3898da55
+def _named(folders) -> list[str]:
+    "A name for each of several runs: its folder's, and a number where that is another's too"
+    names = [f.path.name for f in folders]
+    return [n if names.index(n) == i else f'{n} ({names[:i].count(n) + 1})' for i, n in enumerate(names)]
+
+# %% ../../nbs/front/64_runs.ipynb #2af4e491
+def _log_folder(folders) -> Path:
+    "What TensorBoard is to show for these runs"
+    logs = [_logs(f) for f in folders]
+    if len(logs) == 1 and not {*',:'} & {*str(logs[0])}: return logs[0]
+    return _linked(dict(zip(_named(folders), logs)))
 
 # %% ../../nbs/front/64_runs.ipynb #8e27f7e5
+@hinted
 def tensorboard(
-    *runs:str|Path|LearnResult,   # Run folders, or results
+    *runs:str|Path|LearnResult,   # As for `compare`
 ):
     "TensorBoard on the logs of runs, in a frame of this notebook"
     from tensorboard import notebook
-    folders = [run_here(getattr(r, 'run_dir', r)) for r in runs]
-    logs = [_logs(f) for f in folders]
-    spec = f'--logdir {shlex.quote(str(logs[0]))}' if len(logs) == 1 else _several_logs(folders, logs)
+    folders = [find_run(path) for r in runs for path in _meant(r)]
+    if not folders: raise ValueError('no run was given: one or more were expected')
+    shown = _log_folder(folders)
     own = Path(sys.executable).with_name('tensorboard')
     if own.exists(): os.environ.setdefault('TENSORBOARD_BINARY', str(own))
-    notebook.start(spec)
+    notebook.start(f'--logdir {shlex.quote(str(shown))}')

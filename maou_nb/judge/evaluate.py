@@ -8,6 +8,7 @@ __all__ = ['PLIES', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation
 
 # %% ../../nbs/judge/52_evaluate.ipynb #28dd36a0
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
-from ..data.explained import check_one_of, check_whole
+from ..data.explained import check_one_of, check_whole, hinted
 from ..data.files import FarError, FileError, kept_paths, short_path
 from ..data.options import OptionError
 from ..data.shards import ShardError
@@ -370,20 +371,21 @@ def tables(self:Sums) -> dict[str, pl.DataFrame|None]:
             'calibration': reliability_table(self.cells) if _predicts(self.cells) else None}
 
 # %% ../../nbs/judge/52_evaluate.ipynb #8f2c00ee
+@hinted
 @torch.no_grad()
 def evaluate(
-    of,                       # As for `as_net`: a network, a checkpoint, a run folder, or a result
-    data=None,                # Shards, also the old tool's tables; none: what its run held out, or else trained on
+    of:Net|str|Path,          # As for `as_net`: a network, a checkpoint, a run folder, the URL of either, or a result
+    data:str|Path|list|None=None,   # Shards, also the old tool's tables; none: what its run held out, or else trained on
     stage:int|str|None=None,  # A stage's key; none: the network's
-    batch_size:int=1024,
-    folds=None,               # Only these folds, 0…99, or 'held out' by its run; none: all rows of the shards that are named
+    batch_size:int=1024,      # Rows at a time
+    folds:str|list[int]|None=None,  # Only these folds, 0…99, or 'held out' by its run; none: all rows of the shards that are named
     device:str|None=None,     # A torch device; none: the best there is
     precision:str='fp32',     # Of the forward pass: fp32, bf16 or fp16
 ) -> Evaluation:
     "All figures of a network on the rows of `data`"
     check_whole(1, 1 << 20, batch_size=batch_size)
     check_one_of(_types, precision=precision)
-    net, device = as_net(of, stage), _device(device)
+    net, device = as_net(of, stage, data), _device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None
     sums = Sums(stage, options_of(net), source, device)

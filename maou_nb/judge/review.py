@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.batches import BatchStream
-from ..data.explained import check_whole
+from ..data.explained import check_whole, hinted
 from ..data.order import Plan
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource
@@ -111,7 +111,7 @@ def _shards_of(of, data, stage, folds):
     if data is None and isinstance(of, (str, Path, list)):     # shards themselves, or a checkpoint
         source, why = _shards_at(of, stage, folds)
         if source is not None: return None, source, ''
-    try: net = as_net(of, stage)
+    try: net = as_net(of, stage, data)
     except CheckpointError as e: raise CheckpointError(f'{e}{why}') from None
     return net, *rows_to_judge(net, data, stage, folds)
 
@@ -171,6 +171,7 @@ def show(self:Review, number:int, letters:str='japanese') -> Gallery:
     return Gallery(svg, words=[words])
 
 # %% ../../nbs/judge/54_review.ipynb #40d3f64c
+@hinted
 def show_results(
     of,                       # As for `review`, or a `Review`
     data=None,
@@ -245,6 +246,7 @@ def reorder(self:Browser):
     else: self.place.value = 1
 
 # %% ../../nbs/judge/54_review.ipynb #87d14d51
+@hinted
 def browse(
     of,                      # As for `review`
     data=None,

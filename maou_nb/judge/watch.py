@@ -18,7 +18,8 @@ from PIL import Image
 from rsshogi.core import Board
 
 from ..data.board import playable
-from ..data.explained import check_place, check_whole
+from ..data.explained import check_place, check_whole, hinted
+from ..data.explained import said as shortly
 from ..data.files import FileError, as_path, path_here
 from .ask import answers_of
 from ..show.boards import read_position, show_position
@@ -30,6 +31,7 @@ from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
 from ..train.callbacks import Steps
 from ..train.folder import RunFolder, add_line, cut_lines, read_lines
 from ..train.loop import Callback
+from ..train.mirror import run_above
 
 # %% ../../nbs/judge/53_watch.ipynb #1fafc758
 class LivePlot(Callback):
@@ -66,7 +68,7 @@ def watched_problems(cfg) -> Iterator[str]:
     for text in cfg.watched_positions:
         try: read_position(text)
         except ValueError as e:
-            yield f'watched_positions={text!r}: {e}'
+            yield f'watched_positions={shortly(text)}: {e}'
             continue
         if any(s.whole_games for s in stages_of(cfg)) and not _can_play(text):
             yield (f'watched_positions={text!r}: cannot occur in a game, and only stage 1 can be asked of such; '
@@ -165,8 +167,9 @@ def _drawable(row):
     return True
 
 # %% ../../nbs/judge/53_watch.ipynb #2669b1ee
+@hinted
 def film_strip(
-    run,                       # A run folder, or anything with a `run_dir`
+    run,                       # A run folder, a checkpoint in it, the URL of either, or anything with a `run_dir`
     sfen:str|None=None,        # Only this position
     stage:int|str|None=None,   # Only this stage
     frames:int=6,              # Of a strip, at most
@@ -176,6 +179,7 @@ def film_strip(
     folder = getattr(run, 'run_dir', run)
     check_place(run=folder)
     folder = as_path(folder)
+    folder = run_above(folder) or folder       # of a checkpoint in it, too
     if not folder.exists(): raise FileError(f'{folder} does not exist: the folder of a run was expected')
     rows = read_lines(folder/RunFolder(folder.name).watched_file.name)      # the folder may be far away
     wanted, strips = read_position(sfen)[0].to_sfen() if sfen else None, {}

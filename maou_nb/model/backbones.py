@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.board import HAND_MAX
-from ..data.explained import refuse
+from ..data.explained import hinted, refuse
 from ..data.options import Name, OnePath, Section, one_of, option
 from ..data.plugins import Registry
 from .features import FEATURES
@@ -651,6 +651,7 @@ def flops_per_position(
     return _run_one(module)[0]
 
 # %% ../../nbs/model/21_backbones.ipynb #3d6ba4d9
+@hinted
 def size_table(
     names:list[str]=None,  # Keys of `BACKBONES`; none: all of them
 ) -> Table:

@@ -27,6 +27,13 @@ from .pictures import (
     Picture, TEXT_FONTS, alternative, below, beside, block_of, defined, outlined, picture_of, text_block)
 
 # %% ../../nbs/show/03_boards.ipynb #29dcf1b2
+def _no_position(given) -> ValueError:
+    "The error of what is no position, in our words: those of the library below are about its fields"
+    said = ' '.join(repr(given).split())
+    said = said if len(said) <= 80 else f'{said[:78]} …'
+    return ValueError(f'{said} is not a position: an SFEN, startpos, or either with moves … was expected')
+
+# %% ../../nbs/show/03_boards.ipynb #fc674c42
 @dataclass(frozen=True, eq=False)
 class Position(Picture):
     "A position in the side-to-move view, shown as a board picture in a notebook"
@@ -38,8 +45,7 @@ class Position(Picture):
     def from_sfen(cls, sfen:str) -> 'Position':
         "The position of `sfen`, turned if White is to move; a `ValueError` if it is not one"
         try: state = PositionState.from_sfen(sfen)
-        except ValueError as e:
-            raise ValueError(f'{sfen!r} is not a position in SFEN: {e}') from None
+        except (ValueError, TypeError): raise _no_position(sfen) from None
         return cls.from_state(state)
 
     @classmethod
@@ -339,14 +345,13 @@ def read_position(
     text:str,  # An SFEN, `startpos`, or either with `moves 7g7f …` as USI engines write them
 ) -> tuple[PositionState, str|None]:  # rsshogi's state, and the last move in USI
     "The position that `text` means; a `ValueError` of one sentence if it means none"
-    if not isinstance(text, str):
-        raise ValueError(f'{text!r} is no text: a position in SFEN was expected')
+    if not isinstance(text, str): raise _no_position(text)
     plain = re.sub(r'^\s*(position\s+)?(sfen\s+)?', '', text).strip()
     start, _, moves = plain.partition(' moves')
     start, moves = start.strip(), moves.split()
     sfen = START if start in ('startpos', '') and 'startpos' in text else start
     try: state = PositionState.from_sfen(sfen)
-    except ValueError as e: raise ValueError(f'{text!r} is not a position in SFEN: {e}') from None
+    except ValueError: raise _no_position(text) from None
     return _play(sfen, moves, text) if moves else (state, None)
 
 # %% ../../nbs/show/03_boards.ipynb #6c31d147

@@ -15,13 +15,14 @@ import pyarrow as pa
 
 from ..data.board import KINDS, SLIDES, STEPS, position_ids
 from ..data.columns import Column, Columns, columns_of, register_columns
-from ..data.explained import explained
+from ..data.explained import explained, hinted
 from ..data.prepare import ROWS_PER_SHARD, Prepared, prepare, prepare_rules
 from ..data.position_tables import TableColumns
 from ..data.records import Filters
 from ..data.shards import fixed_lists
 
 # %% ../../nbs/stages/30_rows.ipynb #8f2c27e9
+@hinted
 @explained(like=prepare)
 def prepare_stage(
     stage:int|str|Columns,    # A stage's key, such as 2 or 'attacked', or its columns
@@ -78,6 +79,7 @@ REACHABLE = register_columns(Columns(
     '1', (Column('reachable', 'reachableSquares', 'squares'),), origin=False, rules=stage1_rows))
 
 # %% ../../nbs/stages/32_reachable.ipynb #ef06a012
+@hinted
 @explained(like=prepare_rules)
 def prepare_stage1(folder:str|Path) -> Prepared:
     "Write the 1,105 rows of stage 1"
@@ -88,6 +90,7 @@ LEGAL_MOVES = register_columns(Columns(
     '2', (Column('legal', 'legalMoves', 'labels'),), legal=True))
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #2df1596e
+@hinted
 @explained(like=prepare)
 def prepare_stage2(
     paths:str|Path|Iterable,
@@ -108,6 +111,7 @@ POLICY_VALUE = register_columns(Columns('3', (
     Column('value', 'wins', 'rate'), Column('eval', 'evalMean', 'number')), legal=True))
 
 # %% ../../nbs/stages/34_policy_value.ipynb #f18d4257
+@hinted
 @explained(like=prepare)
 def prepare_stage3(
     paths:str|Path|Iterable,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
            'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
-           'Checkpoints', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part', 'adapter_of',
-           'MisfitError', 'put_part']
+           'Checkpoints', 'manifest_in', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part',
+           'adapter_of', 'MisfitError', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
@@ -21,6 +21,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from upath import UPath
 
 from ..data.files import (FileError, OutsideError, as_path, atomic_file, file_sha256, found_again,
                                 is_remote, is_there, local_file, parsed_json, path_here, path_inside, read_json)
@@ -159,11 +160,12 @@ def _checked_names(manifest, path):
     return manifest
 
 # %% ../../nbs/train/41_checkpoints.ipynb #f5e465b2
-@patch(as_prop=True)
-def manifest(self:Checkpoints) -> dict:
+def manifest_in(
+    folder:Path|UPath,   # Of a stage's checkpoints, here or far away
+) -> dict:               # A `CheckpointError` if it is damaged
     "`last`, `best` and other marks: file names; `files`: the SHA-256 and facts of each, the oldest first"
-    path = self.folder/MANIFEST
-    if not path.exists(): return {'last': None, 'best': None, 'files': {}}
+    path = folder/MANIFEST
+    if not is_there(path): return {'last': None, 'best': None, 'files': {}}
     try:
         manifest = read_json(path)
         if _lists_checkpoints(_checked_names(manifest, path)): return manifest
@@ -171,6 +173,12 @@ def manifest(self:Checkpoints) -> dict:
     except ValueError: pass
     raise CheckpointError(f'{path} is damaged: copy it again, or name a checkpoint file beside it; '
                           'resume_from="latest" makes it again')
+
+# %% ../../nbs/train/41_checkpoints.ipynb #a0d41744
+@patch(as_prop=True)
+def manifest(self:Checkpoints) -> dict:
+    "That of this folder, as `manifest_in` reads it"
+    return manifest_in(self.folder)
 
 # %% ../../nbs/train/41_checkpoints.ipynb #73147238
 @patch
@@ -352,18 +360,18 @@ def _best_elsewhere(run:Path, stages:list) -> Path|None:
 
 # %% ../../nbs/train/41_checkpoints.ipynb #db304769
 def _best_in(
-    folder:Path,          # A run, its checkpoints, or one stage's
+    folder:Path|UPath,    # A run, its checkpoints, or one stage's
     part:str|None=None,   # Which part of a net is wanted; None: all of it
     stage:int|str|None=None,   # Of which stage; None: the last
-) -> Path:
+) -> Path|UPath:
     "The best checkpoint in `folder` of the last stage that has `part`"
     stages = _last_first(part, stage)
     for at in [folder, *(folder/sub/s.slug for s in stages for sub in ('', MODELS))]:
-        if not (at/MANIFEST).exists(): continue
-        if found := Checkpoints(at).path('best') or Checkpoints(at).path('last'): return found
-    if found := _best_elsewhere(folder, stages): return found
+        marks = manifest_in(at)
+        if name := marks['best'] or marks['last']: return at/name
+    if not is_remote(folder) and (found := _best_elsewhere(folder, stages)): return found
     of = f' of stage {stage}'*(stage is not None) + f' with {part} in it'*bool(part)
-    runs = sorted({p.parts[-3] for p in folder.glob(f'*/*/{MANIFEST}')})
+    runs = sorted({p.parts[-3] for p in folder.glob(f'*/*/{MANIFEST}')}) if not is_remote(folder) else ()
     several = f'; of the runs in it, {", ".join(runs[:5])}, one would be right' if runs else ''
     raise CheckpointError(f'{folder} holds no checkpoint{of}: a checkpoint file, '
                           f'or a run folder with checkpoints in it, was expected{several}')
@@ -373,7 +381,7 @@ PICKLES = ('.pt', '.pth', '.ckpt', '.pkl', '.bin')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cccc149a
 def find_checkpoint(
-    path:str|Path,           # A file or its URL, a stage's folder, one of checkpoints, or a run folder
+    path:str|Path,           # A file, a stage's folder, one of checkpoints, or a run folder; also the URL of any
     part:str|None=None,      # Which part of a net is wanted, such as policy_head; None: all of it
     stage:int|str|None=None, # Of a folder: of which stage; None: the last
 ) -> tuple[Path, str|None]:  # The file, its SHA-256 if known; a `CheckpointError` if there is none
@@ -382,17 +390,13 @@ def find_checkpoint(
     try: path = as_path(path)
     except FileError as e: raise CheckpointError(str(e)) from None
     if not is_there(path): raise CheckpointError(f'{path} does not exist: {wanted}')
-    if path.is_dir() and is_remote(path):
-        raise CheckpointError(f'{path} is a folder far away: '
-                              'the URL of a checkpoint file in it was expected')
-    if path.is_dir(): path = _best_in(path, part, stage)
+    if from_folder := path.is_dir(): path = _best_in(path, part, stage)
     if path.suffix in PICKLES:
         raise CheckpointError(f'{path} is a {path.suffix} file: those of the old tool '
                               'hold another network than any here, '
                               'and nothing in them is unpickled; '
                               'a .safetensors file written by learn_multi_stage was expected')
-    known = not is_remote(path) and (path.parent/MANIFEST).exists()
-    listed = Checkpoints(path.parent).manifest['files'] if known else {}
+    listed = manifest_in(path.parent)['files'] if from_folder or not is_remote(path) else {}
     return path, listed.get(path.name, {}).get('sha256')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #428156a7

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'SMALL', 'mirror_url', 'MirrorOptions', 'mirror_problems', 'Piece', 'State', 'state_here', 'standing',
-           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run']
+           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run', 'run_above', 'find_run']
 
 # %% ../../nbs/train/46_mirror.ipynb #01630fae
 import atexit
@@ -27,13 +27,13 @@ from upath import UPath
 from xxhash import xxh3_64_hexdigest
 
 from ..data.alone import RECORD, beating, elsewhere_at_work, read_record, write_record
-from ..data.files import FileError, as_path, atomic_file, check_plain, copy_file, download, file_sha256
+from ..data.files import FileError, as_path, atomic_file, cache_folder, check_plain, copy_file, download, file_sha256
 from ..data.files import files_below, find_files, is_inside, is_remote, is_there, keys_below
 from ..data.files import parsed_json, path_here, path_inside, read_json, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from ..stages.stage import STAGES
-from .folder import LINES, RunFolder
+from .folder import LINES, RunFolder, owner_of
 
 # %% ../../nbs/train/46_mirror.ipynb #a380c9ab
 def mirror_url(
@@ -819,3 +819,36 @@ def fetch_run(
     if not problems: return folder
     raise FileError(f'{"; ".join(problems)}; all else is in {folder}, '
                     'where resume_from="latest" goes on with the newest checkpoint that is whole')
+
+# %% ../../nbs/train/46_mirror.ipynb #ca090474
+def _brought(url) -> Path:
+    "The folder of the cache with the run at `url`, as it is there now"
+    url = str(url).rstrip('/')
+    id = _json_at(as_path(url)/ABOUT).get('id', '')
+    folder = cache_folder()/'runs'/xxh3_64_hexdigest(f'{url}\n{id}'.encode())/url.rsplit('/', 1)[-1]
+    return fetch_run(url, folder)
+
+# %% ../../nbs/train/46_mirror.ipynb #2bcad4f1
+def run_above(
+    path:Path|UPath,
+) -> Path|UPath|None:   # None: there is none
+    "The run folder that `path` is, or is in, at most three levels up"
+    return next((p for p in (path, *[*path.parents][:3]) if is_there(p/CONFIG)), None)
+
+# %% ../../nbs/train/46_mirror.ipynb #135b5993
+def _keeper_of(path):
+    "The folder of the run that keeps its checkpoints elsewhere, in `path` or above; None if that is not known"
+    homes = (owner_of(p)[1] for p in [*path.parents][:2] if p.is_dir())
+    return next((Path(h) for h in homes if h and (Path(h)/CONFIG).exists()), None)
+
+# %% ../../nbs/train/46_mirror.ipynb #70b1bddb
+def find_run(
+    of:str|Path,     # A run's result or folder, a checkpoint or folder in it; also the URL of any
+) -> RunFolder:      # On this machine; a `FileError` if it is none
+    "The run that `of` is, or is of"
+    path = as_path(of)
+    above = path if not is_there(path) else run_above(path) or path
+    if is_remote(path): return RunFolder(_brought(above))
+    if above.is_dir() or not is_there(path): return RunFolder(above)
+    if home := _keeper_of(path): return RunFolder(home)
+    raise FileError(f'{path} is a file that lies in no run: the folder of a run, or a checkpoint in it, was expected')

@@ -308,7 +308,6 @@ class _Gather(torch.autograd.Function):
         return slopes[together.rank]
 
 # %% ../../nbs/train/39_processes.ipynb #db6280b5
-@torch.compiler.disable
 def _moments(
     x:torch.Tensor,  # (B, C, …): this process's share, of 0 rows too
 ):                   # (count, mean, sum of squared differences from it) of all processes; float64 (C,)
@@ -326,12 +325,14 @@ def _moments(
 # %% ../../nbs/train/39_processes.ipynb #509a0ab4
 class SharedNorm(_BatchNorm):
     "A batch norm over the shares of all processes, on a CPU"
+    moments = staticmethod(_moments)     # what `share_norms` keeps from the compiler
+
     def _check_input_dim(self, x): pass
 
     def forward(self, x):
         if not self.training: return super().forward(x)
         full = x if x.dtype == torch.float64 else x.float()
-        count, mean, squares = _moments(full)
+        count, mean, squares = self.moments(full)
         self._count_in(mean.detach(), squares.detach() / (count.detach() - 1).clamp(min=1))
         shape = 1, -1, *[1]*(x.dim() - 2)
         scale = (squares / count + self.eps).rsqrt().to(full.dtype)
@@ -353,6 +354,7 @@ def share_norms(net:nn.Module, device:torch.device):
     if device.type == 'cuda':
         nn.SyncBatchNorm.convert_sync_batchnorm(net, join().norms)
         return
+    SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))      # said here, as it takes a second to import the compiler
     for m in net.modules():
         if isinstance(m, _BatchNorm): m.__class__ = SharedNorm      # parameters and buffers stay what they are
 

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['FEW', 'LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of',
            'put_backbone', 'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before',
-           'batch_size_of', 'schedule_of', 'settings_of', 'judged_rows', 'remarks', 'own_callbacks', 'stage_loop',
-           'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult', 'StageThresholdNotMet',
-           'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'check_goes_on', 'go_on', 'run_callbacks',
-           'run_stage']
+           'batch_size_of', 'schedule_of', 'settings_of', 'capped_from', 'batch_text', 'judged_rows', 'remarks',
+           'own_callbacks', 'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
+           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'check_goes_on',
+           'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
@@ -290,6 +290,16 @@ def _layers(cfg, stage):
     despite = ', whatever freeze_backbone says'*cfg.freeze_backbone
     yield f'  trainable_layers={cfg.trainable_layers}: {which}{despite}'
 
+# %% ../../nbs/train/48_runner.ipynb #5a41885e
+def capped_from(cfg, stage:Stage, rows:int) -> int:
+    "The batch size that was asked for, if so many rows are too few for it; else 0"
+    return cfg.batch_size if stage.of(cfg, 'batch_size') is None and batch_size_of(cfg, stage, rows) < cfg.batch_size else 0
+
+# %% ../../nbs/train/48_runner.ipynb #ce88faa9
+def batch_text(used:int, capped:int) -> str:
+    "A batch size that was used, and what was asked for if that was too large"
+    return f'{used:,}' + f' (capped, {capped:,} asked for)'*bool(capped)
+
 # %% ../../nbs/train/48_runner.ipynb #02b24d2d
 def _capped(cfg, stage, settings):
     "What to say of a batch size that was capped"
@@ -496,6 +506,8 @@ class StageResult(BaseModel):
     metrics: dict[str, float] = Field(default_factory=dict)    # All of the last epoch
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
     rows: dict[str, int] = Field(default_factory=dict)         # Of training and validation
+    batch_size: int = 0                # Rows of a batch; 0: an earlier version wrote this
+    batch_capped: int = 0              # The batch_size that was asked for, where that would have been too large; else 0
     parameters: int = 0                # Of backbone and heads
     split: str = ''                    # How rows were held out
     fingerprint: str = ''              # Of the rows trained on
@@ -561,6 +573,7 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
+        batch_size=loop.settings.batch_size, batch_capped=capped_from(loop.cfg, stage, rows['train']),
         rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
         before=[None if s is None else s.brief() for s in trained_of(loop).before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
