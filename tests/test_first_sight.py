@@ -72,7 +72,7 @@ def test_a_run_of_another_process_is_live(tmp_path):
         command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
         shot(page, 'live-2-dark')
         button(page, 'Stop').click(); status(page, 'stopped')
-        cell.locator('.jp-RenderedPlotly img').first.wait_for()                           # what has ended stays as a picture
+        cell.locator('.jp-RenderedPlotly img').first.wait_for(state='attached')                    # what has ended stays as a picture
         for text in CELLS[2:]: run_cell(page, text.splitlines()[0])
         command(page, 'docmanager:save')
         until = lambda: 'image/svg+xml' in (tmp_path/'live.ipynb').read_text()
