@@ -75,10 +75,12 @@ def build():
     write_api()
     shutil.copytree(ROOT/'nbs'/'images', PAGES/'images')
     (PAGES/'ja.md').write_text(relink((ROOT/'README.ja.md').read_text(encoding='utf-8'), ''), encoding='utf-8')
-    site = get_config().doc_path
-    shutil.rmtree(site, ignore_errors=True)
+    made, site = ROOT/'build'/'site'/'html', get_config().doc_path       # myst-nb leaves files beside what it makes
     sphinx = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-E', '-j', 'auto', '-c', ROOT/'docs']
-    subprocess.run([*sphinx, '-d', ROOT/'build'/'doctrees', PAGES, site], check=True)
+    shutil.rmtree(made, ignore_errors=True)
+    subprocess.run([*sphinx, '-d', ROOT/'build'/'doctrees', PAGES, made], check=True)
+    shutil.rmtree(site, ignore_errors=True)
+    shutil.move(made, site)
     return site
 
 # --- Checking

@@ -22,7 +22,8 @@ main { display: grid; grid-template-columns: repeat(3, 1fr); gap: 30px; padding:
 h2 { margin: 0; font-size: 19px } p { margin: 3px 0 6px; color: #333 } img { width: 100% }
 .when { display: flex; justify-content: space-around; color: #555; margin: 4px 20px 2px 0 }
 .film > p { display: none } .film > div { gap: 8px !important; overflow: visible !important }
-.film > div > div { flex: 1 1 0 !important; height: 178px; overflow: hidden } .film svg { width: 100% !important; height: auto !important }'''
+.film > div > div { flex: 1 1 0 !important; height: 178px; overflow: hidden }
+.film svg { width: 100% !important; height: auto !important }'''
 
 def curve(steps):
     "The loss of a stage from batch to batch, as a data URL"
