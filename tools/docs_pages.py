@@ -36,7 +36,10 @@ def notebooks():
 def relink(text, up):
     "Links of `text` to notebooks, pictures and the site itself, as links from a page that stands `up` of the root"
     cfg = get_config()
-    text = text.replace(f'{cfg.doc_host}{cfg.doc_baseurl}/', up).replace('](README.ja.md)', '](ja.html)')
+    source = f'{cfg.git_url}/blob/{cfg.branch}'
+    for there, page in (('README.ja.md', 'ja.html'), ('README.md', 'index.html'), ('nbs/tutorials', 'tutorials/index.html'),
+                        ('CONTRIBUTING.md', f'{source}/CONTRIBUTING.md')): text = text.replace(f']({there})', f']({page})')
+    text = re.sub(rf'{cfg.doc_host}{cfg.doc_baseurl}(?:/|(?=\)))', up or './', text)
     names = {p.name: page_name(p) for p in notebooks()}
     there = lambda m: f"]({up}{names[m[1]]}.html{m[2] or ''})" if m[1] in names else m[0]
     text = re.sub(r'\]\((?:[\w./-]*/)?([\w-]+\.ipynb)(#[^)\s]*)?\)', there, text)
