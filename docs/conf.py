@@ -1,9 +1,10 @@
 "How Sphinx makes the site; tools/docs_build.py writes the pages that it reads"
-import re
+import json, re
 from configparser import ConfigParser
 from pathlib import Path
 
 from docutils import nodes
+from maou_nb.train.options import LearnConfig
 
 HERE = Path(__file__).parent
 ini = ConfigParser(delimiters=['='], interpolation=None)
@@ -13,7 +14,6 @@ cfg = ini['DEFAULT']
 project, version, author = cfg['title'], cfg['version'], cfg['author']
 copyright = cfg['copyright']
 extensions = ['myst_nb', 'sphinx_copybutton']
-exclude_patterns = []
 
 # --- Notebooks: shown as they were kept, and nothing is fetched from elsewhere
 nb_execution_mode = 'off'
@@ -34,7 +34,9 @@ html_theme = 'pydata_sphinx_theme'
 html_title = f'{project} {version}'
 html_static_path = ['static']
 html_css_files = ['style.css']
-html_search_scorer = str(HERE/'scorer.js')
+html_search_scorer = str(HERE.parent/'build'/'scorer.js')
+names = json.dumps([*LearnConfig.model_fields])
+Path(html_search_scorer).write_text(f"const OPTIONS = {names}\n{(HERE/'scorer.js').read_text()}")
 html_copy_source = html_show_sourcelink = False
 html_theme_options = dict(
     logo={'text': html_title}, github_url=cfg['git_url'], navigation_with_keys=False,
