@@ -3,6 +3,7 @@ import json, re, shutil
 
 import pytest
 
+from maou_nb.front.cli import flags
 from samples import ONE_FILE, ROOT
 
 ENGLISH, JAPANESE = ((ROOT/name).read_text(encoding='utf-8') for name in ('README.md', 'README.ja.md'))
@@ -50,6 +51,18 @@ EXAMPLES = [ROOT/'index.ipynb', *sorted(ROOT.glob('nbs/tutorials/*.ipynb')), *so
 def test_code_of_examples_fits_on_a_page(path):
     long = [line for code in code_of(path) for line in code.splitlines() if len(line) > 88]
     assert not long
+
+def commands(path):
+    "The command lines of `maou-nb learn-model` that a notebook shows"
+    for code in code_of(path):
+        for line in code.replace('\\\n', ' ').splitlines():
+            if found := re.search(r'learn-model (?!\s*#)(.*)', line): yield found[1]
+
+def test_commands_that_are_shown_have_flags_that_there_are():
+    "Stages of one's own bring flags of their own"
+    shown = [(path.stem, flag) for path in EXAMPLES for line in commands(path) for flag in re.findall(r'(?<=\s)--[a-z][\w-]*', f' {line}')]
+    assert len(shown) > 20
+    assert not [(page, flag) for page, flag in shown if flag not in {*flags()} and 'attacked' not in flag]
 
 def run_cells(folder, monkeypatch, *changes):
     "Run the README's cells in `folder`, with so many `changes` of text; the names they leave"
