@@ -37,7 +37,7 @@ html_css_files = ['style.css']
 html_search_scorer = str(HERE.parent/'build'/'scorer.js')
 names = json.dumps([*LearnConfig.model_fields])
 Path(html_search_scorer).write_text(f"const OPTIONS = {names}\n{(HERE/'scorer.js').read_text()}")
-html_copy_source = html_show_sourcelink = False
+html_copy_source = html_show_sourcelink = html_use_index = False
 html_theme_options = dict(
     logo={'text': html_title}, github_url=cfg['git_url'], navigation_with_keys=False,
     show_prev_next=True, secondary_sidebar_items=['page-toc'], show_toc_level=2, back_to_top_button=False,

@@ -76,6 +76,7 @@ def picture(out, title):
     data = out.get('data', {})
     if 'text/html' in data:
         data['text/html'] = re.sub(r'<div(?= style="[^"]*overflow(?:-x)?: ?auto)', '<div tabindex="0"', data['text/html'])
+        data['text/html'] = re.sub(r'<img\b(?![^>]*\balt=)', f'<img alt="{escape(title)}"', data['text/html'])
         return out
     if svg := data.get('image/svg+xml'): data = {'text/html': svg}
     elif png := data.get('image/png'):
