@@ -59,8 +59,9 @@ def reference(names, module):
     "What a page says of the exported `names`, which `module` or one beside it defines"
     beside = [m for n, m in sys.modules.items() if n.startswith(module.__package__ + '.')]
     rooms = ChainMap(*map(vars, [module, *beside]))
-    shown = [TableRenderer(eval(n, {}, rooms))._repr_markdown_() for n in names]
-    return NbdevLookup().linkify('\n\n'.join(shown))
+    text = '\n\n'.join(TableRenderer(eval(n, {}, rooms))._repr_markdown_() for n in names)
+    parts = re.split(r'(```.*?```|`[^`\n]*`)', text, flags=re.S)            # a tag that a docstring names is no tag
+    return NbdevLookup().linkify(''.join(o if o.startswith('`') else re.sub(r'<(?=[a-z])', '&lt;', o) for o in parts))
 
 def stacked(text):
     "Markdown `text` whose tables stand row below row on a narrow screen"
