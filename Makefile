@@ -46,5 +46,5 @@ docs: $(READY) ## build the docs site in _docs/, and check it
 	@$(BIN)/python tools/docs_build.py
 
 clean: ## remove the environment and what was built; runs/ stays
-	rm -rf $(VENV) build _docs _proc *.egg-info .pytest_cache
+	rm -rf $(VENV) build _docs *.egg-info .pytest_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

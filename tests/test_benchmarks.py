@@ -58,13 +58,14 @@ def test_results_can_be_read(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines and all(isinstance(line['kind'], str) for line in lines)
 
-def test_readme_shows_what_was_measured():
+def test_the_guide_shows_what_was_measured():
     "Its table of rates and shares of the peak is that of the kept lines"
     lines = [json.loads(line) for line in (ROOT/'benchmarks'/'results'/'gpu-h200.jsonl').read_text().splitlines()]
     newest = max(i for i, x in enumerate(lines) if x['kind'] == 'machine')
     of = lambda kind, **what: [x for x in lines[newest:] if x['kind'] == kind and what.items() <= x.items()]
-    readme = (ROOT/'README.md').read_text().splitlines()
-    rows = [line.split('|')[1:-1] for line in readme if line.startswith('  |') and line.endswith(' % |')]
+    cells = json.loads((ROOT/'nbs'/'guides'/'89_measured.ipynb').read_text(encoding='utf-8'))['cells']
+    guide = ''.join(line for cell in cells for line in [*cell['source'], '\n']).splitlines()
+    rows = [line.split('|')[1:-1] for line in guide if line.startswith('|') and line.endswith(' % |')]
     assert len(rows) == 3
     for name, *shown in ([cell.strip() for cell in row] for row in rows):
         for rate, share, compiled in ((*shown[:2], False), (*shown[2:], True)):
@@ -72,5 +73,7 @@ def test_readme_shows_what_was_measured():
             assert float(rate.replace(',', '')) == pytest.approx(x['epoch'], rel=0.01)
             assert float(share[:-2])/100 == pytest.approx(x['mfu_epoch'], abs=0.005)
     for x in of('speed', precision='bf16'): assert x['epoch_of_pure'] >= 0.965 and x['loader_wait'] < 0.01
-    assert f"{lines[newest]['date']};" in '\n'.join(readme)
+    assert f"{lines[newest]['date']};" in '\n'.join(guide)
+    net, *_, rate, share = (cell.strip() for cell in rows[0])
+    assert f'{net} at {rate} positions a second, {share} of' in (ROOT/'README.md').read_text()
     assert of('resume') and all(x['resumed_equal'] for x in lines if x['kind'] == 'resume')

@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MEND = '`make export` mends it'
 GENERATED = ['nbs', 'maou_nb', 'index.ipynb', 'README.md', 'index_files']
-IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked', 'nbdev.yml', 'sidebar.yml')
+IGNORE = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints', '.last_checked')
 
 def notebooks():
     "All notebooks of the tree, the index once"

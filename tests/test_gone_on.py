@@ -142,9 +142,6 @@ def test_what_is_no_method_is_refused_at_both_doors(run):
     with pytest.raises(OptionError, match='callbacks: Done.done is False; a method was expected'):
         learn_multi_stage(callbacks=[Done()], **options)
 
-def test_a_path_is_no_net(run):
-    with pytest.raises(ValueError, match='net='): summary(run[0]/'run')
-
 def test_a_comparison_shows_what_the_checkpoints_hold(run, tmp_path):
     out, options = run
     learn_multi_stage(**{**options, 'run_dir': tmp_path/'run', 'seed': 1})

@@ -1,75 +1,87 @@
 """Build the docs site into _docs/: `python tools/docs_build.py`
 
-With Quarto where it is installed, else with smalldocs, from the same notebooks.
-Then check it: no link within the site leads nowhere, and no exported name is without a docstring.
+nbdev prepares the notebooks, Sphinx with myst-nb makes the site of them (docs/conf.py). Then it is checked: no link
+within the site leads nowhere, and no exported name is without a docstring.
 """
-import importlib, inspect, json, os, re, shutil, subprocess, sys, time
+import importlib, inspect, os, shutil, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
 from html.parser import HTMLParser
-from pathlib import Path
+from multiprocessing import get_context
 from urllib.parse import unquote, urlsplit
 
-import yaml
+from docs_pages import PAGES, ROOT, notebooks, relink, toctree, write_page
 from nbdev.config import get_config
-from nbdev.doclinks import nbdev_export
-from nbdev.quarto import nbdev_docs, nbdev_sidebar, refresh_quarto_yml
-from nbdev.serve import proc_nbs
-
-ROOT = Path(__file__).resolve().parents[1]
-
-# --- Building
-
-def front_matter(nb):
-    "The YAML that nbdev writes into a notebook's first, raw cell"
-    cell = nb['cells'][0]
-    return yaml.safe_load(''.join(cell['source']).strip().strip('-')) if cell['cell_type'] == 'raw' else {}
-
-def published(cache, base):
-    "Give each page of `cache` its published name, `00_board` becomes `board`, and make links between our pages relative"
-    names = {}
-    for f in sorted(cache.rglob('*.ipynb')):
-        nb = json.loads(f.read_text(encoding='utf-8'))
-        out = front_matter(nb).get('output-file')
-        new, up = f.with_name(Path(out).stem + '.ipynb') if out else f, os.path.relpath(cache, f.parent)
-        names[f.relative_to(cache).as_posix()] = new.relative_to(cache).as_posix()
-        text = json.dumps(nb, ensure_ascii=False).replace(base, '' if up == '.' else f'{up}/')
-        f.unlink()
-        new.write_text(re.sub(r'output-file: [^\\]*\\n', '', text), encoding='utf-8')
-    for f in cache.rglob('*.ipynb'):                            # links that notebooks write themselves
-        text = f.read_text(encoding='utf-8')
-        if f.name == 'index.ipynb': text = text.replace('](nbs/', '](')     # the README's stand one folder higher
-        for old, new in names.items():
-            text = re.sub(rf'\]\((?:[\w./-]*/)?{re.escape(Path(old).name)}\)',
-                          lambda m: f']({os.path.relpath(cache/new, f.parent).removesuffix(".ipynb")}.html)', text)
-        f.write_text(text, encoding='utf-8')
-    order_sidebar(cache/'sidebar.yml', names)
 
 # what a reader wants first, then the house as data flows through it
-ORDER = ('tutorials', 'guides', 'data', 'show', 'model', 'stages', 'train', 'judge', 'front')
+INSIDE = dict(data='Data', show='Boards and plots', model='Model', stages='Stages', train='Training', judge='Judging', front='Front')
+PARTS = dict(tutorials=('Tutorials', 'To run and change: each is a notebook of `nbs/tutorials/`, and `make lab` opens copies of them.'),
+             guides=('Guides', 'To look up.'),
+             inside=('Inside', 'How it is made: each page is the notebook that a module is exported from, as data flows.'))
 
-def order_sidebar(path, names):
-    "Published names in the sidebar, its sections in `ORDER`"
-    site = yaml.safe_load(path.read_text(encoding='utf-8'))
-    contents = site['website']['sidebar']['contents']
-    for section in contents:
-        if isinstance(section, dict): section['contents'] = [names[n] for n in section['contents']]
-    contents.sort(key=lambda s: -1 if isinstance(s, str) else ORDER.index(s['section']))
-    path.write_text(yaml.safe_dump(site, sort_keys=False), encoding='utf-8')
+# --- Lists of pages
+
+def listed(pages): return '\n'.join(f'- [{title}](../{name}.html): {says}' for name, title, says in pages) + '\n'
+
+def write_indexes(pages):
+    "A page for each part that lists its pages, and says a line on each"
+    of = lambda folder: [p for p in pages if p[0].startswith(f'{folder}/')]
+    for part, (title, says) in PARTS.items():
+        rooms = INSIDE if part == 'inside' else {part: ''}
+        body = [f'## {caption}\n\n{listed(of(room))}' if caption else listed(of(room)) for room, caption in rooms.items()]
+        trees = [toctree([n for n, *_ in of(room)], caption) for room, caption in rooms.items()]
+        (PAGES/part).mkdir(exist_ok=True)
+        (PAGES/part/'index.md').write_text('\n'.join([f'# {title}\n\n{says}\n', *body, *trees]), encoding='utf-8')
+
+# --- API
+
+def modules():
+    "The modules that notebooks export, as data flows"
+    rooms = [f'maou_nb.{p.parent.name}.{p.stem.lstrip("0123456789_")}' for p in notebooks()[1:]]
+    there = [r for r in rooms if (ROOT/r.replace('.', '/')).with_suffix('.py').exists()]
+    return [importlib.import_module(r) for r in there]
+
+def entry(module, name):
+    "A line of the API on `name`, which leads to its page; nothing for what another module or none defines"
+    thing, symbols = getattr(module, name), importlib.import_module('maou_nb._modidx').d['syms']
+    page = symbols.get(module.__name__, {}).get(f'{module.__name__}.{name}', (None,))[0]
+    if not callable(thing) or getattr(thing, '__module__', None) != module.__name__ or page is None: return ''
+    said = ((inspect.getdoc(thing) or '').strip().splitlines() or [''])[0].replace('|', r'\|')
+    return f'| [`{name}`](../{page}) | {said} |\n'
+
+def table(entries):
+    rows = ''.join(entries)
+    return f'{{.stack}}\n| name | what it does |\n|---|---|\n{rows}' if rows else ''
+
+def write_api():
+    "Every name that the package exports, a page a folder, with a line on each; the names that most people need before"
+    import maou_nb
+    (PAGES/'api').mkdir()
+    for room, title in INSIDE.items():
+        parts = [(m, table(entry(m, n) for n in getattr(m, '__all__', ()))) for m in modules() if m.__name__.split('.')[1] == room]
+        body = [f"## {m.__name__}\n\n{inspect.getdoc(m) or ''}\n\n{rows}" for m, rows in parts if rows]
+        (PAGES/'api'/f'{room}.md').write_text('\n'.join([f'# API: {title.lower()}\n', *body]), encoding='utf-8')
+    front = table(entry(importlib.import_module(getattr(maou_nb, n).__module__), n) for n in maou_nb.__all__)
+    says = '# API\n\nWhat most people need is importable from `maou_nb` itself. A name leads to its page, with shapes, units and examples.'
+    rest = '\n'.join(f'- [{title}]({room}.html)' for room, title in INSIDE.items())
+    tree = toctree([f'api/{room}' for room in INSIDE])
+    (PAGES/'api'/'index.md').write_text(f'{says}\n\n{front}\n## All names, by room\n\n{rest}\n\n{tree}', encoding='utf-8')
 
 def build():
     "The site, in the folder that is returned"
-    cfg = get_config()
-    nbdev_export.__wrapped__()
-    if shutil.which('quarto'): nbdev_docs.__wrapped__(); return cfg.doc_path
-    refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__(path=cfg.nbs_path, file_re=r'\.(?:ipynb|qmd|html)$')
-    # where the renderer of settings.ini is
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT/'tools'), os.environ.get('PYTHONPATH')]))
-    cache = proc_nbs(cfg.nbs_path, force=True)
-    published(cache, f'{cfg.doc_host}{cfg.doc_baseurl}/')
-    subprocess.run([Path(sys.executable).with_name('smalldocs'), 'render'], cwd=cache, check=True, stdout=subprocess.DEVNULL)
-    shutil.rmtree(cfg.doc_path, ignore_errors=True)
-    shutil.move(cache/cfg.doc_path.name, cfg.config_path)
-    return cfg.doc_path
+    shutil.rmtree(PAGES, ignore_errors=True)
+    PAGES.mkdir(parents=True)
+    with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool: pages = [*pool.map(write_page, notebooks())]
+    write_indexes(pages)
+    write_api()
+    shutil.copytree(ROOT/'nbs'/'images', PAGES/'images')
+    (PAGES/'ja.md').write_text(relink((ROOT/'README.ja.md').read_text(encoding='utf-8'), ''), encoding='utf-8')
+    made, site = ROOT/'build'/'site'/'html', get_config().doc_path       # myst-nb leaves files beside what it makes
+    sphinx = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-E', '-j', 'auto', '-c', ROOT/'docs']
+    shutil.rmtree(made, ignore_errors=True)
+    subprocess.run([*sphinx, '-d', ROOT/'build'/'doctrees', PAGES, made], check=True)
+    shutil.rmtree(site, ignore_errors=True)
+    shutil.move(made, site)
+    return site
 
 # --- Checking
 
@@ -85,9 +97,13 @@ class Page(HTMLParser):
         self.anchors |= {attrs[k] for k in ('id', 'name') if attrs.get(k)}
         self.links += [attrs[k] for k in ('href', 'src') if attrs.get(k)]
 
+def html(site):
+    "The pages of `site`, without what the theme keeps for itself"
+    return sorted(p for p in site.rglob('*.html') if '_static' not in p.parts)
+
 def broken_links(site):
     "(page, target) of every link that leads nowhere within `site`"
-    pages = {p: Page(p.read_text(encoding='utf-8')) for p in sorted(site.rglob('*.html'))}
+    pages = {p: Page(p.read_text(encoding='utf-8')) for p in html(site)}
     for path, page in pages.items():
         for link in page.links:
             parts = urlsplit(link)
@@ -99,11 +115,6 @@ def broken_links(site):
             anchor = unquote(parts.fragment)
             if not target.exists() or anchor and target in pages and anchor not in pages[target].anchors:
                 yield path.relative_to(site).as_posix(), link
-
-def modules():
-    "The modules that notebooks export"
-    return [importlib.import_module('.'.join(p.relative_to(ROOT).with_suffix('').parts))
-            for p in sorted((ROOT/'maou_nb').rglob('*.py')) if p.name[0] != '_']
 
 def undocumented(modules):
     "Exported functions and classes, and public methods of these, without a docstring"
@@ -131,11 +142,11 @@ def main():
     "Build, check, and say in one line how it is; the exit code"
     began = time.time()
     site = build()
-    pages, broken, silent = len([*site.rglob('*.html')]), [*broken_links(site)], [*undocumented(modules())]
+    pages, broken, silent = len(html(site)), [*broken_links(site)], [*undocumented(modules())]
     for page, link in broken: print(f'{page}: the link {link} leads nowhere', file=sys.stderr)
     for name in silent: print(f'{name} is exported and has no docstring', file=sys.stderr)
     print(f'docs: {pages} pages in {os.path.relpath(site)}/, {len(broken)} broken links, {len(silent)} '
           f'undocumented exports, {time.time() - began:.0f} s')
     return 1 if broken or silent else 0
 
-if __name__ == '__main__': sys.exit(main())        # the guard is needed: `proc_nbs` spawns processes
+if __name__ == '__main__': sys.exit(main())        # the guard is needed: pages are made in processes

@@ -75,8 +75,16 @@ def overwrite(text):
     "`text` with each line as a terminal leaves it: what follows the last carriage return"
     return re.sub(r'[^\n]*\r(?=[^\n])', '', text.replace('\r\n', '\n'))
 
+PASSING = re.compile(re.escape(tempfile.gettempdir()) + r'/tmp\w{8}/')      # a folder that a notebook made for its own run
+
+def without_passing(out):
+    "`out` with paths as they are within a folder that is gone after the run, and is called otherwise in the next"
+    if out.output_type == 'stream': out.text = PASSING.sub('', out.text)
+    for kind, text in out.get('data', {}).items():
+        if kind.startswith('text/'): out.data[kind] = PASSING.sub('', text)
+
 def tidy(nb):
-    "Take warnings, progress bars and widgets out of the outputs of `nb`, and join text that came in pieces"
+    "Take warnings, progress bars, widgets and passing folders out of the outputs of `nb`, and join text that came in pieces"
     nb.metadata.pop('widgets', None)
     for cell in nb.cells:
         if cell.cell_type != 'code': continue
@@ -86,6 +94,7 @@ def tidy(nb):
             else: outs.append(out)
         for out in outs:
             if out.output_type == 'stream': out.text = overwrite(out.text)
+            without_passing(out)
         cell.outputs = outs
     return nb
 

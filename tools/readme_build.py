@@ -15,10 +15,9 @@ from nbdev.processors import FilterDefaults
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = 'index_files'
 
-def processed(path):
-    "The notebook at `path` as nbdev prepares it for readers, and its title and description"
-    # without links from names to the docs site: a README is read where that may not exist
-    procs = [p for p in FilterDefaults().procs() if p.__name__ != 'add_links']
+def processed(path, without=()):
+    "The notebook at `path` as nbdev prepares it for readers, `without` steps of so many names, and its title and description"
+    procs = [p for p in FilterDefaults().procs() if p.__name__ not in without]
     proc = NBProcessor(nb=read_nb(path), procs=procs)
     proc.process()
     nb = nbformat.reads(json.dumps(nb2dict(proc.nb)), as_version=4)
@@ -34,7 +33,7 @@ def close_up(text):
 
 def readme(path):
     "All files of the README made from the notebook at `path`: name to bytes"
-    nb, front = processed(path)
+    nb, front = processed(path, ['add_links'])       # a README is read where the docs may not be
     body, res = MarkdownExporter(exclude_output_prompt=True).from_notebook_node(nb, {'output_files_dir': PICTURES})
     head = [f"# {front['title']}"] if 'title' in front else []
     if 'description' in front: head.append(f"> {front['description']}")

@@ -121,6 +121,7 @@ def stage_chart(
     "Loss, figures, rates and speed of one stage"
     history, steps = list(history), list(steps)
     rows, judged = history or steps, _judged(history)
+    if not rows: return Chart([[Panel('no epoch yet')]], name)
     above = [_loss_panel(history, steps, judged, held), _figures_panel(history, judged, threshold, labels, held)]
     below = [_pair(rows, steps, 'lr', 'grad_norm', COLORS[1::-1], title='learning rate, gradient norm', log=True, whole=False,
                    left='rate', right='norm'),

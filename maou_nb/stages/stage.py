@@ -311,7 +311,7 @@ def row_figures(self:Stage, outputs:dict, batch) -> dict[str, torch.Tensor]|None
     "float (B,) of each figure that an evaluation tabulates by ply; None: it does not"
 
 # %% ../../nbs/stages/31_stage.ipynb #cefdb559
-RIGHT, MISSED, INVENTED = '#2e7d32', '#c77700', '#c62828'
+RIGHT, MISSED, INVENTED = '#2e7d32', '#b45f00', '#c62828'
 
 # %% ../../nbs/stages/31_stage.ipynb #5456df2c
 @patch(as_prop=True)
