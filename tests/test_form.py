@@ -149,7 +149,7 @@ def test_without_its_kernel(tmp_path):
         assert 'Nothing was begun here' in kept(page) and not line.is_visible()
         button_of(page, 'Start').click()
         page.wait_for_function("() => [...document.querySelectorAll('.maou-kept')].some(e => e.textContent.includes('training: stage 1'))")
-        page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea img[alt^=\"stage 1\"]').length")
+        page.wait_for_function("() => document.querySelectorAll('.jp-OutputArea [role=img][aria-label^=\"stage 1\"]').length")
         command(page, 'docmanager:save'); page.wait_for_timeout(1500)
 
         restart_kernel(page)

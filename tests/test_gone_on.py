@@ -3,7 +3,7 @@ import hashlib, json, shutil
 
 import pytest
 
-from maou_nb import Callback, OptionError, compare, evaluate, find_lr, learn_multi_stage, load_run, preflight, summary
+from maou_nb import Callback, OptionError, compare, evaluate, find_lr, learn_multi_stage, load_run, preflight
 from maou_nb.front.options import make_config
 from maou_nb.data.files import FileError
 from maou_nb.judge.watch import film_strip

@@ -29,9 +29,10 @@ def test_small(tmp_path):
     result, nb, said = run_copy(tmp_path, ONE_FILE, dict(stage1_max_epochs=30, stage1_threshold=0.95, stage2_threshold=0.1, epoch=1))
     assert [s['stage'] for s in result['stages_completed']] == [1, 2, 3]
     kept = [o for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
-    # the live plots stay as pictures, and the result has them too
-    assert sum('<img alt="stage ' in o.get('data', {}).get('text/html', '') for o in kept) == 4
-    assert any('svg' in o.get('data', {}).get('text/html', '') for o in kept)
+    # what was live stays as curves and a picture of them, and the result has them too
+    data = [o.get('data', {}) for o in kept]
+    assert sum({'application/vnd.plotly.v1+json', 'image/png'} <= d.keys() for d in data) == 6
+    assert any({'image/svg+xml', 'image/png'} <= d.keys() for d in data)
     assert 'runs/quickstart/result.json' in said and 'tensorboard --logdir' in said
 
 @pytest.mark.slow

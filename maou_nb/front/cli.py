@@ -396,10 +396,14 @@ class Command:
     load:Callable          # → (the function, others whose parameters it passes on); called when the command is used
 
     @property
-    def does(self): return self.load()[0]
+    def does(self):
+        "The function"
+        return self.load()[0]
 
     @property
-    def model(self): return _model_of(self)
+    def model(self):
+        "Its parameters, as a model that checks them"
+        return _model_of(self)
 
 @lru_cache(16)
 def _model_of(command): return model_of(command.name, *command.load())
