@@ -108,6 +108,7 @@ def test_the_way_through(tmp_path, whole):
         shot(page, '5-training')
 
         button(page, 'Stop').click(); status(page, 'stopped')
+        page.wait_for_function("() => document.querySelectorAll('.jp-RenderedPlotly').length >= 3")     # the last charts stay
         done = steps(tmp_path)
         shot(page, '6-stopped')
         if whole: on_again(page, url, tmp_path, done)

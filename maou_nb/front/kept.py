@@ -41,7 +41,8 @@ def kept_text(
 STYLE = style_sheet('''
 .maou-monitor.jupyter-widgets-disconnected,
 .jp-OutputArea-child:has(.maou-monitor:not(.jupyter-widgets-disconnected)) + .jp-OutputArea-child .maou-kept,
-.jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-kept) > .lm-Panel.jp-OutputArea-output:not(:has(*))
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-kept) > .lm-Panel.jp-OutputArea-output:not(:has(*)),
+.jp-OutputArea-child:has(.maou-kept) ~ .jp-OutputArea-child > .lm-Panel.jp-OutputArea-output:not(:has(*))
   { display: none }
 .jp-OutputArea-child:has(.jupyter-widgets-disconnected) + .jp-OutputArea-child .maou-kept,
 .jp-OutputArea-child:not(:has(.maou-panel, .maou-monitor)) + .jp-OutputArea-child .maou-kept

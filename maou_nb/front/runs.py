@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from glob import glob, has_magic
 from itertools import cycle
 from pathlib import Path
@@ -702,14 +701,13 @@ def follow(self:Comparison,
 ) -> threading.Thread:    # Which draws; it ends with the runs
     "Draw the curves in the output of this cell while any of the runs trains"
     from IPython.display import display
-    show = lambda how: how(self.chart()._repr_mimebundle_()[0], raw=True)
-    place = show(partial(display, display_id=True))
+    place = display(self.chart()._repr_mimebundle_(), raw=True, display_id=True)
     def draw():
         lives = True
         while lives:
             lives = any(f.at_work() is not None for f in self.folders.values())
             self.runs = {n: (self.runs[n][0], f.epochs()) for n, f in self.folders.items()}
-            show(place.update)
+            place.update(self.chart()._repr_mimebundle_(), raw=True)
             if lives: time.sleep(every)
     thread = threading.Thread(target=draw, daemon=True)
     thread.start()

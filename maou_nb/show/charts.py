@@ -344,8 +344,7 @@ def _for_colab(drawn):
 def _repr_mimebundle_(self:Chart, include=None, exclude=None):
     drawn = self.plotly()
     png = base64.b64encode(self.png()).decode()
-    data = {'application/vnd.plotly.v1+json': drawn, 'image/png': png, 'text/plain': repr(self), **_for_colab(drawn)}
-    return data, {'image/png': {'alt': repr(self)}}
+    return {'application/vnd.plotly.v1+json': drawn, 'image/png': png, 'text/plain': repr(self), **_for_colab(drawn)}
 
 # %% ../../nbs/show/04_charts.ipynb #a119f148
 _DRAW = """

@@ -231,6 +231,5 @@ class Picture:
     def _repr_mimebundle_(self, include=None, exclude=None):
         svg = self.drawing()
         png = base64.b64encode(png_of(svg)).decode()
-        about = {'alt': alternative(svg)}        # where the notebook becomes a page
-        return ({'image/svg+xml': str(svg), 'image/png': png, 'text/plain': repr(self)},
-                {'image/svg+xml': about, 'image/png': about | {'width': round(svg_size(svg)[0])}})
+        return {'image/svg+xml': str(svg), 'image/png': png, 'text/plain': repr(self)}, {
+            'image/png': {'width': round(svg_size(svg)[0])}}

@@ -226,8 +226,7 @@ def _arrange(self:Screen):
     if len(self.places) < len(wanted): self.open(len(wanted) - len(self.places))
     for i, bundle in enumerate(wanted):
         if i < len(self.put) and self.put[i] is bundle: continue
-        data, about = bundle
-        self.places[i].update(data, metadata=about, raw=True)
+        self.places[i].update(bundle, raw=True)
     self.put = wanted
 
 # %% ../../nbs/show/05_plots.ipynb #07f5adbb
@@ -237,7 +236,7 @@ def _go_on(self:Screen, stage, chart:Chart):
     if self.live is None:
         self.live = live_chart()
         made = self.live._repr_mimebundle_()
-        self.view = (made[0] if isinstance(made, tuple) else made) | {'text/plain': f'{chart!r} (live)'}, {}
+        self.view = (made[0] if isinstance(made, tuple) else made) | {'text/plain': f'{chart!r} (live)'}
     chart.show_in(self.live)
     self.now = stage
     self.ended.pop(stage, None)
