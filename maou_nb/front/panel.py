@@ -426,7 +426,9 @@ def _speak_buttons(self:LearnPanel):
             (self.start_button, 'Start', 'Begin the run'),
             (monitor.stop_button, 'Stop', 'End at the next step, with everything saved'),
             (monitor.resume_button, 'Resume', 'Go on from the newest checkpoint'),
-            (monitor.details, 'Log', 'The last lines that the run said')):
+            (monitor.details, 'Log', 'The last lines that the run said'),
+            (monitor.log_axis, 'log axis', 'The axis of the loss is logarithmic'),
+            (monitor.smooth, 'smooth', 'A moving average over the noise of single steps')):
         button.description, button.tooltip = words(text), words(tip)
     self.problem_button.tooltip = words('Go to the next problem')
     self.copy.value = _copy_html(words)

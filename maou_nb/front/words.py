@@ -251,6 +251,8 @@ SENTENCES = {
     'End at the next step, with everything saved': '次のステップで、すべて保存して終える',
     'Go on from the newest checkpoint': '最新のチェックポイントから続ける',
     'The last lines that the run said': '実行の最後の出力',
+    'log axis': '対数軸', 'The axis of the loss is logarithmic': '損失の軸を対数にする',
+    'smooth': '平滑化', 'A moving average over the noise of single steps': 'ステップごとの揺れを移動平均でならす',
     'Copy as code': 'コードをコピー', 'Copy as command': 'コマンドをコピー',
     'The cell that does the same': '同じことをするセル',
     'The command line that does the same': '同じことをするコマンドライン',

@@ -171,7 +171,8 @@ def _traces(self:Chart, panel, n, smooth):
 def _decades(panel, right=False):
     "Numbers at full decades alone, where the lines of a panel cross some"
     known = [v for line in panel.lines if line.right == right for v in line.y if v is not None and v > 0]
-    return dict(dtick=1, tickmode='linear') if known and max(known) >= 20*min(known) else {}
+    alone = known and max(known) == min(known)
+    return dict(dtick=1, tickmode='linear') if alone or known and max(known) >= 20*min(known) else {}
 
 # %% ../../nbs/show/04_charts.ipynb #111d77d6
 def _axis(panel, log=False, right=False):
