@@ -64,6 +64,7 @@ def learn(options, act=None, cwd=None):
         asked = done = 0
         def __init__(self, copies, say): mirrors.append(copies)
         def sync(self): pass
+        def age(self): return 0.
         def close(self): pass
     answer = {}
     with patch.object(room, 'Mirror', Copy):

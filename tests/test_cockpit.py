@@ -116,7 +116,7 @@ def test_the_way_through(tmp_path, whole):
     kept = [o for c in nbformat.read(tmp_path/'quickstart.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
     # the saved notebook keeps the curves of all stages, with pictures of them, and the form as a table
     assert sum({'application/vnd.plotly.v1+json', 'image/png'} <= o.get('data', {}).keys() for o in kept) >= 3
-    assert any('<table>' in o.get('data', {}).get('text/html', '') for o in kept)
+    assert any('<table class' in o.get('data', {}).get('text/html', '') for o in kept)
     cfg = json.loads((tmp_path/'runs'/'quickstart-panel'/'config.json').read_text())
     assert cfg['epoch'] == 400 and cfg['resume_from'] == ('latest' if whole else None)
 

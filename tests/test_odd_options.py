@@ -106,7 +106,7 @@ def test_a_run_and_preflight_say_what_does_nothing(here, capsys, tmp_path):
     except StageThresholdNotMet: pass
     out = capsys.readouterr().out
     for text in (report, out):
-        for says in ('momentum (of optimizer=sgd)', 'steps are warm-up', "module='nothing*': matches no parameter",
+        for says in ('momentum (only optimizer=sgd uses it)', 'steps are warm-up', "module='nothing*': matches no parameter",
                      'stage1_threshold=0.5: guessing scores 0.90'):
             assert says in text
 

@@ -2,7 +2,7 @@
 
 Those that train do so on 25 of the sample games in `make test`, on 50 in `make test-all`.
 """
-import subprocess, sys
+import re, subprocess, sys
 
 import nbformat
 import pytest
@@ -29,8 +29,11 @@ def test_your_games(tmp_path):
     for part in words: assert part in html(shown), part
     assert any('broken.csa, line 4: move 2 of the game, -3335FU, is illegal' in o.get('text', '') for o in shown)
 
-def html(shown): return ' '.join(''.join(o.get('data', {}).get(kind, '')) for o in shown
-                                 for kind in ('text/html', 'image/svg+xml', 'text/plain'))
+def html(shown):
+    "All that is shown, and the text of its pictures"
+    kinds = 'text/html', 'image/svg+xml', 'text/plain'
+    made = ' '.join(''.join(o.get('data', {}).get(kind, '')) for o in shown for kind in kinds)
+    return made + ' '.join(re.sub('<[^>]*>', '', made).split())
 
 sizes = pytest.mark.parametrize('games', [25, pytest.param(50, marks=pytest.mark.slow)])
 

@@ -81,7 +81,9 @@ def picture(out, title):
         return out
     if svg := data.get('image/svg+xml'): data = {'text/html': svg}
     elif png := data.get('image/png'):
-        data = {'text/html': f'<img alt="{escape(title)}, a plot" src="data:image/png;base64,{png.strip()}">'}
+        said = ''.join(data.get('text/plain', ''))
+        alt = f'{title}, a plot' if not said or said.startswith('<') else said
+        data = {'text/html': f'<img alt="{escape(alt)}" src="data:image/png;base64,{png.strip()}">'}
     return nbformat.v4.new_output(out.output_type, data) if 'text/html' in data else out
 
 def page_cells(nb, module, up):

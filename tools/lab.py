@@ -40,8 +40,8 @@ def main(given):
     place = f'{COPIES.relative_to(ROOT)}/'
     print(f'{len(fresh)} tutorials copied to {place}, {len(kept)} kept as you left them; runs go to runs/', flush=True)
     if not has_display():
-        print('Open the address with the token below. From another machine: ssh -L 8888:localhost:8888 to this one, then the address.',
-              flush=True)
+        print('Open the address with the token below. From another machine: ssh -L PORT:localhost:PORT to this one, '
+              'with the port of the address.', flush=True)
     os.chdir(ROOT)
     os.execv(sys.executable, [sys.executable, '-m', 'jupyterlab', *words(given)])
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
 
 from maou_nb import film_strip, load_run
+from maou_nb.show.pictures import image_tag
 from maou_nb.train.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,11 +20,7 @@ SAID = {1: ('Where can a piece go?', 'accuracy', 'of squares right'), 2: ('Which
         3: ('What is played?', 'top1', 'of moves foretold')}
 STYLE = '''body { margin: 0; width: 1180px; font: 16px/1.35 "DejaVu Sans", sans-serif; background: #fff; color: #1a1a1a }
 main { display: grid; grid-template-columns: repeat(3, 1fr); gap: 30px; padding: 18px 22px 8px }
-h2 { margin: 0; font-size: 19px } p { margin: 3px 0 6px; color: #333 } img { width: 100% }
-.when { display: flex; justify-content: space-around; color: #555; margin: 4px 20px 2px 0 }
-.film > p { display: none } .film > div { gap: 8px !important; overflow: visible !important }
-.film > div > div { flex: 1 1 0 !important; height: 178px; overflow: hidden }
-.film svg { width: 100% !important; height: auto !important }'''
+h2 { margin: 0; font-size: 19px } p { margin: 3px 0 6px; color: #333 } img { width: 100%; height: auto }'''
 
 def curve(steps):
     "The loss of a stage from batch to batch, as a data URL"
@@ -40,11 +37,8 @@ def column(path, stage):
     asks, name, unit = SAID[stage.stage]
     steps = RunFolder(path).steps()[stage.stage]
     reached = f'<b>{stage.metrics[name]:.2f}</b> {unit}, by guessing {stage.baselines[name]:.2f}'
-    epochs = len(stage.history)
-    film = film_strip(path, stage=stage.stage, frames=2)._repr_html_()
-    when = f'<span>before</span><span>after {epochs} epoch{"s"*(epochs > 1)}</span>'
-    return (f'<section><h2>{stage.stage} · {asks}</h2><p>{reached}</p><img src="{curve(steps)}">'
-            f'<div class="when">{when}</div><div class="film">{film}</div></section>')
+    film = image_tag(film_strip(path, stage=stage.stage, frames=2).drawing())
+    return f'<section><h2>{stage.stage} · {asks}</h2><p>{reached}</p><img src="{curve(steps)}">{film}</section>'
 
 def strip(path):
     "The picture of the run in `path`, as PNG"

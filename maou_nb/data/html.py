@@ -66,7 +66,8 @@ def html_table(
         row = list(row)
         return tag('tr', *(cell(kind, c, to_right(i, row)) for i, c in enumerate(row)))
     top = [tag('thead', line('th', head))] if head else []
-    return tag('table', *top, tag('tbody', *(line('td', r) for r in rows)), class_=class_)
+    as_it_stands = f'{class_} tex2jax_ignore mathjax_ignore'.strip()       # what stands between two `$` is no formula
+    return tag('table', *top, tag('tbody', *(line('td', r) for r in rows)), class_=as_it_stands)
 
 # %% ../../nbs/data/04_html.ipynb #456916f0
 _signs = re.compile(r'[\\`*|~$\[\]]')

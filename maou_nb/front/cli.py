@@ -229,7 +229,7 @@ def _no_words(asked, words):
     "Refuse words that stand without a flag"
     for word, before in words:
         truth = f', or true or false for {before}' if before in flags(asked.of) and _is_switch(before, asked.of) else ''
-        asked.problems.append(f'{shlex.quote(word)}: a flag was expected here{truth}')
+        asked.problems.append(f'{shlex.quote(word)}: a flag was expected here{truth}; a value of several words stands in quotes')
 
 # %% ../../nbs/front/63_cli.ipynb #7e246532
 def _read_words(argv, of=None):

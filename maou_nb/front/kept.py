@@ -13,7 +13,7 @@ from ..data.html import Html, join_html, style_sheet, tag
 
 # %% ../../nbs/front/61_kept.ipynb #9a49abfa
 def begun_at(
-    run,         # A `RunFolder`
+    run:RunFolder,
 ) -> str:        # Empty: it has not begun
     "When a run began"
     try: since = datetime.fromtimestamp(run.config_file.stat().st_mtime)
@@ -26,7 +26,7 @@ NOTHING = ('Nothing was begun here. The form above needs its kernel: '
 
 # %% ../../nbs/front/61_kept.ipynb #5ffcaa56
 def kept_text(
-    run,              # A `RunFolder`, or None
+    run:RunFolder|None,
     state:str='',     # How it stood …
     says:str='',      # … in a sentence …
     at:str='',        # … and when

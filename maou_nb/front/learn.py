@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LearnResult', 'result_rows', 'curves_of', 'mirror_folders', 'Mirroring', 'open_run', 'describe_run', 'ForeignResult',
-           'read_result', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run', 'meant_option',
-           'learn_multi_stage', 'find_lr', 'overfit_one_batch']
+           'read_result', 'unfinished', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run',
+           'meant_option', 'learn_multi_stage', 'find_lr', 'overfit_one_batch']
 
 # %% ../../nbs/front/62_learn.ipynb #6db1aa64
 import json
@@ -386,6 +386,18 @@ def read_result(
     raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
 # %% ../../nbs/front/62_learn.ipynb #7d1ea332
+def unfinished(
+    run:RunFolder,
+    done:list,        # Stages that are finished
+) -> str:             # Empty: there is none
+    "A sentence on the stage that was begun, and is not finished"
+    begun = [(n, rows[-1]['step']) for n, rows in run.steps().items() if n not in done]
+    if not begun: return ''
+    stage, step = begun[-1]
+    how = 'it trains now' if run.at_work() is not None else 'resume_from="latest" goes on from its last checkpoint'
+    return f'stage {stage} is not finished: it was at step {step:,}; {how}'
+
+# %% ../../nbs/front/62_learn.ipynb #3f2be04c
 @hinted
 def load_run(
     path:str|Path,   # A run folder, a checkpoint in it, the URL of either, or a result: read anew
@@ -394,6 +406,7 @@ def load_run(
     run = find_run(path)
     found = read_result(run)
     warn_of_plugins(run.read_about().get('plugins'))
+    if not found.stopped: found.stopped = unfinished(run, [s.stage for s in found.stages_completed])
     return found
 
 # %% ../../nbs/front/62_learn.ipynb #eefc61a5

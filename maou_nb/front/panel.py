@@ -21,6 +21,7 @@ from ..data.plugins import load_plugins
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
 from .runs import Monitor, show_widgets, start_run, train_here
+from .learn import meant_option
 from .words import LANGUAGES, Words
 from ..data.options import OptionError, is_path
 from .options import option_of, try_config, valid_part
@@ -267,6 +268,9 @@ class LearnPanel:
         language:str='en',   # Of labels and help: en or ja
         **options,           # Chosen from the start
     ):
+        if not isinstance(language, str) or language not in LANGUAGES:
+            raise OptionError(f'language={language!r:.60}: one of {", ".join(LANGUAGES)} was expected; '
+                              f'LearnPanel({meant_option(language)}) may have been meant')
         load_plugins(options.get('plugins') or ())
         config = config_class()
         unknown = {n: v for n, v in options.items() if n not in config.model_fields}
@@ -558,6 +562,7 @@ def set(self:LearnPanel, **options) -> 'LearnPanel':
     "Choose `options`; the others stay"
     self._quiet = True
     for n, v in options.items():
+        if n not in self.fields: raise OptionError(f'{n}: the form has no such field; the names of options were expected')
         f = self.fields[n]
         try: f.value = getattr(config_class()(**{n: v}), n)
         except ValueError: f.value = v if isinstance(f.widget, (W.Text, W.Textarea, PathLines)) else f.option.default
@@ -568,6 +573,7 @@ def set(self:LearnPanel, **options) -> 'LearnPanel':
 @patch
 def choose(self:LearnPanel, preset:str):
     "Take the options of a preset; paths and places stay"
+    if preset not in PRESETS: raise OptionError(f'preset={preset!r}: one of {", ".join(PRESETS)} was expected')
     keep = ('Data', 'Logs & output')
     also = ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')
     back = {n: f.option.default for n, f in self.fields.items()

@@ -17,6 +17,7 @@ import threading
 import time
 from glob import glob, has_magic
 from itertools import cycle
+from math import isfinite
 from pathlib import Path
 
 import psutil
@@ -43,7 +44,7 @@ from ..train.options import LearnConfig, config_class, moved_options, saved_conf
 from ..train.loop import StopWish
 from ..data.splits import held_name
 from ..data.trained import Trained, read_trained, said_split, standing
-from ..show.charts import BUTTON, COLORS, Chart, Line, Panel
+from ..show.charts import BELOW, BETWEEN, BUTTON, COLORS, Chart, Line, Panel
 from ..show.plots import Pace, Screen, png_tag, show_parts
 
 # %% ../../nbs/front/64_runs.ipynb #06d764e3
@@ -103,7 +104,7 @@ def best_so_far(
 ) -> str:              # Empty: no epoch was judged yet
     "The best of a stage's main figure, and when it was"
     known = [(row[key], row['epoch']) for row in history for key in (f'valid/{stage.main}', f'train_eval/{stage.main}')
-             if row.get(key) is not None]
+             if row.get(key) is not None and isfinite(row[key])]
     if not known: return ''
     best, epoch = (min if stage.lower(stage.main) else max)(known, key=lambda k: k[0])
     figure = stage.figures.get(stage.main)
@@ -150,9 +151,11 @@ def state_of(
     to_come:int|None=None,   # Rows of the stages after the one that trains, as `rows_to_come` has them
 ) -> tuple[str, str]:    # training, finished, stopped, failed or waiting; and a sentence
     "How a run stands"
+    if not run.path.exists(): return 'failed', f'{run} is gone: was it moved or deleted?'
     if run.at_work() is not None: return 'training', _where(run, to_come)
     if run.was_killed():
-        gone = 'its process is gone without a word: was it killed?'
+        last = run.log(1)
+        gone = last if ' is gone: ' in last else 'its process is gone without a word: was it killed?'
         return 'failed', f'{gone} All up to its last checkpoint is there'
     try: result = read_result(run)
     except FileError as e:
@@ -164,6 +167,7 @@ def state_of(
         done = result.stages_completed[-1]
         return ('finished' if done.threshold_met else 'failed'), done.sentence()
     if last and not last.startswith('$ '): return 'failed', last
+    if run.steps() or run.epochs(): return 'stopped', 'it has not come to an end; resume_from="latest" goes on from its last checkpoint'
     return 'waiting', 'nothing has been trained here yet'
 
 # %% ../../nbs/front/64_runs.ipynb #6cbd1918
@@ -281,7 +285,7 @@ def _make_box(self:Monitor):
         made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
         made.on_click(lambda _: act())
         return made
-    self.status, self.log = W.HTML(), W.HTML()
+    self.status, self.log = W.HTML(layout=W.Layout(min_height='76px')), W.HTML()      # nothing jumps when a line more is said
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
     self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
@@ -316,6 +320,11 @@ def resume(self:Monitor):
         self.status.value = _state_html('failed', e, 'cannot go on')
         return
     self.watch(self.run.path, starting=True)
+
+# %% ../../nbs/front/64_runs.ipynb #3afab997
+@patch
+def __repr__(self:Monitor):
+    return 'no run is watched' if self.run is None else f'run {self.run}: {" · ".join(state_of(self.run))}'
 
 # %% ../../nbs/front/64_runs.ipynb #984cd805
 @patch
@@ -614,14 +623,16 @@ def _run_line(n, name, history, figure, color):
 def _stage_panels(n, runs, steps):
     "The judged loss of a stage of all runs, and its main figure"
     main = main_figure(n, first_row(runs, n))
-    left, right = Panel(f'stage {n}: judged loss'), Panel(f'stage {n}: {main.replace("_", " ")}')
+    left = Panel(f'stage {n}: judged loss' + ', and in training (thin)'*bool(steps))
+    right = Panel(f'stage {n}: {main.replace("_", " ")}', high=1.02)
     for (name, (_, epochs)), color in zip(runs.items(), cycle(COLORS)):
         rows = steps.get(name, {}).get(n, [])
         if rows: left.lines.append(Line([r['epoch'] for r in rows], [r.get('train/loss') for r in rows], '', color,
                                         width=0.8, opacity=0.4, noisy=True))
         if not (h := epochs.get(n)): continue
-        left.lines.append(_run_line(n, '', h, 'loss', color))
+        left.lines.append(_run_line(n, name, h, 'loss', color))
         right.lines.append(_run_line(n, name, h, main, color))
+    if any(v > 1.02 for line in right.lines for v in line.y): right.high = None          # it is no share
     return [left, right]
 
 # %% ../../nbs/front/64_runs.ipynb #7a541e57
@@ -631,7 +642,9 @@ def comparison_chart(
 ) -> Chart:
     "The main figure and the judged loss of each stage, a curve a run"
     panels = [_stage_panels(n, runs, steps or {}) for n in stages_in(runs)] or [[Panel('no epoch is judged yet')]]
-    return Chart(panels, said=f'curves of {", ".join(runs)}', size=(1000, 110 + 230*len(panels)))
+    made = Chart(panels, said=f'curves of {", ".join(runs)}', alike=True)
+    made.size = 1000, made.above() + BELOW + 190*len(panels) + BETWEEN*(len(panels) - 1)
+    return made
 
 # %% ../../nbs/front/64_runs.ipynb #f347ed9d
 @patch
@@ -698,20 +711,20 @@ def compare(
 @patch
 def follow(self:Comparison,
     every:float=2.,       # Seconds between drawings
-) -> threading.Thread:    # Which draws; it ends with the runs
-    "Draw the curves in the output of this cell while any of the runs trains"
-    from IPython.display import display
-    place = display(self.chart()._repr_mimebundle_(), raw=True, display_id=True)
+):
+    "Draw the curves in the output of this cell while any of the runs trains, from a thread"
+    screen = Screen()
     def draw():
         lives = True
         while lives:
             lives = any(f.at_work() is not None for f in self.folders.values())
-            self.runs = {n: (self.runs[n][0], f.epochs()) for n, f in self.folders.items()}
-            place.update(self.chart()._repr_mimebundle_(), raw=True)
+            found = {n: f.epochs() for n, f in self.folders.items()}
+            self.runs = {n: (cfg, found[n] or epochs) for n, (cfg, epochs) in self.runs.items()}    # a folder may be moved away
+            screen.show('runs', self.chart(), last=not lives)
             if lives: time.sleep(every)
-    thread = threading.Thread(target=draw, daemon=True)
-    thread.start()
-    return thread
+    screen.show('runs', self.chart())
+    self.thread = threading.Thread(target=draw, daemon=True)
+    self.thread.start()
 
 # %% ../../nbs/front/64_runs.ipynb #2f3b4834
 def _logs(run):

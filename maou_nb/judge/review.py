@@ -225,6 +225,10 @@ def draw(self:Browser):
     self.row = self.found.show(self.numbers[self.place.value - 1], self.letters.value)
     self.shown = self.board.value = image_tag(self.row.drawing())
 
+# %% ../../nbs/judge/54_review.ipynb #7e28c877
+@patch
+def __repr__(self:Browser): return f'rows to step through in a notebook: {self.found.on}'
+
 # %% ../../nbs/judge/54_review.ipynb #6290583e
 @patch
 def _repr_mimebundle_(self:Browser, **kwargs):

@@ -29,7 +29,8 @@ from ..show.plots import Pace, Screen
 from ..data.html import Html
 from ..stages.stage import STAGES, Prediction, drawing_of, stages_of
 from ..train.callbacks import Steps
-from ..train.folder import RunFolder, add_line, cut_lines, read_lines
+from ..train.checkpoints import CONFIG
+from ..train.folder import LINES, RunFolder, add_line, cut_lines, read_lines
 from ..train.loop import Callback
 from ..train.mirror import run_above
 
@@ -39,13 +40,16 @@ class LivePlot(Callback):
     needs = (Steps,)
 
     def __init__(self, screen:Screen|None=None):
-        self.screen = screen or Screen(Pace(0.005))      # the last chart of each stage comes on top
+        self.screen, self.told = screen or Screen(Pace(0.005)), False     # the last chart of each stage comes on top
 
     def draw(self, loop, last=False):
         "Show the figure, or update the one that is shown"
         epochs = None if last else loop.settings.epochs
         about = drawing_of(loop.stage.id) | {'held': held_name(loop.split)}
-        self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, last=last, **about)
+        try: self.screen.draw(loop.history, loop.settings.threshold, epochs, loop.steps, last=last, **about)
+        except Exception as e:                     # whatever it is, a picture is no reason to end a run
+            if not self.told: warnings.warn(f'the curves cannot be drawn ({type(e).__name__}: {e}); training goes on')
+            self.told = True
 
     def after_step(self, loop):
         "Draw when `Steps` took new figures, if it is time to"
@@ -154,9 +158,10 @@ def drawing(self:FilmStrip) -> Html:
     "All strips, one below the other"
     blocks = []
     for (stage, _), rows in self.strips.items():
-        blocks.append(text_block(f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}", 1000, 13))
         scale = max(min(0.6, 950/(350*len(rows))), 0.4)          # in one row, as long as pieces can be read
-        blocks.append(beside([block_of(_frame(row), scale) for row in rows], 6, most=1000))
+        strip = beside([block_of(_frame(row), scale) for row in rows], 6, most=1000)
+        said = f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}"
+        blocks += [text_block(said, max(strip.width, 400), 13), strip]
     return picture_of(below(blocks or [text_block(repr(self), 600)]), repr(self))
 
 # %% ../../nbs/judge/53_watch.ipynb #1ab69e1b
@@ -181,6 +186,8 @@ def film_strip(
     folder = as_path(folder)
     folder = run_above(folder) or folder       # of a checkpoint in it, too
     if not folder.exists(): raise FileError(f'{folder} does not exist: the folder of a run was expected')
+    if not any((folder/name).exists() for name in (CONFIG, *LINES)):
+        raise FileError(f'{folder} is no run folder: one with a config.json in it, written by learn_multi_stage, was expected')
     rows = read_lines(folder/RunFolder(folder.name).watched_file.name)      # the folder may be far away
     wanted, strips = read_position(sfen)[0].to_sfen() if sfen else None, {}
     drawable = [row for row in rows if _drawable(row)]

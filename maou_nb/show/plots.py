@@ -12,7 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from itertools import cycle
-from math import ceil
+from math import ceil, isfinite
 
 from fastcore.basics import patch
 from matplotlib.figure import Figure
@@ -63,13 +63,13 @@ def _loss_panel(history, steps, judged, held):
         if not history: continue
         lines.append(Line(*_known(history, f'train/{part}'), name=called, color=color, dots=True))
         lines.append(Line(*_known(history, f'{judged}/{part}'), color=color, dash='dash', dots=True))
-    on = held if judged == 'valid' else 'training rows, evaluated'
-    return Panel(f'loss: training, dashed on {on}' if history else 'training loss', lines, low=0)
+    on = held if judged == 'valid' else 'training rows after the epoch'
+    return Panel(f'loss in training; dashed: {on}' if history else 'training loss', lines, low=0)
 
 # %% ../../nbs/show/05_plots.ipynb #2e3f5f07
 def _top(values, threshold):
     "How far the axis of the figures goes up: shares to 1 where there is a threshold, else to the largest"
-    largest = max(values, default=1.)
+    largest = max((v for v in values if isfinite(v)), default=1.)
     if largest > 1.02: return 1.1*largest
     return 1.02 if threshold is not None else min(1.02, 1.1*largest)
 
@@ -252,6 +252,12 @@ def _end(self:Screen, stage, chart:Chart):
 
 # %% ../../nbs/show/05_plots.ipynb #afa470e3
 @patch
+def show(self:Screen, what, chart:Chart, last:bool=False):
+    "Show a chart of `what`, live, or as it stays"
+    (self._end if last else self._go_on)(what, chart)
+
+# %% ../../nbs/show/05_plots.ipynb #0fb57b6c
+@patch
 def draw(self:Screen,
     history, threshold=None, epochs=None, steps=(),   # As `stage_chart` takes them
     force:bool=False,     # Whether it is time to or not
@@ -263,5 +269,5 @@ def draw(self:Screen,
     if not (force or last or self.pace.due()): return False
     with self.pace.drawing():
         chart = stage_chart(history, threshold, None if last else epochs, steps, **look)
-        (self._end if last else self._go_on)((history or steps)[0]['stage'], chart)
+        self.show((history or steps)[0]['stage'], chart, last)
     return True

@@ -235,7 +235,7 @@ class PolicyValue(Stage):
     final = one_file_by_row = exports = True
     tinted = False
     worst = {'policy': ('policy_loss', 'policy loss'), 'value': ('value_error', 'value error'),
-             'legality': ('illegal', 'unmasked, on illegal moves')}
+             'legality': ('illegal', 'before masking, share on illegal moves')}
 
     eval_scale = EVAL_SCALE
 

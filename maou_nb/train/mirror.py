@@ -833,6 +833,7 @@ def run_above(
     path:Path|UPath,
 ) -> Path|UPath|None:   # None: there is none
     "The run folder that `path` is, or is in, at most three levels up"
+    path = as_path(path)
     return next((p for p in (path, *[*path.parents][:3]) if is_there(p/CONFIG)), None)
 
 # %% ../../nbs/train/46_mirror.ipynb #135b5993

@@ -621,7 +621,8 @@ def _say_where(loop, planned:int, say):
     "Say where a loop goes on, of which `planned` epochs were planned"
     now = loop.settings.epochs
     if loop.finished:
-        say(f'  nothing is left to train: {len(loop.history)} epochs are done')
+        done = len(loop.history)
+        say(f'  nothing is left to train: {done} epoch{"s"*(done != 1)} {"are" if done != 1 else "is"} done')
         return
     if now != planned:
         rate = loop.scheduler.get_last_lr()[0]
