@@ -10,6 +10,7 @@ import time
 from datetime import datetime
 
 from ..data.html import Html, join_html, style_sheet, tag
+from ..train.folder import RunFolder
 
 # %% ../../nbs/front/61_kept.ipynb #9a49abfa
 def begun_at(

@@ -9,6 +9,7 @@ __all__ = ['COLORS', 'GREY', 'MOST', 'ROW', 'BELOW', 'BETWEEN', 'BUTTON', 'Line'
 # %% ../../nbs/show/04_charts.ipynb #807154a0
 import base64
 import io
+import logging
 import math
 import sys
 import warnings
@@ -246,7 +247,7 @@ def _level_note(level, n):
 def _legend(self:Chart, panel, across, up):
     "Where a legend stands: over its panel, or the one over them all"
     look = dict(orientation='h', yanchor='bottom', xanchor='left', bgcolor='rgba(0,0,0,0)', font=dict(size=12),
-                entrywidthmode='fraction')
+                entrywidthmode='fraction', tracegroupgap=0)
     if not self.alike: return look | dict(x=across[0], y=up[1], entrywidth=(across[1] - across[0])/2)
     over = 1 + 22/(self.size[1] - self.above() - BELOW)         # the titles of the panels stand below it
     return look | dict(x=0, y=over, entrywidth=0.98/self.legend_columns())
@@ -281,10 +282,10 @@ def _buttons(self:Chart, plain, smooth, top):
         buttons=[dict(label=label, method='update', args=args, args2=args2)],
         bgcolor='rgba(128,128,128,.15)', bordercolor='rgba(128,128,128,.4)', font=dict(size=11))
     scale = [{}, {'yaxis.type': 'log', 'yaxis.autorange': True}], [{}, {'yaxis.type': 'linear', 'yaxis.autorange': True}]
-    menus = [menu(0.36, 'log axis', *(scale[::-1] if self.log else scale))]
+    menus = [menu(0.9 if self.alike else 0.36, 'log axis', *(scale[::-1] if self.log else scale))]
     if not smooth: return menus
     shown, hidden = [True]*len(plain) + [False]*len(smooth), [False]*len(plain) + [True]*len(smooth)
-    return [*menus, menu(0.45, 'smooth', [{'visible': hidden}], [{'visible': shown}])]
+    return [*menus, menu(0.8 if self.alike else 0.45, 'smooth', [{'visible': hidden}], [{'visible': shown}])]
 
 # %% ../../nbs/show/04_charts.ipynb #43d62635
 def _clean(said):
@@ -407,6 +408,7 @@ def figure(self:Chart) -> Figure:
 @cache
 def _families():
     "Fonts in the order in which a letter is looked for"
+    logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)      # it tells of each font that has no bold letters
     font_manager.fontManager.addfont(str(FONTS/'text.otf'))
     known = {f.name for f in font_manager.fontManager.ttflist}
     asian = 'Noto Sans CJK JP', 'IPAGothic', 'IPAexGothic', 'Hiragino Sans', 'Yu Gothic', 'Noto Sans JP', 'Maou Text'

@@ -164,7 +164,7 @@ def manifest_in(
     folder:Path|UPath,   # Of a stage's checkpoints, here or far away
 ) -> dict:               # A `CheckpointError` if it is damaged
     "`last`, `best` and other marks: file names; `files`: the SHA-256 and facts of each, the oldest first"
-    path = folder/MANIFEST
+    path = as_path(folder)/MANIFEST
     if not is_there(path): return {'last': None, 'best': None, 'files': {}}
     try:
         manifest = read_json(path)
