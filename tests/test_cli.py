@@ -363,7 +363,7 @@ def test_show(capfd, trained):
 @pytest.mark.parametrize('argv, says', [
     (['prepare'], '--stage: a value was expected'),
     (['prepare', '3', 'nowhere', 'out'], 'nowhere does not exist: a file of game records'),
-    (['prepare', '3', 'games'], 'prepare_stage(3, …): game records were expected'),
+    (['prepare', '3', 'games'], 'prepare_stage(3, …): game records were expected; games is taken for the folder of the shards'),
     (['prepare', '1', 'a', 'b'], 'paths would do nothing'), (['prepare', '9', 'a', 'b'], "9"),
     (['prepare', '3', 'a', 'b', '--rows-per-shard', 'many'], '--rows-per-shard=many: a whole number was expected'),
     (['prepare', '3', 'a', 'b', '--filters-min-plies', '-3'], '--filters-min-plies=-3: a whole number from 0 up was expected'),

@@ -127,7 +127,12 @@ class Watched(Callback):
         for said in answers:
             row = _line(said, loop)
             add_line(self.path, row)
-            if loop.board: loop.board.add_image(f'{loop.stage.slug}/{said.sfen}', _pixels(row), loop.step, dataformats='HWC')
+            if loop.board: self._draw(loop, row)
+
+    def _draw(self, loop, row):
+        "The board of a line for TensorBoard; a picture is no reason to end a run"
+        try: loop.board.add_image(f'{loop.stage.slug}/{row["sfen"]}', _pixels(row), loop.step, dataformats='HWC')
+        except Exception as e: warnings.warn(f'TensorBoard gets no board of {row["sfen"]} ({type(e).__name__}: {e}); training goes on')
 
 # %% ../../nbs/judge/53_watch.ipynb #9a325dc8
 def _frames(rows, most):

@@ -38,7 +38,8 @@ def prepare_stage(
             named = ', '.join(['paths']*(paths is not None) + [*options])
             raise ValueError(f'prepare_stage({stage!r}, …): {named} would do nothing, as the rules give its rows; leave it out')
         return prepare_rules(columns, folder)
-    if paths is None: raise ValueError(f'prepare_stage({stage!r}, …): game records were expected')
+    if paths is None:
+        raise ValueError(f'prepare_stage({stage!r}, …): game records were expected; {folder} is taken for the folder of the shards')
     return prepare(columns, paths, folder, **options)
 
 # %% ../../nbs/stages/32_reachable.ipynb #24906274

@@ -371,8 +371,10 @@ def _best_in(
         if name := marks['best'] or marks['last']: return at/name
     if not is_remote(folder) and (found := _best_elsewhere(folder, stages)): return found
     of = f' of stage {stage}'*(stage is not None) + f' with {part} in it'*bool(part)
-    runs = sorted({p.parts[-3] for p in folder.glob(f'*/*/{MANIFEST}')}) if not is_remote(folder) else ()
-    several = f'; of the runs in it, {", ".join(runs[:5])}, one would be right' if runs else ''
+    found = [p.parts for p in folder.glob(f'*/*/{MANIFEST}')] if not is_remote(folder) else []
+    own, runs = (sorted({p[at] for p in found if (p[-3] == MODELS) == inside}) for at, inside in ((-2, True), (-3, False)))
+    several = f'; it has those of {", ".join(own)}' if own else (
+        f'; of the runs in it, {", ".join(runs[:5])}, one would be right' if runs else '')
     raise CheckpointError(f'{folder} holds no checkpoint{of}: a checkpoint file, '
                           f'or a run folder with checkpoints in it, was expected{several}')
 
