@@ -174,7 +174,7 @@ def placed(self:Chart) -> Iterator[tuple]:
         tall, wide = free*part/total, (1 - gap_x*(len(row) - 1))/len(row)
         for i, panel in enumerate(row):
             n, left = n + 1, i*(wide + gap_x)
-            yield panel, n, (left, left + wide), (top - tall, top)
+            yield panel, n, (left, min(left + wide, 1)), (max(top - tall, 0), top)       # rounding goes no further
         top -= tall + gap_y
 
 # %% ../../nbs/show/04_charts.ipynb #e067d6a3
@@ -189,7 +189,8 @@ def reach(self:Chart, room:bool=True) -> tuple[float, float]:
 # %% ../../nbs/show/04_charts.ipynb #f4a48bae
 def _plain(values):
     "Numbers as JSON has them, five digits of each; gaps are null"
-    return [None if v is None or not math.isfinite(v) else float(f'{v:.5g}') for v in values]
+    short = [math.nan if v is None else float(f'{v:.5g}') for v in values]
+    return [v if math.isfinite(v) else None for v in short]
 
 # %% ../../nbs/show/04_charts.ipynb #a1e2b6ba
 def plotly_text(text:str) -> str:
@@ -233,7 +234,7 @@ def _axis(panel, log=False, right=False):
     logarithmic = look | dict(type='log', tickformat='~g', exponentformat='e') | _decades(panel, right)
     if right: return (look | dict(range=[0, 1]) if panel.whole else logarithmic) | dict(showgrid=False)
     if panel.log or log: return logarithmic
-    top = {} if panel.high is None else dict(autorangeoptions=dict(clipmax=panel.high))
+    top = {} if panel.high is None or not math.isfinite(panel.high) else dict(autorangeoptions=dict(clipmax=panel.high))
     return look | dict(type='linear', rangemode='normal' if panel.low is None else 'tozero', automargin=True) | top
 
 # %% ../../nbs/show/04_charts.ipynb #71d97918
@@ -368,8 +369,9 @@ def _draw_panel(self:Chart, ax, panel, log):
                  pad=5 + (0 if self.alike else 13*panel.named_rows()))
     ax.grid(alpha=0.25, color='#808080')
     _plain_axis(ax, panel.log or log)
-    if panel.low is not None and not (panel.log or log): ax.set_ylim(panel.low, panel.high)
-    elif panel.high is not None and not log: ax.set_ylim(top=min(ax.get_ylim()[1], panel.high))
+    high = panel.high if panel.high is not None and math.isfinite(panel.high) else None
+    if panel.low is not None and not (panel.log or log): ax.set_ylim(panel.low, high)
+    elif high is not None and not log: ax.set_ylim(top=min(ax.get_ylim()[1], high))
     ax.set_ylabel(panel.left, fontsize=9, color=panel.color())
     if twin is not None:
         _plain_axis(twin, not panel.whole)
@@ -420,7 +422,7 @@ def png(self:Chart) -> bytes:
     "The chart as PNG, on nothing: it suits a light page and a dark one"
     made = io.BytesIO()
     with rc_context({'font.family': _families()}), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Glyph .* missing')       # a letter that no font here has is a box
+        warnings.simplefilter('ignore', UserWarning)       # of letters that no font here has, and of logarithms of 0
         self.figure().savefig(made, format='png', pil_kwargs={'compress_level': 1})
     return made.getvalue()
 

@@ -101,8 +101,10 @@ def stage_alt(history:list[dict], steps:list[dict]=(), labels:dict|None=None) ->
     "What the figure of a stage shows, in words"
     if not history:
         last = steps[-1]
-        loss = last.get('train/loss', sum(last[f'train/{part}'] for part, _ in _loss_parts(last) if part != 'loss'))
-        return f"stage {last['stage']} in its first epoch: training loss {loss:.3f} at step {last['step']}"
+        parts = [last.get(f'train/{part}') for part, _ in _loss_parts(last)]
+        loss = last.get('train/loss', None if None in parts else sum(parts))
+        said = 'no loss yet' if loss is None else f'training loss {loss:.3f}'
+        return f"stage {last['stage']} in its first epoch: {said} at step {last['step']}"
     last, judged = history[-1], _judged(history)
     said = [f"{label} {last[f'{judged}/{n}']:.3f}" for n, label in _labelled(history, labels).items()]
     return f"stage {last['stage']} after {last['epoch']} epoch{'s'*(last['epoch'] != 1)}: {', '.join(said)}"
