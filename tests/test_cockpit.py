@@ -63,7 +63,8 @@ LOOK = """() => {
 
 def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
 
-@pytest.mark.parametrize('whole', [False, pytest.param(True, marks=pytest.mark.slow)], ids=['one pass', 'every step'])
+@pytest.mark.slow
+@pytest.mark.parametrize('whole', [False, True], ids=['one pass', 'every step'])
 def test_the_way_through(tmp_path, whole):
     """One pass: a wrong field, start, other cells meanwhile, stop
 

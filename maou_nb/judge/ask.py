@@ -26,7 +26,7 @@ from ..model.heads import Net
 from ..show.boards import Position, read_position
 from ..show.pictures import Picture, below, picture_of
 from ..show.tables import Table
-from ..stages.stage import STAGES, Stage, stage_of, stage_of_heads
+from ..stages.stage import STAGES, Stage, stage_of_heads
 from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part, saved_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.runner import net_of
@@ -114,7 +114,6 @@ def load_net(
     stage:int|str|None=None,   # Of a run; none: the last there is
 ) -> Net:                      # On the CPU, in evaluation mode; `about` is what its checkpoint says
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
-    if stage is not None: stage_of(stage)          # it is known
     tensors, about, path = _read(_of_result(path, stage), stage)
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)
