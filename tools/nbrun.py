@@ -75,7 +75,8 @@ def overwrite(text):
     "`text` with each line as a terminal leaves it: what follows the last carriage return"
     return re.sub(r'[^\n]*\r(?=[^\n])', '', text.replace('\r\n', '\n'))
 
-PASSING = re.compile(re.escape(tempfile.gettempdir()) + r'/tmp\w{8}/')      # a folder that a notebook made for its own run
+# a folder that a notebook made for its own run, and the one that it lies in
+PASSING = re.compile(re.escape(tempfile.gettempdir()) + r'/tmp\w{8}/|' + re.escape(str(ROOT)) + r'/(?:nbs/\w+/)?')
 
 def without_passing(out):
     "`out` with paths as they are within a folder that is gone after the run, and is called otherwise in the next"
