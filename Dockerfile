@@ -28,7 +28,7 @@ WORKDIR /src
 COPY --chown=user pyproject.toml setup.py settings.ini README.md LICENSE ./
 COPY --chown=user maou_nb maou_nb
 RUN pip freeze | grep -i '^torch==' > /opt/venv/torch.txt \
-    && pip install -c /opt/venv/torch.txt ".[notebook,s3,gcs,dask,onnx]"
+    && pip install -c /opt/venv/torch.txt ".[notebook,s3,gcs,dask,onnx,play]"
 
 WORKDIR /home/user
 COPY --chown=user nbs/tutorials nbs/tutorials

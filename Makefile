@@ -24,11 +24,11 @@ lab: $(READY) ## open JupyterLab on copies of the tutorials, in notebooks/
 	@$(BIN)/python tools/lab.py $(ARGS)
 
 test: $(READY) ## run the tests, without the long ones
-	@tools/chromium.sh
+	@tools/packages.sh
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests
-	@tools/chromium.sh
+	@tools/packages.sh
 	@$(PYTEST) $(ARGS)
 
 gpu-check: $(READY) ## measure and check training on a GPU, in about eight minutes

@@ -48,8 +48,8 @@ def lab(folder):
 def browser(width=1280, height=1500):
     "A page of a headless Chromium"
     if not CHROMIUM:
-        if os.environ.get('CI'): pytest.fail('there is no Chromium: tools/chromium.sh installs it')
-        pytest.skip('there is no Chromium: `sudo tools/chromium.sh` installs it')
+        if os.environ.get('CI'): pytest.fail('there is no Chromium: tools/packages.sh installs it')
+        pytest.skip('there is no Chromium: `sudo tools/packages.sh` installs it')
     from playwright.sync_api import sync_playwright
     with sync_playwright() as pw:
         b = pw.chromium.launch(executable_path=CHROMIUM, headless=True, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])

@@ -12,7 +12,7 @@ from maou_nb.train.options import LIBRARY, LearnConfig, config_class, tabs, why_
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {p.relative_to(ROOT/'maou_nb').with_suffix('').as_posix().replace('/', '.'): p for p in (ROOT/'maou_nb').rglob('*.py')
          if p.parent != ROOT/'maou_nb' and p.stem != '__init__'}
-FLOORS = ('data', 'show', 'model', 'stages', 'train', 'judge', 'front')      # left to right
+FLOORS = ('data', 'show', 'model', 'stages', 'train', 'judge', 'play', 'front')      # left to right
 
 def order():
     "Module → its place: the number of its notebook"

@@ -13,7 +13,8 @@ from docs_pages import PAGES, ROOT, notebooks, relink, toctree, write_page
 from nbdev.config import get_config
 
 # what a reader wants first, then the house as data flows through it
-INSIDE = dict(data='Data', show='Boards and plots', model='Model', stages='Stages', train='Training', judge='Judging', front='Front')
+INSIDE = dict(data='Data', show='Boards and plots', model='Model', stages='Stages', train='Training', judge='Judging', play='Playing',
+              front='Front')
 PARTS = dict(tutorials=('Tutorials', 'To run and change: each is a notebook of `nbs/tutorials/`, and `make lab` opens copies of them.'),
              guides=('Guides', 'To look up.'),
              inside=('Inside', 'How it is made: each page is the notebook that a module is exported from, as data flows.'))
