@@ -20,6 +20,15 @@ def shards(tmp_path_factory):
     prepare_stage3(ONE_FILE, out/'stage3', rows_per_shard=1_500)
     return {f'stage{n}_data_path': str(out/f'stage{n}') for n in (1, 2, 3)}
 
+@pytest.fixture(scope='session')
+def small_run(shards, tmp_path_factory):
+    "The folder of a run of stage 3 that has learnt next to nothing: a player, to try what plays"
+    from maou_nb import learn_multi_stage
+    folder = tmp_path_factory.mktemp('runs')/'small'
+    learn_multi_stage(stage='3', run_dir=folder, epoch=1, resnet_channels=16, resnet_blocks=1, gpu='cpu', seed=1,
+                      **{k: v for k, v in shards.items() if '3' in k})
+    return folder
+
 @contextlib.contextmanager
 def kept_registries():
     "What is registered meanwhile is forgotten afterwards: a plugin of one test is not another's"

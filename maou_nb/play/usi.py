@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'FIELDS', 'OPTIONS', 'LOADS', 'UsiOption', 'usi_name', 'Limits', 'seconds_for', 'limits_of', 'score_text',
-           'info_lines', 'UsiEngine', 'track_of', 'Watch', 'answer_of']
+           'info_lines', 'UsiEngine', 'option_problem', 'track_of', 'Watch', 'answer_of']
 
 # %% ../../nbs/play/58_usi.ipynb #92a8ac18
 import gc
@@ -32,6 +32,7 @@ class UsiOption:
     name:str
     kind:str                # spin, check, string, filename, combo
     default:str
+    says:str                # What it is for
     least:int|None = None   # Of a spin
     most:int|None = None
     choices:tuple = ()      # Of a combo
@@ -52,26 +53,26 @@ def usi_name(
 
 def _option_of(field, about):
     "A field of `Thinking` as an option"
-    if about.annotation is not int: return UsiOption(usi_name(field), 'string', str(about.default))
+    if about.annotation is not int: return UsiOption(usi_name(field), 'string', str(about.default), about.description)
     bounds = {type(m).__name__: m for m in about.metadata}
     most = bounds['Le'].le if 'Le' in bounds else MANY
-    return UsiOption(usi_name(field), 'spin', str(about.default), bounds['Ge'].ge, most)
+    return UsiOption(usi_name(field), 'spin', str(about.default), about.description, bounds['Ge'].ge, most)
 
 # %% ../../nbs/play/58_usi.ipynb #64d49b33
 FIELDS = {usi_name(f): f for f in Thinking.model_fields if f != 'nodes'}     # option → field
 
 OPTIONS = {o.name: o for o in [
-    UsiOption('Run', 'filename', '<empty>'),
-    UsiOption('Weights', 'combo', 'auto', choices=('auto', 'raw', 'averaged')),
-    UsiOption('Device', 'string', 'auto'),
-    UsiOption('Threads', 'spin', '0', 0, 1024),
-    UsiOption('Nodes', 'spin', '0', 0, MANY),
-    UsiOption('TreeNodes', 'spin', '1000000', 1000, MANY),
-    UsiOption('PolicyOnly', 'check', 'false'),
-    UsiOption('MultiPV', 'spin', '1', 1, 600),
-    UsiOption('MoveOverhead', 'spin', '200', 0, 10000),
-    UsiOption('EvalScale', 'string', 'auto'),
-    UsiOption('USI_Ponder', 'check', 'false'),
+    UsiOption('Run', 'filename', '<empty>', 'Whose net: the folder of a run, a checkpoint, or the URL of either'),
+    UsiOption('Weights', 'combo', 'auto', 'Averaged weights if there are any, or one kind', choices=('auto', 'raw', 'averaged')),
+    UsiOption('Device', 'string', 'auto', 'cpu, cuda, cuda:1; a GPU if there is one'),
+    UsiOption('Threads', 'spin', '0', 'Of a CPU; 0: its cores', 0, 1024),
+    UsiOption('Nodes', 'spin', '0', 'Visits of the root at most; 0: as many as the clock allows', 0, MANY),
+    UsiOption('TreeNodes', 'spin', '1000000', 'Visits after which the tree grows no more; each takes about 2.5 kB', 1000, MANY),
+    UsiOption('PolicyOnly', 'check', 'false', 'Plays the move with the highest policy'),
+    UsiOption('MultiPV', 'spin', '1', 'Lines that are shown', 1, 600),
+    UsiOption('MoveOverhead', 'spin', '200', 'Milliseconds of each move that are not used', 0, 10000),
+    UsiOption('EvalScale', 'string', 'auto', 'Centipawns of a win rate of sigmoid(1); as the net was trained'),
+    UsiOption('USI_Ponder', 'check', 'false', 'The GUI lets it think in the time of the other side'),
     *(_option_of(f, Thinking.model_fields[f]) for f in FIELDS.values())]}
 
 # %% ../../nbs/play/58_usi.ipynb #1bfde6d7
@@ -169,34 +170,40 @@ class UsiEngine:
         return float(self.values[name])
 
 # %% ../../nbs/play/58_usi.ipynb #225dc168
-@patch
-def thinking(self:UsiEngine, **changed) -> Thinking:
-    "How it thinks, as the options are"
-    nodes = 1 if self.values['PolicyOnly'] == 'true' else int(self.values['Nodes']) or Thinking().nodes
-    return Thinking(nodes=nodes, **{f: (self.values | changed)[name] for name, f in FIELDS.items()})
+def _field_problem(option, value):
+    "What `Thinking` has against the value of one of its fields"
+    try: Thinking(**{FIELDS[option.name]: value})
+    except ValidationError as e: return e.errors()[0]['msg'].removeprefix('Input should be ').split(', unable')[0]
 
-def _option_problem(option, value):
-    "What is wrong with the value of an option, in words; None if nothing is"
+def option_problem(
+    option:UsiOption,
+    value:str,
+) -> str|None:    # What would be right, in words; None: it is
+    "What is wrong with the value of an option"
+    whole = re.fullmatch(r'-?\d{1,12}', value)
+    number = re.fullmatch(r'\d{1,9}(\.\d{1,9})?', value) and float(value)
     if option.kind == 'check' and value not in ('true', 'false'): return 'true or false'
     if option.kind == 'combo' and value not in option.choices: return f'one of {", ".join(option.choices)}'
-    whole = re.fullmatch(r'-?\d{1,12}', value)
     if option.kind == 'spin' and not (whole and option.least <= int(value) <= option.most):
         return f'a whole number from {option.least} to {option.most}'
-    number = re.fullmatch(r'\d{1,9}(\.\d{1,9})?', value) and float(value)
     if option.name == 'EvalScale' and not (number or value == 'auto'): return 'a number above 0, or auto,'
+    return _field_problem(option, value) if option.name in FIELDS else None
+
+# %% ../../nbs/play/58_usi.ipynb #76c36ba4
+@patch
+def thinking(self:UsiEngine) -> Thinking:
+    "How it thinks, as the options are"
+    nodes = 1 if self.values['PolicyOnly'] == 'true' else int(self.values['Nodes']) or Thinking().nodes
+    return Thinking(nodes=nodes, **{f: self.values[name] for name, f in FIELDS.items()})
 
 @patch
 def set_option(self:UsiEngine, name:str, value:str):
     "Set an option, or say what was wrong"
     option = {o.name.lower(): o for o in OPTIONS.values()}.get(name.lower())
     if option is None: return self.say(f'info string there is no option {said(name)}')
-    try:
-        if problem := _option_problem(option, value): raise ValueError(problem)
-        if option.name in FIELDS: self.thinking(**{option.name: value})
-    except ValidationError as e: problem = e.errors()[0]['msg'].lower().removeprefix('input should be ')
-    except ValueError as e: problem = str(e)
-    if problem: self.say(f'info string {option.name}={said(value)}: {problem} was expected; it stays {self.values[option.name]}')
-    else: self.values[option.name] = value
+    if problem := option_problem(option, value):
+        return self.say(f'info string {option.name}={said(value)}: {problem} was expected; it stays {self.values[option.name]}')
+    self.values[option.name] = value
 
 # %% ../../nbs/play/58_usi.ipynb #adfe4fd6
 def track_of(
