@@ -32,7 +32,7 @@ class Thinking(BaseModel):
     policy_temperature:float = Field(1., gt=0, le=100, description='Logits of the policy are divided by it')
     max_moves:int = Field(320, ge=0, description='A draw after so many plies of the game; 0: never')
     resign:float = Field(0., ge=0, le=0.5, description='Resigns below this win rate; 0: when mated')
-    mate_nodes:int = Field(1000, ge=0, description='Nodes of a df-pn search for a mate before each move, by nshogi; 0: none')
+    mate_nodes:int = Field(1000, ge=0, description='Nodes of a df-pn search for a mate before each move, by nshogi; 0: no look at all')
     c_init:float = Field(1.44, ge=0, description='PUCT: how much the policy counts')
     c_base:float = Field(28288., gt=0, description='PUCT: visits after which it counts more')
     fpu_reduction:float = Field(0.27, ge=0, description='PUCT: how much worse a move without visits is thought to be')
@@ -211,8 +211,9 @@ class Search:
     def _look_for_mate(self):
         "Prove the root by a mate that is found before the search"
         board, nodes = self.track.board, self.thinking.mate_nodes
+        if not nodes or self.thinking.nodes == 1: return      # the policy alone
         one = board.solve_mate_in_one()
-        line = [one.to_usi()] if one else self.solver(board, nodes) if self.solver and nodes else []
+        line = [one.to_usi()] if one else self.solver(board, nodes) if self.solver else []
         if not line or not mates(board, line): return
         self.mate, root = line, self.root
         root.proof, root.plies = 1, len(line)
