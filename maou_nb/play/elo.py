@@ -14,8 +14,7 @@ import numpy as np
 from fastcore.basics import patch
 from scipy.optimize import brentq
 from scipy.sparse.csgraph import breadth_first_order
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtr, ndtri
 
 from ..data.explained import refuse
 from ..data.html import as_markdown
@@ -76,7 +75,7 @@ def score_interval(
     "The expected scores that are believed"
     games, points, _ = _sums(pairs, np.asarray(singles, float) + np.zeros(3))
     n = np.maximum(games, 1e-9)
-    m, a = points/n, norm.ppf(.5 + level/2)**2*spread_of(pairs, singles)/n
+    m, a = points/n, ndtri(.5 + level/2)**2*spread_of(pairs, singles)/n
     middle, half = (m + a/2)/(1 + a), np.sqrt(a*m*(1 - m) + a*a/4)/(1 + a)
     low, high = middle - half, middle + half
     return np.where(points <= 0, 0., low), np.where(points >= games, 1., high)
@@ -88,7 +87,7 @@ def chance(
 ) -> np.ndarray:    # 0…1; ½ without games
     "How likely `a` is the stronger one"
     games, points, _ = _sums(pairs, np.asarray(singles, float) + np.zeros(3))
-    return norm.cdf((2*points - games)/np.sqrt(spread_of(pairs, singles)*np.maximum(games, 1e-9)))
+    return ndtr((2*points - games)/np.sqrt(spread_of(pairs, singles)*np.maximum(games, 1e-9)))
 
 # %% ../../nbs/play/55_elo.ipynb #4f0f0805
 @dataclass(frozen=True)
@@ -384,7 +383,7 @@ def rank(
     met = _read_pairings(pairings)
     weights, standing = _reference(met, fixed)
     theta = _fit(met)[0]
-    spread, z = float(_pooled_spread(met, theta)), norm.ppf(.5 + level/2)
+    spread, z = float(_pooled_spread(met, theta)), ndtri(.5 + level/2)
     n = len(met.players)
     games = np.bincount(met.i, met.games, n) + np.bincount(met.j, met.games, n)
     points = np.bincount(met.i, met.points, n) + np.bincount(met.j, met.games - met.points, n)
@@ -421,4 +420,4 @@ def chance(self:Ladder, player:str, other:str) -> float:
     a, b = map(self.games.players.index, (player, other))
     if a == b: return .5
     eye = np.eye(len(self.games.players))
-    return float(norm.cdf(_excess(self.games, eye[a] - eye[b], 0., self.spread, np.zeros(len(eye)))))
+    return float(ndtr(_excess(self.games, eye[a] - eye[b], 0., self.spread, np.zeros(len(eye)))))
