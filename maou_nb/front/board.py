@@ -221,15 +221,15 @@ _x, _y, _side = square_box(8)        # the upper left one as one sees it
 _width = square_box(0)[0] + 2*_side
 
 _STYLE = """
-.maou-play { display: inline-grid; gap: 6px; color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif; max-width: 100% }
-.maou-play .board { position: relative; width: min(525px, 100%) }
+.maou-play { display: grid; gap: 6px; width: 525px; color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif; max-width: 100% }
+.maou-play .board { position: relative }
 .maou-play .board svg { width: 100%; height: auto; display: block; border-radius: 4px }
 .maou-play .squares { position: absolute; inset: 0 }
 .maou-play .squares button { position: absolute; padding: 0; margin: 0; border: 0; background: none; cursor: pointer; border-radius: 0 }
 .maou-play .squares button:focus-visible { outline: 3px solid #1a6fd4 }
 .maou-play .squares button.from { background: rgba(26, 111, 212, .35) }
 .maou-play .squares button.to { background: radial-gradient(circle, rgba(20, 130, 60, .75) 26%, transparent 28%) }
-.maou-play .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; min-height: 32px }
+.maou-play .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; min-height: 30px }
 .maou-play .row button { font: inherit; padding: 3px 10px; border: 1px solid #8888; border-radius: 4px; cursor: pointer;
   background: var(--jp-layout-color1, #fff); color: inherit }
 .maou-play .row button.from { background: #1a6fd4; color: #fff }
@@ -369,7 +369,7 @@ _KEPT = style_sheet("""
 @patch
 def picture(self:PlayBoard) -> dict:
     "The board as it stands, as notebooks keep it"
-    image = image_tag(self.sitting.drawing(self.thinks), repr(self))
+    image = image_tag(self.sitting.drawing(self.thinks))
     words = tag('div', f'{self.sitting.says()}. Run the cell again to play.')
     return {'text/html': join_html([_KEPT, tag('div', image, words, class_='maou-play-kept')]), 'text/plain': repr(self)}
 
