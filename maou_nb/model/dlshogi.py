@@ -77,8 +77,8 @@ def _hand_planes(hands):
 
 # %% ../../nbs/model/26_dlshogi.ipynb #36b6fab5
 def _still(wanted, n):
-    "bool (N, n): what is `wanted`, one place for each number below `n`"
-    return np.maximum(wanted, 0)[:, None] == np.arange(n)
+    "bool (N, n): what is `wanted`, one place for each number from 0 to below `n`"
+    return wanted[:, None] == np.arange(n)
 
 def _declaration(
     board:np.ndarray,   # int (N, 9, 9)
@@ -109,8 +109,8 @@ def dlshogi_planes(
     second = [_hand_planes(hands), check[:, None]]
     if planes == 119: second += [_declaration(board, hands, 0, 28 - turns), _declaration(board, hands, 1, 27 + turns)]
     second = np.concatenate(second, 1)[..., None, None]
-    turned = first.swapaxes(2, 3)      # the file comes first
-    return tuple(np.ascontiguousarray(a, np.float32) for a in (turned, np.broadcast_to(second, (*second.shape[:2], 9, 9))))
+    first, second = first.swapaxes(2, 3), np.broadcast_to(second, (*second.shape[:2], 9, 9))    # the file comes first
+    return tuple(np.ascontiguousarray(a, np.float32) for a in (first, second))
 
 # %% ../../nbs/model/26_dlshogi.ipynb #e1318907
 def _plane_weights(
@@ -158,18 +158,21 @@ class PlaneEmbedding(nn.Module):
         return maps.transpose(2, 3).flatten(2).transpose(1, 2)
 
 # %% ../../nbs/model/26_dlshogi.ipynb #c392dcea
-_ours = "target='maou_nb' would be right"
+def _refused(why, right="target='maou_nb'"):
+    "The error that says why a network cannot be such a file"
+    return OnnxError(f"target='dlshogi': {why}; {right} would be right")
 
+# %% ../../nbs/model/26_dlshogi.ipynb #92b47111
 def _readable(net):
     "An `OnnxError` if what `net` is shown or asked is not what dlshogi's planes and outputs tell"
-    if missing := [name for name in ('policy', 'value') if name not in net.heads]:
-        raise OnnxError(f"target='dlshogi': a network with heads policy and value was expected, one of stage 3, and this has no {' and no '.join(missing)}")
+    name, missing = type(net.backbone).__name__, [n for n in ('policy', 'value') if n not in net.heads]
+    if missing:
+        raise _refused(f'a policy and a value are played by, and this network has no {" and no ".join(missing)}', 'a network of stage 3')
     found = [m for m in net.backbone.modules() if isinstance(m, SquareEmbedding)]
-    if not found:
-        raise OnnxError(f"target='dlshogi': planes are read in place of a SquareEmbedding, and {type(net.backbone).__name__} has none; {_ours}")
+    if not found: raise _refused(f'planes are read in place of a SquareEmbedding, and {name} has none')
     for m in found:
         if m.features is not None and type(m.features) is not AttackMaps:
-            raise OnnxError(f"target='dlshogi': its planes tell pieces, hands and attacks, and not {type(m.features).__name__}, which this network is shown; {_ours}")
+            raise _refused(f'planes tell pieces, hands and attacks, and not {type(m.features).__name__}, which this network is shown')
 
 # %% ../../nbs/model/26_dlshogi.ipynb #26b0c8ed
 NO_MOVE, LOWEST = -1e4, -40.    # the logit of labels that no move has; the least of all others
@@ -213,7 +216,7 @@ def _tried(net, planes):
     except Exception: got = None
     if got is not None:      # two wrong answers are equal; what is NaN is said when the file is compared
         if not (got[:, TO_DLSHOGI].softmax(1) - want).abs().max() > 1e-2: return made
-    raise OnnxError(f"target='dlshogi': {type(net.backbone).__name__} reads the board otherwise than by a SquareEmbedding, and dlshogi's planes stand in for that alone; {_ours}")
+    raise _refused(f'{type(net.backbone).__name__} reads the board otherwise than by a SquareEmbedding, and planes stand in for that alone')
 
 # %% ../../nbs/model/26_dlshogi.ipynb #f0010ae3
 OLD_OPSET, OLD_IR = 13, 7   # of operators and file format: onnxruntime 1.7 reads them
@@ -276,7 +279,8 @@ def _lower(model):
 # %% ../../nbs/model/26_dlshogi.ipynb #3e582cf4
 def _says(planes):
     "What a file of so many planes says of itself"
-    return (f'dlshogi: input1 float32 (N, 62, 9, 9) and input2 float32 (N, {planes}, 9, 9), planes of the side to move, the file first; '
+    return (f'dlshogi: input1 float32 (N, 62, 9, 9) and input2 float32 (N, {planes}, 9, 9), '
+            'planes of the side to move, the file first; '
             'output_policy float32 (N, 2187), logits by 81 x class + destination; '
             'output_value float32 (N, 1), how likely the side to move wins')
 
@@ -325,7 +329,8 @@ def _interface(session, planes):
     wanted = [(name, 'tensor(float)', shape) for name, shape in zip(sum(_names, []), fixed)]
     ends = [*session.get_inputs(), *session.get_outputs()]
     if [(e.name, e.type, tuple(e.shape[1:])) for e in ends] != wanted or any(isinstance(e.shape[0], int) for e in ends):
-        raise OnnxError(f'the ONNX file has {[(e.name, e.type, e.shape) for e in ends]}, which is not what dlshogi takes: please report this')
+        said = [(e.name, e.type, e.shape) for e in ends]
+        raise OnnxError(f'the ONNX file has {said}, which is not what dlshogi takes: please report this')
 
 # %% ../../nbs/model/26_dlshogi.ipynb #70c81db1
 @torch.no_grad()
@@ -349,8 +354,9 @@ def dlshogi_differences(
         policy, value = map(torch.from_numpy, session.run(_names[1], dict(zip(_names[0], shown))))
         legal = _legal_mask(board, hand)
         odds = lambda logits: logits.masked_fill(~legal, -torch.inf).softmax(1)
-        off = {'policy': odds(policy[:, TO_DLSHOGI]) - odds(wanted['policy']), 'value': value[:, 0] - wanted['value'].sigmoid()}
-        for name in off: worst[name] = float(np.maximum(worst[name], off[name].abs().max()))    # a NaN stays
+        off = {'policy': odds(policy[:, TO_DLSHOGI]) - odds(wanted['policy']),
+               'value': value[:, 0] - wanted['value'].sigmoid()}
+        for name, by in off.items(): worst[name] = float(np.maximum(worst[name], by.abs().max()))    # a NaN stays
     within_tolerance(worst, precision)
     return worst
 

@@ -208,7 +208,7 @@ def arrays_of(
     "`positions` as int64 boards (P, 81) and hands (P, 14)"
     try: boards, hands = (np.asarray(a).astype(np.int64, casting='safe') for a in positions)
     except (TypeError, ValueError): boards = hands = np.zeros(0)
-    if len(boards) and (boards.shape, hands.shape) == ((n := len(boards), 81), (n, 14)): return boards, hands
+    if boards.ndim and len(boards) and (boards.shape, hands.shape) == ((n := len(boards), 81), (n, 14)): return boards, hands
     refuse('positions', positions, 'boards (P, 81) and hands (P, 14) of whole numbers')
 
 # %% ../../nbs/model/25_onnx.ipynb #f9233a13
