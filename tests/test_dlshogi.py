@@ -137,12 +137,15 @@ def files(tmp_path_factory):
 @pytest.fixture(scope='module')
 def trained(stage3, tmp_path_factory):
     "(architecture, features, planes) → (a network that was trained on games, its files)"
+    runs = {}
     def get(name, features, planes):
-        run = learn_multi_stage(stage=3, model_architecture=name, model_size='tiny', **SIZES[name], gpu='cpu', epoch=3, seed=1,
-                                input_features=features, learning_ratio=0.01, stage3_batch_size=256,
-                                run_dir=tmp_path_factory.mktemp('run')/'run', stage3_data_path=stage3)
-        net = load_net(run.run_dir)
-        return net, export_onnx(run, tmp_path_factory.mktemp('nets'), target='dlshogi', planes=planes)
+        if (name, features) not in runs:
+            runs[name, features] = learn_multi_stage(
+                stage=3, model_architecture=name, model_size='tiny', **SIZES[name], gpu='cpu', epoch=3, seed=1,
+                input_features=features, learning_ratio=0.01, stage3_batch_size=256,
+                run_dir=tmp_path_factory.mktemp('run')/'run', stage3_data_path=stage3)
+        run = runs[name, features]
+        return load_net(run.run_dir), export_onnx(run, tmp_path_factory.mktemp('nets'), target='dlshogi', planes=planes)
     return get
 
 @pytest.fixture(scope='module')
@@ -188,7 +191,7 @@ def answers_alike(net, made, planes, positions):
             assert np.isfinite(fukauraou(logits[labels], 0.5)).all()
         assert max(made.differences[precision].values()) < 1e-2
         worst.append(float(max(off)))
-    assert np.median(top) > 0.12      # moves are told apart
+    assert max(top) > 0.2      # moves are told apart
     return worst
 
 @pytest.mark.parametrize('name, features, planes', [
@@ -319,7 +322,8 @@ def test_what_cannot_be_such_a_file(small, tmp_path):
         def forward(self, board, hands): return self.stem(board, hands) + board[:, :8, None, None]
     beside.backbone.stem = Twice(beside.backbone.stem)
     for net, says in ((camp, 'not Far, which this network is shown'), (bare, 'ResNet has none'),
-                      (beside, 'otherwise than by a SquareEmbedding'), (small(['legal_moves']), 'no policy and no value; a network of stage 3'), (small(['policy']), 'has no value')):
+                      (beside, 'otherwise than by a SquareEmbedding'),
+                      (small(['legal_moves']), 'no policy and no value; a network of stage 3'), (small(['policy']), 'has no value')):
         with pytest.raises(OnnxError, match=says) as e: export_onnx(net, tmp_path/'out', target='dlshogi')
         said(e)
     assert not (tmp_path/'out').exists()

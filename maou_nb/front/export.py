@@ -74,11 +74,11 @@ TARGETS = 'maou_nb', 'dlshogi'   # what a file takes and gives: `board` and `han
 
 def _target(target, planes):
     "How many planes the files take, None of ours; a `ValueError` if there are no such files"
-    if target not in TARGETS: refuse('target', target, ' or '.join(TARGETS))
-    if target == 'dlshogi':
-        if planes not in (None, *PLANES) or isinstance(planes, bool | float): refuse('planes', planes, '57 or 119')
-        return planes or PLANES[0]
-    if planes is not None: refuse('planes', planes, "none, as target='maou_nb' takes board and hand,")
+    if not isinstance(target, str) or target not in TARGETS: refuse('target', target, ' or '.join(TARGETS))
+    if planes is None: return PLANES[0] if target == 'dlshogi' else None
+    if target == 'dlshogi' and isinstance(planes, int) and planes in PLANES: return planes
+    if target == 'dlshogi': refuse('planes', planes, '57 or 119')
+    refuse('planes', planes, "none, as target='maou_nb' takes board and hand,")
 
 # %% ../../nbs/front/61_export.ipynb #d41ef0e0
 def _written(net, paths, positions, planes):

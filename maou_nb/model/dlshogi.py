@@ -191,7 +191,9 @@ class DlshogiNet(nn.Module):
             for name, child in m.named_children():
                 if isinstance(child, SquareEmbedding): setattr(m, name, PlaneEmbedding(child, planes))
         self.register_buffer('label', torch.tensor(np.maximum(FROM_DLSHOGI, 0)), persistent=False)
-        self.register_buffer('real', torch.tensor(FROM_DLSHOGI >= 0), persistent=False)
+        real = torch.tensor(FROM_DLSHOGI >= 0, dtype=torch.float32)
+        self.register_buffer('real', real, persistent=False)
+        self.register_buffer('none', NO_MOVE*(1 - real), persistent=False)
 
     def forward(self,
         input1:torch.Tensor,  # float32 (B, 62, 9, 9)
@@ -203,7 +205,7 @@ class DlshogiNet(nn.Module):
         logits, value = said['policy'].float(), said['value'].float()
         top, least = logits.amax(1, keepdim=True), logits.amin(1, keepdim=True)
         logits = logits - torch.minimum(top, least - LOWEST)
-        return torch.where(self.real, logits.index_select(1, self.label), NO_MOVE), value.sigmoid()[:, None]
+        return logits.index_select(1, self.label)*self.real + self.none, value.sigmoid()[:, None]
 
 # %% ../../nbs/model/26_dlshogi.ipynb #e587a34b
 @torch.no_grad()
