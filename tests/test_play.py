@@ -47,6 +47,9 @@ def test_a_game_is_played_on_the_board(folder):
         settled(page, cell, 'your move, as Black')
         square(cell, '7g')
         assert cell.locator('.squares button.to').count() == 1 and cell.locator('.squares button.from').count() == 1
+        middle = lambda of: (lambda b: (b['x'] + b['width']/2, b['y'] + b['height']/2))(cell.locator(of).first.bounding_box())
+        at, board = middle('.squares button[aria-label^="5e"]'), middle('.board svg rect[fill="#f8e9c6"]')
+        assert abs(at[0] - board[0]) < 1 and abs(at[1] - board[1]) < 1      # buttons lie on their squares
         shot(page, 'play-lit', cell.locator('.maou-play'))
         square(cell, '7f')
         settled(page, cell, 'even played')
@@ -95,5 +98,6 @@ def test_a_game_is_played_on_the_board(folder):
         restart_kernel(page)
         page.reload()
         page.wait_for_selector('.maou-play-kept')
+        assert 'Loading widget' not in page.locator('.jp-Notebook').inner_text()
         shot(page, 'play-kept')
         assert page.locator('.maou-play-kept img').first.evaluate('e => e.naturalWidth') > 100

@@ -159,9 +159,10 @@ class Standings:
 def table(self:Standings) -> list[dict]:
     "Rows: player, step, Elo, its interval, points, games, top-1"
     by_name = {r.name: r for r in self.rungs}
-    whole = lambda v, form: '' if v is None else form.format(v)
-    return [shown | {'step': whole(by_name[shown['player']].step, '{:,}'), 'top-1, held out': whole(by_name[shown['player']].top1, '{:.3f}')}
-            for shown in self.ladder.shown()]
+    more = {'step': ('step', '{:,}'), 'top-1, held out': ('top1', '{:.3f}')}
+    known = {head: of for head, of in more.items() if any(getattr(r, of[0]) is not None for r in self.rungs)}
+    def told(rung, field, form): return '' if (value := getattr(rung, field)) is None else form.format(value)
+    return [shown | {head: told(by_name[shown['player']], *of) for head, of in known.items()} for shown in self.ladder.shown()]
 
 def _finite(value): return value if value is not None and isfinite(value) else None
 
