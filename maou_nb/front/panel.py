@@ -443,6 +443,8 @@ def _speak(self:LearnPanel):
     "Say everything in the language of `words`"
     self._speak_choices()
     self._speak_buttons()
+    self.monitor.words = self.words
+    if self.monitor.run is not None: self.monitor.tell()
     for f in self.fields.values(): f.speak(self.words)
 
 # %% ../../nbs/front/66_panel.ipynb #8159f4a4

@@ -29,6 +29,7 @@ from ..data.files import FileError, as_path, cache_folder, is_remote, is_there, 
 from ..data.shards import find_shards
 from .cli import as_command, as_words
 from .kept import Kept
+from .words import Words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
@@ -272,7 +273,7 @@ class Monitor:
         self.run = None if run_dir is None else run_here(run_dir)
         self.every, self.thread, self.seen, self.strip, self.training = every, None, {}, None, None
         self.screen, self.to_come = Screen(Pace(0.2, least=1., whole=False)), {}    # stage → rows after it
-        self.kept = Kept()
+        self.kept, self.words = Kept(), Words()
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
 
@@ -285,7 +286,8 @@ def _make_box(self:Monitor):
         made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
         made.on_click(lambda _: act())
         return made
-    self.status, self.log = W.HTML(layout=W.Layout(min_height='76px')), W.HTML()      # nothing jumps when a line more is said
+    self.status, self.log = W.HTML(), W.HTML()
+    self.status.add_class('maou-status')
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
     self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
@@ -295,7 +297,7 @@ def _make_box(self:Monitor):
     self.smooth = W.ToggleButton(description='smooth', tooltip='A moving average over the noise of single steps')
     for toggle in (self.log_axis, self.smooth): toggle.observe(lambda _: self.redraw(), 'value')
     buttons = [self.stop_button, self.resume_button, self.details, self.log_axis, self.smooth]
-    self.box = W.VBox([self.status, W.HBox(buttons), self.log])
+    self.box = W.VBox([self.status, W.HBox(buttons, layout=W.Layout(flex_flow='row wrap')), self.log])
     self.box.add_class('maou-monitor')
 
 # %% ../../nbs/front/64_runs.ipynb #565893ec
@@ -317,7 +319,7 @@ def resume(self:Monitor):
         cfg = make_config(**{**config_of(self.run).model_dump(), **here})
         self.child = start_run(cfg)
     except (OptionError, FileError) as e:
-        self.status.value = _state_html('failed', e, 'cannot go on')
+        self.status.value = _state_html('failed', e, self.words.status('cannot go on'))
         return
     self.watch(self.run.path, starting=True)
 
@@ -352,9 +354,10 @@ def tell(self:Monitor) -> str:
     if state == 'training': self.patience = 0.
     elif time.monotonic() < self.patience and _lives(self.child):
         state, says = 'starting', 'the process is starting'
-    folder = tag('small', f'run folder: {self.run}')
+    folder = tag('small', self.words.status(f'run folder: {self.run}'))
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
-    self.status.value = join_html([_state_html(state, says), folder], tag('br'))
+    line = _state_html(state, self.words.status(says), self.words.status(state))
+    self.status.value = join_html([line, folder], tag('br'))
     self.kept.tell(self.run, state, says)
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
@@ -383,6 +386,13 @@ def _chart(self:Monitor, n, history, steps, force):
 
 # %% ../../nbs/front/64_runs.ipynb #d623d3fb
 @patch
+def _room(self:Monitor, stage):
+    "How many boards the strip of the stage that trains is going to have; 0: none trains"
+    known = STAGES.get(str(stage))
+    return 0 if known is None else min(known.of(config_of(self.run), 'epochs') + 1, 6)
+
+# %% ../../nbs/front/64_runs.ipynb #8f323819
+@patch
 def _draw_strip(self:Monitor, force):
     "Draw the watched positions of the newest stage, of all stages when the run has ended"
     asked = self.run.watched_file
@@ -390,7 +400,8 @@ def _draw_strip(self:Monitor, force):
     if size in (None, self.seen.get('watched')): return
     self.seen['watched'] = size
     stages = [*self.run.steps()]
-    self.strip.update(film_strip(self.run.path, stage=stages[-1] if stages and self.run.at_work() else None))
+    live = stages[-1] if stages and self.run.at_work() else None
+    self.strip.update(film_strip(self.run.path, stage=live, room=self._room(live)))
 
 # %% ../../nbs/front/64_runs.ipynb #64fe4a3a
 @patch
@@ -433,7 +444,7 @@ def _follow(self:Monitor):
         self.look(force=True)
     except Exception as e:
         says = f'{type(e).__name__}: {e}; attach shows it again'
-        self.status.value = join_html([tag('b', 'cannot show the run any more'), says], ' · ')
+        self.status.value = join_html([tag('b', self.words.status('cannot show the run any more')), says], ' · ')
 
 # %% ../../nbs/front/64_runs.ipynb #64b04106
 @patch
