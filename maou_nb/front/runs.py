@@ -39,7 +39,7 @@ from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.checkpoints import CONFIG, CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, fits_row, run_here
-from ..train.mirror import find_run
+from ..train.mirror import find_run, unfinished
 from ..train.runner import batch_size_of, batch_text, capped_from, used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
@@ -274,6 +274,7 @@ class Monitor:
         self.every, self.thread, self.seen, self.strip, self.training = every, None, {}, None, None
         self.screen, self.to_come = Screen(Pace(0.2, least=1., whole=False)), {}    # stage → rows after it
         self.kept, self.words = Kept(), Words()
+        self.lock, self.following, self.wanted = threading.Lock(), False, False
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
 
@@ -437,16 +438,26 @@ def look(self:Monitor, force:bool=False) -> str:
 
 # %% ../../nbs/front/64_runs.ipynb #2661aa0f
 @patch
+def _is_wanted(self:Monitor):
+    "Whether `watch` was called since this was asked last; if not, nobody follows any more"
+    with self.lock:
+        self.following, self.wanted = self.wanted, False
+        return self.following
+
+# %% ../../nbs/front/64_runs.ipynb #64b04106
+@patch
 def _follow(self:Monitor):
     "Look until the run ends; an error is shown, as nobody would see the thread's own"
     try:
-        while self.look() in ('training', 'starting'): time.sleep(self.every)
-        self.look(force=True)
+        while self._is_wanted():
+            while self.look() in ('training', 'starting'): time.sleep(self.every)
+            self.look(force=True)
     except Exception as e:
+        self.following = False
         says = f'{type(e).__name__}: {e}; attach shows it again'
         self.status.value = join_html([tag('b', self.words.status('cannot show the run any more')), says], ' · ')
 
-# %% ../../nbs/front/64_runs.ipynb #64b04106
+# %% ../../nbs/front/64_runs.ipynb #db4630a4
 @patch
 def watch(self:Monitor,
     run_dir:str|Path,
@@ -456,7 +467,9 @@ def watch(self:Monitor,
     if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = run_here(run_dir), {}
     self.patience = time.monotonic() + 60 if starting else 0.
     self.look(force=True)
-    if self.thread is not None and self.thread.is_alive(): return
+    with self.lock:
+        follows, self.following, self.wanted = self.following, True, True
+    if follows: return
     self.thread = threading.Thread(target=self._follow, daemon=True)
     self.thread.start()
 
@@ -585,7 +598,7 @@ def _pair(self:Comparison, n, judged, other):
 # %% ../../nbs/front/64_runs.ipynb #296d175b
 @patch
 def remarks(self:Comparison) -> list[str]:
-    "Sentences on figures that cannot be compared, as they are of other rows, or of rows trained on"
+    "Sentences on figures that cannot be compared, as they are of other rows, of rows trained on, or of runs that have not ended"
     said = []
     for n in stages_in(self.runs):
         known = [name for name in self.runs if n in self.trained.get(name, ())]
@@ -595,7 +608,7 @@ def remarks(self:Comparison) -> list[str]:
         if any((r.shards, r.folds) != (rows[0].shards, rows[0].folds) for r in rows):
             said.append(f'stage {n}: {", ".join(known)} are judged on different rows')
         said += [text for a in known for b in known for text in self._pair(n, a, b)]
-    return said
+    return said + [f'{name}: {text}' for name, f in self.folders.items() if (text := unfinished(f.path))]
 
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
