@@ -51,7 +51,7 @@ def points(page):
 
 # the charts of the two stages before, and the watched positions of the third: what comes when it begins has come
 STAND = """() => [...document.querySelectorAll('.jp-RenderedPlotly')].filter(e => e.offsetHeight > 400).length >= 2
-    && [...document.querySelectorAll('.jp-RenderedSVG img')].some(i => decodeURIComponent(i.src).includes('stage 3: ')
+    && [...document.querySelectorAll('.jp-RenderedSVG img')].some(i => decodeURIComponent(i.src).includes('stage 3, ')
                                                                        && i.complete && i.offsetHeight)"""
 
 LOOK = """() => {

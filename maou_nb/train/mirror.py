@@ -832,8 +832,10 @@ def _brought(url) -> Path:
 def run_above(
     path:Path|UPath,
 ) -> Path|UPath|None:   # None: there is none
-    "The run folder that `path` is, or is in, at most three levels up"
+    "The run folder that `path` is, or is in, at most three levels up; a `FileError` if it is a file that is no checkpoint"
     path = as_path(path)
+    if path.suffix != '.safetensors' and path.is_file():
+        raise FileError(f'{path} is no checkpoint: the folder of a run, or a checkpoint in it, was expected')
     return next((p for p in (path, *[*path.parents][:3]) if is_there(p/CONFIG)), None)
 
 # %% ../../nbs/train/46_mirror.ipynb #135b5993
