@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEAD', 'COMMANDS', 'USAGE', 'flag_of', 'flags', 'noes', 'usage_of', 'help_text', 'Asked', 'named_plugins',
-           'read_flags', 'chosen', 'as_words', 'as_command', 'as_code', 'show', 'export', 'model_of', 'Command',
-           'command_help', 'as_json', 'as_flags', 'all_problems', 'run_command', 'learn_model', 'main']
+           'read_flags', 'chosen', 'as_words', 'as_command', 'as_code', 'show', 'export', 'plain_words', 'model_of',
+           'Command', 'command_help', 'as_json', 'as_flags', 'all_problems', 'run_command', 'learn_model', 'main']
 
 # %% ../../nbs/front/63_cli.ipynb #33122cf7
 import ast
@@ -388,16 +388,32 @@ def _parameters(f):
         for n, annotation, default, what in _parameters(type(p.default)): yield f'{name}_{n}', annotation, default, what
 
 # %% ../../nbs/front/63_cli.ipynb #1a2c6084
+_spellings = (
+    (r"\(([^()]*,[^()]*)\)", lambda m: m[1] if re.match(r"'|[\d.]+,|low,", m[1]) else m[0]),       # a tuple
+    (r"(\w+)='([^']*)'", lambda m: f'{flag_of(m[1])} {m[2]}'),
+    (r"(?<!\w)'([^']*)'(?!\w)", lambda m: m[1]), (r'\b(None|True|False)\b', lambda m: m[1].lower()),
+    (r'`\.?(\w+)`', lambda m: m[1]))
+
+def plain_words(
+    text:str,        # What is said of a parameter
+) -> str:
+    "`text` as a command's help says it"
+    for form, says in _spellings: text = re.sub(form, says, text)
+    return text[:1].upper() + text[1:]
+
+# %% ../../nbs/front/63_cli.ipynb #61c4dc94
 def model_of(
     name:str,        # Of a command
     *functions,      # Whose parameters are flags; of those of one name the first's
+    said:dict|None=None,   # What a command says of a parameter in other words than its function
 ) -> type[BaseModel]:
     "A model with a field for each parameter, as a config has options"
+    said = said or {}
     found = {n: rest for f in reversed(functions) for n, *rest in _parameters(f)}
     order = dict.fromkeys(n for f in functions for n, *_ in _parameters(f))
     none = inspect.Parameter.empty
-    fields = {n: (_as_field(kind), Field(... if default is none else default, description=said))
-              for n in order for kind, default, said in [found[n]]}
+    fields = {n: (_as_field(kind), Field(... if default is none else default, description=said.get(n) or plain_words(what)))
+              for n in order for kind, default, what in [found[n]]}
     return create_model(name, __config__={'arbitrary_types_allowed': True}, **fields)
 
 # %% ../../nbs/front/63_cli.ipynb #62338893
@@ -407,6 +423,7 @@ class Command:
     name:str
     places:tuple           # Parameters that may stand without a flag, in this order; that of several values takes the rest
     load:Callable          # → (the function, others whose parameters it passes on); called when the command is used
+    said:tuple = ()        # (parameter, what it is) of those that take less than the function's
 
     @property
     def does(self):
@@ -419,7 +436,7 @@ class Command:
         return _model_of(self)
 
 @lru_cache(16)
-def _model_of(command): return model_of(command.name, *command.load())
+def _model_of(command): return model_of(command.name, *command.load(), said=dict(command.said))
 
 # %% ../../nbs/front/63_cli.ipynb #826fdcfc
 def _load_prepare():
@@ -431,8 +448,12 @@ def _load_evaluate():
     return evaluate,
 
 COMMANDS = {c.name: c for c in (
-    Command('prepare', ('stage', 'paths', 'folder'), _load_prepare),
-    Command('evaluate', ('of', 'data'), _load_evaluate),
+    Command('prepare', ('stage', 'paths', 'folder'), _load_prepare,
+            (('stage', 'Its key: 1, 2, 3, or that of a stage of yours'),
+             ('paths', 'Game records: files, folders, globs or URLs; none for a stage whose rows the rules give'))),
+    Command('evaluate', ('of', 'data'), _load_evaluate,
+            (('of', 'A checkpoint, a run folder, or the URL of either'),
+             ('folds', 'Only these folds, 0 to 99, or "held out", those that its run held out; none: all rows that are named'))),
     Command('show', ('run',), lambda: (show,)),
     Command('export', ('run', 'folder'), lambda: (export,)))}
 
@@ -445,12 +466,13 @@ def command_help(
     "What `maou-nb {command} --help` prints"
     model, of = command.model, command.model.model_fields
     words = [f'[{n.upper()} …]' if is_list(of[n]) else n.upper() for n in command.places]
-    said = inspect.cleandoc(command.does.__doc__).splitlines()[0]
+    said = plain_words(inspect.cleandoc(command.does.__doc__).splitlines()[0])
     rows = [(usage_of(n, f, model), _need(f) if f.is_required() else help_of(f)) for n, f in of.items()]
     return f"""usage: maou-nb {command.name} {' '.join(words)} [flags]
 
 {said}.
-The result is printed as JSON on standard output, everything else on standard error.
+The result is printed as JSON on standard output, everything else on standard error: progress, and
+the result in words where standard output is no terminal.
 The exit code is 0, 1 on an error, 130 or 143 when stopped by SIGINT or SIGTERM.
 
 {_help_rows('Flags', rows)}"""
@@ -719,14 +741,18 @@ def run_command(
     command:Command,
     argv:list[str],   # Words after its name
 ) -> int:             # 0, 1 on an error, 130 or 143 when stopped by a signal
-    "Do what `argv` asks of a command: its result as JSON on standard output, and as text on standard error; the exit code"
+    """Do what `argv` asks of a command; the exit code
+
+    The result is JSON on standard output. Where that is no terminal it goes to a file or a program, and those who wait read
+    the result in words on standard error."""
     asked = _read(command, argv)
     given = _arguments(asked, command)
     if asked.problems: return _tell(asked.problems)
+    watched = sys.stdout.isatty()
     try:
         with _terminable(), _only_stderr():
             result = command.does(**given)
-            print(repr(result))
+            if not watched: print(repr(result))
     except (KeyboardInterrupt, _Terminated) as e:
         print('interrupted' if isinstance(e, KeyboardInterrupt) else 'terminated', file=sys.stderr)
         return 130 if isinstance(e, KeyboardInterrupt) else 143
@@ -778,6 +804,7 @@ USAGE = '''usage: maou-nb prepare STAGE [PATHS …] FOLDER [flags]
        maou-nb evaluate OF [DATA …] [flags]
        maou-nb show RUN [--position SFEN] [flags]
        maou-nb export RUN FOLDER [--target dlshogi] [flags]
+       maou-nb usi --run RUN [flags]
        maou-nb COMMAND --help
        maou-nb --version'''
 
