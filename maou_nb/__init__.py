@@ -15,7 +15,7 @@ _rooms = {
     'front.export': ('export_onnx',),
     'front.panel': ('LearnPanel',),
     'front.preflight': ('preflight',),
-    'front.player': ('net_player',),
+    'front.player': ('net_player', 'random_player'),
     'front.match': ('match', 'ladder'),
     'front.board': ('play',),
     'front.runs': ('attach', 'compare', 'tensorboard'),

@@ -827,17 +827,24 @@ def _learn_or_help(argv):
     finally: _leave()
 
 # %% ../../nbs/front/63_cli.ipynb #0655047f
+def _usi(argv):
+    "Be an engine; the exit code"
+    from maou_nb.front.player import usi_main
+    return usi_main(argv)
+
+# %% ../../nbs/front/63_cli.ipynb #f66cf8bf
 def _command(argv):
     "The command that `argv` means; the exit code"
     match argv[:1]:
         case ['learn-model']: return _learn_or_help(argv[1:])
+        case ['usi']: return _usi(argv[1:])
         case [name] if name in COMMANDS:
             if not {'-h', '--help'} & {*argv}: return run_command(COMMANDS[name], argv[1:])
             said = command_help(COMMANDS[name])
         case ['--version']: said = __version__
         case ['-h'] | ['--help']: said = USAGE
         case _:
-            wrong = [f'{argv[0]!r} is no command: learn-model, {", ".join(COMMANDS)} was expected'] if argv else []
+            wrong = [f'{argv[0]!r} is no command: learn-model, usi, {", ".join(COMMANDS)} was expected'] if argv else []
             print('\n'.join([USAGE, *wrong]), file=sys.stderr)
             return 1
     print(said)

@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 
 from fastcore.basics import patch
+from xxhash import xxh3_64_hexdigest
 
 from ..data.explained import check_whole, hinted, refuse
 from ..data.files import as_path
@@ -46,9 +47,10 @@ def _how(player:NetPlayer) -> dict:
     "How a player thinks, as a match remembers it"
     return player.thinking.model_dump()
 
-def _settings(a, b, openings, games_of, seed):
+def _settings(a, b, openings, seed):
     "What a match must have in common with one that is gone on with"
-    return {'a': _how(a), 'b': _how(b), 'openings': [' '.join([o.start, *o.moves]) for o in openings][:games_of], 'seed': seed}
+    book = xxh3_64_hexdigest('\n'.join(' '.join([o.start, *o.moves]) for o in openings).encode())
+    return {'a': _how(a), 'b': _how(b), 'openings': book, 'seed': seed}
 
 # %% ../../nbs/front/68_match.ipynb #920f37b1
 def _over(result, sprt):
@@ -81,11 +83,12 @@ def match(
 ) -> MatchResult:
     "Let two nets play each other: wins, draws and losses, and Elo with its interval"
     check_whole(1, 1_000_000, games=games, at_once=at_once)
+    if names is not None and (isinstance(names, str) or len(names) != 2): refuse('names', names, 'two names')
     thinking_of(thinking | {'nodes': nodes})
     a, b = (as_player(p, n, device, nodes=nodes, **thinking) for p, n in zip((a, b), names or (None, None)))
     a.name, b.name = _told_apart(a.name, b.name)
     book = read_openings(openings, seed=seed)
-    result = open_match(a.name, b.name, _settings(a, b, book, (games + 1)//2, seed), folder)
+    result = open_match(a.name, b.name, _settings(a, b, book, seed), folder)
     view, planned = MatchView(result, games, show=show), plan(games, book)
     try: _play(a, b, planned, result, view, sprt, at_once, seed)
     except KeyboardInterrupt: print(f'interrupted after {len(result)} of {games} games' + f'; {folder} goes on from there'*bool(folder))
