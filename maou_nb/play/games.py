@@ -83,7 +83,8 @@ class Game(Picture):
         if self.end not in ENDS: refuse('end', self.end, f'one of {", ".join(ENDS)}')
         if self.result not in (0, .5, 1): refuse('result', self.result, '1, 0.5 or 0')
         black = self.black_moved(len(self.moves))             # who is to move at its end
-        due = {'resignation': not black, 'mate': not black, 'time': not black, 'declaration': black, 'repetition': .5, 'interrupted': .5}.get(self.end)
+        due = {'resignation': not black, 'mate': not black, 'time': not black, 'declaration': black,
+               'repetition': .5, 'interrupted': .5}.get(self.end)
         if due is not None and self.result != due:
             side = 'Black' if black else 'White'
             refuse('result', self.result, f'{float(due):g}, as {side} is to move after {len(self)} moves and it is {self.end},')
@@ -108,6 +109,12 @@ def points(self:Game,
     "What a player got"
     if name not in (self.black, self.white): refuse('name', name, f'{self.black} or {self.white}')
     return self.result if name == self.black else 1 - self.result
+
+# %% ../../nbs/play/56_games.ipynb #cd92ada0
+@patch
+def winner(self:Game) -> str:
+    "The name of who won; empty after a draw"
+    return {1: self.black, 0: self.white}.get(self.result, '')
 
 # %% ../../nbs/play/56_games.ipynb #e5e074fe
 @patch
@@ -452,7 +459,7 @@ _FAULTS = 'time', 'illegal move', 'crashed'
 @patch
 def rows(self:MatchResult) -> list[tuple]:
     "What is to be said of the match: (what, figure)"
-    said = lambda tally: '{} + {} = {} −'.format(*tally)
+    said = lambda tally: '{} won, {} drawn, {} lost'.format(*tally)
     e, n = self.elo, max(len(self.games), 1)
     ends = Counter(g.end for g in self.games)
     faults = {end: self.lost_by(end) for end in _FAULTS}
@@ -516,7 +523,7 @@ def browse(self:MatchResult,
     letters:str='japanese',
 ) -> GameBrowser:
     "Step through the games on a board"
-    return GameBrowser(self.games, letters)
+    return GameBrowser(sorted(self.games, key=lambda g: g.number), letters)
 
 # %% ../../nbs/play/56_games.ipynb #28a54651
 @patch
