@@ -1,11 +1,11 @@
 "Nets that play each other: strength in the right order, A against A, killed and gone on, many at once as one at a time"
-import json, subprocess, sys, time
+import shutil, subprocess, sys, time
 
 import cshogi
 import numpy as np
 import pytest
 
-from maou_nb import ladder, learn_multi_stage, match, net_player, random_player
+from maou_nb import Engine, ladder, learn_multi_stage, match, net_player, random_player
 from maou_nb.play.games import load_match, plan, read_openings
 from maou_nb.play.lockstep import play_games
 from maou_nb.play.search import NetPlayer, Thinking
@@ -110,3 +110,23 @@ def test_a_against_itself_holds_zero(trained):
         holds += e.low <= 0 <= e.high
     print(holds, 'of 40 intervals hold 0')
     assert holds >= 34
+
+# --- against engines
+
+FAIRY = shutil.which('fairy-stockfish', path='/usr/games:/usr/bin:/usr/local/bin')
+with_fairy = pytest.mark.skipif(FAIRY is None, reason='no fairy-stockfish here: tools/packages.sh installs it')
+
+@with_fairy
+def test_a_net_plays_an_engine_and_both_stand_on_a_ladder(small_run, tmp_path):
+    fairy = Engine(FAIRY, 'fairy 50', nodes=50)
+    result = match(small_run, fairy, games=2, nodes=8, folder=tmp_path/'m', show=False, max_moves=60)
+    assert result.b == 'fairy 50' and len(result) == 2 and not any(result.lost_by('illegal move').values())
+    assert all(any(e is not None for e in g.evals[g.opening::2]) and any(e is not None for e in g.evals[g.opening + 1::2]) for g in result.games)
+    assert len(match(small_run, fairy, games=4, nodes=8, folder=tmp_path/'m', show=False, max_moves=60)) == 4      # goes on
+    found = ladder([net_player(small_run, nodes=4, max_moves=60), random_player()], games=2, references=[fairy], show=False, max_moves=60)
+    assert {r['player'] for r in found.ladder.rows} >= {'random', 'fairy 50'}
+
+@with_fairy
+def test_an_engine_that_is_none_is_said(small_run):
+    with pytest.raises((ValueError, OSError)) as e: match(small_run, Engine('no-such-program'), games=2, nodes=2, show=False)
+    assert 'no-such-program' in said(e)
