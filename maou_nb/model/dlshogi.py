@@ -273,6 +273,8 @@ def _lower(model):
     model = copy.deepcopy(model)
     known = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
     for node in model.graph.node: _as_before(node, known)
+    used = {name for node in model.graph.node for name in node.input}
+    for w in [w for w in model.graph.initializer if w.name not in used]: model.graph.initializer.remove(w)
     model.opset_import[0].version, model.ir_version = OLD_OPSET, OLD_IR
     try: onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError): return None
