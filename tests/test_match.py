@@ -15,7 +15,8 @@ class Fickle:
     "A net that knows nothing, always the same of the same position"
     def __call__(self, boards, hands, labels, temperature=1.):
         rngs = [np.random.default_rng([int(b[i]) for i in range(0, 81, 4)] + [int(h.sum())]) for b, h in zip(boards, hands)]
-        return [r.dirichlet(np.ones(len(l))).astype(np.float32) for r, l in zip(rngs, labels)], np.array([r.random() for r in rngs], np.float32)
+        priors = [r.dirichlet(np.ones(len(l))).astype(np.float32) for r, l in zip(rngs, labels)]
+        return priors, np.array([r.random() for r in rngs], np.float32)
 
 def fickle(name, **thinking): return NetPlayer(name, Fickle(), Thinking(**{'nodes': 8, 'max_moves': 60, 'mate_nodes': 0} | thinking))
 
@@ -34,8 +35,8 @@ def test_games_are_legal_and_end_as_they_say():
 
 def test_many_at_once_play_as_one_at_a_time():
     planned = plan(6, read_openings())
-    went = {n: {g.number: (g.moves, g.result, g.end) for g in play_games(fickle('a', batch=1), fickle('b', nodes=5, batch=1), planned, at_once=n)}
-            for n in (1, 6)}
+    a, b = fickle('a', batch=1), fickle('b', nodes=5, batch=1)
+    went = {n: {g.number: (g.moves, g.result, g.end) for g in play_games(a, b, planned, at_once=n)} for n in (1, 6)}
     assert went[1] == went[6]
 
 def test_both_sides_of_an_opening_are_played():
@@ -121,7 +122,7 @@ def test_a_net_plays_an_engine_and_both_stand_on_a_ladder(small_run, tmp_path):
     fairy = Engine(FAIRY, 'fairy 50', nodes=50)
     result = match(small_run, fairy, games=2, nodes=8, folder=tmp_path/'m', show=False, max_moves=60)
     assert result.b == 'fairy 50' and len(result) == 2 and not any(result.lost_by('illegal move').values())
-    assert all(any(e is not None for e in g.evals[g.opening::2]) and any(e is not None for e in g.evals[g.opening + 1::2]) for g in result.games)
+    assert all({*g.evals[g.opening + side::2]} - {None} for g in result.games for side in (0, 1))
     assert len(match(small_run, fairy, games=4, nodes=8, folder=tmp_path/'m', show=False, max_moves=60)) == 4      # goes on
     found = ladder([net_player(small_run, nodes=4, max_moves=60), random_player()], games=2, references=[fairy], show=False, max_moves=60)
     assert {r['player'] for r in found.ladder.rows} >= {'random', 'fairy 50'}

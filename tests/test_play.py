@@ -1,10 +1,9 @@
 "A game on the board in JupyterLab: pieces light up, promotion is asked, drops, take back, sides, files; a match table and a ladder, seen"
-import cshogi
 from cshogi import CSA
 import nbformat
 import pytest
 
-from lab import SHOTS, browser, command, lab, open_notebook, restart_kernel, run_cell, shot
+from lab import browser, command, lab, open_notebook, restart_kernel, run_cell, shot
 
 CELLS = ["""import numpy as np
 from maou_nb.play.search import NetPlayer, Thinking
@@ -30,13 +29,12 @@ def settled(page, cell, word):
     "Wait until the line above the board says `word`"
     cell.locator('.says').filter(has_text=word).wait_for(timeout=20_000)
 
-def moves(page, cell): return cell.locator('.maou-play')
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     at = tmp_path_factory.mktemp('play')
     kernel = dict(name='python3', display_name='python3', language='python')
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=kernel)), at/'play.ipynb')
+    cells = [nbformat.v4.new_code_cell(c) for c in CELLS]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), at/'play.ipynb')
     return at
 
 def test_a_game_is_played_on_the_board(folder):

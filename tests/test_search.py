@@ -146,7 +146,8 @@ DANCE = '5i5h 5a5b 5h5i 5b5a'.split()
 def test_a_repetition_is_a_draw_to_the_search():
     track = Track(moves=(DANCE*3)[:-1])      # White may complete the fourth occurrence, a draw, by 5b5a
     class Losing(Blind):      # wherever White has moved, Black is thought to win
-        def __call__(self, boards, hands, labels, temperature=1.): return super().__call__(boards, hands, labels)[0], np.full(len(boards), 0.95)
+        def __call__(self, boards, hands, labels, temperature=1.):
+            return super().__call__(boards, hands, labels)[0], np.full(len(boards), 0.95)
     search = Search(track, Thinking(nodes=400, mate_nodes=0, batch=1))
     think(search, Losing())
     assert search.move().to_usi() == '5b5a' and abs(search.lines(1)[0].win_rate - 0.5) < 1e-6
@@ -217,7 +218,8 @@ def test_declarations_agree_with_cshogi():
         squares = rng.permutation(27)[:rng.integers(8, 16)]
         rows = [['1']*9 for _ in range(9)]
         for k, s in enumerate(squares):
-            piece = 'K' if k == 0 else rng.choice(['+P', '+L', 'G', 'S', '+S', 'B', 'R', '+R', '+B', 'g'], p=[.3, .1, .1, .1, .05, .1, .1, .05, .05, .05])
+            often = [.3, .1, .1, .1, .05, .1, .1, .05, .05, .05]
+            piece = 'K' if k == 0 else rng.choice(['+P', '+L', 'G', 'S', '+S', 'B', 'R', '+R', '+B', 'g'], p=often)
             rows[s//9][s % 9] = piece
         rows[8][4] = 'k'
         sfen = '/'.join(''.join(r) for r in rows) + f' b {rng.integers(2, 9)}P 1'

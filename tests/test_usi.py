@@ -1,16 +1,16 @@
 "The USI engine as a process: what GUIs say, oddly or rightly, clocks, ends; it never dies, and never plays what is not legal"
 import shutil, signal, subprocess, sys, time
+from collections import Counter
 
 import cshogi
 import cshogi.usi
 import numpy as np
 import psutil
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, strategies as st
 
-from maou_nb.play.rules import can_declare
-from maou_nb.play.search import NetPlayer, Thinking
-from maou_nb.play.usi import FIELDS, OPTIONS, UsiEngine, limits_of, seconds_for
+from maou_nb.play.search import Thinking
+from maou_nb.play.usi import FIELDS, OPTIONS, UsiEngine, seconds_for
 from talk import Talk, our_engine
 
 @pytest.fixture(scope='module')
@@ -56,17 +56,19 @@ def test_a_real_client_plays_a_game_with_it(small_run):
         board.push_usi(move)
         moves.append(move)
         assert ponder is None or board.is_legal(board.move_from_usi(ponder))
-    client.go_mate
     client.quit()
     assert len(moves) == 16
 
-ODD = ['', ' ', 'hello', 'go go go', 'position', 'position sfen', 'position startpos moves', 'position startpos moves 7g7e',
-       'position startpos moves 7g7f 7g7f', 'position sfen 9/9/9/9/9/9/9/9/9 b - 1', 'position sfen k8/9/9/9/9/9/9/9/8K b - 1 moves 1i1h 9a9b',
-       'setoption', 'setoption name', 'setoption name X value 3', 'setoption name Batch value', 'setoption name Batch value 1e9',
-       'setoption name Temperature value nan', 'setoption name Weights value best', 'go nodes 5 nodes x', 'go byoyomi', 'go nodes 0',
-       'go btime -5 wtime -5 byoyomi 1', 'go movetime 1', 'go depth 3 nodes 9', 'go mate', 'go mate 1', 'go ponder nodes 3', 'stop', 'ponderhit',
-       'gameover win', 'gameover', 'usinewgame', 'isready', 'usi', 'debug on', 'register', '\x00\x01', '位置', 'go infinite', 'position startpos moves ' + '7g7f 3c3d ' * 300,
-       'go nodes 99999999999999999999', 'setoption name MultiPV value 600', 'position sfen lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1']
+ODD = [
+    '', ' ', 'hello', 'go go go', 'position', 'position sfen', 'position startpos moves', 'position startpos moves 7g7e',
+    'position startpos moves 7g7f 7g7f', 'position sfen 9/9/9/9/9/9/9/9/9 b - 1',
+    'position sfen k8/9/9/9/9/9/9/9/8K b - 1 moves 1i1h 9a9b', 'setoption', 'setoption name', 'setoption name X value 3',
+    'setoption name Batch value', 'setoption name Batch value 1e9', 'setoption name Temperature value nan',
+    'setoption name Weights value best', 'go nodes 5 nodes x', 'go byoyomi', 'go nodes 0', 'go btime -5 wtime -5 byoyomi 1',
+    'go movetime 1', 'go depth 3 nodes 9', 'go mate', 'go mate 1', 'go ponder nodes 3', 'stop', 'ponderhit', 'gameover win',
+    'gameover', 'usinewgame', 'isready', 'usi', 'debug on', 'register', '\x00\x01', '位置', 'go infinite',
+    'position startpos moves ' + '7g7f 3c3d ' * 300, 'go nodes 99999999999999999999', 'setoption name MultiPV value 600',
+    'position sfen lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1']
 
 def caught_up(engine):
     "Everything that was said before is done"
@@ -92,9 +94,8 @@ def test_many_odd_commands_do_it_no_harm(engine):
     for seed in range(100, 160): storm(engine, seed, 80)
 
 def test_every_go_has_one_answer(engine):
-    asked = ['go nodes 3', 'go byoyomi 1', 'go movetime 1', 'go btime 0 wtime 0', 'go infinite', 'go ponder btime 100 wtime 100', 'go mate 1']
     caught_up(engine)
-    for go in asked:
+    for go in ('go nodes 3', 'go byoyomi 1', 'go movetime 1', 'go btime 0 wtime 0', 'go infinite', 'go ponder btime 100', 'go mate 1'):
         engine.said.clear()
         engine.tell('position startpos', go)
         caught_up(engine)
@@ -148,8 +149,8 @@ def test_it_resigns_by_its_setting(engine):
     assert engine.hear('bestmove')[0] != 'bestmove resign'
     engine.tell('setoption name Resign value 0.5', lost, 'go nodes 30')
     said = engine.hear('bestmove')[0]
-    rate = float([line for line in engine.said if line.startswith('info')][-1].split('score cp ')[1].split()[0]) if said != 'bestmove resign' else -1
-    assert said == 'bestmove resign' or rate >= 0, said
+    last = [line for line in engine.said if line.startswith('info')][-1]
+    assert said == 'bestmove resign' or float(last.split('score cp ')[1].split()[0]) >= 0, said
     engine.tell('setoption name Resign value 0', 'setoption name MateNodes value 1000')
 
 @pytest.mark.parametrize('name', OPTIONS)
@@ -185,7 +186,8 @@ time.sleep(60)'''
     parent.kill()
 
 def test_a_run_that_is_none_is_said(tmp_path):
-    done = subprocess.run([sys.executable, '-m', 'maou_nb', 'usi', '--run', tmp_path/'none'], input='usi\nisready\n', capture_output=True, text=True)
+    words = [sys.executable, '-m', 'maou_nb', 'usi', '--run', tmp_path/'none']
+    done = subprocess.run(words, input='usi\nisready\n', capture_output=True, text=True)
     assert done.returncode == 1 and 'usiok' in done.stdout and 'readyok' not in done.stdout
     assert 'Traceback' not in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
 
@@ -195,7 +197,7 @@ FAIRY = shutil.which('fairy-stockfish', path='/usr/games:/usr/bin:/usr/local/bin
 
 def game(ours, theirs, ours_black, clock, inc):
     "A game on a clock of `clock` and `inc` seconds: (who won: ours, theirs or none, why, plies)"
-    board, moves, left, keys = cshogi.Board(), [], {True: clock, False: clock}, {}
+    board, moves, left = cshogi.Board(), [], {True: clock, False: clock}
     for e in (ours, theirs): e.tell('usinewgame', 'isready')
     for e in (ours, theirs): e.hear('readyok')
     while True:
@@ -211,7 +213,8 @@ def game(ours, theirs, ours_black, clock, inc):
         left[black] += inc
         move = line.split()[1]
         if move == 'resign': return other, 'resign', len(moves)
-        if move == 'win': return (who if board.is_nyugyoku() else other), 'declaration' if board.is_nyugyoku() else f'{who}: wrong declaration', len(moves)
+        if move == 'win' and board.is_nyugyoku(): return who, 'declaration', len(moves)
+        if move == 'win': return other, f'{who}: wrong declaration', len(moves)
         if not board.is_legal(board.move_from_usi(move)): return other, f'{who}: illegal {move} after {moves}', len(moves)
         board.push_usi(move)
         moves.append(move)
@@ -227,7 +230,7 @@ def games_against_fairy(run, n, clock=1.5, inc=0.05):
     return ends
 
 def clean(ends):
-    print(len(ends), 'games', {why: sum(w == why for _, w, _ in ends) for why in {w for _, w, _ in ends}}, {who: sum(w == who for w, _, _ in ends) for who in ('ours', 'theirs', None)})
+    print(len(ends), 'games', Counter(why for _, why, _ in ends), Counter(who for who, _, _ in ends))
     assert not [why for _, why, _ in ends if why.startswith('ours:')], ends
 
 @pytest.mark.skipif(FAIRY is None, reason='no fairy-stockfish here: tools/packages.sh installs it')

@@ -220,7 +220,8 @@ def state(self:Sitting, thinks:bool=True) -> dict:
 _left, _top, _side = square_box(8)        # the upper left one as one sees it
 
 _STYLE = """
-.maou-play { display: grid; gap: 6px; width: 525px; color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif; max-width: 100% }
+.maou-play { display: grid; gap: 6px; width: 525px; max-width: 100% }
+.maou-play { color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif }
 .maou-play .board { position: relative }
 .maou-play .board svg { width: 100%; height: auto; display: block; border-radius: 4px }
 .maou-play .squares { position: absolute; inset: 0 }
@@ -241,8 +242,9 @@ export default { render({ model, el }) {
   const top = add(el, 'div', {className: 'maou-play'});
   const says = add(top, 'div', {className: 'says'});
   says.setAttribute('aria-live', 'polite');
-  const board = add(top, 'div', {className: 'board'}), picture = add(board, 'div', {}), squares = add(board, 'div', {className: 'squares'});
-  const hand = add(top, 'div', {className: 'row hand'}), asks = add(top, 'div', {className: 'row asks'}), row = add(top, 'div', {className: 'row'});
+  const board = add(top, 'div', {className: 'board'}), picture = add(board, 'div', {});
+  const squares = add(board, 'div', {className: 'squares'}), hand = add(top, 'div', {className: 'row hand'});
+  const asks = add(top, 'div', {className: 'row asks'}), row = add(top, 'div', {className: 'row'});
   const G = model.get('geometry'), cells = {};
   let from = null;
   const name = (i, white) => { const s = white ? 80 - i : i; return (s % 9 + 1) + 'abcdefghi'[Math.floor(s / 9)] };
@@ -278,9 +280,10 @@ export default { render({ model, el }) {
       b.setAttribute('aria-label', at + (goes.has(at) ? ', can be reached' : '')) }
     says.textContent = s.says;
     hand.replaceChildren(s.hand.length ? 'In hand: ' : 'Nothing in hand');
-    for (const h of s.hand)
-      add(hand, 'button', {type: 'button', textContent: h.letter + (h.n > 1 ? ' × ' + h.n : ''), className: from === h.kind + '*' ? 'from' : '',
-        disabled: !s.moves.some(m => m.startsWith(h.kind + '*')), onclick: () => { from = from === h.kind + '*' ? null : h.kind + '*'; show() }});
+    for (const h of s.hand) {
+      const drop = h.kind + '*', chosen = from === drop, textContent = h.letter + (h.n > 1 ? ' × ' + h.n : '');
+      add(hand, 'button', {type: 'button', textContent, className: chosen ? 'from' : '',
+        disabled: !s.moves.some(m => m.startsWith(drop)), onclick: () => { from = chosen ? null : drop; show() }}) }
     row.replaceChildren();
     for (const [key, words] of Object.entries(model.get('buttons')))
       if (s.can.includes(key)) add(row, 'button', {type: 'button', textContent: words, onclick: () => send({press: key})});

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .rules import Track, can_declare, ended
-from .search import NetPlayer, Search, ask_net
+from .search import NetPlayer, ask_net
 
 # %% ../../nbs/play/59_lockstep.ipynb #02edcc84
 @dataclass
