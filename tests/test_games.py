@@ -196,7 +196,7 @@ def test_other_matches_are_refused(tmp_path):
         with pytest.raises(FileError, match=said): open_match(*args, tmp_path)
     assert len(load_match(tmp_path)) == 1
     for damage in ('', '[]', '{"a": "a"}', '{"a": "a", "b": "a", "settings": {}}'):
-        (tmp_path/'result.json').write_text(damage)
+        (tmp_path/'match.json').write_text(damage)
         with pytest.raises(FileError, match='no match that can be read'): load_match(tmp_path)
 
 def test_what_is_left_is_played_once(tmp_path):
