@@ -38,6 +38,10 @@ def lab(folder):
                 assert server.poll() is None and time.monotonic() < until, (private/'log').read_text()[-2000:]
                 time.sleep(0.2)
         yield f'http://127.0.0.1:{port}'
+    except BaseException:
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        shutil.copy(private/'log', SHOTS/'lab.log')
+        raise
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try: server.wait(10)
@@ -55,8 +59,14 @@ def browser(width=1280, height=1500):
         b = pw.chromium.launch(executable_path=CHROMIUM, headless=True, args=['--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage'])
         page = b.new_page(viewport={'width': width, 'height': height})
         page.set_default_timeout(60_000)
+        said = []
+        page.on('console', lambda m: said.append(f'{m.type}: {m.text}'))
+        page.on('pageerror', lambda e: said.append(f'error: {e}'))
         try: yield page
-        except BaseException: shot(page, 'failed'); raise
+        except BaseException:
+            shot(page, 'failed')
+            (SHOTS/'console.log').write_text('\n'.join(said))
+            raise
         finally: b.close()
 
 def command(page, name, **args):

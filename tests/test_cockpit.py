@@ -49,17 +49,28 @@ def points(page):
     "How many points each line of the live chart has"
     return page.evaluate("s => [...document.querySelectorAll(s)].pop().data.map(t => t.x.length).join()", LIVE)
 
+# the charts of the two stages before, and the watched positions of the third: what comes when it begins has come
+STAND = """() => [...document.querySelectorAll('.jp-RenderedPlotly')].filter(e => e.offsetHeight > 400).length >= 2
+    && [...document.querySelectorAll('.jp-RenderedSVG img')].some(i => decodeURIComponent(i.src).includes('stage 3, ')
+                                                                       && i.complete && i.offsetHeight)"""
+
 LOOK = """() => {
     const last = () => [...document.querySelectorAll('.jp-OutputArea [role=img][aria-label^="stage 3"]')].pop();
     const area = last().closest('.jp-OutputArea');
-    const seen = window.seen = {frames: 0, blank: 0, heights: new Set()};
+    const seen = window.seen = {frames: 0, blank: 0, heights: new Set(), parts: {}};
+    const parts = () => [...area.querySelectorAll('.jp-OutputArea-child, .maou-monitor > *')].entries();
     const look = () => {
         const i = last();
         seen.frames++;
         seen.blank += !(i && i.querySelector('.main-svg .scatterlayer path'));
         seen.heights.add(area.offsetHeight);
+        for (const [i, e] of parts()) (seen.parts[`${i} ${e.className}`.slice(0, 90)] ??= new Set()).add(e.offsetHeight);
         requestAnimationFrame(look) };
     look() }"""
+
+# and which parts had more than one height
+SEEN = """() => ({...seen, heights: [...seen.heights],
+    parts: Object.entries(seen.parts).filter(([k, v]) => v.size > 1).map(([k, v]) => [k, ...v])})"""
 
 def steps(folder): return [json.loads(l) for l in (folder/'runs'/'quickstart-panel'/'steps.jsonl').read_text().splitlines()]
 
@@ -71,7 +82,7 @@ def test_the_way_through(tmp_path, whole):
     Every step: preflight, resume, a new kernel that attaches, and the dark theme too.
     """
     sources = quickstart(tmp_path)
-    with ended_run(tmp_path/'runs'/'quickstart-panel'), browser() as page, lab(tmp_path) as url:
+    with ended_run(tmp_path/'runs'/'quickstart-panel'), lab(tmp_path) as url, browser() as page:
         open_notebook(page, url, 'quickstart.ipynb')
         for source in sources[:-2]: run_cell(page, source.splitlines()[0])
         page.wait_for_selector('.maou-panel'); shot(page, '1-panel')
@@ -97,13 +108,14 @@ def test_the_way_through(tmp_path, whole):
         button(page, 'Start').click(); status(page, 'training')
         page.wait_for_function("s => [...document.querySelectorAll(s)].pop()?.querySelector('.main-svg .scatterlayer path')",
                                arg=LIVE, timeout=120_000)
+        page.wait_for_function(STAND)
         before = points(page)
         page.evaluate(LOOK)                                                # at every frame that the browser draws
         ticking = run_cell(page, 'ticks')                                  # another cell runs while it trains
         assert 'ticks 10' in ticking.locator('.jp-OutputArea').inner_text()
         page.wait_for_function("([s, old]) => [...document.querySelectorAll(s)].pop().data.map(t => t.x.length).join() !== old",
                                arg=[LIVE, before], timeout=120_000)
-        seen = page.evaluate("() => ({...seen, heights: [...seen.heights]})")
+        seen = page.evaluate(SEEN)
         # no flicker: never blank, and nothing jumps
         assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen
         shot(page, '5-training')
@@ -161,7 +173,7 @@ def test_boards_browser_and_tensorboard(tmp_path):
     kernel = dict(name='python3', display_name='python3', language='python')
     nb = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
     nbformat.write(nb, tmp_path/'boards.ipynb')
-    with browser(height=1300) as page, lab(tmp_path) as url:
+    with lab(tmp_path) as url, browser(height=1300) as page:
         open_notebook(page, url, 'boards.ipynb')
         run_cell(page, 'from pathlib import Path')
         board = run_cell(page, 'show_position(\'startpos').locator('img').get_attribute('src')

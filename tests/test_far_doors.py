@@ -175,3 +175,11 @@ def test_a_silent_server_at_every_door(f, given, silent, tmp_path, shards, monke
 def test_options_of_a_silent_server(name, silent, shards, monkeypatch):
     url, reached = silent
     heard(lambda: train(**with_option(name, url, shards)), reached, monkeypatch, 30)
+
+def test_a_dead_url_is_not_asked_once_a_stage(monkeypatch):
+    "A place that does not answer for the shards of one stage would not for those of another"
+    asked, real, dead = [], files._asked_again, 'http://127.0.0.1:1/run'
+    monkeypatch.setattr(files, 'TRIES', 1)
+    monkeypatch.setattr(files, '_asked_again', lambda f, what: asked.append(what) or real(f, what))
+    with pytest.raises(CheckpointError, match='is the network up'): maou_nb.show_results(dead)
+    assert asked.count(f'listing {dead}') == 1

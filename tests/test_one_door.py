@@ -204,3 +204,22 @@ def test_a_capped_batch_shows(run):
     assert (own[1].batch_size, own[1].batch_capped) == (32, 0) and 'capped' not in repr(own) + own._repr_html_()
     found = [row for row in compare(result, own).figures() if row[1] == 'batch size']
     assert found == [(1, 'batch size', '69 (capped, 1,000 asked for)', '32')]
+
+@pytest.mark.parametrize('name', TAKE)
+def test_a_zero_byte_is_in_no_path(name, run, here):
+    for bad in ('runs/\0one', 's3://bucket/\0one'):
+        with pytest.raises(ValueError) as e: front()[name](bad, *MORE.get(name, []))
+        assert is_plain(e.value) and 'null byte' not in str(e.value) and 'embedded' not in str(e.value), e.value
+
+@pytest.mark.parametrize('name', TAKE)
+def test_a_file_of_a_run_that_is_no_checkpoint(name, run, here):
+    "Is no run at any door"
+    file = Path(run['result'].run_dir)/'history.jsonl'
+    with pytest.raises(ValueError) as e: front()[name](file, *MORE.get(name, []))
+    assert is_plain(e.value) and 'history.jsonl' in str(e.value), e.value
+
+@pytest.mark.parametrize('how', NAMED)
+def test_another_stage_is_refused(how, run):
+    for stage in ('x', 2):
+        with pytest.raises(ValueError) as e: load_net(run[how], stage=stage)
+        assert is_plain(e.value) and str(stage) in str(e.value), e.value

@@ -195,7 +195,8 @@ def path_takers():
             if 'Path' in str(p.annotation): yield name, f, p.name
 
 # what they need beside the path; those in PURE look at no file
-MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'predict': ('startpos',), 'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
+MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'export': ('x',), 'predict': ('startpos',),
+        'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
         'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
         'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x'),

@@ -1,5 +1,5 @@
 "The panel, the cell it writes and the command it writes are one run; the file it watches tells how things stand"
-import json, os, shlex, signal, subprocess, sys, time
+import json, os, shlex, signal, subprocess, sys, threading, time
 
 import pytest
 
@@ -164,3 +164,21 @@ def test_the_kept_line_says_how_a_run_stood(options, tmp_path):
     made.start(); made.monitor.thread.join(90)
     said = made.monitor.kept.text
     assert str(tmp_path/'run') in said and 'begun 20' in said and 'as of 20' in said and 'finished: stage 1' in said and "attach('" in said
+
+def test_a_run_that_goes_on_while_its_end_is_drawn_is_followed(options, tmp_path):
+    "The thread that is at its last look is no reason to look no more"
+    class Slow(runs.Monitor):
+        slow, drawing, told = False, threading.Event(), threading.Event()
+        def look(self, force=False):
+            if threading.current_thread() is self.thread and self.slow and force:
+                self.slow = False; self.drawing.set(); self.told.wait(20)
+            return super().look(force)
+    first = start_run(make_config(**options)); run = RunFolder(tmp_path/'run')
+    until(lambda: run.epochs())
+    watched = Slow(tmp_path/'run'); watched.slow = True; watched.watch(run.path)
+    watched.stop(); assert watched.drawing.wait(60)                  # it has ended, and its last charts are drawn
+    until(lambda: not runs._lives(first))
+    watched.resume(); watched.told.set()
+    until(lambda: 'step' in watched.status.value and 'training' in watched.status.value and not watched.stop_button.disabled)
+    watched.stop(); watched.thread.join(60)
+    assert not watched.thread.is_alive() and 'stopped' in watched.status.value

@@ -1,17 +1,19 @@
 "Every word of the form is there in Japanese, none is left over, and what is not ours stays as its author wrote it"
-import ast, inspect, re
+import ast, inspect, json, re
 from pathlib import Path
 
 import pytest
 
 from maou_nb import LearnPanel
 from maou_nb.data.plugins import load_plugins
-from maou_nb.front import panel, preflight
+from maou_nb.front import panel, preflight, runs
 from maou_nb.front.options import option_of, try_config
 from maou_nb.front.panel import PRESETS, Field, _note_html
 from maou_nb.front.preflight import Preflight
-from maou_nb.front.words import OPTIONS, PROBLEMS, REASONS, SENTENCES, TABS, VALUES, Words
+from maou_nb.front.words import OPTIONS, PROBLEMS, REASONS, SENTENCES, STATUS, TABS, VALUES, Words
 from maou_nb.stages.stage import STAGES
+from maou_nb.train.folder import RunFolder
+from maou_nb.train.runner import StageResult
 from maou_nb.train.options import LearnConfig, choices_of, config_class, is_bool, label_of, tabs, why_idle
 
 FIELDS, JA = LearnConfig.model_fields, Words('ja')
@@ -114,3 +116,44 @@ def test_preflight_speaks_japanese():
 
 def test_a_reason_is_said_in_the_language():
     assert 'のときだけ' in _note_html('', idle='only optimizer=sgd uses it', words=JA)
+
+NOW = dict(stage=3, epoch=1.5, step=1234, positions_per_second=9000., loader_wait=0.02)
+ENDED = dict(stage=1, stage_name='reachable squares', metric='accuracy', achieved_accuracy=0.93, judged_on='training rows',
+             baselines={'accuracy': 0.9}, epochs_trained=3, best_epoch=2)
+
+def standings(tmp_path):
+    "All that the line on a run says, by those who say it"
+    judged = [{'epoch': 1, 'seconds': 2., 'valid/top1': .1, 'valid/accuracy': .9}]
+    for stage in (1, 3):
+        cfg = LearnConfig(stage='all')
+        for more in ({}, {'gpu_memory': .3}, {'gpu_memory': .3, 'gpu_use': .9, 'copy_age': 4.}, {'copy_age': -1.}):
+            for to_come in (None, 90_000): yield runs.place_text(cfg, NOW | {'stage': stage} | more, judged, to_come)
+    for goal in ({'threshold': None}, {'threshold': 0.9, 'threshold_met': True}, {'threshold': 0.97, 'threshold_met': False}):
+        yield StageResult.model_construct(**ENDED, **goal).sentence()
+    yield 'stage 3 was stopped by SIGTERM in epoch 2 after step 40: everything is saved, and resume_from="latest" goes on from there'
+    yield runs.state_of(RunFolder(tmp_path/'none'))[1]
+    run = RunFolder(tmp_path/'run'); run.path.mkdir()
+    run.config_file.write_text(LearnConfig(stage='1').model_dump_json())
+    yield runs.state_of(run)[1]
+    yield runs._where(run)
+    run.steps_file.write_text(json.dumps(NOW) + '\n')
+    yield runs.state_of(run)[1]
+    yield from (f'run folder: {run}', 'the process is starting')
+    yield 'its process is gone without a word: was it killed? All up to its last checkpoint is there'
+
+def test_how_a_run_stands_is_said_in_japanese(tmp_path):
+    said = [part for text in standings(tmp_path) for part in text.split(' · ')]
+    for part in said: assert KANA.search(JA.status(part)) and Words().status(part) == part, part
+    assert not [form for form in STATUS if not any(re.fullmatch(form, part) for part in said)]
+    for state in runs._colors: assert KANA.search(JA.status(state)), state
+    assert all(KANA.search(JA.status(s.name)) and KANA.search(JA.status(s.figures[s.main].label)) for s in list(STAGES.values())[:3])
+    assert JA.status('what nobody foresaw') == 'what nobody foresaw'
+
+def test_the_switch_reaches_the_line_on_the_run(tmp_path):
+    made = LearnPanel()
+    run = RunFolder(tmp_path/'run'); run.path.mkdir()
+    run.config_file.write_text(LearnConfig(stage='1').model_dump_json())
+    made.monitor.watch(run.path); made.monitor.thread.join(10)
+    assert 'nothing has been trained here yet' in made.monitor.status.value
+    made.language.value = 'ja'
+    assert 'まだ何も学習していません' in made.monitor.status.value and '未開始' in made.monitor.status.value

@@ -175,6 +175,7 @@ def as_path(
 ) -> Path|UPath:           # A `FileError` if the URL's filesystem is not known or not installed
     "`path` as an object with the methods of `pathlib`"
     if not isinstance(path, (str, UPath)) and hasattr(path, '__fspath__'): path = os.fspath(path)     # as a run's result has
+    if '\0' in str(path): raise FileError(f'{str(path)!r:.80} is no path: one without a zero byte was expected')
     if '://' not in str(path): return _local_path(path)
     protocol = str(path).split('://')[0]
     patient = _patience.get(protocol, {}) if isinstance(path, str) else {}

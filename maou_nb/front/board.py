@@ -217,20 +217,19 @@ def state(self:Sitting, thinks:bool=True) -> dict:
                 *(['kif', 'csa'] if self.track.moves else [])]}
 
 # %% ../../nbs/front/69_board.ipynb #8bd95488
-_x, _y, _side = square_box(8)        # the upper left one as one sees it
-_width = square_box(0)[0] + 2*_side
+_left, _top, _side = square_box(8)        # the upper left one as one sees it
 
 _STYLE = """
-.maou-play { display: inline-grid; gap: 6px; color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif; max-width: 100% }
-.maou-play .board { position: relative; width: min(525px, 100%) }
+.maou-play { display: grid; gap: 6px; width: 525px; color: var(--jp-ui-font-color1, inherit); font: 14px system-ui, sans-serif; max-width: 100% }
+.maou-play .board { position: relative }
 .maou-play .board svg { width: 100%; height: auto; display: block; border-radius: 4px }
 .maou-play .squares { position: absolute; inset: 0 }
 .maou-play .squares button { position: absolute; padding: 0; margin: 0; border: 0; background: none; cursor: pointer; border-radius: 0 }
 .maou-play .squares button:focus-visible { outline: 3px solid #1a6fd4 }
 .maou-play .squares button.from { background: rgba(26, 111, 212, .35) }
 .maou-play .squares button.to { background: radial-gradient(circle, rgba(20, 130, 60, .75) 26%, transparent 28%) }
-.maou-play .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; min-height: 32px }
-.maou-play .row button { font: inherit; padding: 3px 10px; border: 1px solid #8888; border-radius: 4px; cursor: pointer;
+.maou-play .row { display: flex; flex-wrap: wrap; gap: 4px; align-items: center; min-height: 30px }
+.maou-play .row button { font: inherit; padding: 3px 8px; border: 1px solid #8888; border-radius: 4px; cursor: pointer;
   background: var(--jp-layout-color1, #fff); color: inherit }
 .maou-play .row button.from { background: #1a6fd4; color: #fff }
 .maou-play .row button:disabled { opacity: .45; cursor: default }
@@ -263,18 +262,18 @@ export default { render({ model, el }) {
     asks.querySelector('button').focus() };
   for (let i = 0; i < 81; i++) {
     const b = add(squares, 'button', {type: 'button', onclick: () => click(name(i, state().white))});
-    cells[i] = b;
-    Object.assign(b.style, {left: 100 * (G.left + (8 - i % 9) * G.side) / G.width + '%', width: 100 * G.side / G.width + '%'});
-    b.dataset.row = Math.floor(i / 9) }
+    cells[i] = b }
   const show = () => {
     const s = state();
     if (!s.svg) return;
     asks.replaceChildren();
     if (picture.dataset.drawn !== s.svg) { picture.innerHTML = s.svg; picture.dataset.drawn = s.svg }
-    const height = picture.querySelector('svg').viewBox.baseVal.height, goes = new Set(targets().map(m => m.slice(from.length).replace('+', '')));
+    const {width, height} = picture.querySelector('svg').viewBox.baseVal, part = (n, of) => 100 * n / of + '%';
+    const goes = new Set(targets().map(m => m.slice(from.length).replace('+', '')));
     for (let i = 0; i < 81; i++) {
       const at = name(i, s.white), b = cells[i];
-      Object.assign(b.style, {top: 100 * (G.top + b.dataset.row * G.side) / height + '%', height: 100 * G.side / height + '%'});
+      Object.assign(b.style, {left: part(G.left + (8 - i % 9) * G.side, width), top: part(G.top + Math.floor(i / 9) * G.side, height),
+        width: part(G.side, width), height: part(G.side, height)});
       b.className = at === from ? 'from' : goes.has(at) ? 'to' : '';
       b.setAttribute('aria-label', at + (goes.has(at) ? ', can be reached' : '')) }
     says.textContent = s.says;
@@ -308,7 +307,7 @@ def _board_class():
         state = traitlets.Dict().tag(sync=True)
         file = traitlets.Dict().tag(sync=True)
         buttons = traitlets.Dict(BUTTONS).tag(sync=True)
-        geometry = traitlets.Dict(dict(left=_x, top=_y, side=_side, width=_width)).tag(sync=True)
+        geometry = traitlets.Dict(dict(left=_left, top=_top, side=_side)).tag(sync=True)
     return BoardWidget
 
 # %% ../../nbs/front/69_board.ipynb #ecd27af3
@@ -364,12 +363,13 @@ def _send(self:PlayBoard, kind):
 
 # %% ../../nbs/front/69_board.ipynb #93acf70f
 _KEPT = style_sheet("""
-.jp-OutputArea-child:has(.maou-play) + .jp-OutputArea-child .maou-play-kept { display: none }""")
+.jp-OutputArea-child:has(.maou-play) + .jp-OutputArea-child .maou-play-kept,
+.jp-OutputArea-child:has(+ .jp-OutputArea-child .maou-play-kept) > .lm-Panel.jp-OutputArea-output:not(:has(*)) { display: none }""")
 
 @patch
 def picture(self:PlayBoard) -> dict:
     "The board as it stands, as notebooks keep it"
-    image = image_tag(self.sitting.drawing(self.thinks), repr(self))
+    image = image_tag(self.sitting.drawing(self.thinks))
     words = tag('div', f'{self.sitting.says()}. Run the cell again to play.')
     return {'text/html': join_html([_KEPT, tag('div', image, words, class_='maou-play-kept')]), 'text/plain': repr(self)}
 

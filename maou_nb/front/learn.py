@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LearnResult', 'result_rows', 'curves_of', 'mirror_folders', 'Mirroring', 'open_run', 'describe_run', 'ForeignResult',
-           'read_result', 'unfinished', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run',
-           'meant_option', 'learn_multi_stage', 'find_lr', 'overfit_one_batch']
+           'read_result', 'load_run', 'finished_stages', 'new_backbone', 'check_callbacks', 'train_run', 'meant_option',
+           'learn_multi_stage', 'find_lr', 'overfit_one_batch']
 
 # %% ../../nbs/front/62_learn.ipynb #6db1aa64
 import json
@@ -43,7 +43,7 @@ from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
 from ..train.folder import RunFolder, begun_folder, came_from, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
-from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_url, sends_to, standing
+from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_url, sends_to, standing, unfinished
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
@@ -385,19 +385,7 @@ def read_result(
     except (ValueError, OSError): pass      # no JSON, or other fields
     raise FileError(f'{run.result_file} is damaged: copy it again, or resume_from="latest" mends it')
 
-# %% ../../nbs/front/62_learn.ipynb #7d1ea332
-def unfinished(
-    run:RunFolder,
-    done:list,        # Stages that are finished
-) -> str:             # Empty: there is none
-    "A sentence on the stage that was begun, and is not finished"
-    begun = [(n, rows[-1]['step']) for n, rows in run.steps().items() if n not in done]
-    if not begun: return ''
-    stage, step = begun[-1]
-    how = 'it trains now' if run.at_work() is not None else 'resume_from="latest" goes on from its last checkpoint'
-    return f'stage {stage} is not finished: it was at step {step:,}; {how}'
-
-# %% ../../nbs/front/62_learn.ipynb #3f2be04c
+# %% ../../nbs/front/62_learn.ipynb #75405323
 @hinted
 def load_run(
     path:str|Path,   # A run folder, a checkpoint in it, the URL of either, or a result: read anew
@@ -406,7 +394,7 @@ def load_run(
     run = find_run(path)
     found = read_result(run)
     warn_of_plugins(run.read_about().get('plugins'))
-    if not found.stopped: found.stopped = unfinished(run, [s.stage for s in found.stages_completed])
+    found.stopped = unfinished(run.path)
     return found
 
 # %% ../../nbs/front/62_learn.ipynb #eefc61a5

@@ -29,6 +29,7 @@ from ..data.files import FileError, as_path, cache_folder, is_remote, is_there, 
 from ..data.shards import find_shards
 from .cli import as_command, as_words
 from .kept import Kept
+from .words import Words
 from ..judge.watch import film_strip
 from .learn import LearnResult, read_result, train_run
 from ..data.options import OptionError
@@ -38,7 +39,7 @@ from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stage_of, stages_of
 from ..train.checkpoints import CONFIG, CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, fits_row, run_here
-from ..train.mirror import find_run
+from ..train.mirror import find_run, unfinished
 from ..train.runner import batch_size_of, batch_text, capped_from, used_by
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
@@ -272,7 +273,8 @@ class Monitor:
         self.run = None if run_dir is None else run_here(run_dir)
         self.every, self.thread, self.seen, self.strip, self.training = every, None, {}, None, None
         self.screen, self.to_come = Screen(Pace(0.2, least=1., whole=False)), {}    # stage → rows after it
-        self.kept = Kept()
+        self.kept, self.words = Kept(), Words()
+        self.lock, self.following, self.wanted = threading.Lock(), False, False
         self.child, self.patience = None, 0.  # What was started here, and until when it may be starting
         self._make_box()
 
@@ -285,7 +287,8 @@ def _make_box(self:Monitor):
         made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
         made.on_click(lambda _: act())
         return made
-    self.status, self.log = W.HTML(layout=W.Layout(min_height='76px')), W.HTML()      # nothing jumps when a line more is said
+    self.status, self.log = W.HTML(), W.HTML()
+    self.status.add_class('maou-status')
     self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
     self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
     self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
@@ -295,7 +298,7 @@ def _make_box(self:Monitor):
     self.smooth = W.ToggleButton(description='smooth', tooltip='A moving average over the noise of single steps')
     for toggle in (self.log_axis, self.smooth): toggle.observe(lambda _: self.redraw(), 'value')
     buttons = [self.stop_button, self.resume_button, self.details, self.log_axis, self.smooth]
-    self.box = W.VBox([self.status, W.HBox(buttons), self.log])
+    self.box = W.VBox([self.status, W.HBox(buttons, layout=W.Layout(flex_flow='row wrap')), self.log])
     self.box.add_class('maou-monitor')
 
 # %% ../../nbs/front/64_runs.ipynb #565893ec
@@ -317,7 +320,7 @@ def resume(self:Monitor):
         cfg = make_config(**{**config_of(self.run).model_dump(), **here})
         self.child = start_run(cfg)
     except (OptionError, FileError) as e:
-        self.status.value = _state_html('failed', e, 'cannot go on')
+        self.status.value = _state_html('failed', e, self.words.status('cannot go on'))
         return
     self.watch(self.run.path, starting=True)
 
@@ -352,9 +355,10 @@ def tell(self:Monitor) -> str:
     if state == 'training': self.patience = 0.
     elif time.monotonic() < self.patience and _lives(self.child):
         state, says = 'starting', 'the process is starting'
-    folder = tag('small', f'run folder: {self.run}')
+    folder = tag('small', self.words.status(f'run folder: {self.run}'))
     small = 'white-space:pre-wrap;font-size:11px;line-height:1.3'
-    self.status.value = join_html([_state_html(state, says), folder], tag('br'))
+    line = _state_html(state, self.words.status(says), self.words.status(state))
+    self.status.value = join_html([line, folder], tag('br'))
     self.kept.tell(self.run, state, says)
     self.log.value = tag('pre', self.run.log(), style=small)
     self.stop_button.disabled = state != 'training'
@@ -383,6 +387,13 @@ def _chart(self:Monitor, n, history, steps, force):
 
 # %% ../../nbs/front/64_runs.ipynb #d623d3fb
 @patch
+def _room(self:Monitor, stage):
+    "How many boards the strip of the stage that trains is going to have; 0: none trains"
+    known = STAGES.get(str(stage))
+    return 0 if known is None else min(known.of(config_of(self.run), 'epochs') + 1, 6)
+
+# %% ../../nbs/front/64_runs.ipynb #8f323819
+@patch
 def _draw_strip(self:Monitor, force):
     "Draw the watched positions of the newest stage, of all stages when the run has ended"
     asked = self.run.watched_file
@@ -390,7 +401,8 @@ def _draw_strip(self:Monitor, force):
     if size in (None, self.seen.get('watched')): return
     self.seen['watched'] = size
     stages = [*self.run.steps()]
-    self.strip.update(film_strip(self.run.path, stage=stages[-1] if stages and self.run.at_work() else None))
+    live = stages[-1] if stages and self.run.at_work() else None
+    self.strip.update(film_strip(self.run.path, stage=live, room=self._room(live)))
 
 # %% ../../nbs/front/64_runs.ipynb #64fe4a3a
 @patch
@@ -426,16 +438,26 @@ def look(self:Monitor, force:bool=False) -> str:
 
 # %% ../../nbs/front/64_runs.ipynb #2661aa0f
 @patch
+def _is_wanted(self:Monitor):
+    "Whether `watch` was called since this was asked last; if not, nobody follows any more"
+    with self.lock:
+        self.following, self.wanted = self.wanted, False
+        return self.following
+
+# %% ../../nbs/front/64_runs.ipynb #64b04106
+@patch
 def _follow(self:Monitor):
     "Look until the run ends; an error is shown, as nobody would see the thread's own"
     try:
-        while self.look() in ('training', 'starting'): time.sleep(self.every)
-        self.look(force=True)
+        while self._is_wanted():
+            while self.look() in ('training', 'starting'): time.sleep(self.every)
+            self.look(force=True)
     except Exception as e:
+        self.following = False
         says = f'{type(e).__name__}: {e}; attach shows it again'
-        self.status.value = join_html([tag('b', 'cannot show the run any more'), says], ' · ')
+        self.status.value = join_html([tag('b', self.words.status('cannot show the run any more')), says], ' · ')
 
-# %% ../../nbs/front/64_runs.ipynb #64b04106
+# %% ../../nbs/front/64_runs.ipynb #db4630a4
 @patch
 def watch(self:Monitor,
     run_dir:str|Path,
@@ -445,7 +467,9 @@ def watch(self:Monitor,
     if self.run is None or whole(run_dir) != self.run.path: self.run, self.seen = run_here(run_dir), {}
     self.patience = time.monotonic() + 60 if starting else 0.
     self.look(force=True)
-    if self.thread is not None and self.thread.is_alive(): return
+    with self.lock:
+        follows, self.following, self.wanted = self.following, True, True
+    if follows: return
     self.thread = threading.Thread(target=self._follow, daemon=True)
     self.thread.start()
 
@@ -574,7 +598,7 @@ def _pair(self:Comparison, n, judged, other):
 # %% ../../nbs/front/64_runs.ipynb #296d175b
 @patch
 def remarks(self:Comparison) -> list[str]:
-    "Sentences on figures that cannot be compared, as they are of other rows, or of rows trained on"
+    "Sentences on figures that cannot be compared, as they are of other rows, of rows trained on, or of runs that have not ended"
     said = []
     for n in stages_in(self.runs):
         known = [name for name in self.runs if n in self.trained.get(name, ())]
@@ -584,7 +608,7 @@ def remarks(self:Comparison) -> list[str]:
         if any((r.shards, r.folds) != (rows[0].shards, rows[0].folds) for r in rows):
             said.append(f'stage {n}: {", ".join(known)} are judged on different rows')
         said += [text for a in known for b in known for text in self._pair(n, a, b)]
-    return said
+    return said + [f'{name}: {text}' for name, f in self.folders.items() if (text := unfinished(f.path))]
 
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)

@@ -24,10 +24,11 @@ from ..model.backbones import backbone_of
 from ..model.backbones import summary as parts_table
 from ..model.heads import Net
 from ..show.boards import Position, read_position
-from ..show.pictures import Picture, below, picture_of
+from ..show.pictures import Picture, below, picture_of, text_block
 from ..show.tables import Table
 from ..stages.stage import STAGES, Stage, stage_of_heads
 from ..train.checkpoints import CheckpointError, check_labels, find_checkpoint, load_tensors, part, saved_by
+from ..train.mirror import unfinished
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.runner import net_of
 
@@ -112,15 +113,19 @@ def load_net(
     path:str|Path,             # A checkpoint, a folder of a run, the URL of either, or a result: the best there is
     which_weights:str='auto',  # raw; averaged, where the run kept such; auto: averaged if there are any
     stage:int|str|None=None,   # Of a run; none: the last there is
-) -> Net:                      # On the CPU, in evaluation mode; `about` is what its checkpoint says
+) -> Net:                      # On the CPU, in evaluation mode; `about` is what its checkpoint says,
+                               # and `unfinished` a sentence on its run, if that has not come to its end
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
     tensors, about, path = _read(_of_result(path, stage), stage)
+    if stage is not None and str(stage) != str(about['stage']):
+        raise CheckpointError(f'stage={stage!r}: {path} is of stage {about["stage"]}, so stage={about["stage"]!r} was expected')
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)
     _check_weights(weights, net.state_dict(), path, about)
     net.load_state_dict(weights)
     config = moved_options(about['config'], saved_by(about).get('folder'), as_path(path).parent)
     net.about = {**about, 'path': str(path), 'config': config}
+    net.unfinished = unfinished(path)
     warn_of_plugins(about.get('plugins'))
     return net.eval()
 
@@ -179,11 +184,14 @@ def summary(
 # %% ../../nbs/judge/51_ask.ipynb #d68544e3
 class Predictions(list, Picture):
     "Predictions of several positions"
-    def __repr__(self): return '\n'.join(map(repr, self))
+    note = ''           # What is to be said of them all
+
+    def __repr__(self): return '\n'.join([*map(repr, self), *filter(None, [self.note])])
 
     def drawing(self):
         "All of them as one picture"
-        return picture_of(below([p.block() for p in self], 14), f'{len(self)} predictions')
+        note = [text_block(self.note, 600)]*bool(self.note)
+        return picture_of(below([*(p.block() for p in self), *note], 14), f'{len(self)} predictions')
 
 # %% ../../nbs/judge/51_ask.ipynb #bd62d9f4
 def _state(sfen, rules):
@@ -247,5 +255,8 @@ def predict(
     check_whole(1, 10_000, top=top)
     net, one = as_net(net, beside=sfen, names=('net', 'sfen')), isinstance(sfen, str) or not isinstance(sfen, Iterable)
     stage = stage_of_net(net)
-    if one: return answers_of(net, stage, [_state(sfen, stage.whole_games)], top)[0]
-    return answers_of(net, stage, _states(list(sfen), stage.whole_games), top)
+    states = [_state(sfen, stage.whole_games)] if one else _states(list(sfen), stage.whole_games)
+    said = answers_of(net, stage, states, top)
+    said = said[0] if one else said
+    said.note = getattr(net, 'unfinished', '')
+    return said

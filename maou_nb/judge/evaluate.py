@@ -104,6 +104,7 @@ class Evaluation:
     calibration: pl.DataFrame|None = None  # From `reliability_table`; None where nothing is predicted
     known: str = ''                 # How these rows stand to those it was trained on, if that is known
     stage_name: str = ''
+    unfinished: str = ''            # A sentence on its run, if that has not come to its end
 
 # %% ../../nbs/judge/52_evaluate.ipynb #daae6bd8
 @patch
@@ -126,7 +127,7 @@ def __repr__(self:Evaluation):
     guessing = lambda b: '' if b is None else f'   guessing {b:.4f}'
     lines = [f'  {k.replace("_", " "):<18}{v:.4f}{guessing(b)}' for k, v, b in self.figures()]
     table = [] if self.by_ply is None else [repr(Table(self.by_ply.to_dicts(), digits=4))]
-    return '\n'.join([f'{self.of}: {self.on}', *lines, *table])
+    return '\n'.join([f'{self.of}: {self.on}', *lines, *table, *filter(None, [self.unfinished])])
 
 # %% ../../nbs/judge/52_evaluate.ipynb #6d89de37
 _TOGETHER = ('value_error', 'brier', 'calibration_error')          # drawn on the same axes
@@ -198,7 +199,8 @@ def _repr_html_(self:Evaluation):
     number = lambda x: '' if x is None else f'{x:.4f}'
     rows = [(k.replace('_', ' '), number(v), number(b)) for k, v, b in self.figures()]
     title = tag('p', tag('b', self.of), f': {self.on}')
-    return join_html([title, html_table(rows, ('figure', 'reached', 'guessing')), self._tables_html()])
+    early = tag('p', tag('b', self.unfinished)) if self.unfinished else ''
+    return join_html([early, title, html_table(rows, ('figure', 'reached', 'guessing')), self._tables_html()])
 
 # %% ../../nbs/judge/52_evaluate.ipynb #d98ef361
 def _held_out(about, stage, ratio, apart, named):
@@ -397,4 +399,5 @@ def evaluate(
     path = getattr(net, 'about', {}).get('path')
     name = short_path(path) if path else type(net.backbone).__name__
     figures, tables = sums.figures(), sums.tables()
-    return Evaluation(name, stage.id, sums.rows, figures, **tables, known=known, stage_name=stage.name)
+    return Evaluation(name, stage.id, sums.rows, figures, **tables, known=known, stage_name=stage.name,
+                      unfinished=getattr(net, 'unfinished', ''))

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 
 from ..data.batches import BatchStream
 from ..data.explained import check_whole, hinted
+from ..data.files import FarError
 from ..data.order import Plan
 from ..data.shards import ShardError, find_shards
 from ..data.sources import StreamingFileSource
@@ -100,6 +101,7 @@ def _shards_at(
     why = ''
     for s in [stage_of(stage)] if stage is not None else STAGES.values():
         try: find_shards(path, s.columns)
+        except FarError as e: return None, f'; as shards: {e}'          # nor would it answer for another stage
         except (OSError, ValueError) as e: why = f'; as shards: {e}'
         else: return StreamingFileSource(path, s.columns, folds), ''
     return None, why

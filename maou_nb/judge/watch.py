@@ -150,23 +150,29 @@ class FilmStrip(Picture):
     "A strip of boards for each watched position and stage"
     def __init__(self,
         strips:dict,    # (stage, SFEN) → its lines
+        room:int=0,     # For so many boards in a row, at least: a strip that grows keeps its size
     ):
-        self.strips = strips
+        self.strips, self.room = strips, room
 
     def __repr__(self):
         said = [f"stage {stage}, {sfen}: {rows[0]['says']} → {rows[-1]['says']}" for (stage, sfen), rows in self.strips.items()]
         return '\n'.join(said) or 'no position was watched: watched_positions pins some'
 
 # %% ../../nbs/judge/53_watch.ipynb #801aa79f
+def _strip_blocks(stage, rows, room):
+    "What is said of a strip, and its boards"
+    count = max(room, len(rows))
+    scale = max(min(0.6, 950/(350*count)), 0.4)          # in one row, as long as pieces can be read
+    boards = [block_of(_frame(row), scale) for row in rows]
+    wide = count*(boards[0].width + 6) - 6 if room else beside(boards, 6, most=1000).width
+    said = f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}"
+    return [text_block(said, min(max(wide, 400), 1000), 13), beside(boards, 6, most=1000)]
+
+# %% ../../nbs/judge/53_watch.ipynb #88a088b9
 @patch
 def drawing(self:FilmStrip) -> Html:
     "All strips, one below the other"
-    blocks = []
-    for (stage, _), rows in self.strips.items():
-        scale = max(min(0.6, 950/(350*len(rows))), 0.4)          # in one row, as long as pieces can be read
-        strip = beside([block_of(_frame(row), scale) for row in rows], 6, most=1000)
-        said = f"stage {stage}: {rows[0]['says']} → {rows[-1]['says']}"
-        blocks += [text_block(said, max(strip.width, 400), 13), strip]
+    blocks = [b for (stage, _), rows in self.strips.items() for b in _strip_blocks(stage, rows, self.room)]
     return picture_of(below(blocks or [text_block(repr(self), 600)]), repr(self))
 
 # %% ../../nbs/judge/53_watch.ipynb #1ab69e1b
@@ -183,9 +189,11 @@ def film_strip(
     sfen:str|None=None,        # Only this position
     stage:int|str|None=None,   # Only this stage
     frames:int=6,              # Of a strip, at most
+    room:int=0,                # For so many of them, at least: a strip that grows keeps its size
 ) -> FilmStrip:
     "The watched positions of a run through its training, one strip each"
     check_whole(1, 1000, frames=frames)
+    check_whole(0, 1000, room=room)
     folder = getattr(run, 'run_dir', run)
     check_place(run=folder)
     folder = as_path(folder)
@@ -200,4 +208,4 @@ def film_strip(
     for row in drawable:
         if stage is not None and str(stage) != str(row['stage']) or wanted not in (None, row['sfen']): continue
         strips.setdefault((row['stage'], row['sfen']), []).append(row)
-    return FilmStrip({k: _frames(v, frames) for k, v in strips.items()})
+    return FilmStrip({k: _frames(v, frames) for k, v in strips.items()}, room)

@@ -6,6 +6,9 @@
 __all__ = ['DECLARED', 'REPEATED', 'camp_of', 'can_declare', 'NotPlayable', 'legal_move', 'Track', 'repetition', 'ended']
 
 # %% ../../nbs/play/55_rules.ipynb #197bf69f
+import ctypes
+import threading
+
 import numpy as np
 from rsshogi.core import Board, Move
 
@@ -69,16 +72,40 @@ def legal_move(
     return found[0]
 
 # %% ../../nbs/play/55_rules.ipynb #7c932e4b
+_here = threading.local()
+
+def _keep(board):
+    "Never throw a board away"
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(board))
+
+def _thread():
+    "What stands for this thread, and for no other that comes later"
+    if not hasattr(_here, 'token'): _here.token = object()
+    return _here.token
+
+# %% ../../nbs/play/55_rules.ipynb #eedce921
 class Track:
     "A board that has been played on since `start`: a game so far, with what repetition needs to know of its past"
     def __init__(self,
         start:str=Board().to_sfen(),   # SFEN
         moves=(),                      # USI
     ):
-        self.start, self.board, self.moves = start, _started(start), []
+        self.start, self.moves, self._board, self._of = start, [], _started(start), _thread()
         self.keys = [self.board.zobrist_hash()]        # of each position since the start, for this process alone
         self.checks = [self.board.is_in_check()]
         for usi in moves: self.play(legal_move(self.board, usi))
+
+    @property
+    def board(self) -> Board:
+        "rsshogi's board, of this thread"
+        if self._of is not _thread():
+            _keep(self._board)
+            self._board, self._of = _started(self.start), _thread()
+            for move in self.moves: self._board.apply_move(move)
+        return self._board
+
+    def __del__(self):
+        if hasattr(self, '_of') and self._of is not _thread(): _keep(self._board)
 
     def play(self,
         move:Move,     # Legal

@@ -417,3 +417,13 @@ class NetPlayer:
     ) -> Search:
         "A new search of its own"
         return Search(track, self.thinking, self.solver)
+
+    def search_on(self,
+        track:Track,
+        old:Search|None,   # Of an earlier position, of this game or another
+    ) -> Search:
+        "The search for the position of `track`, with what `old` knows if it is of the same game"
+        same = old is not None and old.thinking == self.thinking and old.track.start == track.start
+        if not same or track.moves[:len(old.track.moves)] != old.track.moves: return self.search(Track(track.start, track.usi()))
+        for move in track.moves[len(old.track.moves):]: old.advance(move)
+        return old

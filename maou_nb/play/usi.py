@@ -229,12 +229,7 @@ def set_position(self:UsiEngine, text:str):
 @patch
 def _tree(self:UsiEngine) -> Search:
     "The search for the position, with what an earlier one of the same game knows"
-    now, old = self.track, self.search
-    same = old is not None and old.thinking == self.thinking() and old.track.start == now.start
-    if same and now.moves[:len(old.track.moves)] == old.track.moves:
-        for move in now.moves[len(old.track.moves):]: old.advance(move)
-        return old
-    return NetPlayer('', None, self.thinking(), self.player.solver).search(Track(now.start, now.usi()))
+    return NetPlayer('', None, self.thinking(), solver=self.player.solver).search_on(self.track, self.search)
 
 # %% ../../nbs/play/58_usi.ipynb #cbdceaf1
 @dataclass

@@ -198,12 +198,16 @@ def plotly_text(text:str) -> str:
     return str(text).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;').replace('$', '&#36;')
 
 # %% ../../nbs/show/04_charts.ipynb #ceeb8995
-def _trace(line, n, y, legend=True):
-    "A line as Plotly has it, on panel `n`, axis `y`"
+def _legend_id(n, row=0):
+    "What Plotly calls the legend of a row of names over panel `n`: it breaks no row itself"
+    return f'legend{n + 100*row}' if n + 100*row > 1 else 'legend'
+
+def _trace(line, n, y, row=0, legend=True):
+    "A line as Plotly has it, on panel `n`, axis `y`, its name in a row over the panel"
     about = dict(color=line.color, width=line.width, dash=line.dash)
     mode = 'lines+markers' if line.dots or len(line.x) == 1 else 'lines'
     named = dict(name=plotly_text(shortened(line.name)), showlegend=bool(line.name and legend))
-    if line.name: named |= dict(legend=f'legend{n if n > 1 else ""}', legendgroup=named['name'])
+    if line.name: named |= dict(legend=_legend_id(n, row), legendgroup=named['name'])
     return dict(type='scatter', x=_plain(line.x), y=_plain(line.y), mode=mode, line=about, marker=dict(size=5, color=line.color),
                 opacity=line.opacity, xaxis=f'x{n}', yaxis=y, hovertemplate='%{y:.4g}', **named)
 
@@ -211,9 +215,10 @@ def _trace(line, n, y, legend=True):
 @patch
 def _traces(self:Chart, panel, n, smooth):
     "The lines and levels of a panel"
-    begin, end = self.reach(room=False)
+    (begin, end), names = self.reach(room=False), 0
     for line in panel.lines:
-        for part in _as_drawn(line, smooth): yield _trace(part, n, f'y{n}' if not part.right else f'y{100 + n}')
+        for part in _as_drawn(line, smooth): yield _trace(part, n, f'y{n}' if not part.right else f'y{100 + n}', names//2)
+        names += bool(line.name)
     for level in panel.known_levels():
         across = replace(level, x=[begin, end], y=level.y*2, name='')
         yield _trace(across, n, f'y{n}') | dict(hoverinfo='skip', hovertemplate=None)
@@ -245,12 +250,14 @@ def _level_note(level, n):
 
 # %% ../../nbs/show/04_charts.ipynb #6212d1ce
 @patch
-def _legend(self:Chart, panel, across, up):
-    "Where a legend stands: over its panel, or the one over them all"
+def _legend(self:Chart, panel, across, up, row=0):
+    "Where a row of names stands: over its panel, or the one legend over them all"
     look = dict(orientation='h', yanchor='bottom', xanchor='left', bgcolor='rgba(0,0,0,0)', font=dict(size=12),
                 entrywidthmode='fraction', tracegroupgap=0)
-    if not self.alike: return look | dict(x=across[0], y=up[1], entrywidth=(across[1] - across[0])/2)
-    over = 1 + 22/(self.size[1] - self.above() - BELOW)         # the titles of the panels stand below it
+    inner = self.size[1] - self.above() - BELOW
+    higher = max(panel.named_rows() - 1 - row, 0)*ROW/inner
+    if not self.alike: return look | dict(x=across[0], y=up[1] + higher, entrywidth=(across[1] - across[0])/2)
+    over = 1 + 22/inner         # the titles of the panels stand below it
     return look | dict(x=0, y=over, entrywidth=0.98/self.legend_columns())
 
 # %% ../../nbs/show/04_charts.ipynb #e16b6e6d
@@ -265,7 +272,8 @@ def _layout(self:Chart):
         made[f'yaxis{n}'] = _axis(panel, bare) | dict(domain=up, anchor=f'x{n}')
         if panel.right:
             made[f'yaxis{100 + n}'] = _axis(panel, right=True) | dict(overlaying=f'y{n}', anchor=f'x{n}', side='right')
-        made[f'legend{n if n > 1 else ""}'] = self._legend(panel, across, up)
+        rows = max(panel.named_rows(), 1)*(not self.alike) or 1
+        made |= {_legend_id(n, row): self._legend(panel, across, up, row) for row in range(rows)}
         notes.append(dict(text=plotly_text(panel.title), font=dict(weight=700), x=across[0], y=up[1], xref='paper', yref='paper',
                           xanchor='left', yanchor='bottom', showarrow=False, yshift=0 if self.alike else ROW*panel.named_rows()))
         notes += [_level_note(level, n) for level in panel.known_levels() if level.name]

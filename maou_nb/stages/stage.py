@@ -78,6 +78,7 @@ class Prediction(Picture):
     says: str = ''                        # What it comes to, in a line
     heads: tuple = ('square', 'probability')       # Of the table
     least: float = 2.                     # Moves as probable become arrows; 2: none do
+    note: str = ''                        # What else is to be said: that the run has not come to its end
 
 # %% ../../nbs/stages/31_stage.ipynb #869f6614
 @patch(as_prop=True)
@@ -108,7 +109,7 @@ def sentence(self:Prediction) -> str:
 @patch
 def __repr__(self:Prediction):
     rows = [f'  {move:<6}{p:7.2%}  {written}' for move, written, p in self.rows()]
-    return '\n'.join([self.says, *rows])
+    return '\n'.join([self.says, *rows, *filter(None, [self.note])])
 
 # %% ../../nbs/stages/31_stage.ipynb #cd5ac06f
 @patch
@@ -118,6 +119,7 @@ def block(self:Prediction) -> Block:
     wrong = ', '.join(f'{m} {p:.0%}' for m, p in list(self.invented.items())[:self.top])
     first, last = self.heads
     says, more = text_block(self.says, 300, 13), [text_block(f'invented: {wrong}', 300)]*bool(wrong)
+    if self.note: more.append(text_block(self.note, 300))
     side = below([says, table_block(rows, (first, '', last), 13), *more], 10)
     return beside([*([block_of(self.picture)] if self.picture else []), side], 20)
 

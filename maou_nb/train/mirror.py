@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'SMALL', 'mirror_url', 'MirrorOptions', 'mirror_problems', 'Piece', 'State', 'state_here', 'standing',
-           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run', 'run_above', 'find_run']
+           'Mirror', 'kept_elsewhere', 'sends_to', 'fetch_run', 'run_above', 'find_run', 'unfinished']
 
 # %% ../../nbs/train/46_mirror.ipynb #01630fae
 import atexit
@@ -33,7 +33,7 @@ from ..data.files import parsed_json, path_here, path_inside, read_json, upload
 from ..data.options import Section, option
 from .checkpoints import ABOUT, CONFIG, MANIFEST, RESULT
 from ..stages.stage import STAGES
-from .folder import LINES, RunFolder, owner_of
+from .folder import LINES, RunFolder, owner_of, read_lines
 
 # %% ../../nbs/train/46_mirror.ipynb #a380c9ab
 def mirror_url(
@@ -832,8 +832,10 @@ def _brought(url) -> Path:
 def run_above(
     path:Path|UPath,
 ) -> Path|UPath|None:   # None: there is none
-    "The run folder that `path` is, or is in, at most three levels up"
+    "The run folder that `path` is, or is in, at most three levels up; a `FileError` if it is a file that is no checkpoint"
     path = as_path(path)
+    if path.suffix != '.safetensors' and path.is_file():
+        raise FileError(f'{path} is no checkpoint: the folder of a run, or a checkpoint in it, was expected')
     return next((p for p in (path, *[*path.parents][:3]) if is_there(p/CONFIG)), None)
 
 # %% ../../nbs/train/46_mirror.ipynb #135b5993
@@ -853,3 +855,32 @@ def find_run(
     if above.is_dir() or not is_there(path): return RunFolder(above)
     if home := _keeper_of(path): return RunFolder(home)
     raise FileError(f'{path} is a file that lies in no run: the folder of a run, or a checkpoint in it, was expected')
+
+# %% ../../nbs/train/46_mirror.ipynb #4cec9cbb
+def _begun_last(folder, done):
+    "(stage, step) of the stage that was begun last, if it is not among `done`"
+    at = {row['stage']: row['step'] for row in read_lines(folder/LINES[1]) if row['stage'] not in done}
+    return [*at.items()][-1:]
+
+# %% ../../nbs/train/46_mirror.ipynb #6a4cf3ff
+def _said_unfinished(folder):
+    "`unfinished`, of a run folder"
+    at_work = not is_remote(folder) and RunFolder(folder).at_work() is not None
+    try: result = read_json(folder/RESULT)
+    except (OSError, ValueError): result = {}
+    stopped, reached = result.get('stopped'), result.get('stages_completed')
+    if isinstance(stopped, str) and stopped and not at_work: return stopped
+    done = [s.get('stage') for s in reached if isinstance(s, dict)] if isinstance(reached, list) else []
+    how = 'it trains now' if at_work else 'resume_from="latest" goes on from its last checkpoint'
+    return ''.join(f'stage {n} is not finished: it was at step {step:,}; {how}' for n, step in _begun_last(folder, done))
+
+# %% ../../nbs/train/46_mirror.ipynb #6c8aa37d
+def unfinished(
+    of:str|Path|UPath,   # A run folder, or a file or folder in it; also the URL of any
+) -> str:                # Empty: it has ended, or nothing is known of it
+    "A sentence on the run that `of` is, or is of, if it has not come to its end"
+    try:
+        folder = run_above(of := as_path(of))
+        if folder is None and not is_remote(of): folder = _keeper_of(of)
+        return '' if folder is None else _said_unfinished(folder)
+    except (OSError, ValueError): return ''      # a run that cannot be read says nothing of itself
