@@ -227,7 +227,7 @@ _WIDE, _TALL = 330, 110       # of the curves
 def _curve(rates, ply, y):
     "A side's curve as an SVG path, by (ply, Black's win rate)"
     at = [f'{34 + (_WIDE - 40)*x/max(ply, 1):.1f} {y + _TALL*(1 - r):.1f}' for x, r in rates]
-    return tag('path', d='M' + 'L'.join(at), fill='none', stroke_width='1.6') if len(at) > 1 else Html('')
+    return tag('path', d='M' + 'L'.join(at), fill='none', stroke_width='1.6') if len(at) > 1 else join_html([])
 
 # %% ../../nbs/play/56_games.ipynb #d49f1b35
 @patch
@@ -670,7 +670,7 @@ class MatchView:
     def line(self) -> str:
         "Where the match stands"
         left = self.total - len(self.result)
-        more = f'; {left:,} games left, {self.time_left()}' if left > 0 else ''
+        more = f'; {left:,} game{"s"*(left != 1)} left, {self.time_left()}' if left > 0 else ''
         return self.result.sentence() + more
 
     def update(self, last:bool=False):
@@ -683,10 +683,11 @@ class MatchView:
 def _draw(self:MatchView, last):
     "In place, where something can be"
     if in_notebook():
-        from IPython.display import HTML, display
-        html = HTML(join_html([self.result._repr_html_(), tag('small', self.line())]))
-        if self.place is None: self.place = display(html, display_id=True)
-        else: self.place.update(html)
+        from IPython.display import display
+        html = join_html([self.result._repr_html_(), tag('small', self.line())])
+        shown = {'text/html': str(html), 'text/plain': self.line()}
+        if self.place is None: self.place = display(shown, raw=True, display_id=True)
+        else: self.place.update(shown, raw=True)
     elif sys.stderr.isatty(): print(f'\r\x1b[K{self.line()}', end='\n'*last, file=sys.stderr, flush=True)
     elif last or not self.lines % 10: print(self.line(), file=sys.stderr)
     self.lines += 1
