@@ -212,12 +212,14 @@ MADE = {
     '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
     'kept_html': lambda: kept_html(HOSTILE),
     'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
-    'Game': lambda: shown(hostile_game()), 'Game.at': lambda: hostile_game().at(2), 'GameBrowser': lambda: shown(GameBrowser([hostile_game()])),
+    'Game': lambda: shown(hostile_game()),
+    'Game.at': lambda: hostile_game().at(2), 'GameBrowser': lambda: shown(GameBrowser([hostile_game()])),
     'MatchResult': lambda: shown(hostile_match()), 'elo_bar': lambda: elo_bar(hostile_match().elo),
     'Ladder': lambda: shown(rank({(HOSTILE, f'{HOSTILE}2'): [0, 0, 0, 0, 3]})),
     'style_sheet': None,                                                       # by `test_a_style_sheet_is_ours`
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
-QUIET = {'elo_bar', 'Chart', 'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
+QUIET = {'elo_bar', 'Chart', 'Position',
+         '_copy_html', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
 
 def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.show'} == MADE.keys() | {'Monitor', 'LearnPanel'}
 
