@@ -228,11 +228,21 @@ def test_gpsshogi_plays():
     game = arena(Engine(gps, 'gps', nodes=100), fairy, games=1, show=False).games[0]
     assert game.end == 'crashed' and game.winner() == 'fairy' and 'unknown option in go nodes' in game.said
 
+def test_fairy_stockfish_keeps_its_own_clock():
+    "Version 11 takes the other side's for its own, if told as USI has it"
+    player = UsiPlayer(Engine(real('fairy-stockfish'), time=1, inc=.001))
+    player.start()
+    player.new_game()
+    took = [[player.think(f'startpos moves {moves}', left, black).ms for left in ((100, 60_000), (60_000, 100))]
+            for moves, black in (('7g7f 3c3d', True), ('7g7f 3c3d 2g2f', False))]
+    player.close()
+    assert took[0][0] < took[0][1] and took[1][1] < took[1][0] and max(took[0][0], took[1][1]) < 200
+
 @pytest.mark.slow
 def test_nobody_loses_on_time_or_by_a_fault():
-    "100 games of 2 s and 20 ms a move"
+    "40 games, one side with 2 s and 20 ms a move, the other with 0.1 s a move"
     fairy = real('fairy-stockfish')
-    result = arena(Engine(fairy, 'a', time=2, inc=.02), Engine(fairy, 'b', byoyomi=.05), games=100, show=False, parallel=1)
+    result = arena(Engine(fairy, 'a', time=2, inc=.02), Engine(fairy, 'b', byoyomi=.1), games=40, show=False, parallel=1)
     assert not {g.end for g in result.games} & {'crashed', 'time', 'illegal move'}
 
 def test_a_client_tells_what_went_wrong(it):

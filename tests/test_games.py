@@ -196,7 +196,7 @@ def test_other_matches_are_refused(tmp_path):
         with pytest.raises(FileError, match=said): open_match(*args, tmp_path)
     assert len(load_match(tmp_path)) == 1
     for damage in ('', '[]', '{"a": "a"}', '{"a": "a", "b": "a", "settings": {}}'):
-        (tmp_path/'result.json').write_text(damage)
+        (tmp_path/'match.json').write_text(damage)
         with pytest.raises(FileError, match='no match that can be read'): load_match(tmp_path)
 
 def test_what_is_left_is_played_once(tmp_path):
@@ -236,4 +236,21 @@ def test_a_view_says_where_a_match_stands(capsys):
         result.games.append(a_game(n, 1))
         view.update(last=n == 3)
     said = capsys.readouterr().err
-    assert 'a against b: 4 won' in said and 'games left' not in said.splitlines()[-1]
+    assert 'a against b: 4 won' in said and 'left' not in said.splitlines()[-1]
+
+def test_a_view_changes_in_place(monkeypatch):
+    "One output in a notebook, given another table each time"
+    import IPython.display
+    from maou_nb.play import games
+    shown = []
+    class Place:
+        def update(self, bundle, raw): shown.append(bundle)
+    monkeypatch.setattr(games, 'in_notebook', lambda: True)
+    monkeypatch.setattr(IPython.display, 'display', lambda bundle, raw, display_id: [shown.append(bundle), Place()][1])
+    result = MatchResult('<b>', 'b')
+    view = MatchView(result, 2)
+    for n in range(2):
+        result.games.append(a_game(n, 1, '<b>', 'b'))
+        view.update(last=True)
+    assert len(shown) == 2 and '2 won' in shown[1]['text/html'] and '1 game left' in shown[0]['text/plain']
+    assert '<b>' not in shown[1]['text/html']

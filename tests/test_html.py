@@ -31,6 +31,8 @@ from maou_nb.judge.evaluate import Evaluation
 from maou_nb.judge.inspect import ShardInfo, ShuffleMeter, SplitAudit
 from maou_nb.judge.review import Browser, Review
 from maou_nb.judge.watch import FilmStrip
+from maou_nb.play.elo import rank
+from maou_nb.play.games import Game, GameBrowser, MatchResult, elo_bar
 from maou_nb.show import boards, pictures, plots
 from maou_nb.show.boards import START, Arrow, Gallery, Position, board_svg, show_position
 from maou_nb.show.pictures import alternative
@@ -149,6 +151,9 @@ def form():
     values = [made.said.value, made.text.value, *(f.note.value for f in made.fields.values())]
     return ''.join(values)
 
+def hostile_game(): return Game(HOSTILE, f'{HOSTILE}2', ('7g7f', '3c3d'), 0, 'resignation', evals=(.5, .6), said=HOSTILE)
+def hostile_match(): return MatchResult(HOSTILE, f'{HOSTILE}2', [hostile_game()])
+
 def shown(made):
     "Each way in which `made` shows itself: what is text of it"
     ways = [a for a in dir(made) if SHOWS.fullmatch(a) and a != '_ipython_display_']
@@ -207,9 +212,14 @@ MADE = {
     '_copy_html': lambda: panel._copy_html(Words('ja')), '_text_html': lambda: panel._text_html(HOSTILE, HOSTILE, Words()),
     'kept_html': lambda: kept_html(HOSTILE),
     'Preflight.in_html': lambda: Preflight([(HOSTILE, HOSTILE, HOSTILE, 'bad')]).in_html(Words('ja')),
+    'Game': lambda: shown(hostile_game()),
+    'Game.at': lambda: hostile_game().at(2), 'GameBrowser': lambda: shown(GameBrowser([hostile_game()])),
+    'MatchResult': lambda: shown(hostile_match()), 'elo_bar': lambda: elo_bar(hostile_match().elo),
+    'Ladder': lambda: shown(rank({(HOSTILE, f'{HOSTILE}2'): [0, 0, 0, 0, 3]})),
     'style_sheet': None,                                                       # by `test_a_style_sheet_is_ours`
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`
-QUIET = {'Chart', 'Position', '_copy_html', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
+QUIET = {'elo_bar', 'Chart', 'Position',
+         '_copy_html', 'ShuffleMeter', '_grid_svg', '_hands_svg', '_sign_svg', 'defined', '_numbers_svg', '_value_svg'}
 
 def test_everything_that_shows_itself_is_tried(): assert {*found()} | {'Review.show'} == MADE.keys() | {'Monitor', 'LearnPanel'}
 

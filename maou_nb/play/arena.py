@@ -292,6 +292,14 @@ def new_game(self:UsiPlayer):
     for _ in self.client.until('readyok', self.engine.patience): pass
 
 # %% ../../nbs/play/59_arena.ipynb #d27e8d66
+_SWAPS = 'Fairy-Stockfish 11',      # whose names begin so
+
+@patch
+def _clocks(self:UsiPlayer, left):
+    "The clocks as this engine understands them"
+    return left[::-1] if self.client.name.startswith(_SWAPS) else left
+
+# %% ../../nbs/play/59_arena.ipynb #e34d9c58
 @patch
 def think(self:UsiPlayer,
     position:str,               # As USI has it, from startpos or sfen on
@@ -300,7 +308,7 @@ def think(self:UsiPlayer,
 ) -> Thought:                   # An `EngineFault` if none came
     "Ask it for a move"
     begun, rate, move = time.monotonic(), None, ''
-    self.client.send(f'position {position}', self.engine.go(left))
+    self.client.send(f'position {position}', self.engine.go(self._clocks(left)))
     for at, line in self.client.until('bestmove', self.engine.wait(left[not black])):
         if (seen := score_of_info(line, self.engine.eval_scale)) is not None: rate = seen
         if line.startswith('bestmove'): move = (line.split()[1:] or [''])[0]

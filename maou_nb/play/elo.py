@@ -120,7 +120,7 @@ def sentence(self:Elo) -> str:
     said = f'Elo {signed(self.elo)} ({between} with {self.level:.0%})'
     if np.isinf(self.high) and self.score == 1: said = f'at least {signed(self.low)} Elo: all games were won'
     if np.isinf(self.low) and self.score == 0: said = f'at most {signed(self.high)} Elo: all games were lost'
-    return f'{said}, stronger with {100*self.chance:.3g} %, {self.games:,} games'
+    return f'{said}, stronger with {100*self.chance:.3g} %, {self.games:,} game{"s"*(self.games != 1)}'
 
 # %% ../../nbs/play/55_elo.ipynb #e3dec18b
 @patch

@@ -227,7 +227,7 @@ _WIDE, _TALL = 330, 110       # of the curves
 def _curve(rates, ply, y):
     "A side's curve as an SVG path, by (ply, Black's win rate)"
     at = [f'{34 + (_WIDE - 40)*x/max(ply, 1):.1f} {y + _TALL*(1 - r):.1f}' for x, r in rates]
-    return tag('path', d='M' + 'L'.join(at), fill='none', stroke_width='1.6') if len(at) > 1 else Html('')
+    return tag('path', d='M' + 'L'.join(at), fill='none', stroke_width='1.6') if len(at) > 1 else join_html([])
 
 # %% ../../nbs/play/56_games.ipynb #d49f1b35
 @patch
@@ -538,7 +538,7 @@ def save_games(self:MatchResult,
 # %% ../../nbs/play/56_games.ipynb #d3dd8bf5
 @patch
 def _summary(self:MatchResult):
-    "What stands in result.json"
+    "What stands in match.json"
     e, finite = self.elo, lambda v: v if math.isfinite(v) else None
     wins, draws, losses = self.tally()
     return {'a': self.a, 'b': self.b, 'settings': self.settings, 'games': len(self.games), 'wins': wins, 'draws': draws, 'losses': losses,
@@ -547,7 +547,7 @@ def _summary(self:MatchResult):
 # %% ../../nbs/play/56_games.ipynb #e4a6e5c9
 @patch
 def _write_result(self:MatchResult):
-    with atomic_file(self.folder/'result.json', 'w') as f: json.dump(self._summary(), f, indent=1)
+    with atomic_file(self.folder/'match.json', 'w') as f: json.dump(self._summary(), f, indent=1)
 
 # %% ../../nbs/play/56_games.ipynb #2e9a338a
 _LINES = 'games.jsonl'
@@ -584,8 +584,8 @@ def load_match(
 ) -> MatchResult:      # A `FileError` if there is none
     "A match that was kept, also one that was killed"
     folder = path_here(folder)
-    about = folder/'result.json'
-    if not about.is_file(): raise FileError(f'{folder} holds no match: a folder with result.json and games.jsonl was expected')
+    about = folder/'match.json'
+    if not about.is_file(): raise FileError(f'{folder} holds no match: a folder with match.json and games.jsonl was expected')
     try:
         said = json.loads(about.read_text(encoding='utf-8'))
         found = MatchResult(said['a'], said['b'], _kept(folder), said['settings'], folder)
@@ -616,12 +616,12 @@ def open_match(
     if folder is None: return MatchResult(a, b, [], settings)
     check_place(folder=folder)
     folder = path_here(folder)
-    if (folder/'result.json').is_file():
+    if (folder/'match.json').is_file():
         found = load_match(folder)
         _check_same(found, a, b, settings)
         _mend(folder)
         return found
-    if (folder/_LINES).exists(): raise FileError(f'{folder}/games.jsonl is there without result.json: another folder was expected')
+    if (folder/_LINES).exists(): raise FileError(f'{folder}/games.jsonl is there without match.json: another folder was expected')
     folder.mkdir(parents=True, exist_ok=True)
     made = MatchResult(a, b, [], settings, folder)
     made._write_result()
@@ -670,7 +670,7 @@ class MatchView:
     def line(self) -> str:
         "Where the match stands"
         left = self.total - len(self.result)
-        more = f'; {left:,} games left, {self.time_left()}' if left > 0 else ''
+        more = f'; {left:,} game{"s"*(left != 1)} left, {self.time_left()}' if left > 0 else ''
         return self.result.sentence() + more
 
     def update(self, last:bool=False):
@@ -683,10 +683,11 @@ class MatchView:
 def _draw(self:MatchView, last):
     "In place, where something can be"
     if in_notebook():
-        from IPython.display import HTML, display
-        html = HTML(join_html([self.result._repr_html_(), tag('small', self.line())]))
-        if self.place is None: self.place = display(html, display_id=True)
-        else: self.place.update(html)
+        from IPython.display import display
+        html = join_html([self.result._repr_html_(), tag('small', self.line())])
+        shown = {'text/html': str(html), 'text/plain': self.line()}
+        if self.place is None: self.place = display(shown, raw=True, display_id=True)
+        else: self.place.update(shown, raw=True)
     elif sys.stderr.isatty(): print(f'\r\x1b[K{self.line()}', end='\n'*last, file=sys.stderr, flush=True)
     elif last or not self.lines % 10: print(self.line(), file=sys.stderr)
     self.lines += 1
