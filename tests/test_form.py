@@ -171,3 +171,19 @@ def test_without_its_kernel(tmp_path):
         page.wait_for_function(f"() => ({steps})() > 0"); first = page.evaluate(steps)
         page.wait_for_function(f"first => ({steps})() > first", arg=first)
         shot(page, 'form-attached')
+
+def test_a_narrow_window_cuts_nothing(tmp_path):
+    "Labels stand above their fields, tabs in rows, and no text leaves the panel; in either language"
+    beyond = """() => { const edge = document.querySelector('.maou-panel').getBoundingClientRect().right + 1;
+        return [...document.querySelectorAll('.maou-panel *')].filter(e => e.offsetParent && e.getBoundingClientRect().right > edge)
+            .map(e => e.className + ': ' + e.textContent.slice(0, 40)) }"""
+    with opened(tmp_path) as (page, _):
+        page.set_viewport_size({'width': 420, 'height': 1200}); page.wait_for_timeout(1000)
+        for language in ('English', '日本語'):
+            page.get_by_role('button', name=language).click(); page.wait_for_timeout(1000)
+            for i in range(7):
+                page.locator('.maou-panel .lm-TabBar-tab').nth(i).click(); page.wait_for_timeout(200)
+                assert not page.evaluate(CUT) and not page.evaluate(beyond), (language, i)
+            inputs = page.locator('.maou-panel .maou-field input[type=text]:visible, .maou-panel .maou-field select:visible')
+            assert inputs.count() > 3 and min(inputs.nth(n).bounding_box()['width'] for n in range(inputs.count())) > 200
+            shot(page, f'narrow-{"en" if language == "English" else "ja"}')

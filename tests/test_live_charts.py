@@ -11,16 +11,18 @@ from maou_nb import attach, compare, learn_multi_stage, load_run, prepare_stage1
 from maou_nb.data.html import html_table
 from maou_nb.front.options import make_config
 from maou_nb.front.runs import start_run
+from maou_nb.train.runner import StageThresholdNotMet
 prepare_stage1('stage1')
 options = dict(stage='1', stage1_data_path='stage1', gpu='cpu', resnet_channels=16, resnet_blocks=1,
                stage1_batch_size=64, stage1_threshold=0.9999, stage1_max_epochs=4000, learning_ratio=1e-5)
-learn_multi_stage(**options | dict(stage1_max_epochs=3, stage1_threshold=0.1, run_dir='short')).stopped
-learn_multi_stage(**options | dict(stage1_max_epochs=4, stage1_threshold=0.1, run_dir='other')).stopped
+for name, epochs in (('short', 5), ('other', 6)):
+    try: learn_multi_stage(**options | dict(stage1_max_epochs=epochs, run_dir=name))
+    except StageThresholdNotMet: pass
 child = start_run(make_config(**options, run_dir='run'))'''
 # what shows a chart → its cell, and whether it goes on
 SHOWN = {'attach': ("attach('run')  # live", True), 'follow': ("compare('run', 'short').follow()  # live", True),
          'compare': ("compare('short', 'other')  # two that ended", False), 'result': ("load_run('short')  # a result", False)}
-PRICES = "display(HTML(html_table([('$5 and $6', r'\\\\(x\\\\)')], ('prices $1 to $2', 'formula'))))"
+PRICES = r"display(HTML(html_table([('$5 and $6', r'\(x\)')], ('prices $1 to $2', 'formula')) + '<p>$a+b$</p>'))"
 THEMES = {'light': 'JupyterLab Light', 'dark': 'JupyterLab Dark'}
 
 @pytest.fixture(scope='module')
@@ -42,8 +44,9 @@ STATE = """g => ({points: g.data.map(t => t.x.length).join(), zoom: g._fullLayou
 
 class Chart:
     "The first chart of a cell"
-    def __init__(self, cell):
+    def __init__(self, cell, live):
         self.page, self.plot = cell.page, cell.locator('.js-plotly-plot').first
+        if not live: cell.locator('.jp-RenderedPlotly .plot-img').first.dispatch_event('mouseenter')     # a picture until then
         self.plot.locator('.nsewdrag').first.wait_for(timeout=90_000)
         self.plot.scroll_into_view_if_needed()
 
@@ -62,8 +65,11 @@ class Chart:
     def hover(self):
         "Rest on its first panel; it says values"
         box = self.place()
-        for dx in (0, 3, 6): self.page.mouse.move(box['x'] + box['width']/2 + dx, box['y'] + box['height']/2); self.page.wait_for_timeout(150)
-        self.until(lambda: self.now()['said'] > 0)
+        for dx in range(-80, 81, 8):                     # until a point is near
+            self.page.mouse.move(box['x'] + box['width']/2 + dx, box['y'] + box['height']/2)
+            self.page.wait_for_timeout(100)
+            if self.now()['said']: return
+        raise AssertionError(self.now())
 
     def until(self, holds, seconds=20):
         for _ in range(10*seconds):
@@ -81,7 +87,7 @@ def theme(page, name):
 def test_under_the_mouse(page, what, first):
     source, live = SHOWN[what]
     theme(page, first)
-    chart = Chart(run_cell(page, source))
+    chart = Chart(run_cell(page, source), live)
     if live: chart.until(lambda: chart.now()['lines'] and max(map(int, chart.now()['points'].split(','))) > 3, 60)
     chart.hover()
     zoomed = chart.zoom(); chart.hover()
@@ -102,7 +108,7 @@ def test_under_the_mouse(page, what, first):
 def test_a_table_keeps_its_dollars(page):
     "MathJax takes no `$` in our tables for a formula"
     cell = run_cell(page, 'html_table([')
-    page.wait_for_timeout(3000)                                                    # MathJax is loaded when it is first needed
+    cell.locator('.jp-OutputArea-output p mjx-container, .jp-OutputArea-output p .MathJax').first.wait_for()       # MathJax has been here
     table = cell.locator('.jp-OutputArea-output table')
     assert '$5 and $6' in table.inner_text() and 'prices $1 to $2' in table.inner_text() and r'\(x\)' in table.inner_text()
     assert not table.locator('mjx-container, .MathJax').count()

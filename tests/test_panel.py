@@ -182,3 +182,20 @@ def test_a_run_that_goes_on_while_its_end_is_drawn_is_followed(options, tmp_path
     until(lambda: 'step' in watched.status.value and 'training' in watched.status.value and not watched.stop_button.disabled)
     watched.stop(); watched.thread.join(60)
     assert not watched.thread.is_alive() and 'stopped' in watched.status.value
+
+def test_a_folder_that_is_moved_away_is_said_to_be_gone(options, tmp_path):
+    "By the monitor that looks, and by `attach` at the old place; at the new place the run is found"
+    from maou_nb import attach
+    run, moved = tmp_path/'run', tmp_path/'moved'
+    child = start_run(make_config(**options))
+    until(lambda: RunFolder(run).epochs())
+    watched = attach(run); watched.watch(run)
+    until(lambda: 'training' in watched.status.value)
+    child.send_signal(signal.SIGSTOP); run.rename(moved)
+    try: watched.thread.join(30)
+    finally: child.send_signal(signal.SIGCONT); child.terminate()
+    assert not watched.thread.is_alive()
+    assert 'run is gone: was it moved or deleted?' in watched.status.value and 'cannot show' not in watched.status.value
+    with pytest.raises(ValueError, match='is no run folder: one with a config.json in it') as e: attach(run)
+    assert '\n' not in str(e.value)
+    until(lambda: not runs._lives(child)); assert attach(moved).tell() in ('stopped', 'failed')

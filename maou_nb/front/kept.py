@@ -54,8 +54,8 @@ STYLE = style_sheet('''
 .maou-panel .jupyter-widgets-disconnected::before { display: none }
 .maou-monitor { container-type: inline-size }
 .maou-monitor .maou-status { font-variant-numeric: tabular-nums; min-height: 76px }
-@container (max-width: 700px) { .maou-monitor .maou-status { min-height: 114px } }
-@container (max-width: 480px) { .maou-monitor .maou-status { min-height: 152px } }
+@container (max-width: 700px) { .maou-monitor .maou-status:has(b) { min-height: 114px } }
+@container (max-width: 480px) { .maou-monitor .maou-status:has(b) { min-height: 152px } }
 ''')
 
 # %% ../../nbs/front/61_kept.ipynb #add0ad8e

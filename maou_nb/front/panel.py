@@ -411,6 +411,16 @@ _STYLE = style_sheet("""
   .maou-panel .maou-field:not(.maou-wide) > .widget-inline-hbox:not(.widget-html) { width: 420px !important }
   .maou-panel .maou-wide > .widget-html { padding-left: 218px }
 }
+@container (max-width: 560px) {
+  .maou-panel .maou-field .widget-inline-hbox { flex-wrap: wrap; width: 100% !important; margin: 0 }
+  .maou-panel .maou-field .widget-label { width: 100% !important; max-width: none; text-align: left; justify-content: flex-start }
+  .maou-panel .maou-field .widget-checkbox > .widget-label { display: none }
+  .maou-panel .maou-field .widget-inline-hbox > :is(input, select, textarea):not([type=checkbox]) { flex: 1 1 120px }
+  .maou-panel .maou-wide > .widget-html { padding-left: 0 }
+  .maou-panel > .maou-field { padding-left: 4px; padding-right: 4px }
+  .maou-panel .lm-TabBar, .maou-panel .lm-TabBar-content { height: auto; min-height: 0; flex-wrap: wrap; overflow: visible }
+  .maou-panel .lm-TabBar-tab { flex: 0 0 auto !important; min-width: 0 !important; width: auto }
+}
 """)
 
 # %% ../../nbs/front/66_panel.ipynb #e003ebcf

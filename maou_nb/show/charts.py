@@ -54,7 +54,8 @@ class Panel:
     "Lines over one axis"
     title: str = ''
     lines: list[Line] = field(default_factory=list)
-    levels: list[Line] = field(default_factory=list)   # Of one value each, across the panel; named at their beginning
+    levels: list[Line] = field(default_factory=list)   # Of one value each, across the panel; named at their beginning,
+                                                       # at their end if `right`
     low: float|None = None       # Ends of the axis; None: as the lines have it
     high: float|None = None
     log: bool = False
@@ -243,10 +244,15 @@ def _axis(panel, log=False, right=False):
     return look | dict(type='linear', rangemode='normal' if panel.low is None else 'tozero', automargin=True) | top
 
 # %% ../../nbs/show/04_charts.ipynb #71d97918
-def _level_note(level, n):
-    "The name of a level, over its beginning"
-    return dict(text=plotly_text(level.name), xref=f'x{n if n > 1 else ""} domain', yref=f'y{n if n > 1 else ""}', x=0, y=level.y[0],
-                xanchor='left', yanchor='bottom', showarrow=False, font=dict(size=11, color=level.color))
+def _is_high(level, panel):
+    "Whether a level is so near the top of its panel that its name stands below it"
+    return panel.high is not None and level.y[0] > 0.9*panel.high
+
+def _level_note(level, n, panel=Panel()):
+    "The name of a level, over its beginning or its end, or below"
+    side = dict(x=1, xanchor='right') if level.right else dict(x=0, xanchor='left')
+    return side | dict(text=plotly_text(level.name), xref=f'x{n if n > 1 else ""} domain', yref=f'y{n if n > 1 else ""}', y=level.y[0],
+                       yanchor='top' if _is_high(level, panel) else 'bottom', showarrow=False, font=dict(size=11, color=level.color))
 
 # %% ../../nbs/show/04_charts.ipynb #6212d1ce
 @patch
@@ -276,7 +282,7 @@ def _layout(self:Chart):
         made |= {_legend_id(n, row): self._legend(panel, across, up, row) for row in range(rows)}
         notes.append(dict(text=plotly_text(panel.title), font=dict(weight=700), x=across[0], y=up[1], xref='paper', yref='paper',
                           xanchor='left', yanchor='bottom', showarrow=False, yshift=0 if self.alike else ROW*panel.named_rows()))
-        notes += [_level_note(level, n) for level in panel.known_levels() if level.name]
+        notes += [_level_note(level, n, panel) for level in panel.known_levels() if level.name]
         first = False
     for row in self.panels[-1:]:
         for i in range(len(row)): made[f'xaxis{n - i}']['title'] = dict(text=self.x, standoff=4, font=dict(size=11))
@@ -329,7 +335,7 @@ def plotly(self:Chart) -> dict:
         title=dict(text=plotly_text(self.title), x=0, xref='paper', xanchor='left', y=0.98, yanchor='top', font=dict(size=15)),
         font=dict(color=GREY, size=13), paper_bgcolor='rgba(0,0,0,0)', plot_bgcolor='rgba(0,0,0,0)', height=height,
         margin=dict(l=55, r=55, t=above, b=BELOW), hovermode='x unified', uirevision='keep',
-        hoverlabel=dict(font=dict(color='#222'), bgcolor='#fff'))
+        hoverlabel=dict(font=dict(color='#222'), bgcolor='#fff'), modebar=dict(orientation='v'))
     if self.buttons: layout['updatemenus'] = self._buttons(data, extra, 1 + (above - 6)/(height - above - BELOW))
     config = dict(displaylogo=False, modeBarButtonsToRemove=['select2d', 'lasso2d', 'autoScale2d'])
     return dict(data=data + extra, layout=_clean(layout), config=config)
@@ -371,8 +377,9 @@ def _draw_panel(self:Chart, ax, panel, log):
         for part in _as_drawn(line, self.smooth): _draw_line(twin if line.right else ax, part)
     for level in panel.known_levels():
         ax.axhline(level.y[0], color=level.color, linestyle=_dashes[level.dash], linewidth=1)
-        ax.annotate(as_label(level.name), (0.01, level.y[0]), xycoords=('axes fraction', 'data'), ha='left', va='bottom', fontsize=8,
-                    color=level.color, annotation_clip=True)
+        side = dict(ha='right' if level.right else 'left', va='top' if _is_high(level, panel) else 'bottom')
+        ax.annotate(as_label(level.name), (0.99 if level.right else 0.01, level.y[0]), xycoords=('axes fraction', 'data'), fontsize=8,
+                    color=level.color, annotation_clip=True, **side)
     ax.set_title(as_label(panel.title), loc='left', fontsize=10, color=GREY, fontweight='bold',
                  pad=5 + (0 if self.alike else 13*panel.named_rows()))
     ax.grid(alpha=0.25, color='#808080')

@@ -77,7 +77,7 @@ def _top(values, threshold):
 def _figures_panel(history, judged, threshold, labels, held):
     "The stage's figures by epoch, what guessing scores dotted in the same colour, and the threshold"
     lines, levels, values = [], [], []
-    if threshold is not None: levels.append(Line([], [threshold], f'threshold {threshold:g}', GREY, 'dash', 1))
+    if threshold is not None: levels.append(Line([], [threshold], f'threshold {threshold:g}', GREY, 'dash', 1, right=True))
     for (name, label), color in zip(_labelled(history, labels).items() if history else (), cycle(COLORS)):
         at, known = _known(history, f'{judged}/{name}')
         base = history[-1].get(f'{judged}/baseline_{name}')
