@@ -23,7 +23,9 @@ from maou_nb.data.shards import Shard
 from maou_nb.data.columns import columns_of
 from maou_nb.front import learn, panel, runs
 from maou_nb.front.learn import LearnResult
+from maou_nb.front.board import PlayBoard, Sitting
 from maou_nb.front.kept import kept_html
+from maou_nb.front.match import Rung, Standings
 from maou_nb.front.preflight import Preflight
 from maou_nb.front.words import Words
 from maou_nb.judge.ask import Predictions
@@ -33,6 +35,7 @@ from maou_nb.judge.review import Browser, Review
 from maou_nb.judge.watch import FilmStrip
 from maou_nb.play.elo import rank
 from maou_nb.play.games import Game, GameBrowser, MatchResult, elo_bar
+from maou_nb.play.search import NetPlayer, Thinking
 from maou_nb.show import boards, pictures, plots
 from maou_nb.show.boards import START, Arrow, Gallery, Position, board_svg, show_position
 from maou_nb.show.pictures import alternative
@@ -154,6 +157,20 @@ def form():
 def hostile_game(): return Game(HOSTILE, f'{HOSTILE}2', ('7g7f', '3c3d'), 0, 'resignation', evals=(.5, .6), said=HOSTILE)
 def hostile_match(): return MatchResult(HOSTILE, f'{HOSTILE}2', [hostile_game()])
 
+class Even:
+    "A net that says nothing"
+    def __call__(self, boards, hands, labels, temperature=1.):
+        return [np.full(len(l), 1/len(l), np.float32) for l in labels], np.full(len(boards), 0.5)
+
+def hostile_sitting():
+    made = Sitting(NetPlayer(HOSTILE, Even(), Thinking(nodes=4)))
+    made.move('7g7f')
+    return made
+
+def hostile_standings():
+    found = rank({(HOSTILE, f'{HOSTILE}2'): [0, 0, 1, 0, 3]})
+    return Standings(found, [Rung(HOSTILE, None, HOSTILE, 5, 0.3), Rung(f'{HOSTILE}2', None)])
+
 def shown(made):
     "Each way in which `made` shows itself: what is text of it"
     ways = [a for a in dir(made) if SHOWS.fullmatch(a) and a != '_ipython_display_']
@@ -215,6 +232,8 @@ MADE = {
     'Game': lambda: shown(hostile_game()),
     'Game.at': lambda: hostile_game().at(2), 'GameBrowser': lambda: shown(GameBrowser([hostile_game()])),
     'MatchResult': lambda: shown(hostile_match()), 'elo_bar': lambda: elo_bar(hostile_match().elo),
+    'Sitting': lambda: shown(hostile_sitting()), 'PlayBoard': lambda: shown(PlayBoard(hostile_sitting())),
+    'Standings': lambda: shown(hostile_standings()),
     'Ladder': lambda: shown(rank({(HOSTILE, f'{HOSTILE}2'): [0, 0, 0, 0, 3]})),
     'style_sheet': None,                                                       # by `test_a_style_sheet_is_ours`
     'Stage.mistakes': None, 'Stage.numbers': None, 'moves_board': None, 'policy_board': None}   # by `test_boards_of_mistakes`

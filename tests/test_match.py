@@ -83,6 +83,25 @@ def test_a_run_plays_and_a_ladder_has_all_its_checkpoints(small_run, tmp_path):
     again = ladder(small_run, games=2, nodes=8, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=80)
     assert again.ladder.rows == found.ladder.rows
 
+@pytest.mark.parametrize('how', ['result', 'folder', 'checkpoint', 'URL'])
+def test_every_way_to_name_a_run_plays(how, small_run):
+    from maou_nb import load_run, play
+    from maou_nb.data.files import as_path
+    of = {'result': load_run(small_run), 'folder': str(small_run), 'checkpoint': load_run(small_run).checkpoint()}.get(how)
+    if of is None:
+        of = 'memory://players/small'
+        for p in small_run.rglob('*'):
+            if p.is_file():
+                at = as_path(f'{of}/{p.relative_to(small_run).as_posix()}')
+                at.parent.mkdir(parents=True, exist_ok=True)
+                at.write_bytes(p.read_bytes())
+    assert len(match(of, random_player(), games=2, nodes=2, show=False, max_moves=30)) == 2
+    assert net_player(of).name.endswith('step 17')
+    board = play(of, nodes=2)
+    board.obey({'move': '7g7f'})
+    assert len(board.game.moves) == 2
+    assert len(ladder([of, random_player()], games=2, nodes=2, show=False, max_moves=30).ladder.rows) == 2
+
 # --- the long ones
 
 @pytest.fixture(scope='session')

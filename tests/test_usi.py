@@ -198,13 +198,16 @@ FAIRY = shutil.which('fairy-stockfish', path='/usr/games:/usr/bin:/usr/local/bin
 def game(ours, theirs, ours_black, clock, inc):
     "A game on a clock of `clock` and `inc` seconds: (who won: ours, theirs or none, why, plies)"
     board, moves, left = cshogi.Board(), [], {True: clock, False: clock}
+    # Fairy-Stockfish 11 takes White's clock for Black's
+    swapped = theirs.name.startswith('Fairy-Stockfish 11')
     for e in (ours, theirs): e.tell('usinewgame', 'isready')
     for e in (ours, theirs): e.hear('readyok')
     while True:
         black = board.turn == cshogi.BLACK
         mine = black == ours_black
         e = ours if mine else theirs
-        times = f'btime {int(1000*left[True])} wtime {int(1000*left[False])} binc {int(1000*inc)} winc {int(1000*inc)}'
+        first, second = (left[not turned] for turned in ((swapped and not mine), not (swapped and not mine)))
+        times = f'btime {int(1000*first)} wtime {int(1000*second)} binc {int(1000*inc)} winc {int(1000*inc)}'
         told = e.tell('position startpos' + ' moves ' * bool(moves) + ' '.join(moves), f'go {times}')
         line, came = e.hear('bestmove')
         left[black] -= came - told
@@ -225,6 +228,7 @@ def games_against_fairy(run, n, clock=1.5, inc=0.05):
     ends = []
     with our_engine(run, '--MoveOverhead', '40') as ours, Talk(FAIRY) as theirs:
         theirs.tell('usi', 'setoption name Threads value 1', 'setoption name Skill_Level value -10', 'isready')
+        theirs.name = theirs.hear('id')[0].removeprefix('id name ')
         theirs.hear('readyok')
         for i in range(n): ends.append(game(ours, theirs, i % 2 == 0, clock, inc))
     return ends

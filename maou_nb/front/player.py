@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.explained import hinted, said
-from ..data.files import FileError, as_path
+from ..data.explained import check_place, hinted, refuse, said
+from ..data.files import as_path, atomic_file, is_remote, path_here
 from ..play.evaluator import Evaluator
 from ..play.search import NetPlayer, Thinking
 from ..play.usi import OPTIONS, UsiEngine, option_problem
@@ -26,8 +26,9 @@ def _name_of(net):
     "What a net without a name is called: the folder of its run, and its step"
     about = getattr(net, 'about', {})
     if 'path' not in about: return type(net.backbone).__name__
+    from maou_nb.train.checkpoints import MODELS
     folder = as_path(about['path']).parent
-    run = next((p.parent for p in folder.parents if p.name == 'checkpoints'), folder)
+    run = next((p.parent for p in folder.parents if p.name == MODELS), folder)
     return f'{run.name} step {about.get("step", "?")}'
 
 # %% ../../nbs/front/67_player.ipynb #1e2cef71
@@ -66,10 +67,12 @@ class Anything:
     def __call__(self, boards, hands, labels, temperature=1.):
         return [np.full(len(l), 1/len(l), np.float32) for l in labels], np.full(len(boards), 0.5, np.float32)
 
+@hinted
 def random_player(
     name:str='random',
 ) -> NetPlayer:
     "A player that draws its moves"
+    if not (isinstance(name, str) and name.strip()): refuse('name', name, 'a name')
     return NetPlayer(name, Anything(), Thinking(nodes=1, temperature=1., temperature_plies=10**6, mate_nodes=0))
 
 # %% ../../nbs/front/67_player.ipynb #c9eeea09
@@ -112,15 +115,16 @@ def _load(values):
 # %% ../../nbs/front/67_player.ipynb #41371783
 def write_script(
     path:str|Path,
-    options:dict[str, str],     # Of the engine
+    settings:dict[str, str],    # Options of the engine
 ) -> Path:
-    "Write a program that starts the engine with `options`"
-    if options.get('Run') and as_path(options['Run']).exists(): options = options | {'Run': str(Path(options['Run']).resolve())}
-    words = [sys.executable, '-m', 'maou_nb', 'usi', *(w for n, v in options.items() for w in (f'--{n}', v))]
+    "Write a program that starts the engine with `settings`"
+    check_place(path=path)
+    path = path_here(path)
+    if settings.get('Run') and not is_remote(as_path(settings['Run'])): settings = settings | {'Run': str(as_path(settings['Run']).absolute())}
+    words = [sys.executable, '-m', 'maou_nb', 'usi', *(w for n, v in settings.items() for w in (f'--{n}', v))]
     if os.name == 'nt': text = f'@{subprocess.list2cmdline(words)}\r\n'
     else: text = f'#!/bin/sh\nexec {shlex.join(words)}\n'
-    path = as_path(path)
-    path.write_text(text, encoding='utf-8')
+    with atomic_file(path, 'w') as f: f.write(text)
     path.chmod(0o755)
     return path
 

@@ -160,7 +160,7 @@ class PlaneEmbedding(nn.Module):
 # %% ../../nbs/model/26_dlshogi.ipynb #c392dcea
 def _refused(why, right="target='maou_nb'"):
     "The error that says why a network cannot be such a file"
-    return OnnxError(f"target='dlshogi': {why}; {right} would be right")
+    return OnnxError(f"target='dlshogi': {why}; {right} was expected")
 
 # %% ../../nbs/model/26_dlshogi.ipynb #92b47111
 def _readable(net):
