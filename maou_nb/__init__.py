@@ -20,7 +20,7 @@ _rooms = {
     'play.arena': ('Engine',),
     'play.elo': ('Sprt',),
     'play.games': ('load_match',),
-    'front.board': ('play',),
+    'front.board': ('play_against',),
     'front.runs': ('attach', 'compare', 'tensorboard'),
     'show.boards': ('show_position',),
     'train.runner': ('StageThresholdNotMet',),

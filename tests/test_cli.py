@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from maou_nb.data.files import FileError
+import maou_nb
 from maou_nb.front import cli, learn
 from maou_nb.train import options as config
 from maou_nb.front.learn import LearnResult
@@ -242,7 +243,9 @@ def test_the_command_is_installed(tmp_path):
     done = subprocess.run([sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', str(tmp_path)],
                           cwd=Path(__file__).parents[1], capture_output=True, text=True)
     entry = importlib.metadata.PathDistribution(next(tmp_path.glob('*.egg-info'))).entry_points.select(group='console_scripts')
-    assert done.returncode == 0 and [(e.name, e.load()) for e in entry] == [('maou-nb', cli.main)]
+    assert done.returncode == 0 and [(e.name, e.value) for e in entry] == [('maou-nb', 'maou_nb.__main__:main')]
+    installed = subprocess.run([Path(sys.executable).with_name('maou-nb'), '--version'], capture_output=True, text=True)
+    assert installed.stdout.strip() == maou_nb.__version__
 
 def run(*argv): return subprocess.run([*COMMAND, 'learn-model', *argv], capture_output=True, text=True)
 

@@ -85,7 +85,7 @@ def test_a_run_plays_and_a_ladder_has_all_its_checkpoints(small_run, tmp_path):
 
 @pytest.mark.parametrize('how', ['result', 'folder', 'checkpoint', 'URL'])
 def test_every_way_to_name_a_run_plays(how, small_run):
-    from maou_nb import load_run, play
+    from maou_nb import load_run, play_against
     from maou_nb.data.files import as_path
     of = {'result': load_run(small_run), 'folder': str(small_run), 'checkpoint': load_run(small_run).checkpoint()}.get(how)
     if of is None:
@@ -97,7 +97,7 @@ def test_every_way_to_name_a_run_plays(how, small_run):
                 at.write_bytes(p.read_bytes())
     assert len(match(of, random_player(), games=2, nodes=2, show=False, max_moves=30)) == 2
     assert net_player(of).name.endswith('step 17')
-    board = play(of, nodes=2)
+    board = play_against(of, nodes=2)
     board.obey({'move': '7g7f'})
     assert len(board.game.moves) == 2
     assert len(ladder([of, random_player()], games=2, nodes=2, show=False, max_moves=30).ladder.rows) == 2

@@ -198,7 +198,8 @@ def path_takers():
 MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'export': ('x',), 'predict': ('startpos',),
         'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
         'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
-        'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'write_script': ({},), 'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
+        'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'write_script': ({},),
+        'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
         'find_files': (('',), 'files'), 'read_shard': (), 'upload': (as_path('memory://outside/x'),), 'named_checkpoint': ('a', 'x'),
         'adapter_of': ('policy_head',), 'alone_in': ('x is done',), 'is_there': ()}
 PURE = {'is_remote', 'kept_paths', 'from_folder', 'named_checkpoint', 'listed', 'holds_none', 'files_below', 'keys_below',

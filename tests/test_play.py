@@ -7,13 +7,13 @@ from lab import browser, command, lab, open_notebook, restart_kernel, run_cell, 
 
 CELLS = ["""import numpy as np
 from maou_nb.play.search import NetPlayer, Thinking
-from maou_nb.front.board import PlayBoard, Sitting, play
+from maou_nb.front.board import PlayBoard, Sitting, play_against
 class Even:
     def __call__(self, boards, hands, labels, temperature=1.):
         return [np.linspace(2, 1, len(l), dtype=np.float32)/np.linspace(2, 1, len(l)).sum() for l in labels], np.full(len(boards), 0.5)
 player = NetPlayer('even', Even(), Thinking(nodes=60))""",
-         "board = play(player)\nboard",
-         "near = play(player, position='4k4/9/9/4P4/9/9/9/9/4K4 b GP 1')\nnear",
+         "board = play_against(player)\nboard",
+         "near = play_against(player, position='4k4/9/9/4P4/9/9/9/9/4K4 b GP 1')\nnear",
          """from maou_nb.front.match import ladder, match
 other = NetPlayer('other', Even(), Thinking(nodes=4))
 result = match(player, other, games=6)
@@ -41,7 +41,7 @@ def test_a_game_is_played_on_the_board(folder):
     with lab(folder) as url, browser(height=1700) as page:
         open_notebook(page, url, 'play.ipynb')
         run_cell(page, 'class Even')
-        cell = run_cell(page, 'board = play(player)')
+        cell = run_cell(page, 'board = play_against')
         settled(page, cell, 'your move, as Black')
         square(cell, '7g')
         assert cell.locator('.squares button.to').count() == 1 and cell.locator('.squares button.from').count() == 1
@@ -72,7 +72,7 @@ def test_a_game_is_played_on_the_board(folder):
         cell.get_by_role('button', name='Resign').click()
         settled(page, cell, 'you lost: resignation')
         command(page, 'apputils:change-theme', theme='JupyterLab Dark')
-        near = run_cell(page, 'near = play')
+        near = run_cell(page, 'near = play_against')
         settled(page, near, 'your move')
         square(near, '5d'); square(near, '5c')         # may promote
         near.get_by_role('button', name='Promote').wait_for()

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from xxhash import xxh3_64_hexdigest
 
 from ..data.explained import check_whole, hinted, refuse
-from ..data.files import as_path
+from ..data.files import as_path, local_file
 from ..data.html import html_table, join_html, tag
 from .player import net_player, thinking_of
 from ..play.arena import Engine, Thought, UsiPlayer, argv_of, run_match
@@ -142,7 +142,7 @@ class Rung:
 # %% ../../nbs/front/68_match.ipynb #055efe21
 def _about(path):
     "What a checkpoint says of itself"
-    return load_tensors(path)[1]
+    return load_tensors(local_file(path))[1]
 
 def _rung(path, run, several):
     "A checkpoint as a rung"

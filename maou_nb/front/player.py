@@ -120,7 +120,8 @@ def write_script(
     "Write a program that starts the engine with `settings`"
     check_place(path=path)
     path = path_here(path)
-    if settings.get('Run') and not is_remote(as_path(settings['Run'])): settings = settings | {'Run': str(as_path(settings['Run']).absolute())}
+    run = settings.get('Run')
+    if run and not is_remote(as_path(run)): settings = settings | {'Run': str(as_path(run).absolute())}
     words = [sys.executable, '-m', 'maou_nb', 'usi', *(w for n, v in settings.items() for w in (f'--{n}', v))]
     if os.name == 'nt': text = f'@{subprocess.list2cmdline(words)}\r\n'
     else: text = f'#!/bin/sh\nexec {shlex.join(words)}\n'

@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from rsshogi.core import Board
 from rsshogi.record import Record
 
-from ..data.explained import check_place, check_whole, refuse
+from ..data.explained import check_place, check_whole, hinted, refuse
 from ..data.files import FileError, atomic_file, open_append, path_here
 from ..data.games import Game as GameRecord
 from ..data.games import MATE, RecordError, parse_usi
@@ -579,6 +579,7 @@ def add(self:MatchResult,
     if self.folder is not None: self._write_result()
 
 # %% ../../nbs/play/56_games.ipynb #76f7e30f
+@hinted
 def load_match(
     folder:str|Path,
 ) -> MatchResult:      # A `FileError` if there is none
