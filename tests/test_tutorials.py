@@ -9,12 +9,14 @@ import pytest
 
 from samples import ONE_FILE, ROOT
 
-def run_copy(folder, name, games=None):
-    "Run a copy of the tutorial `name` somewhere else, on so many games where they are given; its cells' outputs"
+def run_copy(folder, name, games=None, instead={}):
+    "Run a copy of the tutorial `name` somewhere else, on so many games and with other words where they are given; its cells' outputs"
     nb = nbformat.read(ROOT/'nbs'/'tutorials'/name, as_version=4)
     if games:
         (folder/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:games]))
-        for c in nb.cells: c.source = c.source.replace("'../../samples/games/selfplay-0.csa'", repr(str(folder/'games.csa')))
+        for c in nb.cells:
+            for own in ("'../../samples/games/selfplay-0.csa'", "'../../samples/games'"): c.source = c.source.replace(own, repr(str(folder/'games.csa')))
+            for old, new in instead.items(): c.source = c.source.replace(old, new)
     for c in nb.cells: c.source = c.source.replace("Path('../../samples", f"Path({str(ROOT)!r} + '/samples")
     nbformat.write(nb, folder/name)
     done = subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute',
@@ -32,7 +34,7 @@ def test_your_games(tmp_path):
 def html(shown):
     "All that is shown, and the text of its pictures"
     kinds = 'text/html', 'image/svg+xml', 'text/plain'
-    made = ' '.join(''.join(o.get('data', {}).get(kind, '')) for o in shown for kind in kinds)
+    made = ' '.join(o.get('text', '') + ''.join(''.join(o.get('data', {}).get(kind, '')) for kind in kinds) for o in shown)
     return made + ' '.join(re.sub('<[^>]*>', '', made).split())
 
 sizes = pytest.mark.parametrize('games', [25, pytest.param(50, marks=pytest.mark.slow)])
@@ -46,6 +48,12 @@ def test_your_backbone(tmp_path, games):
 def test_reading_the_curves(tmp_path, games):
     shown = html(run_copy(tmp_path, '74_reading_the_curves.ipynb', games))
     for part in ('stage 1 after', 'stage 3 after 4 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
+
+@sizes
+def test_it_plays(tmp_path, games):
+    fewer = {'games=40': f'games={games//6}', 'games=20': f'games={games//6}', 'games=16': 'games=2', 'nodes=50': 'nodes=10', 'nodes=100': 'nodes=10'}
+    shown = html(run_copy(tmp_path, '75_it_plays.ipynb', games, fewer))
+    for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'your move, as Black'): assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
     shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')

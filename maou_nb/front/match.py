@@ -250,6 +250,7 @@ def ladder(
     "Put the checkpoints of a run, or several runs, on one Elo scale"
     rungs = [*rungs_of(of), *(rungs_of([*references]) if references else [])]
     if len(rungs) < 2: refuse('of', of, f'two players or more, as {len(rungs)} can play nobody,')
+    if fixed not in (None, *(r.name for r in rungs)): refuse('fixed', fixed, f'one of {", ".join(r.name for r in rungs)}')
     players = [as_player(r.of, r.name, device, nodes=nodes, **thinking) for r in rungs]
     matches = []
     for i, j in pairings_of(len(players)):
