@@ -14,9 +14,9 @@ def run_copy(folder, name, games=None, instead={}):
     nb = nbformat.read(ROOT/'nbs'/'tutorials'/name, as_version=4)
     if games:
         (folder/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:games]))
+        own = dict.fromkeys(("'../../samples/games/selfplay-0.csa'", "'../../samples/games'"), repr(str(folder/'games.csa')))
         for c in nb.cells:
-            for own in ("'../../samples/games/selfplay-0.csa'", "'../../samples/games'"): c.source = c.source.replace(own, repr(str(folder/'games.csa')))
-            for old, new in instead.items(): c.source = c.source.replace(old, new)
+            for old, new in (own | instead).items(): c.source = c.source.replace(old, new)
     for c in nb.cells: c.source = c.source.replace("Path('../../samples", f"Path({str(ROOT)!r} + '/samples")
     nbformat.write(nb, folder/name)
     done = subprocess.run([sys.executable, '-m', 'jupyter', 'nbconvert', '--to', 'notebook', '--execute',
@@ -51,9 +51,10 @@ def test_reading_the_curves(tmp_path, games):
 
 @sizes
 def test_it_plays(tmp_path, games):
-    fewer = {'games=40': f'games={games//6}', 'games=20': f'games={games//6}', 'games=16': 'games=2', 'nodes=50': 'nodes=10', 'nodes=100': 'nodes=10'}
+    fewer = {**dict.fromkeys(('games=40', 'games=20'), f'games={games//6}'), 'games=16': 'games=2', 'nodes=50': 'nodes=10'}
     shown = html(run_copy(tmp_path, '75_it_plays.ipynb', games, fewer))
-    for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'your move, as Black'): assert part in shown, part
+    for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'your move, as Black'):
+        assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
     shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')
