@@ -71,10 +71,14 @@ class Sitting(Picture):
         self.answer()
 
     @property
-    def track(self) -> Track: return self.search.track
+    def track(self) -> Track:
+        "The game so far"
+        return self.search.track
 
     @property
-    def whites_turn(self) -> bool: return bool(self.track.board.turn.value)
+    def whites_turn(self) -> bool:
+        "Whether White is to move"
+        return bool(self.track.board.turn.value)
 
     def __repr__(self):
         return f'{self.player.name} against you, after {len(self.track.moves)} moves: {self.track.board.to_sfen()}'

@@ -76,8 +76,13 @@ class Seat:
     def __init__(self, player:NetPlayer): self.player, self.search = player, None
 
     def start(self): "There is nothing to start"
-    def close(self, wait:float=0.): self.search = None
-    def new_game(self): self.search = None
+    def close(self, wait:float=0.):
+        "There is nothing to end"
+        self.search = None
+
+    def new_game(self):
+        "Forget the last one"
+        self.search = None
 
     def think(self,
         position:str,               # As USI has it

@@ -263,9 +263,13 @@ class UsiPlayer:
         self.engine, self.client = engine, None
 
     @property
-    def name(self) -> str: return self.engine.name
+    def name(self) -> str:
+        "What tables call it"
+        return self.engine.name
 
-    def settings(self) -> dict: return self.engine.settings()
+    def settings(self) -> dict:
+        "All that has a say in its games"
+        return self.engine.settings()
 
     def start(self):
         "Start the engine, if none runs"

@@ -271,7 +271,9 @@ def at(self:Game,
 
 # %% ../../nbs/play/56_games.ipynb #a8be755c
 @patch
-def drawing(self:Game): return self.at(len(self.moves))
+def drawing(self:Game):
+    "Its end on a board"
+    return self.at(len(self.moves))
 
 # %% ../../nbs/play/56_games.ipynb #cbbe415e
 class GameBrowser:
@@ -290,7 +292,9 @@ class GameBrowser:
         self.open()
 
     @property
-    def game(self) -> Game: return self.games[self.which.value]
+    def game(self) -> Game:
+        "The one that is chosen"
+        return self.games[self.which.value]
 
     def open(self):
         "Show the end of the game that was chosen"

@@ -97,7 +97,7 @@ def seconds_for(
 # %% ../../nbs/play/58_usi.ipynb #999fb177
 _numbers = {'btime', 'wtime', 'byoyomi', 'binc', 'winc', 'nodes', 'movetime', 'multipv'}
 
-def _words_of(tokens):
+def _go_words(tokens):
     "The words of `go`: name → number, or True; what is not known is passed over"
     found, tokens = {}, list(tokens)
     while tokens:
@@ -108,7 +108,7 @@ def _words_of(tokens):
 
 # %% ../../nbs/play/58_usi.ipynb #d5965bac
 def limits_of(
-    words:dict,            # Of `go`, as `_words_of` reads them
+    words:dict,            # Of `go`: name → number, or True
     black:bool, ply:int,   # Whose move it is, and how many were made
     overhead:float=0.2,    # Seconds
 ) -> Limits:
@@ -385,7 +385,7 @@ def command(self:UsiEngine,
     elif word == 'setoption' and (m := re.fullmatch(r'name\s+(\S+)(?:\s+value\s*(.*))?', rest.strip())):
         self.set_option(m[1], (m[2] or '').strip())
     elif word == 'position': self.set_position(rest)
-    elif word == 'go': self.go(_words_of(rest.split()), when)
+    elif word == 'go': self.go(_go_words(rest.split()), when)
     elif word == 'usinewgame': self.search = None
     return word != 'quit'
 
