@@ -686,10 +686,10 @@ class MatchView:
 # %% ../../nbs/play/56_games.ipynb #f4880c24
 @patch
 def _draw(self:MatchView, last):
-    "In place, where something can be"
+    "In place, where something can be; at last a line, as the result shows its table itself"
     if in_notebook():
         from IPython.display import display
-        html = join_html([self.result._repr_html_(), tag('small', self.line())])
+        html = join_html([self.result._repr_html_()*(not last), tag('small', self.line())])
         shown = {'text/html': str(html), 'text/plain': self.line()}
         if self.place is None: self.place = display(shown, raw=True, display_id=True)
         else: self.place.update(shown, raw=True)
