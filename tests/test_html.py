@@ -34,6 +34,7 @@ from maou_nb.judge.inspect import ShardInfo, ShuffleMeter, SplitAudit
 from maou_nb.judge.review import Browser, Review
 from maou_nb.judge.watch import FilmStrip
 from maou_nb.play.elo import rank
+from maou_nb.play.evaluator import Anything
 from maou_nb.play.games import Game, GameBrowser, MatchResult, elo_bar
 from maou_nb.play.search import NetPlayer, Thinking
 from maou_nb.show import boards, pictures, plots
@@ -157,13 +158,8 @@ def form():
 def hostile_game(): return Game(HOSTILE, f'{HOSTILE}2', ('7g7f', '3c3d'), 0, 'resignation', evals=(.5, .6), said=HOSTILE)
 def hostile_match(): return MatchResult(HOSTILE, f'{HOSTILE}2', [hostile_game()])
 
-class Even:
-    "A net that says nothing"
-    def __call__(self, boards, hands, labels, temperature=1.):
-        return [np.full(len(l), 1/len(l), np.float32) for l in labels], np.full(len(boards), 0.5)
-
 def hostile_sitting():
-    made = Sitting(NetPlayer(HOSTILE, Even(), Thinking(nodes=4)))
+    made = Sitting(NetPlayer(HOSTILE, Anything(), Thinking(nodes=4)))
     made.move('7g7f')
     return made
 

@@ -7,16 +7,12 @@ import numpy as np
 import pytest
 from rsshogi.core import Board
 
+from maou_nb.play.evaluator import Anything
 from maou_nb.play.rules import Track, can_declare
 from maou_nb.play.search import HAS_SOLVER, MateSolver, Search, Thinking, mates, think
 from samples import GAMES
 
-class Blind:
-    "All moves alike, all positions even: what is found is found by the search"
-    def __call__(self, boards, hands, labels, temperature=1.):
-        return [np.full(len(l), 1/len(l), np.float32) for l in labels], np.full(len(boards), 0.5)
-
-class Noise(Blind):
+class Noise(Anything):
     "A net that knows nothing and is sure of it"
     def __call__(self, boards, hands, labels, temperature=1.):
         rng = np.random.default_rng(int(boards.sum()))
@@ -84,7 +80,7 @@ def finds_mates(evaluator, solver, thinking):
             assert search.root.proof == 1 and line.mate >= plies and line.win_rate == 1, (plies, sfen, line)
             assert plies > 1 or line.mate == 1
 
-def test_mates_in_one_and_three_are_proved_by_the_tree_alone(): finds_mates(Blind(), None, Thinking(nodes=30_000, mate_nodes=0))
+def test_mates_in_one_and_three_are_proved_by_the_tree_alone(): finds_mates(Anything(), None, Thinking(nodes=30_000, mate_nodes=0))
 
 @pytest.mark.skipif(not HAS_SOLVER, reason='nshogi is not installed')
 def test_a_net_that_sees_no_mate_has_the_solver(): finds_mates(Noise(), MateSolver(), Thinking(nodes=100, mate_nodes=20_000))
@@ -103,7 +99,7 @@ def test_a_mated_side_knows_it():
         line = MateSolver()(Board(sfen), 20_000)
         track = Track(sfen, line[:1])      # the defender is to move, and mated in two
         search = Search(track, Thinking(nodes=30_000, mate_nodes=0))
-        think(search, Blind())
+        think(search, Anything())
         assert search.root.proof == -1 and search.lines(1)[0].win_rate == 0 and search.lines(1)[0].mate < 0
 
 # --- endgames that can be searched to their end
@@ -130,7 +126,7 @@ ENDGAMES = [('8k/9/8P/9/9/9/9/9/K8 b G 1', 3), ('8k/9/7+P1/9/9/9/9/9/K8 b - 1', 
 def test_small_endgames_have_the_value_of_trying_all_moves(sfen, plies):
     want = value_by_all_moves(Track(sfen), plies)
     search = Search(Track(sfen), Thinking(nodes=60_000, max_moves=plies, mate_nodes=0, batch=8))
-    think(search, Blind())
+    think(search, Anything())
     line = search.lines(1)[0]
     if want == 1: assert search.root.proof == 1
     elif want == 0: assert search.root.proof == -1
@@ -145,7 +141,7 @@ DANCE = '5i5h 5a5b 5h5i 5b5a'.split()
 
 def test_a_repetition_is_a_draw_to_the_search():
     track = Track(moves=(DANCE*3)[:-1])      # White may complete the fourth occurrence, a draw, by 5b5a
-    class Losing(Blind):      # wherever White has moved, Black is thought to win
+    class Losing(Anything):      # wherever White has moved, Black is thought to win
         def __call__(self, boards, hands, labels, temperature=1.):
             return super().__call__(boards, hands, labels)[0], np.full(len(boards), 0.95)
     search = Search(track, Thinking(nodes=400, mate_nodes=0, batch=1))
@@ -158,7 +154,7 @@ CYCLE = ['2i2a', '9a9b', '2a2b', '9b9a', '2b2a', '9a9b', '2a2b', '9b9a', '2b2a',
 def test_perpetual_check_loses_for_who_checks():
     track = Track(CHASE, CYCLE[:12])         # Black may check a fourth time, and lose by it
     search = Search(track, Thinking(nodes=2000, mate_nodes=0))
-    think(search, Blind())
+    think(search, Anything())
     at = search.root.usi().index('2b2a')
     assert search.root.lost is not None and search.root.lost[at]
     assert search.move().to_usi() != '2b2a'
