@@ -150,3 +150,56 @@ def test_a_net_plays_an_engine_and_both_stand_on_a_ladder(small_run, tmp_path):
 def test_an_engine_that_is_none_is_said(small_run):
     with pytest.raises((ValueError, OSError)) as e: match(small_run, Engine('no-such-program'), games=2, nodes=2, show=False)
     assert 'no-such-program' in said(e)
+
+# --- what a day of trying found
+
+@with_fairy
+def test_what_is_drawn_against_an_engine_hangs_on_the_seed():
+    fairy = Engine(FAIRY, nodes=1)
+    first, again, other = (match(random_player(), fairy, games=2, seed=s, openings=['startpos'], show=False, max_moves=20) for s in (1, 1, 2))
+    moves = lambda m: [g.moves[::2] if g.black == 'random' else g.moves[1::2] for g in m.games]
+    assert moves(first) == moves(again) != moves(other)
+
+def test_a_game_that_is_played_again_is_counted_once():
+    m = match(fickle('a', batch=1), fickle('b', batch=1), games=6, openings=['startpos'], at_once=1, show=False)
+    assert len({g.moves for g in m.games}) == 2 and m.elo.games == 2 and 'played before' in repr(m)
+
+def test_another_net_does_not_go_on_with_a_match(tmp_path, small_run):
+    from maou_nb import load_net
+    net = load_net(small_run)
+    def play(of): return match(net_player(of, 'a', nodes=2), random_player(), games=2, folder=tmp_path/'m', show=False, max_moves=30)
+    play(net)
+    assert len(play(net)) == 2
+    next(net.heads['policy'].parameters()).data.add_(1)
+    with pytest.raises((ValueError, OSError)) as e: play(net)
+    assert 'holds a match with other' in said(e)
+
+def test_two_matches_in_one_folder_at_once(tmp_path):
+    from maou_nb.data.alone import alone_in
+    with alone_in(tmp_path/'m', 'it is held'):
+        code = f"""import sys; sys.path.insert(0, {str(GAMES.parents[1]/"tests")!r})
+from test_match import *
+match(fickle('a'), fickle('b'), games=2, folder={str(tmp_path/'m')!r}, show=False)"""
+        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 1 and 'by another process' in done.stderr
+
+def test_a_ladder_that_grows_goes_on(tmp_path):
+    floor = random_player()
+    ladder([fickle('a'), fickle('c')], games=2, references=[floor], folder=tmp_path/'l', show=False)
+    grown = ladder([fickle('a'), fickle('b'), fickle('c')], games=2, references=[floor], folder=tmp_path/'l', show=False)
+    assert len(grown.ladder.rows) == 4
+
+def test_players_of_one_name_are_told_apart():
+    found = ladder([fickle('a'), fickle('a')], games=2, references=fickle('a', nodes=3), show=False)
+    assert {r['player'] for r in found.table()} == {'a (1)', 'a (2)', 'a (3)'}
+
+def test_an_interrupt_ends_a_ladder_with_what_there_is(monkeypatch):
+    from maou_nb.front import match as room
+    played = iter(range(100))
+    def stop(*args, **more):
+        for went in play_games(*args, **more):
+            yield went
+            if next(played) == 4: raise KeyboardInterrupt
+    monkeypatch.setattr(room, 'play_games', stop)
+    found = ladder([fickle('a'), fickle('b'), fickle('c')], games=4, show=False)
+    assert len(found.matches) == 2 and found.matches[-1].interrupted and len(found.matches[-1]) == 1

@@ -243,3 +243,21 @@ def test_games_on_a_short_clock_against_fairy_stockfish(small_run): clean(games_
 @pytest.mark.slow
 @pytest.mark.skipif(FAIRY is None, reason='no fairy-stockfish here: tools/packages.sh installs it')
 def test_two_hundred_games_on_a_short_clock_against_fairy_stockfish(small_run): clean(games_against_fairy(small_run, 200))
+
+def test_a_mate_that_is_looked_for_has_its_time(engine):
+    told = engine.tell('position startpos', 'go mate 600')
+    line, came = engine.hear('checkmate')
+    assert line == 'checkmate timeout' and 0.4 < came - told < 1.5
+    engine.tell('position sfen 4k4/9/4P4/9/9/9/9/9/9 b G 1', 'go mate 600')
+    assert engine.hear('checkmate')[0] == 'checkmate notimplemented'      # without a king of its own: not said to be no mate
+
+def test_one_node_is_the_policy_and_what_is_no_command_ends_nothing(engine, small_run):
+    from maou_nb import predict
+    sfen = 'ln3k2l/3+Ng4/3p+R4/p3p3p/3P5/PPnnSp2P/2K1P4/4G1b2/L7L b RBG8Pg3s 89'
+    engine.tell(f'position sfen {sfen}', 'go nodes 1')
+    assert engine.hear('bestmove')[0].split()[1] == next(iter(predict(small_run, sfen).probabilities))
+    engine.tell('position startpos', 'go infinite', 'hello', 'debug on')
+    time.sleep(0.5)
+    assert not [line for _, line in list(engine.lines.queue) if line.startswith('bestmove')]
+    engine.tell('stop')
+    engine.hear('bestmove')

@@ -18,6 +18,7 @@ from .player import net_player
 from ..play.games import Game
 from ..play.rules import NotPlayable, Track, can_declare, ended, legal_move
 from ..play.search import NetPlayer, think
+from ..play.usi import track_of
 from ..show.boards import Arrow, OTHER_HAND, OWN_HAND, START, board_svg, letters_of, move_squares, square_box
 from ..show.pictures import Picture, image_tag
 
@@ -54,19 +55,21 @@ class Sitting(Picture):
     def __init__(self,
         player:NetPlayer,
         white:bool=False,          # Whether the person plays White
-        start:str=START,           # SFEN
+        start:str=START,           # SFEN, or as USI has a position
         letters:str='japanese',
         seed:int|None=None,        # Of what is drawn by a temperature; None: another each time
     ):
         self.player, self.white, self.letters = player, white, letters
         letters_of(letters)
-        self.rng, self.start = np.random.default_rng(seed), start
+        if not isinstance(start, str): refuse('position', start, 'an SFEN, or startpos, and moves,')
+        given = track_of(start if start.startswith(('startpos', 'sfen ')) else f'sfen {start}')
+        self.rng, self.start, self.opening = np.random.default_rng(seed), given.start, given.usi()
         self.begin()
 
     def begin(self):
         "A new game"
-        self.search = self.player.search(Track(self.start))
-        self.evals, self.result, self.end = [], None, ''
+        self.search = self.player.search(Track(self.start, self.opening))
+        self.evals, self.result, self.end = [None]*len(self.opening), None, ''
         self.look()
         self.answer()
 
@@ -129,7 +132,7 @@ def move(self:Sitting,
 def take_back(self:Sitting):
     "Undo your last move, and what the net answered"
     moves = self.track.usi()
-    while moves:
+    while len(moves) > len(self.opening):
         moves.pop()
         self.evals = self.evals[:len(moves)]
         if Track(self.start, moves).board.turn.value == self.white: break
@@ -194,7 +197,7 @@ def game(self:Sitting, you:str='you') -> Game:
     "The game so far, as matches keep theirs"
     result, end = (self.result, self.end) if self.end else (0.5, 'interrupted')
     black, white = (self.player.name, you) if self.white else (you, self.player.name)
-    return Game(black, white, self.track.usi(), result, end, self.start, evals=self.evals)
+    return Game(black, white, self.track.usi(), result, end, self.start, len(self.opening), self.evals)
 
 @patch
 def save(self:Sitting, path):
@@ -216,7 +219,7 @@ def state(self:Sitting, thinks:bool=True) -> dict:
         'svg': str(self.drawing(thinks)), 'says': self.says(), 'white': self.white, 'over': bool(self.end),
         'moves': [m.to_usi() for m in self.track.board.legal_moves()] if yours else [],
         'hand': [{'kind': k, 'letter': names[k], 'n': n} for k, n in held.items()],
-        'can': ['black' if self.white else 'white', 'new', 'thinks', *(['back'] if len(self.track.moves) > self.white else []),
+        'can': ['black' if self.white else 'white', 'new', 'thinks', *(['back'] if len(self.track.moves) > len(self.opening) + self.white else []),
                 *(['resign'] if yours else []), *(['declare'] if yours and can_declare(self.track.board) else []),
                 *(['kif', 'csa'] if self.track.moves else [])]}
 
@@ -391,7 +394,7 @@ def _ipython_display_(self:PlayBoard):
 def play_against(
     of,                        # A `NetPlayer`, or as for `net_player`: a result, the folder of a run, a checkpoint, a URL
     white:bool=False,          # Whether you play White
-    position:str=START,        # SFEN to begin from
+    position:str=START,        # To begin from: an SFEN, or startpos moves …
     letters:str='japanese',    # Or western
     which_weights:str='auto',  # As for `net_player`
     device:str='auto',

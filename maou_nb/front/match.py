@@ -7,20 +7,25 @@ __all__ = ['as_player', 'Seat', 'match', 'Rung', 'rungs_of', 'pairings_of', 'Sta
 
 # %% ../../nbs/front/68_match.ipynb #5886f260
 import base64
+import os
 import time
 from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
+from contextlib import nullcontext
 from math import isfinite
 from pathlib import Path
+from shutil import which
 
+import numpy as np
 from fastcore.basics import patch
 from xxhash import xxh3_64_hexdigest
 
-from ..data.explained import check_whole, hinted, refuse
-from ..data.files import as_path, local_file
+from ..data.explained import check_whole, hinted, refuse, said
+from ..data.alone import alone_in
+from ..data.files import as_path, local_file, path_here
 from ..data.html import html_table, join_html, tag
 from .player import net_player, thinking_of
-from ..play.arena import Engine, Thought, UsiPlayer, argv_of, run_match
+from ..play.arena import GAMES, Engine, Thought, UsiPlayer, argv_of, checked_engine, run_match
 from ..play.elo import Ladder, Sprt, rank
 from ..play.games import MatchResult, MatchView, open_match, plan, read_openings
 from ..play.lockstep import play_games
@@ -30,6 +35,8 @@ from ..show.charts import COLORS, Chart, Line, Panel
 from ..train.checkpoints import find_checkpoint, load_tensors, manifest_in
 
 # %% ../../nbs/front/68_match.ipynb #033db33d
+_PROGRAMS = os.pathsep.join([os.environ.get('PATH', ''), GAMES])
+
 @hinted
 def as_player(
     of,                      # A `NetPlayer`, or as for `net_player`
@@ -38,9 +45,12 @@ def as_player(
     **thinking,              # Fields of `Thinking`, for what is no player yet
 ) -> NetPlayer|Engine:
     "Whatever can play, as a player; an `Engine` is one"
-    if isinstance(of, Engine): return replace(of, name=name or of.name or Path(argv_of(of.command)[0]).stem)
-    if not isinstance(of, NetPlayer): return net_player(of, name, device=device, **thinking)
-    return replace(of, name=name or of.name)
+    if name is not None and not (isinstance(name, str) and name.strip()): refuse('name', name, 'a name, or None,')
+    if isinstance(of, Engine): return replace(checked_engine(of), name=name or of.name or Path(argv_of(of.command)[0]).stem)
+    if isinstance(of, NetPlayer): return replace(of, name=name or of.name)
+    if isinstance(of, str) and which(of.partition(' ')[0], path=_PROGRAMS) and not as_path(of).exists():
+        raise ValueError(f'{said(of)} is no run but a program: Engine({of!r}) may be meant')
+    return net_player(of, name, device=device, **thinking)
 
 def _with_names(a, b):
     "Two players, with names that differ"
@@ -50,7 +60,8 @@ def _with_names(a, b):
 # %% ../../nbs/front/68_match.ipynb #6258ec7d
 def _how(player) -> dict:
     "How a player thinks, as a match remembers it"
-    return player.settings() if isinstance(player, Engine) else player.thinking.model_dump()
+    if isinstance(player, Engine): return player.settings()
+    return player.thinking.model_dump() | {'net': getattr(player.evaluator, 'key', type(player.evaluator).__name__)}
 
 def _settings(a, b, openings, seed):
     "What a match must have in common with one that is gone on with"
@@ -73,16 +84,18 @@ def _play(a, b, planned, result, view, sprt, at_once, seed):
 # %% ../../nbs/front/68_match.ipynb #e4a247d1
 class Seat:
     "A net at the board of an engine"
-    def __init__(self, player:NetPlayer): self.player, self.search = player, None
+    def __init__(self, player:NetPlayer, seed:int=0):
+        self.player, self.seed = player, seed
+        self.new_game()
 
     def start(self): "There is nothing to start"
     def close(self, wait:float=0.):
         "There is nothing to end"
         self.search = None
 
-    def new_game(self):
-        "Forget the last one"
-        self.search = None
+    def new_game(self, number:int=0):
+        "Forget the last one; what is drawn hangs on the seed and the game"
+        self.search, self.rng = None, np.random.default_rng([self.seed, number])
 
     def think(self,
         position:str,               # As USI has it
@@ -94,11 +107,16 @@ class Seat:
         self.search = self.player.search_on(track_of(position), self.search)
         think(self.search, self.player.evaluator)
         lines = self.search.lines(1)
-        return Thought(answer_of(self.search).split()[0], lines[0].win_rate if lines else None, round(1000*(time.monotonic() - begun)))
+        return Thought(answer_of(self.search, self.rng).split()[0], lines[0].win_rate if lines else None, round(1000*(time.monotonic() - begun)))
 
-def _seats(players):
+def _seats(players, seed):
     "Two players that `run_match` can start"
-    return tuple(UsiPlayer(p) if isinstance(p, Engine) else Seat(p) for p in players)
+    return tuple(UsiPlayer(p) if isinstance(p, Engine) else Seat(p, seed) for p in players)
+
+def _most(players, asked):
+    "After how many plies a game is a draw: the least that somebody says"
+    said = [asked, *(p.thinking.max_moves for p in players if isinstance(p, NetPlayer)), 100_000]
+    return min(n for n in said if n)
 
 # %% ../../nbs/front/68_match.ipynb #2c18589b
 @hinted
@@ -118,20 +136,29 @@ def match(
 ) -> MatchResult:
     "Let two players play each other: wins, draws and losses, and Elo with its interval"
     check_whole(1, 1_000_000, games=games, at_once=at_once)
+    check_whole(0, 2**32 - 1, seed=seed)
+    if folder is not None and path_here(folder).is_file(): refuse('folder', folder, 'a folder, not a file,')
+    if not isinstance(sprt, Sprt | None): refuse('sprt', sprt, 'an Sprt, such as Sprt(0, 50),')
     if names is not None and (isinstance(names, str) or len(names) != 2): refuse('names', names, 'two names')
     thinking_of(thinking | {'nodes': nodes})
     a, b = _with_names(*(as_player(p, n, device, nodes=nodes, **thinking) for p, n in zip((a, b), names or (None, None))))
     book = read_openings(openings, seed=seed)
     settings, planned = _settings(a, b, book, seed), plan(games, book)
-    if isinstance(a, Engine) or isinstance(b, Engine):
-        if sprt is not None: refuse('sprt', sprt, 'none, as games with an engine are played to their number,')
-        most = thinking.get('max_moves', Thinking().max_moves) or 100_000
-        return run_match(lambda: _seats((a, b)), a.name, b.name, planned, settings, folder, most, show=show)
-    result = open_match(a.name, b.name, settings, folder)
-    view = MatchView(result, games, show=show)
-    try: _play(a, b, planned, result, view, sprt, at_once, seed)
-    except KeyboardInterrupt: print(f'interrupted after {len(result)} of {games} games' + f'; {folder} goes on from there'*bool(folder))
-    view.update(last=True)
+    engines = isinstance(a, Engine) or isinstance(b, Engine)
+    if engines and sprt is not None: refuse('sprt', sprt, 'none, as games with an engine are played to their number,')
+    result = MatchResult(a.name, b.name, [], settings)
+    try:
+        with nullcontext() if folder is None else alone_in(folder, f'a match is being played in {folder}'):
+            if engines:
+                return run_match(lambda: _seats((a, b), seed), a.name, b.name, planned, settings, folder,
+                                 _most((a, b), thinking.get('max_moves', 0)), on_game=result.games.append, show=show)
+            result = open_match(a.name, b.name, settings, folder)
+            view = MatchView(result, games, show=show)
+            _play(a, b, planned, result, view, sprt, at_once, seed)
+            view.update(last=True)
+    except KeyboardInterrupt:
+        print(f'interrupted after {len(result)} of {games} games' + f'; {folder} goes on from there'*bool(folder))
+        result.interrupted = True
     return result
 
 # %% ../../nbs/front/68_match.ipynb #505afce1
@@ -172,8 +199,12 @@ def rungs_of(
     if not found: refuse('of', of, 'run folders, or a glob that finds some,')
     if len(found) == 1 and isinstance(found[0], str|Path): return [_rung(p, Path(found[0]).name, False) for p in _kept_by(found[0])]
     rungs = [_rung(find_checkpoint(p)[0], Path(p).name, True) if isinstance(p, str|Path) else Rung(as_player(p).name, p) for p in found]
+    return rungs
+
+def _told_apart(rungs):
+    "Rungs, each with a name of its own"
     names = [r.name for r in rungs]
-    return [r if names.count(r.name) == 1 else Rung(f'{r.name} ({i})', r.of, r.run, r.step, r.top1) for i, r in enumerate(rungs)]
+    return [r if names.count(r.name) == 1 else replace(r, name=f'{r.name} ({names[:i].count(r.name) + 1})') for i, r in enumerate(rungs)]
 
 # %% ../../nbs/front/68_match.ipynb #11ddd55f
 def pairings_of(
@@ -253,13 +284,17 @@ def ladder(
     **thinking,               # As for `match`
 ) -> Standings:
     "Put the checkpoints of a run, or several runs, on one Elo scale"
-    rungs = [*rungs_of(of), *(rungs_of([*references]) if references else [])]
+    beside = [*references] if isinstance(references, list|tuple) else [references]
+    rungs = _told_apart([*rungs_of(of), *(rungs_of(beside) if beside else [])])
     if len(rungs) < 2: refuse('of', of, f'two players or more, as {len(rungs)} can play nobody,')
     if fixed not in (None, *(r.name for r in rungs)): refuse('fixed', fixed, f'one of {", ".join(r.name for r in rungs)}')
     players = [as_player(r.of, r.name, device, nodes=nodes, **thinking) for r in rungs]
-    matches = []
+    matches, limit = [], {k: v for k, v in thinking.items() if k == 'max_moves'}
     for i, j in pairings_of(len(players)):
-        at = None if folder is None else as_path(folder)/f'{i:03}-{j:03}'
-        matches.append(match(players[i], players[j], games, nodes, openings, at, seed=seed, show=show))
-    met = {(m.a, m.b): m.counts() for m in matches}
+        at = None if folder is None else as_path(folder)/xxh3_64_hexdigest(f'{players[i].name}\n{players[j].name}'.encode())
+        matches.append(match(players[i], players[j], games, nodes, openings, at, seed=seed, show=show, **limit))
+        if matches[-1].interrupted: break
+    met = {(m.a, m.b): m.counts() for m in matches if m.games}
+    if not met: raise KeyboardInterrupt
+    rungs = [r for r in rungs if any(r.name in pair for pair in met)]
     return Standings(rank(met, fixed), rungs, matches)

@@ -25,7 +25,7 @@ from rsshogi.core import Board
 from rsshogi.record import Record
 
 from ..data.explained import check_place, check_whole, hinted, refuse
-from ..data.files import FileError, atomic_file, open_append, path_here
+from ..data.files import FileError, as_path, atomic_file, open_append, path_here
 from ..data.games import Game as GameRecord
 from ..data.games import MATE, RecordError, parse_usi
 from ..data.html import Html, html_table, join_html, style_sheet, tag
@@ -369,6 +369,8 @@ def read_openings(
 ) -> list[Opening]:
     "Openings that lead to different positions, in an order of their own"
     if given is None: given = BOOK
+    if isinstance(given, (str, Path)) and not as_path(given).exists(): refuse('openings', given, 'a file that is there')
+    elif not isinstance(given, Iterable|Path): refuse('openings', given, 'a file, or a list of lines,')
     if isinstance(given, (str, Path)) and Path(given).suffix.lower() not in ('.usi', '.sfen', '.txt', '.epd'):
         found = [*openings_of(read_games(given), seed=seed)]
     else:
@@ -407,6 +409,7 @@ class MatchResult:
     settings: dict = field(default_factory=dict)     # How it is played: limits, options, openings
     folder: Path|None = None                         # Where it is kept
     level: float = 0.95
+    interrupted: bool = False                        # Whether somebody ended it before its time
 
     def __post_init__(self):
         if self.a == self.b: refuse('b', self.b, f'another name than {self.a}')
@@ -415,10 +418,22 @@ class MatchResult:
 
 # %% ../../nbs/play/56_games.ipynb #ed1a8522
 @patch
+def distinct(self:MatchResult) -> list[Game]:
+    "The games, without pairs that repeat another move by move"
+    of, seen, found = {}, set(), []
+    for g in self.games: of.setdefault(g.number//2, {}).setdefault(g.number, g)
+    for games in of.values():
+        played = tuple(sorted((g.black, g.start, g.moves) for g in games.values()))
+        if played not in seen: found += games.values()
+        seen.add(played)
+    return found
+
+# %% ../../nbs/play/56_games.ipynb #b8e2175e
+@patch
 def counts(self:MatchResult) -> tuple:
     "(five counts of pairs, three counts of games whose pair was not played yet), as `elo_of` takes them"
     points, pairs, singles = {}, [0]*5, [0]*3
-    for g in self.games: points.setdefault(g.number//2, []).append(g.points(self.a))
+    for g in self.distinct(): points.setdefault(g.number//2, []).append(g.points(self.a))
     for of in points.values():
         if len(of) == 2: pairs[round(2*sum(of))] += 1
         else: singles[round(2*of[0])] += 1
@@ -466,7 +481,7 @@ def rows(self:MatchResult) -> list[tuple]:
     said = lambda tally: '{} won, {} drawn, {} lost'.format(*tally)
     e, n = self.elo, max(len(self.games), 1)
     ends = Counter(g.end for g in self.games)
-    faults = {end: self.lost_by(end) for end in _FAULTS}
+    faults, again = {end: self.lost_by(end) for end in _FAULTS}, len(self.games) - len(self.distinct())
     return [
         (f'{self.a} against {self.b}', said(self.tally())),
         ('as Black', said(self.tally(True))), ('as White', said(self.tally(False))),
@@ -475,6 +490,7 @@ def rows(self:MatchResult) -> list[tuple]:
         (f'chance that {self.a} is stronger', f'{100*e.chance:.1f} %'),
         ('moves a game', f'{sum(map(len, self.games))/n:.0f}'),
         ('ends', ', '.join(f'{k} {v}' for k, v in ends.most_common()) or 'none'),
+        *([('played before, move by move', f'{again} games, which Elo leaves out')] if again else []),
         *((f'lost by {end}', f'{by[self.a]} by {self.a}, {by[self.b]} by {self.b}') for end, by in faults.items() if any(by.values()))]
 
 # %% ../../nbs/play/56_games.ipynb #ff66f815

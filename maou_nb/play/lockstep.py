@@ -53,8 +53,8 @@ class Table:
 
     def look(self):
         "See whether the game is over by the rules"
-        if found := ended(self.track, self.max_moves): self.finish(*found)
-        elif can_declare(self.track.board): self.finish(1., 'declaration')
+        if can_declare(self.track.board): self.finish(1., 'declaration')
+        elif found := ended(self.track, self.max_moves): self.finish(*found)
 
     def move(self):
         "Let who is to move do so: its search is over"
