@@ -112,7 +112,8 @@ def a_game(n, points, a='a', b='b'):
     black, white = (a, b) if n % 2 == 0 else (b, a)
     won = points if n % 2 == 0 else 1 - points
     moves = ('7g7f', '3c3d')[:1 if won == 1 else 2]
-    return Game(black, white, moves, won, 'repetition' if won == .5 else 'resignation', number=n)
+    end, start = 'repetition' if won == .5 else 'resignation', START.replace(' 1', f' {n//2 + 1}')     # no two pairs are alike
+    return Game(black, white, moves, won, end, start, number=n)
 
 def test_a_result_counts_as_by_hand():
     points = [RNG.choice([0, .5, 1]) for _ in range(101)]

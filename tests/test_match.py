@@ -156,12 +156,13 @@ def test_an_engine_that_is_none_is_said(small_run):
 @with_fairy
 def test_what_is_drawn_against_an_engine_hangs_on_the_seed():
     fairy = Engine(FAIRY, nodes=1)
-    first, again, other = (match(random_player(), fairy, games=2, seed=s, openings=['startpos'], show=False, max_moves=20) for s in (1, 1, 2))
+    how = dict(games=2, openings=['startpos'], show=False, max_moves=20)
+    first, again, other = (match(random_player(), fairy, seed=s, **how) for s in (1, 1, 2))
     moves = lambda m: [g.moves[::2] if g.black == 'random' else g.moves[1::2] for g in m.games]
     assert moves(first) == moves(again) != moves(other)
 
 def test_a_game_that_is_played_again_is_counted_once():
-    m = match(fickle('a', batch=1), fickle('b', batch=1), games=6, openings=['startpos'], at_once=1, show=False)
+    m = match(fickle('a', batch=1), fickle('b', nodes=5, batch=1), games=6, openings=['startpos'], at_once=1, show=False)
     assert len({g.moves for g in m.games}) == 2 and m.elo.games == 2 and 'played before' in repr(m)
 
 def test_another_net_does_not_go_on_with_a_match(tmp_path, small_run):

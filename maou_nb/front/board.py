@@ -214,14 +214,14 @@ def state(self:Sitting, thinks:bool=True) -> dict:
     yours = not self.end and self.whites_turn == self.white
     board, hands = seen_from(self.track.board, self.white)
     held = {HAND_KINDS[k]: int(hands[k]) for k in SFEN_HAND_ORDER if hands[k]}
-    names = dict(zip(HAND_KINDS, letters_of(self.letters)))
+    names, played = dict(zip(HAND_KINDS, letters_of(self.letters))), len(self.track.moves)
+    allowed = dict(back=played > len(self.opening) + self.white, resign=yours, declare=yours and can_declare(self.track.board),
+                   kif=played, csa=played)
     return {
         'svg': str(self.drawing(thinks)), 'says': self.says(), 'white': self.white, 'over': bool(self.end),
         'moves': [m.to_usi() for m in self.track.board.legal_moves()] if yours else [],
         'hand': [{'kind': k, 'letter': names[k], 'n': n} for k, n in held.items()],
-        'can': ['black' if self.white else 'white', 'new', 'thinks', *(['back'] if len(self.track.moves) > len(self.opening) + self.white else []),
-                *(['resign'] if yours else []), *(['declare'] if yours and can_declare(self.track.board) else []),
-                *(['kif', 'csa'] if self.track.moves else [])]}
+        'can': ['black' if self.white else 'white', 'new', 'thinks', *(key for key, may in allowed.items() if may)]}
 
 # %% ../../nbs/front/69_board.ipynb #8bd95488
 _left, _top, _side = square_box(8)        # the upper left one as one sees it

@@ -29,7 +29,7 @@ from ..play.arena import GAMES, Engine, Thought, UsiPlayer, argv_of, checked_eng
 from ..play.elo import Ladder, Sprt, rank
 from ..play.games import MatchResult, MatchView, open_match, plan, read_openings
 from ..play.lockstep import play_games
-from ..play.search import NetPlayer, Thinking, think
+from ..play.search import NetPlayer, think
 from ..play.usi import answer_of, track_of
 from ..show.charts import COLORS, Chart, Line, Panel
 from ..train.checkpoints import find_checkpoint, load_tensors, manifest_in
@@ -106,8 +106,8 @@ class Seat:
         begun = time.monotonic()
         self.search = self.player.search_on(track_of(position), self.search)
         think(self.search, self.player.evaluator)
-        lines = self.search.lines(1)
-        return Thought(answer_of(self.search, self.rng).split()[0], lines[0].win_rate if lines else None, round(1000*(time.monotonic() - begun)))
+        rates, move = [line.win_rate for line in self.search.lines(1)], answer_of(self.search, self.rng).split()[0]
+        return Thought(move, *rates or [None], round(1000*(time.monotonic() - begun)))
 
 def _seats(players, seed):
     "Two players that `run_match` can start"

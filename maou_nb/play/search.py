@@ -32,7 +32,7 @@ class Thinking(BaseModel):
     policy_temperature:float = Field(1., gt=0, le=100, description='Logits of the policy are divided by it')
     max_moves:int = Field(320, ge=0, description='A draw after so many plies of the game; 0: never')
     resign:float = Field(0., ge=0, le=0.5, description='Resigns below this win rate; 0: when mated')
-    mate_nodes:int = Field(1000, ge=0, le=100_000, description='Nodes of a df-pn search for a mate before each move, by nshogi; 0: no look at all')
+    mate_nodes:int = Field(1000, ge=0, le=100_000, description='Nodes of a df-pn search for a mate before each move, by nshogi; 0: none')
     c_init:float = Field(1.44, ge=0, description='PUCT: how much the policy counts')
     c_base:float = Field(28288., gt=0, description='PUCT: visits after which it counts more')
     fpu_reduction:float = Field(0.27, ge=0, description='PUCT: how much worse a move without visits is thought to be')
