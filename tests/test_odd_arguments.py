@@ -40,13 +40,16 @@ def filled(name, run, shards, here, pool):
     "A call of the function that works"
     options = dict(SMALL, stage='1', stage1_data_path=shards['stage1_data_path'])
     records = dict(paths=ONE_FILE, folder=here/'out', executor=pool)
+    players, short = [maou_nb.random_player(n) for n in 'ab'], dict(games=1, show=False, max_moves=4)
     return {'find_lr': dict(options, steps=3), 'overfit_one_batch': dict(options, steps=3),
             'load_run': dict(path=run.run_dir), 'load_net': dict(path=run.run_dir), 'predict': dict(net=run.checkpoint(), sfen='startpos'),
             'evaluate': dict(of=run, data=shards['stage1_data_path']), 'film_strip': dict(run=run),
             'show_results': dict(of=run, data=shards['stage1_data_path']), 'browse': dict(of=run, data=shards['stage1_data_path']),
             'export_onnx': dict(of=run.run_dir, folder_or_path=here/'onnx', precisions='fp32'),
             'attach': dict(run_dir=run.run_dir), 'compare': dict(runs=run.run_dir), 'tensorboard': dict(runs=run.run_dir),
-            'show_position': dict(position='startpos'), 'summary': dict(net=maou_nb.load_net(run.run_dir).backbone),
+            'show_position': dict(position='startpos'), 'summary': dict(of=maou_nb.load_net(run.run_dir).backbone),
+            'net_player': dict(of=run.run_dir), 'random_player': {}, 'match': dict(short, a=players[0], b=players[1]),
+            'ladder': dict(short, of=players), 'load_match': dict(folder=here), 'play_against': dict(of=players[0]),
             'size_table': dict(names=['resnet']), 'load_plugins': dict(names=()), 'prepare_stage1': dict(folder=here/'out'),
             'prepare_stage2': records, 'prepare_stage3': records, 'prepare_stage': dict(stage=2, **records)}[name]
 
@@ -58,7 +61,7 @@ def call(f, given, name, value):
 
 def is_said(e):
     "Whether it is a sentence"
-    return isinstance(e, (ValueError, OSError)) and getattr(e, 'errno', None) is None and len(str(e)) > 30 and '\n' not in str(e)
+    return isinstance(e, (ValueError, OSError, TypeError)) and getattr(e, 'errno', None) is None and len(str(e)) > 30 and '\n' not in str(e)
 
 @pytest.fixture
 def no_tensorboard(monkeypatch):

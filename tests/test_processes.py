@@ -197,6 +197,7 @@ def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd):
     assert learn_multi_stage(**given | dict(run_dir=tmp_path/'one'))[1].final_loss == pytest.approx(result[1].final_loss, rel=1e-3)
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, tmp_path):
     words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=500, stage1_threshold=0.9999, gpus=2)))
     run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.PIPE,

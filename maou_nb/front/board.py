@@ -61,6 +61,7 @@ class Sitting(Picture):
     ):
         self.player, self.white, self.letters = player, white, letters
         letters_of(letters)
+        if not isinstance(white, bool): refuse('white', white, 'True or False')
         if not isinstance(start, str): refuse('position', start, 'an SFEN, or startpos, and moves,')
         given = track_of(start if start.startswith(('startpos', 'sfen ')) else f'sfen {start}')
         self.rng, self.start, self.opening = np.random.default_rng(seed), given.start, given.usi()

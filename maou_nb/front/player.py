@@ -64,7 +64,7 @@ def random_player(
     name:str='random',
 ) -> NetPlayer:
     "A player that draws its moves"
-    if not (isinstance(name, str) and name.strip()): refuse('name', name, 'a name')
+    if not (isinstance(name, str) and name.strip()): refuse('name', name, "a name, such as 'random',")
     return NetPlayer(name, Anything(), Thinking(nodes=1, temperature=1., temperature_plies=10**6, mate_nodes=0))
 
 # %% ../../nbs/front/67_player.ipynb #c9eeea09

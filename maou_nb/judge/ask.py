@@ -118,7 +118,8 @@ def load_net(
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
     tensors, about, path = _read(_of_result(path, stage), stage)
     if stage is not None and str(stage) != str(about['stage']):
-        raise CheckpointError(f'stage={stage!r}: {path} is of stage {about["stage"]}, so stage={about["stage"]!r} was expected')
+        why = f'stage={stage!r}: {path} is of stage {about["stage"]}, so stage={about["stage"]!r} was expected'
+        raise CheckpointError('; '.join([why, *missing_plugins(about.get('plugins'))]))
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)
     _check_weights(weights, net.state_dict(), path, about)
