@@ -107,8 +107,6 @@ def test_a_folder_or_something_else_in_place_of_each_small_file(whole, tmp_path)
         for odd in ('folder', random.Random(name).choice([*ODD])): check(whole, tmp_path/'top', name, odd)
 
 @pytest.mark.slow
-FEW = {'folder', 'loop_of_links', 'deep'}       # of all kinds: the rest in `make test-all`
-
-@pytest.mark.parametrize('odd', [odd if odd in FEW else pytest.param(odd, marks=pytest.mark.slow) for odd in ODD])
+@pytest.mark.parametrize('odd', ODD)
 def test_anything_in_place_of_each_small_file(odd, whole, tmp_path):
     for name in names(whole[0]): check(whole, tmp_path/'top', name, odd)
