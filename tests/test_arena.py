@@ -168,7 +168,7 @@ class Random:
     def settings(self): return {}
     def start(self): pass
     def close(self, wait=0): pass
-    def new_game(self): self.games = getattr(self, 'games', 0) + 1
+    def new_game(self, number=0): self.games = getattr(self, 'games', 0) + 1
     def think(self, position, left, black):
         board = Board()
         for usi in position.split()[2:]: board.apply_usi(usi)
