@@ -152,7 +152,7 @@ class Progress(Callback):
 
     def before_fit(self, loop):
         "Open the bar"
-        stage, total = loop.stage, loop.settings.epochs * loop.steps_per_epoch
+        stage, total = loop.stage, loop.total_steps
         self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {stage.id} · {stage.name}',
                         unit='step', disable=_nobody_looks(loop), leave=False)
         self.figures = {}
