@@ -50,6 +50,7 @@ from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
 from .processes import join
+from .row_results import RowResults, rows_file
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
@@ -816,7 +817,8 @@ def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[C
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
     home = [AtHome(run)]*join().main       # from another machine it may not be seen
-    return [*home, Watch(), Compiling(say), Progress(), *lines, board, saver]
+    scores = RowResults(rows_file(run, stage))
+    return [*home, Watch(), Compiling(say), Progress(), *lines, board, saver, scores]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
 def _newest(folder, say):
