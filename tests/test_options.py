@@ -194,6 +194,12 @@ def batch_size(run, few):
     assert run(batch_size=20).last['step'] == math.ceil(rows / 20)
     assert run(batch_size=100_000).last['step'] >= 16                                         # capped
 @row
+def max_steps(run, few):
+    whole, part = run(stage='all'), run(stage='all', max_steps=7)
+    assert part.last['step'] == 7 and part.result[1].history[-1]['step'] == whole.result[1].history[-1]['step']
+    rates = [[h['lr'] for h in run(epoch=1, max_steps=n, warmup_steps=0, lr_scheduler='cosine_annealing_lr').history] for n in (7, 20)]
+    assert [len(r) for r in rates] == [1, 2] and rates[0][0] == rates[1][0] == 0.01 > rates[1][1] > 0
+@row
 def learning_ratio(run, few): assert [run(learning_ratio=x, lr_scheduler='none').last['lr'] for x in (0.003, 0.02)] == [0.003, 0.02]
 @row
 def weight_decay(run, few):

@@ -27,6 +27,7 @@ from maou_nb.front.options import make_config
 from maou_nb.train.loop import Diverged, Loop, make_accelerator
 from maou_nb.train.options import LearnConfig, vain_remark
 from maou_nb.train.processes import SharedNorm, Together
+from maou_nb.train.row_results import row_results as read_rows
 from maou_nb.train.runner import close_sources, sources_of, stage_loop
 from maou_nb.stages.stage import STAGES
 from options import check, few, moved, params, row, run, shape, weights
@@ -581,6 +582,12 @@ def checkpoint_every(run, few):
     (a, each_epoch), (b, often) = saves(run, epoch=2), saves(run, epoch=2, checkpoint_every=5)
     n = a.last['step'] // 2
     assert each_epoch == [n, 2*n] and often == sorted([*range(5, 2*n + 1, 5), n, 2*n]) and not moved(a, b)
+@row
+def row_results(run, few):
+    a, b = run(), run(row_results=True)
+    assert not moved(a, b) and not (a.dir/'rows').exists()
+    kept = read_rows(b.dir)
+    assert len(kept) == b.stage.rows['valid'] and kept['policy_loss'].mean() == pytest.approx(b.last['valid/policy_loss'], abs=1e-5)
 @row
 def keep_checkpoints(run, few):
     steps = lambda r: sorted(int(p.stem.split('-')[-1]) for p in (r.dir/'checkpoints'/'stage3').glob('*.safetensors'))

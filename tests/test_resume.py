@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from maou_nb import load_run
+from maou_nb import OptionError, learn_multi_stage, load_run
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
-from maou_nb.train.loop import TIMINGS
+from maou_nb.train.loop import TIMINGS, Callback
 from samples import ONE_FILE
 
 RUN = '''import json, sys
@@ -149,3 +149,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(options, unin
     p = Process(tmp_path/'run', options).finish()
     assert f'{last.name} is damaged' in p.said() and 'the one before it is taken' in p.said()
     assert outcome(tmp_path/'run') == uninterrupted[0]
+
+@pytest.mark.parametrize('stop_at', [3, 16, 20])
+def test_a_budget_of_steps_is_kept_to_over_a_stop(tmp_path, shards, stop_at):
+    "In the first epoch, in the last, which is a part of one, and after the last step, before it is judged"
+    class StopAt(Callback):
+        def after_step(self, loop):
+            if loop.step == stop_at: raise RuntimeError('enough')
+    options = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=128, max_steps=20,
+                   learning_ratio=0.01, lr_scheduler='cosine_annealing_lr', checkpoint_every=1, **shards)
+    whole = learn_multi_stage(**options, run_dir=tmp_path/'whole')
+    with pytest.raises(RuntimeError, match='enough'): learn_multi_stage(**options, run_dir=tmp_path/'cut', callbacks=[StopAt()])
+    cut = learn_multi_stage(**options, run_dir=tmp_path/'cut', resume_from='latest')
+    timeless = lambda r: [{k: v for k, v in h.items() if k not in TIMINGS} for h in r[3].history]
+    assert timeless(cut) == timeless(whole) and whole[3].history[-1]['step'] == 20
+    nets = [part(load_tensors(r.checkpoint(3, 'last'))[0], 'net.') for r in (whole, cut)]
+    assert all(nets[0][k].equal(nets[1][k]) for k in nets[0])
+    again = learn_multi_stage(**options, run_dir=tmp_path/'cut', resume_from='latest')
+    assert timeless(again) == timeless(whole)
+    with pytest.raises(OptionError, match='max_steps'):
+        learn_multi_stage(**{**options, 'max_steps': 30}, run_dir=tmp_path/'cut', resume_from='latest')

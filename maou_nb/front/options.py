@@ -44,7 +44,7 @@ from ..model.losses import LOSS_PARTS, LOSSES
 from ..model.onnx import onnx_problem
 from ..show.boards import Position
 from ..stages.stage import (
-    STAGES, ChoiceOptions, Stage, head_keywords, keys_of, part_option, stages_of)
+    STAGES, ChoiceOptions, Stage, head_keywords, keys_of, part_option, stages_of, steps_of)
 from ..train.checkpoints import CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
@@ -530,6 +530,9 @@ def _epoch_problems(cfg):
     "Stages that would begin after their last epoch"
     for s in STAGES.values():
         start, epochs = s.of(cfg, 'start_epoch'), s.of(cfg, 'epochs')
+        if start and steps_of(cfg, s.key):
+            yield f'{s.option("start_epoch")}={start} with max_steps={cfg.max_steps}: steps are counted from 0; leave one of them out'
+            continue
         if start is not None and start >= epochs:
             yield (f'{s.option("start_epoch")}={start} with {s.option("epochs")}={epochs}: epochs '
                    f'are counted from 0, so at most {epochs - 1} would be right')

@@ -215,7 +215,8 @@ def _need_of_steps(found, loop, memory):
 def _look_at_steps(found, loop):
     "Time and memory of one stage; returns the most seconds it takes"
     seconds, memory = _time_steps(loop)
-    size, epochs, n = loop.settings.batch_size, loop.settings.epochs, loop.stage.id
+    size, n = loop.settings.batch_size, loop.stage.id
+    epochs = loop.total_steps/loop.steps_per_epoch
     judged = (loop.valid or loop.train).total_rows
     epoch = seconds*(loop.batches_per_epoch + judged/size/3)
     speed = f'{size/seconds:,.0f} positions/s in batches of {size:,}'
@@ -223,7 +224,7 @@ def _look_at_steps(found, loop):
     found.add('memory of a step', size_text(memory), 'fact', n)
     _need_of_steps(found, loop, memory)
     about = 'about' if loop.settings.threshold is None else 'at most'
-    found.add('time', f'{about} {spoken(epoch*epochs)} for {epochs} epochs', 'fact', n)
+    found.add('time', f'{about} {spoken(epoch*epochs)} for {epochs:.3g} epochs', 'fact', n)
     return epoch*epochs
 
 # %% ../../nbs/front/65_preflight.ipynb #2389be54

@@ -7,6 +7,8 @@ __all__ = ['Stage2Options', 'legal_moves_loss', 'broken_rule', 'f1', 'LegalMoves
            'moves_board', 'invented_moves', 'asked_moves', 'side_to_move', 'moves_heat', 'moves_answer']
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #64d2874d
+from functools import partial
+
 import numpy as np
 import torch
 from rsshogi.core import Board
@@ -22,7 +24,7 @@ from ..data.html import Html, join_html, tag
 from .reachable import rate_hint
 from .rows import LEGAL_MOVES, reachable_squares
 from .stage import (
-    INVENTED, MISSED, Figure, Part, Prediction, Stage, ranked, register_stage)
+    INVENTED, MISSED, Figure, Part, Prediction, Stage, epochs_idle, ranked, register_stage)
 
 # %% ../../nbs/stages/33_legal_moves.ipynb #89d435a2
 def _asymmetric(c):
@@ -50,7 +52,7 @@ class Stage2Options(Section):
         label='F1 to reach')
     stage2_max_epochs: int = option(10,
         'Epochs after which stage 2 fails if the threshold is not met',
-        'Stage 2', 'silent', '2', ge=1, label='most epochs')
+        'Stage 2', 'silent', '2', partial(epochs_idle, '2'), ge=1, label='most epochs')
     stage2_batch_size: int | None = option(None,
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
         'Stage 2', 'fixed', '2', ge=1, label='batch size of stage 2')

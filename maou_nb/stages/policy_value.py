@@ -9,6 +9,7 @@ __all__ = ['BINS', 'Stage3Data', 'Stage3Steps', 'Stage3Losses', 'Stage3Options',
 
 # %% ../../nbs/stages/34_policy_value.ipynb #7919db68
 from copy import copy
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from .legal_moves import (
     asked_moves, by_square, move_arrow, moves_heat, side_to_move)
 from .rows import POLICY_VALUE
 from .stage import (
-    MISSED, RIGHT, Figure, Part, Prediction, Stage, ranked, register_stage)
+    MISSED, RIGHT, Figure, Part, Prediction, Stage, epochs_idle, ranked, register_stage, steps_of)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #ce705a22
 def _apart(c):
@@ -63,12 +64,13 @@ def _untaught(c):
 # %% ../../nbs/stages/34_policy_value.ipynb #defe05f6
 def _too_patient(c):
     "Why `early_stopping_patience` never ends a run"
+    if steps_of(c, '3') is not None: return ''
     return f'there are only {c.epoch} epochs' if c.early_stopping_patience >= c.epoch else ''
 
 # %% ../../nbs/stages/34_policy_value.ipynb #52c3374b
 class Stage3Steps(Stage3Data):
     "How long stage 3 trains"
-    epoch: int = option(10, 'Epochs of stage 3', 'Stage 3', 'silent', '3', ge=1, label='epochs')
+    epoch: int = option(10, 'Epochs of stage 3', 'Stage 3', 'silent', '3', partial(epochs_idle, '3'), ge=1, label='epochs')
     start_epoch: int | None = option(None,
         'First epoch of stage 3, counted from 0, with the schedule advanced to it; none: 0',
         'Stage 3', 'silent', '3', ge=0, label='first epoch')

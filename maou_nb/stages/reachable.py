@@ -7,6 +7,7 @@ __all__ = ['SCHEDULERS', 'Scheduler', 'EarlyScheduler', 'scheduler_name', 'Stage
            'ReachableMetrics', 'rate_hint', 'Reachable']
 
 # %% ../../nbs/stages/32_reachable.ipynb #c83713fa
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +17,7 @@ from ..data.options import DataPath, Name, OnePath, Section, lower, option
 from ..model.losses import bce_loss, register_loss
 from ..model.metrics import SumMetric, ratio
 from .rows import REACHABLE
-from .stage import Figure, Part, Stage, register_stage
+from .stage import Figure, Part, Stage, epochs_idle, register_stage
 
 # %% ../../nbs/stages/32_reachable.ipynb #f6db4c76
 def scheduler_name(value):
@@ -59,7 +60,7 @@ class Stage1Options(Section):
         label='accuracy to reach')
     stage1_max_epochs: int = option(10,
         'Epochs after which stage 1 fails if the threshold is not met',
-        'Stage 1', 'silent', '1', ge=1, label='most epochs')
+        'Stage 1', 'silent', '1', partial(epochs_idle, '1'), ge=1, label='most epochs')
     stage1_batch_size: int | None = option(None,
         'Rows a step; none: batch_size, capped so that an epoch has 16 steps',
         'Stage 1', 'fixed', '1', ge=1, label='batch size of stage 1')

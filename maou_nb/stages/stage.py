@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['ROLES', 'RIGHT', 'MISSED', 'INVENTED', 'SQUARE_NAMES', 'STAGES', 'Part', 'part_option', 'Figure', 'Prediction',
            'Stage', 'head_keywords', 'FlagMetrics', 'ranked', 'register_stage', 'usual_options', 'part_options',
-           'section_of', 'drawing_of', 'keys_of', 'as_choice', 'ChoiceOptions', 'stages_of', 'stage_of',
-           'stage_of_heads']
+           'section_of', 'drawing_of', 'keys_of', 'as_choice', 'ChoiceOptions', 'stages_of', 'steps_of', 'epochs_idle',
+           'stage_of', 'stage_of_heads']
 
 # %% ../../nbs/stages/31_stage.ipynb #28b278dd
 from collections.abc import Callable
@@ -613,6 +613,22 @@ class ChoiceOptions(Section):
 def stages_of(cfg) -> tuple[Stage, ...]:
     "The stages that `cfg` runs, in order; keys nobody registered are left to `make_config`"
     return tuple(STAGES[k] for k in keys_of(cfg.stage) if k in STAGES)
+
+# %% ../../nbs/stages/31_stage.ipynb #3a982223
+def steps_of(
+    cfg,
+    key:str,       # A stage's
+) -> int|None:     # None: its epochs say
+    "How many optimizer steps a stage is to take under `cfg`"
+    return getattr(cfg, 'max_steps', None) if keys_of(cfg.stage)[-1] == key else None
+
+# %% ../../nbs/stages/31_stage.ipynb #9c9c661c
+def epochs_idle(
+    key:str,       # A stage's
+    c,
+) -> str:          # Empty: it acts
+    "Why the option that says how many epochs a stage has does nothing under config `c`"
+    return '' if steps_of(c, key) is None else f'max_steps={c.max_steps} says how long stage {key} trains'
 
 # %% ../../nbs/stages/31_stage.ipynb #bc9c028d
 def stage_of(

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import naming, open_append, path_here
 from ..data.options import Globs, Section, option
+from ..stages.stage import Stage, stages_of
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
 from .loop import Callback, Loop, OutOfRoom, WorkerGone
@@ -41,6 +42,12 @@ def _no_histogram(c) -> str:
     return 'no histogram is written; tensorboard_histogram_frequency=1 writes them'
 
 # %% ../../nbs/train/44_callbacks.ipynb #36828b9c
+def _no_rows(c):
+    "Why no scores of rows are kept"
+    scores = any(type(s).row_figures is not Stage.row_figures for s in stages_of(c))
+    return '' if scores else 'no stage that is run scores its rows one by one'
+
+# %% ../../nbs/train/44_callbacks.ipynb #9932b93f
 class LogOptions(Section):
     "What is kept of a run"
     checkpoint_every: int | None = option(None,
@@ -52,6 +59,9 @@ class LogOptions(Section):
     save_split_params: bool = option(False,
         'Write the backbone and each head of the best checkpoint as files of their own, too',
         'Logs & output', 'silent', label='write parts as files')
+    row_results: bool = option(False,
+        'Keep what each held-out row scored when a stage ends, so that runs can be compared row by row',
+        'Logs & output', 'silent', idle=_no_rows, label='keep the score of each row')
     tensorboard_histogram_frequency: int = option(0,
         'Epochs between histograms of weights and gradients in TensorBoard; 0: none',
         'Logs & output', 'silent', ge=0, label='epochs between histograms')
@@ -152,7 +162,7 @@ class Progress(Callback):
 
     def before_fit(self, loop):
         "Open the bar"
-        stage, total = loop.stage, loop.settings.epochs * loop.steps_per_epoch
+        stage, total = loop.stage, loop.total_steps
         self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {stage.id} · {stage.name}',
                         unit='step', disable=_nobody_looks(loop), leave=False)
         self.figures = {}

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Annotated
 
@@ -145,6 +145,7 @@ def precision_of(accelerator:Accelerator) -> str:
 class Settings:
     "How a stage trains, where it differs from the others"
     epochs: int
+    steps: int|None = None         # In place of epochs
     batch_size: int
     lr: float                      # Peak
     weight_decay: float = 0.
@@ -258,6 +259,8 @@ class Loop:
         self.plan = train.plan(settings.batch_size)      # sizes alone are asked of it
         self.batches_per_epoch = len(self.plan)
         self.steps_per_epoch = math.ceil(self.batches_per_epoch / cfg.gradient_accumulation_steps)
+        self.total_steps = settings.steps or settings.epochs*self.steps_per_epoch
+        self.settings = replace(settings, epochs=math.ceil(self.total_steps / self.steps_per_epoch))
         self.epoch, self.batch = settings.start_epoch, 0  # the next batch …
         self.means = None                                # … and the sums of the epoch so far
         self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
@@ -322,7 +325,7 @@ def _take(self:Loop, net):
     self.call('begin')
     if s.compile: self._compile(net, self.averaged)
     # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
-    self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, s.epochs,
+    self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, self.total_steps,
                                     self.cfg.warmup_steps)
     self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
@@ -549,8 +552,10 @@ def train_epoch(self:Loop) -> dict[str, float]:
     "The rest of this epoch, from `self.batch` on"
     self.net.train()
     self.means = self.means or Means(self.stage, self.device)
-    if self.batch < self.batches_per_epoch:
-        for batch in self.batches(self.train, self.epoch, self.batch): self.train_batch(batch)
+    if self.batch < self.batches_per_epoch and self.step < self.total_steps:
+        for batch in self.batches(self.train, self.epoch, self.batch):
+            self.train_batch(batch)
+            if self.step == self.total_steps: break
     return self.means.compute()
 
 # %% ../../nbs/train/43_loop.ipynb #8008dfaa
@@ -586,7 +591,8 @@ def one_epoch(self:Loop):
     began, self.wait, done = time.perf_counter(), 0., self.batch
     trained = self.train_epoch()
     seconds = max(time.perf_counter() - began, 1e-9)
-    rows = self.train.total_rows - done*self.settings.batch_size    # those since the run went on
+    size = self.settings.batch_size
+    rows = min(self.train.total_rows, self.batch*size) - done*size      # those since the run went on
     timings = dict(zip(TIMINGS, (max(rows, 0) / seconds, self.wait / seconds, seconds)))
     figures = {self.judged_on: self.evaluate(self.valid or self.train)}
     row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step,

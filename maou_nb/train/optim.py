@@ -38,6 +38,9 @@ class OptimizerOptions(Section):
     gradient_accumulation_steps: int = option(1,
         'Batches whose gradients are added up to one step: the effective batch is the product',
         'Optimizer', 'fixed', ge=1, label='batches a step')
+    max_steps: int | None = option(None,
+        'Optimizer steps of the last stage that is run, in place of its epochs; its schedule runs to there; '
+        'none: its epochs say', 'Optimizer', 'fixed', ge=1, label='steps in all')
     learning_ratio: float = option(0.01, 'Peak learning rate', 'Optimizer', 'free', gt=0, le=1000,
         label='learning rate')
     weight_decay: float = option(0.01,
@@ -129,10 +132,9 @@ def make_scheduler(
     optimizer:torch.optim.Optimizer,
     schedule:str,         # warmup_cosine_decay, cosine_annealing_lr or none
     steps_per_epoch:int,
-    epochs:int,
+    total:int,            # Steps of the whole stage
     warmup:int|None=None, # Steps; None: `default_warmup`
 ) -> LambdaLR:            # To be stepped once an optimizer step
-    "The schedule over `epochs`"
-    total = steps_per_epoch * epochs
+    "The schedule over `total` steps"
     warmup = default_warmup(steps_per_epoch, total) if warmup is None else min(warmup, total)
     return LambdaLR(optimizer, partial(lr_factor, total=total, warmup=warmup, schedule=schedule))

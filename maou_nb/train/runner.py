@@ -41,7 +41,7 @@ from ..model.backbones import BACKBONES, Backbone, shaping_options
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
-from ..stages.stage import STAGES, Stage, keys_of, stages_of
+from ..stages.stage import STAGES, Stage, keys_of, stages_of, steps_of
 from .callbacks import (AtHome, Averaging, Compiling, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
@@ -50,6 +50,7 @@ from .folder import LINES, RunFolder, fits_row, from_folder
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
 from .processes import join
+from .row_results import RowResults, rows_file
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
 def found_shards(cfg, stage:Stage) -> list:
@@ -269,7 +270,7 @@ def settings_of(cfg, stage:Stage, rows:int) -> Settings:
     own = lambda role, default=None: stage.of(cfg, role, default)
     effective = batch * cfg.gradient_accumulation_steps
     return Settings(batch_size=batch, schedule=schedule_of(cfg, stage, effective),
-                    epochs=own('epochs'), lr=own('learning_rate', cfg.learning_ratio),
+                    epochs=own('epochs'), steps=steps_of(cfg, stage.key), lr=own('learning_rate', cfg.learning_ratio),
                     weight_decay=own('weight_decay', 0.), start_epoch=own('start_epoch', 0),
                     compile=own('compile', False), threshold=own('threshold'),
                     patience=own('patience', 0))
@@ -317,6 +318,13 @@ def judged_rows(
     return f'{rows:,} {held}, {split}'
 
 # %% ../../nbs/train/48_runner.ipynb #01ae266a
+def _budget(cfg, settings, rows):
+    "What to say of steps that were asked for in place of epochs"
+    if settings.steps is None: return
+    share = settings.steps*settings.batch_size*cfg.gradient_accumulation_steps/max(rows, 1)
+    yield f'  max_steps={settings.steps}: about {share:.3g} epochs'
+
+# %% ../../nbs/train/48_runner.ipynb #d935ef8f
 def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:bool):
     "Sentences on what was decided for a stage"
     together = cfg.gradient_accumulation_steps
@@ -324,6 +332,7 @@ def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:b
     held = f'{judged_rows(rows["valid"], split)}' if 'valid' in rows else f'{split}, judged on the training rows'
     yield (f'stage {stage.id}: {rows["train"]:,} rows to train on, {held}; batch {batch}, '
            f'learning rate {settings.lr:g}, schedule {settings.schedule}')
+    yield from _budget(cfg, settings, rows['train'])
     yield from _capped(cfg, stage, settings)
     yield from _alone(cfg, stage, resumed)
     yield from _layers(cfg, stage)
@@ -420,7 +429,7 @@ def _worth(loop):
 # %% ../../nbs/train/48_runner.ipynb #3a7c54f8
 def _warm(loop):
     "What to say of a warm-up that never ends, or does not act"
-    warm, total = loop.cfg.warmup_steps, loop.steps_per_epoch * loop.settings.epochs
+    warm, total = loop.cfg.warmup_steps, loop.total_steps
     if not warm: return
     if loop.settings.schedule != 'warmup_cosine_decay':
         yield f'warmup_steps={warm}: schedule {loop.settings.schedule} does not warm up'
@@ -438,7 +447,7 @@ def _unmatched(loop):
 def _too_rare(loop):
     "What to say of what would be done after the last step or epoch"
     epochs = loop.settings.epochs
-    for option, there, what in (('checkpoint_every', loop.steps_per_epoch*epochs, 'steps'),
+    for option, there, what in (('checkpoint_every', loop.total_steps, 'steps'),
                                 ('tensorboard_histogram_frequency', epochs, 'epochs')):
         if (every := getattr(loop.cfg, option, None) or 0) > there:
             yield f'{option}={every}: the stage ends after {there} {what}'
@@ -683,6 +692,7 @@ def _odd_facts(loop, about):
     if about.get('stage') != loop.stage.id: yield f'it is of stage {str(about.get("stage"))[:40]!r}'
     if batch > loop.batches_per_epoch: yield f'batch {batch} is beyond the {loop.batches_per_epoch} of an epoch'
     steps = epoch*loop.steps_per_epoch + -(-batch // loop.cfg.gradient_accumulation_steps)
+    steps = min(steps, loop.total_steps)
     if about['step'] != steps: yield f'its step is {about["step"]} where {steps} were taken'
     if not all(fits_row(r, LINES[0]) and r['stage'] == loop.stage.id for r in history): yield 'its history holds odd rows'
     elif lost := [f for f in _judged_by(loop) if not all(f in r for r in history)]: yield f'its history lacks {lost[0]}'
@@ -807,7 +817,8 @@ def run_callbacks(cfg, stage:Stage, run:RunFolder, say:Callable=print) -> list[C
                   cfg.keep_checkpoints, cfg.save_split_params, run.id, say)
     lines = History(run.history_file), Steps(run.steps_file)
     home = [AtHome(run)]*join().main       # from another machine it may not be seen
-    return [*home, Watch(), Compiling(say), Progress(), *lines, board, saver]
+    scores = RowResults(rows_file(run, stage))
+    return [*home, Watch(), Compiling(say), Progress(), *lines, board, saver, scores]
 
 # %% ../../nbs/train/48_runner.ipynb #7a9704e6
 def _newest(folder, say):
