@@ -172,8 +172,10 @@ _optimizer = {
     'lr_scheduler': ('ステージ3のスケジュール', 'ステップごとの学習率の変え方'),
     'warmup_steps': ('ウォームアップのステップ数',
         '学習率を線形に上げるステップ数。none なら 1 エポックと全体の 1 割の大きい方(最大で半分まで)'),
-    'optimizer': ('最適化手法', 'adamw または sgd'),
+    'optimizer': ('最適化手法',
+        'adamw、sgd、または muon(ブロックの行列と畳み込みには直交化したモーメンタム、残りには adamw)'),
     'momentum': ('SGD:モーメンタム', 'SGD のモーメンタム'),
+    'nesterov': ('SGD:ネステロフ', 'ネステロフのモーメンタムを使い、一歩先の勾配で進む'),
     'optimizer_beta1': ('AdamW:β1', '勾配の平均の減衰率'),
     'optimizer_beta2': ('AdamW:β2', '勾配の二乗の平均の減衰率'),
     'optimizer_eps': ('AdamW:ε', '分母に足す小さな値'),
@@ -231,7 +233,7 @@ VALUES = {        # Option → what its values mean
     'policy_target_mode': {'move-label': '指された割合', 'win-rate': '勝率', 'weighted': '両者の積'},
     'early_stopping_metric': {'total': '合計', 'policy': '方策', 'value': '価値'},
     'lr_scheduler': _schedules,
-    'optimizer': {'adamw': 'AdamW', 'sgd': 'SGD'},
+    'optimizer': {'adamw': 'AdamW', 'sgd': 'SGD', 'muon': 'Muon'},
     '': {'none': '指定なし', 'true': 'はい', 'false': 'いいえ'}}      # of every option that has no name of its own for it
 
 # %% ../../nbs/front/61_words.ipynb #04a12156
@@ -275,6 +277,8 @@ SENTENCES = {
 # %% ../../nbs/front/61_words.ipynb #bd5d658e
 REASONS = {
     r'only (\S+) uses it': r'\1 のときだけ使う',
+    r'only (\S+) and (\S+) use it': r'\1 と \2 のときだけ使う',
+    r'only a momentum above 0 uses it': r'momentum が 0 より大きいときだけ使う',
     r'stage (\S+) is not run': r'ステージ \1 は実行しない',
     r'stages (.+) are not run': r'ステージ \1 は実行しない',
     r'trainable_layers already says what trains': r'学習する層は trainable_layers で決めている',

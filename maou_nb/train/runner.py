@@ -455,8 +455,9 @@ def _unusual(loop):
         if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
-    if loop.cfg.optimizer == 'adamw' and rate > _HIGHEST:
-        yield f'learning rate {rate:g}: AdamW changes each weight by about that in a step; 0.0001 to 0.01 is usual'
+    if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
+        name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
+        yield f'learning rate {rate:g}: {name} changes each weight by about that in a step; 0.0001 to 0.01 is usual'
 
 # %% ../../nbs/train/48_runner.ipynb #270f1d97
 def _twice(loop):
@@ -705,14 +706,21 @@ def _unlike_all(tensors, like):
 # %% ../../nbs/train/48_runner.ipynb #4a298501
 _STATE = {'adamw': ('step', 'exp_avg', 'exp_avg_sq'), 'sgd': ('momentum_buffer',)}   # of a parameter in an optimizer
 
+def _state_names(loop) -> list[tuple]:
+    "What the optimizer keeps of each of its parameters"
+    first, *others = (len(g['params']) for g in loop.optimizer.param_groups)
+    if loop.cfg.optimizer != 'muon': return [_STATE[loop.cfg.optimizer]]*(first + sum(others))
+    return [_STATE['sgd']]*first + [_STATE['adamw']]*sum(others)
+
+# %% ../../nbs/train/48_runner.ipynb #cff15cb2
 def _odd_optimizer(loop, tensors):
     "What of an optimizer's state cannot be"
     own = [p for group in loop.optimizer.param_groups for p in group['params']]
-    names, scalar = _STATE[loop.cfg.optimizer], torch.zeros(())
+    names, scalar = dict(zip(map(str, range(len(own))), _state_names(loop))), torch.zeros(())
     numbers = {k.split('.')[1] for k in tensors}
     fits = {str(i): p for i, p in enumerate(own)}
     if odd := numbers - fits.keys(): yield f'the optimizer has no parameter {min(odd)[:40]!r}'
-    like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names}
+    like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names[i]}
     if not odd: yield from _unlike_all(tensors, like)
     counts = {k: float(v) for k, v in tensors.items() if k.endswith('.step') and v.numel() == 1}
     yield from (f'{k} is {n:g}, and steps are counted from 0' for k, n in counts.items() if not (n >= 0 and n.is_integer()))
