@@ -232,6 +232,15 @@ def loss(self:Stage,
     named = {f'{part}_{k}': v for part, losses in each.items() for k, v in losses.items()}
     return {'loss': sum(r*e['loss'] for r, e in zip(ratios, each.values())), **named}
 
+# %% ../../nbs/stages/31_stage.ipynb #8d78ceb7
+@patch
+def at(self:Stage,
+    cfg,          # The config
+    done:float,   # Share of the training's steps, 0…1
+):                # The config for the loss there
+    "The options of the loss after `done` of the training; the same throughout, unless a stage says otherwise"
+    return cfg
+
 # %% ../../nbs/stages/31_stage.ipynb #a10616b2
 def head_keywords(head, part:Part, cfg) -> dict:
     "The keywords of `part` that `head` takes"
