@@ -1,13 +1,20 @@
 "What studies compare, each against its formula written out: optimizers, losses, targets and heads"
-import math
+import json, math
 
 import pytest
 import torch
 
+from maou_nb import OptionError
+from maou_nb.data.batches import BatchStream
+from maou_nb.front.options import make_config
+from maou_nb.judge.ask import load_net, stage_of_net
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
+from maou_nb.stages.stage import STAGES
 from maou_nb.train.optim import OptimizerOptions, make_optimizer
-from options import few, run, weights
+from maou_nb.train.options import LearnConfig, vain_remark
+from maou_nb.train.runner import sources_of
+from options import few, moved, run, weights
 
 def net_of(architecture, **options):
     torch.manual_seed(0)
@@ -82,3 +89,68 @@ def test_a_run_with_muon_goes_on_exactly(run, few, tmp_path):
     assert torch.equal(weights(parts), weights(whole)) and parts.last['valid/loss'] == whole.last['valid/loss']
     names = {k.rpartition('.')[2] for k in whole.tensors if k.startswith('optimizer.')}
     assert names == {'momentum_buffer', 'step', 'exp_avg', 'exp_avg_sq'}
+
+# --- taught along
+def taught_alone(r):
+    "The net of a run, and all rows it was judged on, as dense batches in 64 bits"
+    cfg, n = make_config(**json.loads((r.dir/'config.json').read_text())), r.stage.stage
+    source = sources_of(cfg, STAGES[str(n)])[1]
+    batch, = (b.decode() for b in BatchStream(source, source.plan(1 << 20, shuffle=False)))
+    net = load_net(r.result.checkpoint(n, 'last'))
+    with torch.no_grad(): return cfg, net, {k: v.double() for k, v in net(batch.board, batch.hands).items()}, batch
+
+def test_the_soft_policy_is_katagos(run, few):
+    r = run(soft_policy_ratio=8.)
+    cfg, net, outputs, batch = taught_alone(r)
+    soft = torch.zeros(len(batch.policy), 1496, dtype=torch.float64)
+    for i, (p, legal) in enumerate(zip(batch.policy.double(), batch.legal)):
+        if legal.any(): soft[i, legal] = (p[legal] + 1e-7)**0.25 / ((p[legal] + 1e-7)**0.25).sum()
+    log_p = outputs['soft_policy'].masked_fill(~batch.legal, -1e30).log_softmax(1).masked_fill(~batch.legal, 0)
+    by_hand = float((torch.xlogy(soft, soft) - soft*log_p).sum(1).mean())
+    last = r.last
+    assert list(net.heads) == ['policy', 'value', 'soft_policy']
+    assert last['valid/soft_policy_loss'] == pytest.approx(by_hand, rel=1e-4)
+    parts = last['valid/policy_loss'] + last['valid/value_loss'] + 8*last['valid/soft_policy_loss']
+    assert last['valid/loss'] == pytest.approx(parts, rel=1e-5)
+    assert 'soft_policy_loss' not in {k.split('/')[-1] for k in run().last}
+
+def test_joint_training_teaches_both(run, few):
+    "Stage 2's head on stage 3's rows: its loss and options, and gradients that are the weighted sum"
+    r = run(auxiliary='2', auxiliary_ratio=0.5, stage2_hidden_dim=8, stage2_pos_weight=3.)
+    cfg, net, outputs, batch = taught_alone(r)
+    legal, logits = batch.legal.double(), outputs['legal_moves']
+    by_hand = -(3*legal*logits.sigmoid().log() + (1 - legal)*torch.sigmoid(-logits).log()).mean()
+    last = r.last
+    assert last['valid/legal_moves_loss'] == pytest.approx(float(by_hand), rel=1e-4)
+    parts = last['valid/policy_loss'] + last['valid/value_loss'] + 0.5*last['valid/legal_moves_loss']
+    assert last['valid/loss'] == pytest.approx(parts, rel=1e-5)
+    said = vain_remark(cfg)
+    assert 'stage2_threshold' in said and not any(n in said for n in ('stage2_hidden_dim', 'stage2_pos_weight'))
+    stage, weight = STAGES['3'], net.backbone.stem.conv[0].weight
+    def slope(loss): return torch.autograd.grad(loss, weight, retain_graph=True)[0]
+    said = net(batch.board, batch.hands)
+    losses = stage.loss(said, batch, cfg)
+    alone = STAGES['2'].loss(said, batch, cfg)['loss']
+    both = slope(losses['policy_loss']) + slope(losses['value_loss']) + 0.5*slope(alone)
+    assert torch.allclose(slope(losses['loss']), both, atol=1e-6) and slope(alone).norm() > 0
+
+def test_what_is_taught_along_is_asked_for(run, few, tmp_path):
+    r = run(auxiliary='2', soft_policy_ratio=1.)
+    assert r.result.predict('startpos').best and stage_of_net(load_net(r.result.checkpoint(3, 'last'))).key == '3'
+    assert moved(r, run()) and weights(r).numel() > weights(run()).numel()
+    for wrong in (1, 3, 'nobody'):
+        with pytest.raises(OptionError, match='rows of stage 3 hold the targets of 2 alone'): run(auxiliary=wrong)
+    assert 'auxiliary_ratio' in vain_remark(LearnConfig(auxiliary_ratio=2.))
+
+def test_a_joint_run_goes_on_exactly(run, few, tmp_path):
+    joint = dict(auxiliary='2', soft_policy_ratio=1., lr_scheduler='none', batch_size=64)
+    whole = run(epoch=2, **joint)
+    run(epoch=1, run_dir=tmp_path/'r', **joint)
+    parts = run(epoch=2, run_dir=tmp_path/'r', resume_from='latest', **joint)
+    assert torch.equal(weights(parts), weights(whole)) and parts.last['valid/loss'] == whole.last['valid/loss']
+
+def test_an_export_gives_policy_and_value_alone(run, few, tmp_path):
+    pytest.importorskip('onnxruntime')
+    from maou_nb.front.export import export_onnx
+    made = export_onnx(run(auxiliary='2', soft_policy_ratio=1.).result, tmp_path, ('fp32',))
+    assert set(made.differences['fp32']) == {'policy', 'value'}

@@ -446,6 +446,16 @@ def policy_mask(run, few):
     assert figure(gce, 'policy_loss') == pytest.approx(float(by_hand), rel=1e-5)
 
 @row
+def soft_policy_ratio(run, few): assert moved(run(soft_policy_ratio=1.), run())    # its formula: test_arms.py
+@row
+def auxiliary(run, few): assert of_part(run(auxiliary='2'), 'net.heads.legal_moves.') and moved(run(auxiliary='2'), run())
+@row
+def auxiliary_ratio(run, few):
+    r = run(auxiliary='2', auxiliary_ratio=3.).last
+    parts = r['train/policy_loss'] + r['train/value_loss'] + 3*r['train/legal_moves_loss']
+    assert r['train/loss'] == pytest.approx(parts, rel=1e-5)
+
+@row
 def value_result_weight_end(run, few):
     "Each step has its share, and validation the last one"
     options = dict(value_result_weight=1., value_result_weight_end=0.2, epoch=2)

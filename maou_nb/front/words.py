@@ -157,6 +157,10 @@ _late = {
     'value_loss_ratio': ('価値損失の重み', '全体の損失における価値損失の重み'),
     'policy_head': ('方策ヘッド', 'policy、または自分で登録したもの'),
     'value_head': ('価値ヘッド', 'value、value_mean(平均だけでまとめる。対局が少ないときに良い)、または自分で登録したもの'),
+    'soft_policy_ratio': ('やわらげた方策の重み',
+        '方策の 4 乗根を合法手の上で正規化した教師を学ぶ、第二の方策ヘッドの損失の重み(KataGo では 8)。0 なら使わない'),
+    'auxiliary': ('一緒に学ぶステージ', 'ステージ3の行で一緒に学ぶ、ほかのステージのヘッド。2 など、行に教師があるもの'),
+    'auxiliary_ratio': ('一緒に学ぶステージの重み', 'auxiliary の損失の重み'),
     'early_stopping_patience': ('早期終了までのエポック数',
         'early_stopping_metric がこのエポック数だけ改善しなければ終える。0 なら終えない'),
     'early_stopping_metric': ('最良を選ぶ損失', '早期終了と最良チェックポイントの選択に使う検証損失。total、policy、value'),
@@ -284,6 +288,7 @@ SENTENCES = {
 REASONS = {
     r'only (\S+) uses it': r'\1 のときだけ使う',
     r'only (\S+) and (\S+) use it': r'\1 と \2 のときだけ使う',
+    r'no stage is trained along; auxiliary names some': r'一緒に学ぶステージがない。auxiliary で選ぶ',
     r'only a momentum above 0 uses it': r'momentum が 0 より大きいときだけ使う',
     r'stage (\S+) is not run': r'ステージ \1 は実行しない',
     r'stages (.+) are not run': r'ステージ \1 は実行しない',

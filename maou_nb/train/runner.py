@@ -41,7 +41,7 @@ from ..model.backbones import BACKBONES, Backbone, shaping_options
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
-from ..stages.stage import STAGES, Stage, keys_of, stages_of
+from ..stages.stage import STAGES, Stage, keys_of, stages_of, trained_along
 from .callbacks import (AtHome, Averaging, Compiling, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
@@ -212,7 +212,7 @@ def backbone_sides(cfg) -> list:
 # %% ../../nbs/train/48_runner.ipynb #e65dc969
 def head_sides(cfg, stage:Stage) -> list:
     "The same of the heads that a stage takes from elsewhere"
-    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts}
+    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts_of(cfg)}
     return [side for name, path in paths.items() if path is not None for side in _sides_in(path, f'{name}_head')]
 
 # %% ../../nbs/train/48_runner.ipynb #bf2668ec
@@ -583,7 +583,7 @@ def stage_result(
 # %% ../../nbs/train/48_runner.ipynb #6a7a10e9
 def _parts_used(cfg):
     "(what, name) of the heads and losses that `cfg` uses"
-    parts = [(s, p) for s in stages_of(cfg) for p in s.parts]
+    parts = [(s, p) for s in stages_of(cfg) for p in s.parts_of(cfg)]
     heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
     return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
 
@@ -592,7 +592,7 @@ def used_by(cfg:LearnConfig) -> list[tuple]:
     "(what, name, module that registered it) of everything that `cfg` uses"
     registries = {'backbone': BACKBONES, 'input features': FEATURES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
     used = [('backbone', cfg.model_architecture), ('input features', cfg.input_features),
-            *(('stage', s.key) for s in stages_of(cfg))]
+            *(('stage', s.key) for s in dict.fromkeys((*stages_of(cfg), *trained_along(cfg))))]
     home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
     return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
 
