@@ -246,9 +246,9 @@ def loss(self:Stage,
     "What is minimised, and its parts"
     each = {p.name: LOSSES[self.choice(cfg, p, 'loss')](outputs, batch, cfg) for p in self.parts}
     ratios = [getattr(cfg, p.ratio, 1.) if p.ratio else 1. for p in self.parts]
-    for name, ratio, losses in self.beside(outputs, batch, cfg):
+    for name, weight, losses in self.beside(outputs, batch, cfg):
         each[name] = losses
-        ratios.append(ratio)
+        ratios.append(weight)
     if len(each) == 1 and not self.parts[0].ratio: return next(iter(each.values()))
     named = {f'{part}_{k}': v for part, losses in each.items() for k, v in losses.items()}
     return {'loss': sum(r*e['loss'] for r, e in zip(ratios, each.values())), **named}
