@@ -1,15 +1,18 @@
 "What studies compare, each against its formula written out: optimizers, losses, targets and heads"
 import json, math
 
+import pyarrow as pa
 import pytest
 import torch
 
 from maou_nb import OptionError
 from maou_nb.data.batches import BatchStream
+from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.front.options import make_config
 from maou_nb.judge.ask import load_net, stage_of_net
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
+from maou_nb.stages.rows import placebo_stage2
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.optim import OptimizerOptions, make_optimizer
 from maou_nb.train.options import LearnConfig, vain_remark
@@ -154,3 +157,20 @@ def test_an_export_gives_policy_and_value_alone(run, few, tmp_path):
     from maou_nb.front.export import export_onnx
     made = export_onnx(run(auxiliary='2', soft_policy_ratio=1.).result, tmp_path, ('fp32',))
     assert set(made.differences['fp32']) == {'policy', 'value'}
+
+def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
+    "What it teaches is which moves are legal most often; the rules go beyond that"
+    entries = placebo_stage2(few/'twelve'/'stage2', tmp_path/'placebo', seed=3)
+    real = find_shards(few/'twelve'/'stage2', 2)
+    assert [e['rows'] for e in entries] == [s.rows for s in real] and len(real) > 1
+    one, other = (pa.concat_tables([read_shard(s) for s in find_shards(at, 2)]) for at in (few/'twelve'/'stage2', tmp_path/'placebo'))
+    assert one.drop_columns('legalMoves').equals(other.drop_columns('legalMoves'))
+    before, after = one['legalMoves'].to_pylist(), other['legalMoves'].to_pylist()
+    assert sorted(before) == sorted(after) and sum(a == b for a, b in zip(before, after)) < len(before)/20
+    again = placebo_stage2(few/'twelve'/'stage2', tmp_path/'again', seed=3)
+    assert [e['sha256'] for e in again] == [e['sha256'] for e in entries]
+    long = dict(stage=2, stage2_max_epochs=8, stage2_threshold=1., stage2_batch_size=32)
+    taught, fed = run(**long), run(stage2_data_path=tmp_path/'placebo', **long)
+    f1 = [r.last['train_eval/f1'] for r in (taught, fed)]
+    print('F1 of the rules and of the placebo', f1)
+    assert f1[0] > f1[1] + 0.1
