@@ -160,14 +160,14 @@ def test_an_export_gives_policy_and_value_alone(run, few, tmp_path):
 
 def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
     "What it teaches is which moves are legal most often; the rules go beyond that"
-    entries = placebo_stage2(few/'twelve'/'stage2', tmp_path/'placebo', seed=3)
+    entries = placebo_stage2(few/'twelve'/'stage2', tmp_path/'placebo', seed=3)['shards']
     real = find_shards(few/'twelve'/'stage2', 2)
     assert [e['rows'] for e in entries] == [s.rows for s in real] and len(real) > 1
     one, other = (pa.concat_tables([read_shard(s) for s in find_shards(at, 2)]) for at in (few/'twelve'/'stage2', tmp_path/'placebo'))
     assert one.drop_columns('legalMoves').equals(other.drop_columns('legalMoves'))
     before, after = one['legalMoves'].to_pylist(), other['legalMoves'].to_pylist()
     assert sorted(before) == sorted(after) and sum(a == b for a, b in zip(before, after)) < len(before)/20
-    again = placebo_stage2(few/'twelve'/'stage2', tmp_path/'again', seed=3)
+    again = placebo_stage2(few/'twelve'/'stage2', tmp_path/'again', seed=3)['shards']
     assert [e['sha256'] for e in again] == [e['sha256'] for e in entries]
     long = dict(stage=2, stage2_max_epochs=8, stage2_threshold=1., stage2_batch_size=32)
     taught, fed = run(**long), run(stage2_data_path=tmp_path/'placebo', **long)

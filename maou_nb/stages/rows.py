@@ -20,7 +20,7 @@ from ..data.prepare import ROWS_PER_SHARD, Prepared, prepare, prepare_rules
 from ..data.position_tables import TableColumns
 from ..data.records import Filters
 from ..data.files import as_path
-from ..data.shards import find_shards, fixed_lists, read_shard, write_shard
+from ..data.shards import find_shards, fixed_lists, read_shard, write_manifest, write_shard
 
 # %% ../../nbs/stages/30_rows.ipynb #8f2c27e9
 @hinted
@@ -112,7 +112,7 @@ def placebo_stage2(
     paths:str|Path|Iterable,   # Shards of stage 2
     folder:str|Path,           # Of new ones, as many
     seed:int=0,                # Of the order of the legal moves
-) -> list[dict]:               # Their entries in the manifest
+) -> dict:                     # Their manifest
     "Write the rows of `paths` with their legal moves shuffled among all positions"
     tables = [(s.path.name, read_shard(s)) for s in find_shards(paths, LEGAL_MOVES)]
     rows = np.cumsum([0, *(t.num_rows for _, t in tables)])
@@ -124,7 +124,7 @@ def placebo_stage2(
         at = table.column_names.index('legalMoves')
         made = table.set_column(at, table.schema.field(at), legal.slice(start, table.num_rows))
         written.append(write_shard(as_path(folder)/name, made, LEGAL_MOVES, f'placebo, seed {seed}'))
-    return written
+    return write_manifest(folder, written, stage=2, prepared_from=f'placebo, seed {seed}')
 
 # %% ../../nbs/stages/34_policy_value.ipynb #19482433
 POLICY_VALUE = register_columns(Columns('3', (
