@@ -134,7 +134,7 @@ def test_not_given_is_left_to_the_model(asked):
      '--no-compilation=true: takes no value; --compilation=false would be right'),
     (['--no-compilation', 'false'],
      '--no-compilation=false: takes no value; --compilation=true would be right'),
-    (['--optimizer', 'adam'], "--optimizer=adam: input should be 'adamw' or 'sgd'"),
+    (['--optimizer', 'adam'], "--optimizer=adam: input should be 'adamw', 'sgd' or 'muon'"),
     (['--config', 'nowhere.json'], '--config=nowhere.json: cannot be read'),
     (['--config', 'odd://x'], '--config: odd://x: there is no filesystem'),
     (['--no-streaming'], '--no-streaming=true with --input-cache-mode=file: '),

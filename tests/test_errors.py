@@ -197,7 +197,8 @@ def test_damaged_shard(tmp_path, harm):
 @pytest.mark.parametrize('option, value, says', [
     ('epoch', 0, 'greater than or equal to 1'), ('test_ratio', 1., 'less than 1'),
     ('learning_ratio', -1, 'greater than 0'), ('learning_ratio', float('nan'), 'finite'),
-    ('optimizer', 'adam', "'adamw' or 'sgd'"), ('stage', 4, "one of 1, 2, 3, all"), ('model_architecture', 'cnn', 'resnet, mlp-mixer, vit'),
+    ('optimizer', 'adam', "'adamw', 'sgd' or 'muon'"), ('stage', 4, "one of 1, 2, 3, all"),
+    ('model_architecture', 'cnn', 'resnet, mlp-mixer, vit'),
     ('seed', 1 << 32, 'less than'), ('gpu', 'gpu0', 'cuda:0, cpu or mps'),
     ('vit_num_heads', 3, "model_architecture='vit'"), ('lerning_ratio', 1, 'did you mean learning_ratio?')])
 def test_option_out_of_range(shards, tmp_path, option, value, says):

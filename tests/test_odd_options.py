@@ -70,7 +70,7 @@ def test_all_odd_values_are_told_of_at_once(here):
         assert len([p for p in problems if option_of(p) in names]) >= len(names)
 
 @pytest.mark.parametrize('given, says', [
-    (dict(optimizer=[]), "'adamw' or 'sgd'"), (dict(tensorboard_histogram_module=3), 'list'),
+    (dict(optimizer=[]), "'adamw', 'sgd' or 'muon'"), (dict(tensorboard_histogram_module=3), 'list'),
     (dict(learning_ratio=1e300), 'learning_ratio='), (dict(epoch=10**30), 'at most'), (dict(epoch=True), 'yes or no'),
     (dict(prefetch_factor=3*10**7), 'less than or equal to'), (dict(resume_from=''), 'not blank'),
     (dict(resume_backbone_from=''), 'not blank'), (dict(output_s3=True, s3_bucket_name=' ', s3_base_path='a'), "s3_bucket_name=' '"),

@@ -13,6 +13,7 @@ from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
 from maou_nb.front import learn
 from maou_nb.train import runner as stages
+from maou_nb.train.optim import OptimizerOptions, make_optimizer
 from maou_nb.train.options import LearnConfig
 from options import TINY, blocks, check, few, moved, params, row, run, shape, weights
 
@@ -216,6 +217,22 @@ def warmup_steps(run, few): assert [run(warmup_steps=n).last['lr'] for n in (0, 
 @row
 def optimizer(run, few):
     assert any('exp_avg' in k for k in run().tensors) and any('momentum_buffer' in k for k in run(optimizer='SGD').tensors)
+    both = run(optimizer='Muon').tensors
+    assert any('exp_avg' in k for k in both) and any('momentum_buffer' in k for k in both)
+@row
+def nesterov(run, few):
+    "Two steps of one gradient, written out"
+    assert moved(run(optimizer='sgd'), run(optimizer='sgd', nesterov=True))
+    assert not moved(run(), run(nesterov=True))
+    assert not moved(run(optimizer='sgd', momentum=0.), run(optimizer='sgd', momentum=0., nesterov=True))
+    net = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(net.weight)
+    step = make_optimizer(net, 0.1, cfg=OptimizerOptions(optimizer='sgd', nesterov=True, momentum=0.5))
+    net.weight.grad, moves = torch.ones(1, 1), []
+    for _ in range(2):
+        step.step()
+        moves.append(net.weight.item())
+    assert moves == pytest.approx([-0.1*(1 + 0.5*1), -0.1*(1.5 + 1 + 0.5*1.5)])
 @row
 def momentum(run, few): assert moved(run(optimizer='sgd'), run(optimizer='sgd', momentum=0.1))
 

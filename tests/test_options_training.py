@@ -20,6 +20,7 @@ from maou_nb.data.shards import EVAL_SCALE, find_shards, read_shard, write_shard
 from maou_nb.judge.ask import load_net
 from maou_nb.model import backbones
 from maou_nb.model.backbones import ResNet
+from maou_nb.model.losses import LOSSES
 from maou_nb.train import loop as loops
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.model.backbones import backbone_of
@@ -29,6 +30,7 @@ from maou_nb.train.options import LearnConfig, vain_remark
 from maou_nb.train.processes import SharedNorm, Together
 from maou_nb.train.row_results import row_results as read_rows
 from maou_nb.train.runner import close_sources, sources_of, stage_loop
+from maou_nb.stages.policy_value import win_rate_loss
 from maou_nb.stages.stage import STAGES
 from options import check, few, moved, params, row, run, shape, weights
 
@@ -429,6 +431,48 @@ def value_result_weight(run, few):
         assert known.float().mean() > 0.5, weight
         assert figure(r, 'value_loss') == pytest.approx(by_hand, rel=1e-5), weight
     assert moved(r, run())
+
+@row
+def policy_mask(run, few):
+    "Over all labels, in the history of a run; with gce too"
+    r = run(policy_mask='none')
+    outputs, batch = judged(r)
+    log_p = outputs['policy'].log_softmax(1)
+    by_hand = torch.xlogy(batch.policy.double(), batch.policy.double()).sum(1) - (batch.policy.double()*log_p).sum(1)
+    assert figure(r, 'policy_loss') == pytest.approx(float(by_hand.mean()), rel=1e-5)
+    assert moved(r, run()) and moved(run(policy_loss='gce'), run(policy_loss='gce', policy_mask='none'))
+    gce = run(policy_loss='gce', policy_mask='none', gce_parameter=0.5)
+    outputs, batch = judged(gce)
+    by_hand = (batch.policy.double()*(1 - outputs['policy'].softmax(1)**0.5)/0.5).sum(1).mean()
+    assert figure(gce, 'policy_loss') == pytest.approx(float(by_hand), rel=1e-5)
+
+@row
+def soft_policy_ratio(run, few): assert moved(run(soft_policy_ratio=1.), run())    # its formula: test_arms.py
+@row
+def auxiliary(run, few): assert of_part(run(auxiliary='2'), 'net.heads.legal_moves.') and moved(run(auxiliary='2'), run())
+@row
+def auxiliary_ratio(run, few):
+    r = run(auxiliary='2', auxiliary_ratio=3.).last
+    parts = r['train/policy_loss'] + r['train/value_loss'] + 3*r['train/legal_moves_loss']
+    assert r['train/loss'] == pytest.approx(parts, rel=1e-5)
+
+@row
+def value_result_weight_end(run, few):
+    "Each step has its share, and validation the last one"
+    options = dict(value_result_weight=1., value_result_weight_end=0.2, epoch=2)
+    real, shares = win_rate_loss, []
+    def spy(outputs, batch, cfg):
+        if torch.is_grad_enabled(): shares.append(cfg.value_result_weight)
+        return real(outputs, batch, cfg)
+    with patch.dict(LOSSES, bce=spy): r = run.afresh(**options)
+    total = r.last['step']
+    assert shares[-total:] == pytest.approx([1 - 0.8*n/total for n in range(total)])    # a trial batch comes before
+    outputs, batch = judged(r)
+    known, value = ~batch.eval.isnan(), batch.value.double()
+    target = torch.where(known, 0.2*value + 0.8/(1 + torch.exp(-batch.eval.double()/EVAL_SCALE)), value)
+    p, q = logs(outputs['value'])
+    assert figure(r, 'value_loss') == pytest.approx(float(-(target*p + (1 - target)*q).mean()), rel=1e-5)
+    assert moved(r, run(epoch=2)) and not moved(run(epoch=2), run(epoch=2, value_result_weight_end=1.))
 
 @row
 def eval_scale(run, few):

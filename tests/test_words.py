@@ -41,7 +41,7 @@ def test_every_value_has_a_name():
     chosen = {n: {*choices_of(f)} for n, f in FIELDS.items() if choices_of(f)}
     assert chosen == {n: {*v} for n, v in VALUES.items() if n}
     field = Field('optimizer', FIELDS['optimizer'], JA)
-    assert field.widget.options == (('adamw · AdamW', 'adamw'), ('sgd · SGD', 'sgd')) and field.value == 'adamw'
+    assert field.widget.options == (('adamw · AdamW', 'adamw'), ('sgd · SGD', 'sgd'), ('muon · Muon', 'muon')) and field.value == 'adamw'
     for name, f in FIELDS.items():
         if is_bool(f): assert JA.value(name, 'true') == 'true · はい'
 
@@ -60,6 +60,7 @@ def test_every_sentence_is_used_and_there():
     for english, japanese in SENTENCES.items(): assert {*re.findall(r'{\w+}', english)} == {*re.findall(r'{\w+}', japanese)}, english
 
 ASKED = [{}, *(dict(model_architecture=a) for a in ('resnet', 'mlp-mixer', 'vit')), dict(optimizer='sgd'),
+         dict(optimizer='sgd', momentum=0),
          dict(policy_loss='gce'), dict(stage='all'), dict(stage=1), dict(stage=2), dict(stage=2, stage2_gamma_neg=1),
          dict(stage='all', stage12_lr_scheduler='none', lr_scheduler='none'),
          dict(lr_scheduler='none'), dict(trainable_layers=1), dict(gpu='cpu'), dict(input_cache_mode='device'), dict(no_streaming=True),

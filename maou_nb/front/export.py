@@ -16,6 +16,7 @@ from ..judge.ask import as_net
 from ..model.dlshogi import PLANES, write_dlshogi
 from ..model.heads import Net
 from ..model.onnx import PRECISIONS, OnnxError, onnx_problem, write_onnx
+from ..stages.stage import STAGES
 from ..train.options import as_begun
 
 # %% ../../nbs/front/61_export.ipynb #5c4e7d30
@@ -81,8 +82,19 @@ def _target(target, planes):
     refuse('planes', planes, "none, as target='maou_nb' takes board and hand,")
 
 # %% ../../nbs/front/61_export.ipynb #d41ef0e0
+def _own_heads(net):
+    "`net` of a checkpoint with the heads of its stage alone"
+    stage = STAGES.get(str(getattr(net, 'about', {}).get('stage')))
+    names = [p.name for p in stage.parts] if stage else [*net.heads]
+    if {*names} == {*net.heads}: return net
+    made = Net(net.backbone, {n: net.heads[n] for n in names}, net.groups)
+    made.adapter, made.about = net.adapter, net.about
+    return made.eval()
+
+# %% ../../nbs/front/61_export.ipynb #64686aef
 def _written(net, paths, positions, planes):
     "`net` in a file of each of `paths`"
+    net = _own_heads(net)
     about = _about(net)
     if planes is None: return OnnxFiles(paths, {p: write_onnx(net, at, p, about, positions) for p, at in paths.items()})
     written = {p: write_dlshogi(net, at, p, about, positions, planes) for p, at in paths.items()}

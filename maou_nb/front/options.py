@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['OTHER_NAMES', 'BY_US', 'RULES', 'field_problem', 'valid_part', 'device_problems', 'stage_problems', 'data_problems',
            'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems', 'part_problems',
-           'keyword_problems', 'trial_problems', 'layer_problems', 'loss_problems', 'training_problems', 'processes_of',
-           'process_problems', 'compiler_problems', 'onnx_problems', 'resume_problems', 'name_problems', 'fit_problems',
-           'place_problems', 'idle_problems', 'option_of', 'needed_plugins', 'try_config', 'make_config']
+           'keyword_problems', 'trial_problems', 'layer_problems', 'along_problems', 'loss_problems',
+           'training_problems', 'processes_of', 'process_problems', 'compiler_problems', 'onnx_problems',
+           'resume_problems', 'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'option_of',
+           'needed_plugins', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -43,8 +44,9 @@ from ..model.heads import HEADS
 from ..model.losses import LOSS_PARTS, LOSSES
 from ..model.onnx import onnx_problem
 from ..show.boards import Position
+from ..stages.policy_value import holds_targets_of
 from ..stages.stage import (
-    STAGES, ChoiceOptions, Stage, head_keywords, keys_of, part_option, stages_of, steps_of)
+    STAGES, ChoiceOptions, Stage, head_keywords, keys_of, part_option, stages_of, steps_of, trained_along)
 from ..train.checkpoints import CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
@@ -271,7 +273,7 @@ def _room(cfg) -> int:
 # %% ../../nbs/front/60_options.ipynb #93b5f02a
 def _known_heads(cfg):
     "(stage, part, head) of all stages that are run, where the head is registered"
-    named = ((s, p, s.choice(cfg, p, 'head')) for s in stages_of(cfg) for p in s.parts)
+    named = ((s, p, s.choice(cfg, p, 'head')) for s in stages_of(cfg) for p in s.parts_of(cfg))
     return [(s, p, HEADS[name]) for s, p, name in named if name in HEADS]
 
 # %% ../../nbs/front/60_options.ipynb #a1d464b0
@@ -373,7 +375,7 @@ def _loss_problem(name, part, cfg):
 # %% ../../nbs/front/60_options.ipynb #e9ba65c9
 def part_problems(cfg) -> Iterator[str]:
     "Heads and losses that are not there, or are another part's"
-    run = stages_of(cfg)
+    run = *stages_of(cfg), *trained_along(cfg)
     for s, p in ((s, p) for s in STAGES.values() for p in s.parts):
         for what, problem in (('head', _head_problem), ('loss', _loss_problem)):
             name = s.choice(cfg, p, what)
@@ -513,6 +515,13 @@ def _stage2_problems(cfg):
         yield (f'stage2_head_dropout={cfg.stage2_head_dropout:g} without stage2_hidden_dim: a linear '
                'head has no hidden units to drop; set stage2_hidden_dim too')
 
+# %% ../../nbs/front/60_options.ipynb #c95da2e5
+def along_problems(cfg) -> Iterator[str]:
+    "Stages that cannot be trained along"
+    can = [k for k, s in STAGES.items() if holds_targets_of(s)]
+    for key in cfg.auxiliary:
+        if key not in can: yield f'auxiliary={key!r}: rows of stage 3 hold the targets of {", ".join(can)} alone'
+
 # %% ../../nbs/front/60_options.ipynb #038f4664
 def loss_problems(cfg) -> Iterator[str]:
     "Losses that cancel out, and parameters of a loss that is not used"
@@ -617,7 +626,7 @@ def _head_file_problems(cfg):
     for s, name in ((s, part_option(p, 'resume')) for s in STAGES.values() for p in s.parts):
         path = getattr(cfg, name, None)
         if path is None: continue
-        if s in stages_of(cfg): yield from _checkpoint_problems(name, path)
+        if s in (*stages_of(cfg), *trained_along(cfg)): yield from _checkpoint_problems(name, path)
         else: yield (f'{name}={path!r}: stage {s.id} is not run with stage={_choice_text(cfg.stage)}; '
                      'leave it out')
 
@@ -646,7 +655,7 @@ def _wanted_parts(cfg):
     "Names of the parts that are taken from files that are there"
     of = {'backbone': cfg.resume_backbone_from}
     of |= {p.name: getattr(cfg, f'resume_{p.name}_head_from', None)
-           for s in stages_of(cfg) for p in s.parts}
+           for s in stages_of(cfg) for p in s.parts_of(cfg)}
     return [n for n, path in of.items() if path and not any(_checkpoint_problems(n, path))]
 
 # %% ../../nbs/front/60_options.ipynb #fe582701
@@ -697,7 +706,7 @@ def option_of(problem:str) -> str:
 
 # %% ../../nbs/front/60_options.ipynb #171a9787
 RULES = (stage_problems, data_problems, loader_problems, model_problems, part_problems,
-         keyword_problems, trial_problems, device_problems, process_problems, loss_problems, training_problems,
+         keyword_problems, trial_problems, device_problems, process_problems, loss_problems, along_problems, training_problems,
          compiler_problems, layer_problems,
          resume_problems, name_problems, memory_problems, fit_problems, watched_problems, place_problems,
          onnx_problems, idle_problems)

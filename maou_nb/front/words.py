@@ -143,6 +143,11 @@ _late = {
     'gce_parameter': ('GCE の q', 'policy_loss=gce の q。0 に近ければ交差エントロピー、1 なら平均絶対誤差'),
     'policy_target_mode': ('方策の教師',
         '指された割合(move-label)、その手の勝率(win-rate)、両者の積(weighted)'),
+    'policy_mask': ('方策の損失のマスク',
+        '方策の損失の softmax を合法手の上で取る(legal)か、ほかのツールのように全ラベルの上で取る(none)。'
+        'top-1 と評価は常に合法手の上'),
+    'value_result_weight_end': ('最後の勝敗の割合',
+        '最後のステップ後の勝敗の割合。value_result_weight から直線で変える。検証は常にこの割合による。none なら変えない'),
     'value_loss': ('価値の損失', 'bce、または自分で登録したもの'),
     'value_result_weight': ('勝敗の割合', '価値の教師のうち勝敗が占める割合。残りは sigmoid(評価値 / eval_scale)'),
     'eval_scale': ('評価値の尺度',
@@ -152,6 +157,10 @@ _late = {
     'value_loss_ratio': ('価値損失の重み', '全体の損失における価値損失の重み'),
     'policy_head': ('方策ヘッド', 'policy、または自分で登録したもの'),
     'value_head': ('価値ヘッド', 'value、value_mean(平均だけでまとめる。対局が少ないときに良い)、または自分で登録したもの'),
+    'soft_policy_ratio': ('やわらげた方策の重み',
+        '方策の 4 乗根を合法手の上で正規化した教師を学ぶ、第二の方策ヘッドの損失の重み(KataGo では 8)。0 なら使わない'),
+    'auxiliary': ('一緒に学ぶステージ', 'ステージ3の行で一緒に学ぶ、ほかのステージのヘッド。2 など、行に教師があるもの'),
+    'auxiliary_ratio': ('一緒に学ぶステージの重み', 'auxiliary の損失の重み'),
     'early_stopping_patience': ('早期終了までのエポック数',
         'early_stopping_metric がこのエポック数だけ改善しなければ終える。0 なら終えない'),
     'early_stopping_metric': ('最良を選ぶ損失', '早期終了と最良チェックポイントの選択に使う検証損失。total、policy、value'),
@@ -174,8 +183,10 @@ _optimizer = {
     'lr_scheduler': ('ステージ3のスケジュール', 'ステップごとの学習率の変え方'),
     'warmup_steps': ('ウォームアップのステップ数',
         '学習率を線形に上げるステップ数。none なら 1 エポックと全体の 1 割の大きい方(最大で半分まで)'),
-    'optimizer': ('最適化手法', 'adamw または sgd'),
+    'optimizer': ('最適化手法',
+        'adamw、sgd、または muon(ブロックの行列と畳み込みには直交化したモーメンタム、残りには adamw)'),
     'momentum': ('SGD:モーメンタム', 'SGD のモーメンタム'),
+    'nesterov': ('SGD:ネステロフ', 'ネステロフのモーメンタムを使い、一歩先の勾配で進む'),
     'optimizer_beta1': ('AdamW:β1', '勾配の平均の減衰率'),
     'optimizer_beta2': ('AdamW:β2', '勾配の二乗の平均の減衰率'),
     'optimizer_eps': ('AdamW:ε', '分母に足す小さな値'),
@@ -232,9 +243,10 @@ VALUES = {        # Option → what its values mean
     'vit_position': {'learned': '学習した位置', 'relative': '相対位置'},
     'stage12_lr_scheduler': {'auto': '自動', **_schedules},
     'policy_target_mode': {'move-label': '指された割合', 'win-rate': '勝率', 'weighted': '両者の積'},
+    'policy_mask': {'legal': '合法手', 'none': '全ラベル'},
     'early_stopping_metric': {'total': '合計', 'policy': '方策', 'value': '価値'},
     'lr_scheduler': _schedules,
-    'optimizer': {'adamw': 'AdamW', 'sgd': 'SGD'},
+    'optimizer': {'adamw': 'AdamW', 'sgd': 'SGD', 'muon': 'Muon'},
     '': {'none': '指定なし', 'true': 'はい', 'false': 'いいえ'}}      # of every option that has no name of its own for it
 
 # %% ../../nbs/front/61_words.ipynb #04a12156
@@ -278,6 +290,9 @@ SENTENCES = {
 # %% ../../nbs/front/61_words.ipynb #bd5d658e
 REASONS = {
     r'only (\S+) uses it': r'\1 のときだけ使う',
+    r'only (\S+) and (\S+) use it': r'\1 と \2 のときだけ使う',
+    r'no stage is trained along; auxiliary names some': r'一緒に学ぶステージがない。auxiliary で選ぶ',
+    r'only a momentum above 0 uses it': r'momentum が 0 より大きいときだけ使う',
     r'stage (\S+) is not run': r'ステージ \1 は実行しない',
     r'stages (.+) are not run': r'ステージ \1 は実行しない',
     r'trainable_layers already says what trains': r'学習する層は trainable_layers で決めている',

@@ -137,7 +137,7 @@ def stage_of_net(
 ) -> Stage:                    # A `ValueError` if `stage` is another, or the heads are of none
     "The stage whose heads `net` has"
     said = STAGES.get(str(getattr(net, 'about', {}).get('stage')))
-    own = said if said and {p.name for p in said.parts} == set(net.heads) else stage_of_heads(net.heads)
+    own = said if said and {p.name for p in said.parts} <= set(net.heads) else stage_of_heads(net.heads)
     if own and (stage is None or str(stage) == own.key): return own
     wanted = f', so stage={own.id!r} was expected' if own else ', of no stage'
     raise ValueError(f'stage={stage!r}: this network has the heads {", ".join(net.heads)}{wanted}')

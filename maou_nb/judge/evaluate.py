@@ -335,7 +335,7 @@ class Sums:
 
     def add(self, outputs:dict, batch):
         "Add a batch, the next in the order of files"
-        for k, v in self.stage.loss(outputs, batch, self.cfg).items():
+        for k, v in self.stage.loss(outputs, batch, self.stage.at(self.cfg, 1.)).items():
             self.losses[k] = self.losses.get(k, 0.) + float(v)*len(batch)
         self.metrics.update(outputs, batch)
         figures = self.stage.row_figures(outputs, batch)

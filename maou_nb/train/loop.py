@@ -530,6 +530,12 @@ def no_loss(outputs:dict) -> dict:
     return {'loss': sum(o.sum() for o in outputs.values())*0.}
 
 # %% ../../nbs/train/43_loop.ipynb #cb49acc0
+@patch(as_prop=True)
+def taught(self:Loop):
+    "The options of the loss of the next step"
+    return self.stage.at(self.cfg, min(1., self.step / (self.steps_per_epoch*self.settings.epochs)))
+
+# %% ../../nbs/train/43_loop.ipynb #8e381c7f
 @patch
 def train_batch(self:Loop, batch:DenseBatch):
     "Forward and backward; a step after the last batch of one"
@@ -538,7 +544,7 @@ def train_batch(self:Loop, batch:DenseBatch):
     share, last = self._share(len(batch))
     with nullcontext() if last else self.accelerator.no_sync(self.net):
         outputs = self.ask(self.net, batch, self.train)
-        losses = self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs)
+        losses = self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs)
         self.accelerator.backward(losses['loss'] if share == 1 else losses['loss']*share)
     self.losses = {k: torch.as_tensor(v, device=self.device).detach() for k, v in losses.items()}
     if len(batch): self.means.update(self.losses, outputs, batch)
@@ -565,12 +571,12 @@ def evaluate(self:Loop, source:StreamingFileSource) -> dict[str, float]:
     "Losses and metrics over all of `source`, of the averaged weights if there are such"
     net = self.net if self.averaged is None else self.averaged
     net.eval()
-    means = Means(self.stage, self.device)
+    means, last = Means(self.stage, self.device), self.stage.at(self.cfg, 1.)
     for batch in self.batches(source, training=False):
         if len(batch):
             outputs = self.ask(net, batch, source)
             outputs = {k: v.float() for k, v in outputs.items()}
-            means.update(self.stage.loss(outputs, batch, self.cfg), outputs, batch)
+            means.update(self.stage.loss(outputs, batch, last), outputs, batch)
         self.check_stop()
     return means.compute()
 

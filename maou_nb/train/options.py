@@ -26,7 +26,7 @@ from ..stages.legal_moves import Stage2Options
 from ..stages.policy_value import Stage3Options
 from ..stages.reachable import Stage1Options, Stage12Options
 from ..data.html import markdown_table, tag
-from ..stages.stage import ROLES, STAGES, ChoiceOptions, section_of, stages_of
+from ..stages.stage import ROLES, STAGES, ChoiceOptions, section_of, stages_of, trained_along
 from .callbacks import LogOptions
 from .folder import FolderOptions
 from .loop import DeviceOptions
@@ -88,7 +88,8 @@ def tabs(config:type[LearnConfig]|None=None) -> dict[str, dict]:
 def _not_run(cfg, name, keys) -> str:
     "Why an option of the stages `keys` does nothing: neither they are run, nor another that has it"
     has_it = lambda s: s.key in keys or name in map(s.option, ROLES)
-    if not keys or any(map(has_it, stages_of(cfg))): return ''
+    taught = lambda s: s.key in keys and name not in map(s.option, ROLES)
+    if not keys or any(map(has_it, stages_of(cfg))) or any(map(taught, trained_along(cfg))): return ''
     if len(keys) == 1: return f'stage {keys[0]} is not run'
     return f'stages {" and ".join(keys)} are not run'
 
@@ -133,7 +134,7 @@ def vain_remark(cfg:LearnConfig) -> str:
 # %% ../../nbs/train/47_options.ipynb #1308926d
 def saved_options(cfg:LearnConfig) -> dict:
     "The options of `cfg` as JSON has them, without those of own stages and backbones that are not used"
-    used = {n for s in stages_of(cfg) for n in section_of(s).model_fields}
+    used = {n for s in (*stages_of(cfg), *trained_along(cfg)) for n in section_of(s).model_fields}
     used |= {*LearnConfig.model_fields, *SECTIONS.get(cfg.model_architecture, Section).model_fields}
     return {n: v for n, v in cfg.model_dump(mode='json').items() if n in used}
 

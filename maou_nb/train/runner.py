@@ -41,7 +41,7 @@ from ..model.backbones import BACKBONES, Backbone, shaping_options
 from ..model.features import FEATURES
 from ..model.heads import HEADS, Net
 from ..model.losses import LOSSES
-from ..stages.stage import STAGES, Stage, keys_of, stages_of, steps_of
+from ..stages.stage import STAGES, Stage, keys_of, stages_of, steps_of, trained_along
 from .callbacks import (AtHome, Averaging, Compiling, EarlyStopping, History, Progress, Saver, Steps,
                                      TensorBoard, Threshold, Watch, threshold_met)
 from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
@@ -213,7 +213,7 @@ def backbone_sides(cfg) -> list:
 # %% ../../nbs/train/48_runner.ipynb #e65dc969
 def head_sides(cfg, stage:Stage) -> list:
     "The same of the heads that a stage takes from elsewhere"
-    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts}
+    paths = {p.name: getattr(cfg, f'resume_{p.name}_head_from', None) for p in stage.parts_of(cfg)}
     return [side for name, path in paths.items() if path is not None for side in _sides_in(path, f'{name}_head')]
 
 # %% ../../nbs/train/48_runner.ipynb #bf2668ec
@@ -464,8 +464,9 @@ def _unusual(loop):
         if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
-    if loop.cfg.optimizer == 'adamw' and rate > _HIGHEST:
-        yield f'learning rate {rate:g}: AdamW changes each weight by about that in a step; 0.0001 to 0.01 is usual'
+    if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
+        name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
+        yield f'learning rate {rate:g}: {name} changes each weight by about that in a step; 0.0001 to 0.01 is usual'
 
 # %% ../../nbs/train/48_runner.ipynb #270f1d97
 def _twice(loop):
@@ -591,7 +592,7 @@ def stage_result(
 # %% ../../nbs/train/48_runner.ipynb #6a7a10e9
 def _parts_used(cfg):
     "(what, name) of the heads and losses that `cfg` uses"
-    parts = [(s, p) for s in stages_of(cfg) for p in s.parts]
+    parts = [(s, p) for s in stages_of(cfg) for p in s.parts_of(cfg)]
     heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
     return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
 
@@ -600,7 +601,7 @@ def used_by(cfg:LearnConfig) -> list[tuple]:
     "(what, name, module that registered it) of everything that `cfg` uses"
     registries = {'backbone': BACKBONES, 'input features': FEATURES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
     used = [('backbone', cfg.model_architecture), ('input features', cfg.input_features),
-            *(('stage', s.key) for s in stages_of(cfg))]
+            *(('stage', s.key) for s in dict.fromkeys((*stages_of(cfg), *trained_along(cfg))))]
     home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
     return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
 
@@ -715,14 +716,21 @@ def _unlike_all(tensors, like):
 # %% ../../nbs/train/48_runner.ipynb #4a298501
 _STATE = {'adamw': ('step', 'exp_avg', 'exp_avg_sq'), 'sgd': ('momentum_buffer',)}   # of a parameter in an optimizer
 
+def _state_names(loop) -> list[tuple]:
+    "What the optimizer keeps of each of its parameters"
+    first, *others = (len(g['params']) for g in loop.optimizer.param_groups)
+    if loop.cfg.optimizer != 'muon': return [_STATE[loop.cfg.optimizer]]*(first + sum(others))
+    return [_STATE['sgd']]*first + [_STATE['adamw']]*sum(others)
+
+# %% ../../nbs/train/48_runner.ipynb #b0b21501
 def _odd_optimizer(loop, tensors):
     "What of an optimizer's state cannot be"
     own = [p for group in loop.optimizer.param_groups for p in group['params']]
-    names, scalar = _STATE[loop.cfg.optimizer], torch.zeros(())
+    names, scalar = dict(zip(map(str, range(len(own))), _state_names(loop))), torch.zeros(())
     numbers = {k.split('.')[1] for k in tensors}
     fits = {str(i): p for i, p in enumerate(own)}
     if odd := numbers - fits.keys(): yield f'the optimizer has no parameter {min(odd)[:40]!r}'
-    like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names}
+    like = {f'optimizer.{i}.{n}': scalar if n == 'step' else fits[i] for i in numbers & fits.keys() for n in names[i]}
     if not odd: yield from _unlike_all(tensors, like)
     counts = {k: float(v) for k, v in tensors.items() if k.endswith('.step') and v.numel() == 1}
     yield from (f'{k} is {n:g}, and steps are counted from 0' for k, n in counts.items() if not (n >= 0 and n.is_integer()))
