@@ -297,6 +297,7 @@ REASONS = {
     r'stages (.+) are not run': r'ステージ \1 は実行しない',
     r'trainable_layers already says what trains': r'学習する層は trainable_layers で決めている',
     r'nothing is copied to (.+); (\S+) switches it on': r'\1 へは写していない。\2 を有効にすると写す',
+    r'no stage that is run scores its rows one by one': r'実行するステージは行ごとの採点をしない',
     r'no stage that is run has a schedule that warms up': r'実行するステージのスケジュールにウォームアップがない',
     r'no stage that is run is compiled; (\S+) or (\S+) would': r'実行するステージをコンパイルしていない。\1 または \2 を有効にする',
     r'one process trains; gpus=2 would start two': r'一プロセスで学習している。gpus=2 なら二プロセスになる',
