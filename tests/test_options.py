@@ -128,6 +128,7 @@ def stage1_threshold(run, few):
     assert run(stage=1).stage.threshold_met and run(stage=1).stage.epochs_trained == 1
     failed = run(stage=1, stage1_threshold=1., stage1_max_epochs=2)
     assert 'stage 1' in str(failed.error) and not failed.stage.threshold_met
+    assert run(stage=1, stage1_threshold=None, stage1_max_epochs=2).stage.epochs_trained == 2
 @row
 def stage1_max_epochs(run, few):
     assert [run(stage=1, stage1_threshold=1., stage1_max_epochs=n).stage.epochs_trained for n in (1, 2)] == [1, 2]

@@ -47,8 +47,8 @@ class Stage2Options(Section):
         'Share of stage 2 held out, likewise, for F1 and the threshold; '
         '0: judged on the training rows', 'Data', 'fixed', '2', ge=0, lt=1,
         label='share held out of stage 2')
-    stage2_threshold: float = option(0.85,
-        'F1 over positions at which stage 2 ends', 'Stage 2', 'free', '2', ge=0, le=1,
+    stage2_threshold: float | None = option(0.85,
+        'F1 over positions at which stage 2 ends; none: after its epochs', 'Stage 2', 'free', '2', ge=0, le=1,
         label='F1 to reach')
     stage2_max_epochs: int = option(10,
         'Epochs after which stage 2 fails if the threshold is not met',

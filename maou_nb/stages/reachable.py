@@ -55,8 +55,8 @@ class Stage1Options(Section):
     stage1_data_path: DataPath = option(None,
         'Shards of stage 1: a file, a folder searched recursively, a glob, a URL, or a list of these',
         'Data', 'silent', '1', label='shards of stage 1')
-    stage1_threshold: float = option(0.99,
-        'Accuracy over squares at which stage 1 ends', 'Stage 1', 'free', '1', ge=0, le=1,
+    stage1_threshold: float | None = option(0.99,
+        'Accuracy over squares at which stage 1 ends; none: after its epochs', 'Stage 1', 'free', '1', ge=0, le=1,
         label='accuracy to reach')
     stage1_max_epochs: int = option(10,
         'Epochs after which stage 1 fails if the threshold is not met',
