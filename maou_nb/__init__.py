@@ -22,6 +22,8 @@ _rooms = {
     'play.games': ('load_match',),
     'front.board': ('play_against',),
     'front.runs': ('attach', 'compare', 'tensorboard'),
+    'front.run_table': ('runs', 'note'),
+    'front.study': ('study', 'grid', 'load_study'),
     'show.boards': ('show_position',),
     'train.runner': ('StageThresholdNotMet',),
     'data.options': ('OptionError', 'Section', 'option'),

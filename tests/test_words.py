@@ -6,9 +6,9 @@ import pytest
 
 from maou_nb import LearnPanel
 from maou_nb.data.plugins import load_plugins
-from maou_nb.front import panel, preflight, runs
+from maou_nb.front import panel, preflight, runs, study_form
 from maou_nb.front.options import option_of, try_config
-from maou_nb.front.panel import PRESETS, Field, _note_html
+from maou_nb.front.panel import CALLED, Field, _note_html
 from maou_nb.front.preflight import Preflight
 from maou_nb.front.words import OPTIONS, PROBLEMS, REASONS, SENTENCES, STATUS, TABS, VALUES, Words
 from maou_nb.stages.stage import STAGES
@@ -52,8 +52,8 @@ def said_by(module):
             yield from (n.value for a in node.args for n in ast.walk(a) if isinstance(n, ast.Constant) and isinstance(n.value, str))
 
 def test_every_sentence_is_used_and_there():
-    source = inspect.getsource(panel) + inspect.getsource(preflight)
-    asked = {*said_by(panel), *said_by(preflight), *PRESETS}
+    source = ''.join(map(inspect.getsource, (panel, preflight, study_form)))
+    asked = {*said_by(panel), *said_by(preflight), *CALLED.values()}
     assert asked <= {*SENTENCES}
     left = {s for s in SENTENCES if s not in asked and f"'{s}'" not in source} - {'default {value}', 'repeatable'}       # of Words.tip
     assert not left
@@ -105,7 +105,7 @@ def test_the_switch_keeps_what_was_chosen():
     assert (made.options, made.code, made.problems) == (before, code, problems)
     assert made.start_button.description == '開始' and made.where.label == '別プロセスで' and '問題' in made.problem_button.description
     assert made.fields['momentum'].widget.description == f'{OPTIONS["momentum"][0]} · momentum'
-    made.preset.value = 'ViT'
+    made.preset.value = 'vit'
     assert made.cfg.model_architecture == 'vit'
     assert made.speak('en').options['model_architecture'] == 'vit' and made.start_button.description == 'Start'
 
@@ -146,7 +146,7 @@ def test_how_a_run_stands_is_said_in_japanese(tmp_path):
     said = [part for text in standings(tmp_path) for part in text.split(' · ')]
     for part in said: assert KANA.search(JA.status(part)) and Words().status(part) == part, part
     assert not [form for form in STATUS if not any(re.fullmatch(form, part) for part in said)]
-    for state in runs._colors: assert KANA.search(JA.status(state)), state
+    for state in runs.STATE_COLORS: assert KANA.search(JA.status(state)), state
     assert all(KANA.search(JA.status(s.name)) and KANA.search(JA.status(s.figures[s.main].label)) for s in list(STAGES.values())[:3])
     assert JA.status('what nobody foresaw') == 'what nobody foresaw'
 

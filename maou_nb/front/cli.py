@@ -447,6 +447,10 @@ def _load_evaluate():
     from maou_nb.judge.evaluate import evaluate
     return evaluate,
 
+def _load_study():
+    from maou_nb.front.study import study_of_file
+    return study_of_file,
+
 COMMANDS = {c.name: c for c in (
     Command('prepare', ('stage', 'paths', 'folder'), _load_prepare,
             (('stage', 'Its key: 1, 2, 3, or that of a stage of yours'),
@@ -455,6 +459,7 @@ COMMANDS = {c.name: c for c in (
             (('of', 'A checkpoint, a run folder, or the URL of either'),
              ('folds', 'Only these folds, 0 to 99, or "held out", those that its run held out; none: all rows that are named'))),
     Command('show', ('run',), lambda: (show,)),
+    Command('study', ('file',), _load_study),
     Command('export', ('run', 'folder'), lambda: (export,)))}
 
 # %% ../../nbs/front/63_cli.ipynb #6c21099b
@@ -803,6 +808,7 @@ USAGE = '''usage: maou-nb prepare STAGE [PATHS …] FOLDER [flags]
        maou-nb learn-model [flags]
        maou-nb evaluate OF [DATA …] [flags]
        maou-nb show RUN [--position SFEN] [flags]
+       maou-nb study FILE [flags]
        maou-nb export RUN FOLDER [--target dlshogi] [flags]
        maou-nb usi --run RUN [flags]
        maou-nb COMMAND --help

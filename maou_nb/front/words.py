@@ -17,6 +17,7 @@ _data = {
     'stage': ('学習するステージ',
         '1 は駒の到達可能マス、2 は合法手、3 は方策と価値。all は一つのバックボーンですべてを順に学習。'
         '1,mine,3 のような並びも可'),
+    'preset': ('レシピ', 'ほかに指定のない設定を、この名前のレシピから取る。なしなら既定値'),
     'plugins': ('プラグイン',
         '独自のバックボーン、ヘッド、損失、ステージを登録する Python ファイルまたはモジュール。'
         'ここに書いたものだけが読み込まれる'),
@@ -259,6 +260,15 @@ SENTENCES = {
         '別プロセスならカーネルが終わっても続く。カーネルのスレッドならデバッグできる',
     'Options that belong together; paths and places stay': '組み合わせた設定。パスと置き場所は変えない',
     'Language of labels and help': 'ラベルと説明の言語',
+    'Study': '比較実験', 'Start the study': '実験を開始', 'name': '名前', 'arms': '条件', 'seeds': 'シード数', 'budget': '予算',
+    'Compare changes of these options, with several seeds and an equal budget': 'これらの設定を変えたものを、複数のシードと等しい予算で比べる',
+    'Its folder is studies/name': 'フォルダーは studies/名前',
+    'A name a line, and after a colon the options that it changes, in braces': '1行に1つの名前を書き、コロンの後に変える設定を波かっこで書く',
+    'So many runs of each arm': '各条件をこの回数だけ学習する',
+    'Of each run; none: the options say how long it trains': '1回の学習に使える量。なしなら設定のとおり',
+    'How many steps, positions, FLOPs or seconds': 'ステップ、局面、FLOPs、秒のいずれかの数',
+    'Train every arm with every seed, in processes of their own': 'すべての条件をすべてのシードで、別々のプロセスで学習する',
+    'End all runs at the next step, with everything saved': '次のステップですべてを保存して終える',
     'Preflight': '事前確認', 'Start': '開始', 'Stop': '停止', 'Resume': '再開', 'Log': 'ログ',
     'Look at data, split, memory, disk and speed, without beginning':
         '学習を始めずに、データ、検証の分け方、メモリ、ディスク、速度を調べる',

@@ -635,6 +635,8 @@ class ChoiceOptions(Section):
         'What to run: 1 reachable squares, 2 legal moves, 3 policy and value, '
         'all of them with one backbone, or several such as 1,mine,3',
         'Data', 'fixed', examples=['1', '2', '3', 'all'], label='stages')
+    preset: str | None = option(None,
+        'A recipe: its options count where nothing else is said; none: the defaults', 'Model', 'silent', label='recipe')
     plugins: Globs = option((),
         'Python files or modules that register backbones, heads, losses or stages; '
         'imported because you name them', 'Data', 'silent')
