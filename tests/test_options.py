@@ -58,6 +58,11 @@ def stage2_test_ratio(run, few):
 
 # --- model
 @row
+def preset(run, few):
+    wide, own = run(preset='quick'), run(preset='quick', learning_ratio=0.02, epoch=1)
+    assert (wide.stage.epochs_trained, own.stage.epochs_trained) == (2, 1)
+    assert 'preset' in str(run(preset='slow').error)
+@row
 def gpu(run, few):
     assert run(gpu='cpu').stage.epochs_trained == 1
     with pytest.raises(OptionError, match="gpu='cuda:99'"): run(gpu='cuda:99')

@@ -17,7 +17,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -563,11 +563,17 @@ def train(self:Study,
         view.update()
 
 # %% ../../nbs/front/65_study.ipynb #f2568f2f
+def _forks(executor) -> bool:
+    "Whether the calls of a pool run in forks of this process"
+    return isinstance(executor, ProcessPoolExecutor) and executor._mp_context.get_start_method() == 'fork'
+
 def _check_executor(executor):
     "Refuse what can't train several runs"
     if not hasattr(executor, 'submit'): refuse('executor', executor, 'an Executor of concurrent.futures, or None,')
     if isinstance(executor, ThreadPoolExecutor) and executor._max_workers > 1:
         refuse('executor', executor, 'one whose calls have processes of their own, as runs in one process would share random numbers,')
+    if _forks(executor):
+        refuse('executor', executor, "one that does not fork, as torch may hang in a fork: mp_context=multiprocessing.get_context('spawn')")
 
 def _checked(base, arms, budget, folder, known):
     "(the stage that all end with, `max_steps` of each arm); an `OptionError` names the arm of what is wrong"
@@ -635,6 +641,7 @@ def study(
             print(f'interrupted; the same call goes on from what is in {short_path(home)}')
         finally:
             if own is not None: own.shutdown(cancel_futures=True)
+        made.look()
         view.update(last=True)
     return made
 

@@ -6,6 +6,7 @@
 __all__ = ['work', 'places_of', 'Workers']
 
 # %% ../../nbs/front/64_workers.ipynb #7ec7364e
+import json
 import os
 import pickle
 import signal
@@ -38,6 +39,7 @@ def work():
     folder, parent = Path(sys.argv[-2]), int(sys.argv[-1])
     _end_with(parent)
     try:
+        sys.path[:] = dict.fromkeys([*json.loads((folder/'paths').read_text()), *sys.path])
         function, args = pickle.loads((folder/'call').read_bytes())
         answer = True, function(*args)
     except BaseException as e: answer = False, e
@@ -95,6 +97,7 @@ def _call(self:Workers, what, place) -> tuple:
     with tempfile.TemporaryDirectory() as folder, open(self.log or os.devnull, 'a') as log:
         folder = Path(folder)
         (folder/'call').write_bytes(cloudpickle.dumps(what))
+        (folder/'paths').write_text(json.dumps(sys.path))       # where functions of modules are found
         command = [sys.executable, '-c', 'from maou_nb.front.workers import work; work()', str(folder), str(os.getpid())]
         with self.lock:
             if self.given_up: return False, KeyboardInterrupt()

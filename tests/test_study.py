@@ -1,0 +1,174 @@
+"A study: the same whether it is killed or not, refusals in a sentence, records without weights or places, runs and notes"
+import json, os, random, signal, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from maou_nb import OptionError, grid, load_study, note, runs, study
+from maou_nb.data.files import FileError
+from maou_nb.front.study import Records, plan_of, read_study
+from maou_nb.front.options import make_config
+from maou_nb.stages.rows import prepare_stage1, prepare_stage3
+
+SAMPLES = Path(__file__).parents[1]/'samples/games'
+
+@pytest.fixture(scope='module')
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('study')
+    prepare_stage1(folder/'stage1')
+    prepare_stage3(SAMPLES/'selfplay-0.csa', folder/'stage3')
+    return folder
+
+@pytest.fixture(scope='module')
+def base(shards):
+    return dict(stage3_data_path=str(shards/'stage3'), model_size='tiny', resnet_channels=16, resnet_blocks=1, gpu='cpu', batch_size=32)
+
+ARMS = {'plain': {}, 'sgd': {'optimizer': 'sgd', 'learning_ratio': 0.1}}
+
+def figures(made):
+    "What a study found, without times"
+    return made.table().drop('seconds').sort('arm', 'seed')
+
+def rows_of(made):
+    "What each held-out row scored in each run"
+    return {key: made.records.rows(made.record(*key)) for key in made.cells}
+
+SCRIPT = """
+import sys
+from maou_nb import study
+if __name__ == '__main__': study('killed', **{asked!r}, seeds=2, budget={{'steps': 60}}, folder=sys.argv[1], at_once=2, show=False)
+"""
+
+@pytest.fixture(scope='module')
+def whole(base, tmp_path_factory):
+    return study('whole', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path_factory.mktemp('whole'), show=False)
+
+@pytest.mark.parametrize('kills', [1, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_killed_study_ends_with_the_same_table(base, whole, tmp_path, kills):
+    script = tmp_path/'killed.py'
+    script.write_text(SCRIPT.format(asked=dict(base=base | {'checkpoint_every': 10}, arms=ARMS)))
+    begin = lambda: subprocess.Popen([sys.executable, str(script), str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL)
+    rng = random.Random(kills)
+    for _ in range(kills):
+        child = begin()
+        end = time.monotonic() + rng.uniform(6, 14)
+        while time.monotonic() < end and child.poll() is None: time.sleep(0.1)
+        if child.poll() is None: os.kill(child.pid, rng.choice([signal.SIGKILL, signal.SIGINT]))
+        child.wait()
+    assert begin().wait() == 0
+    made = load_study(tmp_path/'killed')
+    assert {c.state for c in made.cells.values()} == {'finished'}
+    assert figures(made).equals(figures(whole))
+    assert all(a.equals(b) for a, b in zip(rows_of(made).values(), rows_of(whole).values()))
+
+def test_a_second_call_trains_nothing_and_more_seeds_are_added(base, whole):
+    before = {p: p.stat().st_mtime_ns for p in whole.folder.rglob('results/**/*')}
+    again = study('whole', base, ARMS, seeds=3, budget={'steps': 60}, folder=whole.folder.parent, show=False)
+    assert all(p.stat().st_mtime_ns == t for p, t in before.items() if p.is_file())
+    assert figures(again).filter(pl.col('seed') < 2).equals(figures(whole)) and len(again.table()) == 6
+
+def test_seeds_differ_and_arms_share_what_is_held_out(whole):
+    found = whole.outcomes()
+    assert len({told['figures']['policy_loss'] for told in found.values()}) == len(found)
+    assert len({tuple(told['rows']['id']) for told in found.values()}) == 1
+    for told in found.values(): assert told['figures']['top1'] == pytest.approx(told['rows']['top1'].mean())
+
+def test_records_hold_no_weights_and_no_places(whole, shards):
+    files = [p for p in (whole.folder/'results').rglob('*') if p.is_file()]
+    assert {p.suffix for p in files} == {'.json', '.feather'}
+    for p in files:
+        if p.suffix == '.json': assert str(shards) not in p.read_text() and str(whole.folder) not in p.read_text()
+    record = whole.record('sgd', 1)
+    assert record['options']['optimizer'] == 'sgd' and record['taken'][0]['steps'] == 60 and record['history']
+
+def test_records_alone_are_a_study(whole, tmp_path):
+    import shutil
+    for name in ('study.json', 'results'): (shutil.copytree if name == 'results' else shutil.copy)(whole.folder/name, tmp_path/name)
+    assert figures(load_study(tmp_path)).equals(figures(load_study(whole.folder)))
+
+def test_what_a_budget_means(base, shards):
+    both = base | dict(stage=(1, 3), stage1_data_path=str(shards/'stage1'), stage1_threshold=None, stage1_max_epochs=1)
+    one, two = plan_of(make_config(**base, max_steps=100)), plan_of(make_config(**both, max_steps=100))
+    assert [p.steps for p in one] == [100] and two[-1].steps == 100 and two[0].positions == 32
+    assert one[-1].flops == two[-1].flops > 0
+
+def test_functions_as_arms_and_any_executor(base, tmp_path):
+    with ProcessPoolExecutor(1, get_context('spawn')) as pool:
+        made = study('functions', base, {'twice': twice, 'once': {}}, seeds=1, budget={'positions': 640}, folder=tmp_path, executor=pool, show=False)
+    assert made.record('twice', 0)['taken'][0]['steps'] == 15
+    assert made.record('once', 0)['taken'][0]['steps'] == 20 and not made.failed
+
+def twice(options):
+    "Train, and train again on what was learnt"
+    from maou_nb import learn_multi_stage
+    first = learn_multi_stage(**options | {'run_dir': options['run_dir'] + '-first', 'max_steps': 5})
+    return learn_multi_stage(**options | {'max_steps': 15, 'resume_backbone_from': str(first.checkpoint())})
+
+def test_a_run_that_fails_is_told_and_the_others_go_on(base, tmp_path):
+    made = study('fails', base, {'plain': {}, 'breaks': breaks}, seeds=1, budget={'steps': 5}, folder=tmp_path, show=False)
+    assert made.cells['plain', 0].state == 'finished' and made.cells['breaks', 0].state == 'failed'
+    assert 'no such thing' in repr(made) and 'no such thing' in made._repr_html_()
+
+def breaks(options): raise ValueError('no such thing')
+
+ODD = {
+    'name=': dict(name='../up'), 'base: seed is set': dict(base=dict(seed=3)), "arm 'a': lerning_ratio": dict(arms={'a': {'lerning_ratio': 1}}),
+    'arms=': dict(arms={}), "arms['a']": dict(arms={'a': 3}), 'seeds=': dict(seeds=0), 'budget=': dict(budget={'hours': 1}),
+    'executor=': dict(executor=ThreadPoolExecutor(2)), 'does not fork': dict(executor=ProcessPoolExecutor(1)), 'at_once=': dict(at_once=0), 'as their last stage': dict(arms={'a': {}, 'b': {'stage': 1}}),
+    'stage1_threshold may end': dict(arms={'a': dict(stage=(1, 3))}), 'take all of the budget': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),
+}
+
+@pytest.mark.parametrize('says', ODD)
+def test_what_cannot_be_is_refused_in_a_sentence(says, base, shards, tmp_path):
+    asked = dict(name='odd', base=base | dict(stage1_data_path=str(shards/'stage1')), arms={'a': {}}, seeds=1, budget={'steps': 4}, folder=tmp_path, show=False)
+    given = ODD[says]
+    if 'base' in given: given = {'base': asked['base'] | given['base']}
+    with pytest.raises((ValueError, OptionError)) as e: study(**asked | given)
+    assert says in str(e.value) and '\n' not in str(e.value), str(e.value)
+
+def test_another_base_or_arm_is_another_study(base, whole):
+    for change, says in ((dict(base=base | {'batch_size': 16}), 'base: '), (dict(arms={'plain': {'momentum': 0.5, 'optimizer': 'sgd'}}), "arm 'plain'"),
+                         (dict(budget={'steps': 61}), 'budget: ')):
+        asked = dict(base=base, arms=ARMS, seeds=2, budget={'steps': 60}) | change
+        with pytest.raises(OptionError) as e: study('whole', **asked, folder=whole.folder.parent, show=False)
+        assert str(e.value).startswith(says)
+
+def test_the_command(base, shards, tmp_path):
+    file = tmp_path/'rates.yaml'
+    file.write_text(json.dumps({'name': 'rates', 'base': base, 'grid': {'learning_ratio': [0.01, 0.03]}, 'seeds': 1, 'budget': {'steps': 5},
+                                'folder': str(tmp_path)}))                # JSON is YAML
+    done = subprocess.run([sys.executable, '-m', 'maou_nb', 'study', str(file)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [r['arm'] for r in json.loads(done.stdout)] == ['learning_ratio=0.01', 'learning_ratio=0.03']
+    for text, says in (('name: [', 'line 1: this is no YAML'), ('5', 'were expected'), ('name: a\nbse: {}', "'bse' is unknown"), ('name: a', 'base is missing')):
+        file.write_text(text)
+        with pytest.raises(FileError, match=says): read_study(file)
+
+def test_a_damaged_record_is_named(whole, tmp_path):
+    path = Records(tmp_path).path('plain', 0)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"arm": 1}')
+    with pytest.raises(FileError, match='plain/0.json is no record'): Records(tmp_path).read('plain', 0)
+
+def test_runs_in_a_table(whole, tmp_path):
+    every = runs(whole.folder/'runs')
+    assert {*every.frame['run']} >= {'plain/0', 'plain/1', 'sgd/0', 'sgd/1'} and '3/top1' in every.frame.columns
+    note(every['plain/0'], 'as <b>expected</b>', tags='first')
+    again = runs(whole.folder/'runs').filter(tag='first')
+    assert [*again.frame['run']] == ['plain/0'] and '<b>' not in again._repr_html_()
+    top = every.sort('top1').frame['3/top1'].to_list()
+    assert top == sorted(top, reverse=True)
+    assert every.filter(text='optimizer=sgd').frame['run'].str.starts_with('sgd').all()
+    for bad, says in ((lambda: note(every['sgd/0']), 'a note, or tags'), (lambda: runs(tmp_path/'none'), 'is no folder'), (lambda: runs(tmp_path), 'holds no run')):
+        with pytest.raises((ValueError, FileError), match=says): bad()
+
+def test_a_damaged_run_stands_in_the_table(tmp_path, whole):
+    import shutil
+    shutil.copytree(whole.run_folder('plain', 0), tmp_path/'runs'/'good')
+    (tmp_path/'runs'/'bad').mkdir()
+    (tmp_path/'runs'/'bad'/'config.json').write_text('{')
+    frame = runs(tmp_path/'runs').frame
+    assert frame.filter(pl.col('run') == 'bad')['state'][0].startswith('not readable')
