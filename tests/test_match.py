@@ -64,7 +64,8 @@ match(fickle('a'), fickle('b'), games=400, folder={str(tmp_path/'m')!r}, at_once
 @pytest.mark.parametrize('wrong, why', [
     (dict(games=0), 'games=0'), (dict(nodes=0), 'nodes=0'), (dict(temprature=1), 'temprature'), (dict(openings=[]), 'opening'),
     (dict(openings=['startpos moves 7g7e']), '7g7e'), (dict(openings='none.usi'), 'none.usi'), (dict(at_once=0), 'at_once=0'),
-    (dict(names=('x',)), 'names'), (dict(names=('x', 'y\nz')), 'name'), (dict(device='cpu'), 'device'), (dict(temperature=1.), 'temperature'), (dict(folder=__file__), 'test_match.py')])
+    (dict(names=('x', 'y\nz')), 'name'), (dict(device='cpu'), 'device'), (dict(temperature=1.), 'temperature'),
+    (dict(names=('x',)), 'names'), (dict(folder=__file__), 'test_match.py')])
 def test_what_is_asked_wrongly_is_said_in_a_sentence(wrong, why, tmp_path):
     with pytest.raises((ValueError, OSError)) as e: match(fickle('a'), fickle('b'), show=False, **dict(games=2) | wrong)
     assert why in said(e)

@@ -106,7 +106,8 @@ def checked_engine(
     "`engine`, its figures looked at; a command stands for one"
     if isinstance(engine, (str, list, tuple, Path)): engine = Engine(str(engine) if isinstance(engine, Path) else engine)
     if not isinstance(engine, Engine): refuse('engine', engine, 'a command or an Engine')
-    if not (isinstance(engine.name, str) and engine.name.splitlines() in ([], [engine.name])): refuse('name', engine.name, 'a name of one line')
+    one_line = isinstance(engine.name, str) and engine.name.splitlines() in ([], [engine.name])
+    if not one_line: refuse('name', engine.name, 'a name of one line')
     if not isinstance(engine.options, dict): refuse('options', engine.options, 'a dict of options and their values')
     for name in ('nodes', 'depth'):
         if getattr(engine, name) is not None: check_whole(1, 1 << 40, **{name: getattr(engine, name)})

@@ -235,7 +235,8 @@ def set_position(self:UsiEngine, text:str):
 @patch
 def _tree(self:UsiEngine, alone=False, moves=()) -> Search:
     "The search for the position, with what an earlier one of the same game knows; of some `moves` one of their own"
-    search = NetPlayer('', None, self.thinking(alone), solver=self.player.solver).search_on(self.track, None if moves else self.search)
+    player = NetPlayer('', None, self.thinking(alone), solver=self.player.solver)
+    search = player.search_on(self.track, None if moves else self.search)
     if moves: search.restrict(moves)
     return search
 
