@@ -803,7 +803,7 @@ USAGE = '''usage: maou-nb COMMAND …
 
   prepare STAGE [PATHS …] FOLDER        turns game records into rows to train on
   learn-model [flags]                   trains a network, in three stages or in one
-  evaluate OF [DATA …]                  all figures of a network on rows that it was not trained on
+  evaluate OF [DATA …]                  all figures of a network, on held-out rows or on other data
   show RUN [--position SFEN]            what a run reached, or what its network says of a position
   export RUN FOLDER [--target dlshogi]  writes ONNX files for an engine
   usi --run RUN [--script FILE]         is a USI engine, or writes a script that starts it, for a GUI
