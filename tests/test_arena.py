@@ -123,6 +123,9 @@ def test_a_clock_runs_down(it):
     inc = arena(Engine(it('slow'), 'slow', time=1., inc=.5), Engine(it('play'), 'good', nodes=1), games=1,
                 max_moves=14, openings=['startpos'], show=False)
     assert inc.games[0].end == 'too many moves' and len(inc.games[0]) == 14
+    alone = arena(Engine(it('slow'), 'slow', time=.01, inc=.6), Engine(it('play'), 'good', nodes=1), games=1,
+                  max_moves=14, openings=['startpos'], show=False)
+    assert alone.games[0].end == 'too many moves'      # as USI has it, what a move adds is there for it
 
 def test_whoever_crashes_all_the_time_ends_the_match(it, tmp_path):
     with pytest.raises(EngineError, match='bad crashed in 5 games, one after the other: it ended with 7: oh no'):

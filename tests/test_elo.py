@@ -189,6 +189,13 @@ def test_who_cannot_be_placed_is_said_so():
     for words in ('top stands above the others', 'last stands below', 'x is not linked', 'new is not linked'): assert words in said
     assert rows['a']['elo'] + rows['b']['elo'] == pytest.approx(0, abs=.1)
 
+def test_games_never_make_certain():
+    "However many were won, the probability is not said to be 1 or 0"
+    for pairs in ([0, 0, 0, 0, 10**n] for n in range(6)):
+        for counts in (pairs, pairs[::-1]):
+            said = elo_of(counts).sentence()
+            assert '100%' not in said and '100.0%' not in said and ' 0.0%' not in said and ' 0%' not in said, said
+
 def test_names_on_a_ladder_stay_text():
     html = rank({('<b>a</b>', 'b|c'): [0, 0, 0, 0, 2]})._repr_markdown_()
     assert '<b>' not in html and html.count('\n| ') == 1 + 1 or 'b&#124;c' in html

@@ -64,6 +64,7 @@ match(fickle('a'), fickle('b'), games=400, folder={str(tmp_path/'m')!r}, at_once
 @pytest.mark.parametrize('wrong, why', [
     (dict(games=0), 'games=0'), (dict(nodes=0), 'nodes=0'), (dict(temprature=1), 'temprature'), (dict(openings=[]), 'opening'),
     (dict(openings=['startpos moves 7g7e']), '7g7e'), (dict(openings='none.usi'), 'none.usi'), (dict(at_once=0), 'at_once=0'),
+    (dict(names=('x', 'y\nz')), 'name'), (dict(device='cpu'), 'device'), (dict(temperature=1.), 'temperature'),
     (dict(names=('x',)), 'names'), (dict(folder=__file__), 'test_match.py')])
 def test_what_is_asked_wrongly_is_said_in_a_sentence(wrong, why, tmp_path):
     with pytest.raises((ValueError, OSError)) as e: match(fickle('a'), fickle('b'), show=False, **dict(games=2) | wrong)
@@ -80,6 +81,8 @@ def test_a_run_plays_and_a_ladder_has_all_its_checkpoints(small_run, tmp_path):
     found = ladder(small_run, games=2, nodes=8, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=80)
     assert {r['player'] for r in found.ladder.rows} >= {'random'} and any(r.step for r in found.rungs) and any(r.top1 for r in found.rungs)
     assert found.chart().png()[:4] == b'\x89PNG'
+    assert 'top-1, held out' in repr(found) and 'step' in repr(found).splitlines()[0]
+    for note in found.ladder.notes: assert note in repr(found) and note in found._repr_mimebundle_()['text/html']
     again = ladder(small_run, games=2, nodes=8, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=80)
     assert again.ladder.rows == found.ladder.rows
 

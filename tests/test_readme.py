@@ -64,8 +64,9 @@ def test_commands_that_are_shown_have_flags_that_there_are():
     assert len(shown) > 20
     assert not [(page, flag) for page, flag in shown if flag not in {*flags()} and 'attacked' not in flag]
 
-def run_cells(folder, monkeypatch, *changes):
-    "Run the README's cells in `folder`, with so many `changes` of text; the names they leave"
+def run_cells(folder, monkeypatch, demo, *changes):
+    "Run the README's cells in `folder`, beside a run that `make demo` left, with so many `changes` of text; the names they leave"
+    shutil.copytree(demo, folder/'runs'/'quickstart')
     monkeypatch.chdir(folder)
     code = '\n'.join(blocks(ENGLISH))
     for old, new in changes:
@@ -75,17 +76,17 @@ def run_cells(folder, monkeypatch, *changes):
     exec(compile(code, 'README.md', 'exec'), names)
     return names
 
-def test_its_cells_run(tmp_path, monkeypatch):
+def test_its_cells_run(tmp_path, monkeypatch, small_run):
     "On fifty of the sample games, and as long as a test may take"
     shutil.copytree(ROOT/'samples', tmp_path/'samples')
     for p in (tmp_path/'samples'/'games').iterdir():
         if p.name != ONE_FILE.name: p.unlink()
-    result = run_cells(tmp_path, monkeypatch, ('stage2_threshold=0.9', 'stage2_threshold=0.1'), ('epoch=3', 'epoch=1'),
+    result = run_cells(tmp_path, monkeypatch, small_run, ('stage2_threshold=0.9', 'stage2_threshold=0.1'), ('epoch=3', 'epoch=1'),
                        ("model_size='tiny'", "model_size='tiny', resnet_channels=24, resnet_blocks=2, stage1_threshold=0.9"))['result']
     assert all(result[n].history for n in (1, 2, 3)) and (tmp_path/'runs'/'first'/'result.json').exists()
 
 @pytest.mark.slow
-def test_its_cells_run_as_they_stand(tmp_path, monkeypatch):
+def test_its_cells_run_as_they_stand(tmp_path, monkeypatch, small_run):
     shutil.copytree(ROOT/'samples', tmp_path/'samples')
-    result = run_cells(tmp_path, monkeypatch)['result']
+    result = run_cells(tmp_path, monkeypatch, small_run)['result']
     assert result[2].threshold_met and result[3].metrics['top1'] > 3*result[3].baselines['top1']

@@ -51,10 +51,11 @@ def test_reading_the_curves(tmp_path, games):
 
 @sizes
 def test_it_plays(tmp_path, games):
-    fewer = {**dict.fromkeys(('games=40', 'games=20'), f'games={games//6}'), 'games=16': 'games=2', 'nodes=50': 'nodes=10'}
+    fewer = {'games=200': f'games={games//3}', **dict.fromkeys(('games=40', 'games=20'), f'games={games//6}'),
+             'games=16': 'games=2', 'nodes=50': 'nodes=10'}
     shown = html(run_copy(tmp_path, '75_it_plays.ipynb', games, fewer))
-    for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'your move, as Black'):
-        assert part in shown, part
+    for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'an engine', 'top-1, held out',
+                 'your move, as Black', 'unfinished after 2 moves'): assert part in shown, part
 
 def test_resume_and_compare(tmp_path):
     shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')

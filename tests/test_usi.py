@@ -126,7 +126,18 @@ def test_the_clock_is_kept(engine, clock, allowed):
 @given(st.floats(0, 1e5), st.floats(0, 600), st.floats(0, 600), st.integers(0, 400), st.floats(0, 5))
 def test_never_more_time_than_there_is(left, byoyomi, increment, ply, overhead):
     seconds = seconds_for(left, byoyomi, increment, ply, overhead)
-    assert 0 <= seconds <= max(max(left + byoyomi, increment) - overhead, 0)
+    assert 0 <= seconds <= max(left + byoyomi + increment*(left < increment) - overhead, 0)
+
+@given(st.floats(0, 1e3), st.floats(0.1, 60), st.integers(20, 400))
+def test_a_game_with_increments_is_never_lost_on_time(clock, increment, plies):
+    "As USI counts them, before a move, and as programs do that come from chess, after it"
+    for before in (True, False):
+        left = clock if before else clock + increment
+        for ply in range(plies):
+            took = seconds_for(left, 0, increment, ply)
+            there = left + increment if before else left
+            assert took <= max(there - 0.2, 0) and took >= min(increment, there) - 0.2 - 1e-6
+            left += increment - took
 
 def test_what_it_says_while_it_thinks(engine):
     engine.tell('setoption name MultiPV value 3', 'position startpos', 'go byoyomi 1500')
@@ -250,6 +261,40 @@ def test_a_mate_that_is_looked_for_has_its_time(engine):
     assert line == 'checkmate timeout' and 0.4 < came - told < 1.5
     engine.tell('position sfen 4k4/9/4P4/9/9/9/9/9/9 b G 1', 'go mate 600')
     assert engine.hear('checkmate')[0] == 'checkmate notimplemented'      # without a king of its own: not said to be no mate
+
+def test_moves_that_are_asked_about_are_the_only_ones(engine):
+    caught_up(engine)
+    for moves in (['1g1f'], ['9g9f', '1g1f', '7g7e'], ['1g1f', '9g9f']):
+        engine.tell('position startpos moves 7g7f 3c3d', 'setoption name MultiPV value 9', f'go nodes 60 searchmoves {" ".join(moves)}')
+        engine.said.clear()
+        assert engine.hear('bestmove')[0].split()[1] in moves
+        lines = {line.split(' pv ')[1].split()[0] for line in engine.said if ' pv ' in line}
+        assert lines == {*moves} - {'7g7e'}
+        assert [line for line in engine.said if '7g7e cannot be played' in line] or '7g7e' not in moves
+    engine.tell('go nodes 60')       # what was grown for some moves is not taken for all
+    engine.said.clear()
+    engine.hear('bestmove')
+    assert len({line.split(' pv ')[1].split()[0] for line in engine.said if ' pv ' in line}) == 9
+    engine.tell('setoption name MultiPV value 1')
+
+def test_a_mate_is_not_played_where_it_was_not_asked_about(engine):
+    engine.tell('position sfen 4k4/9/4P4/9/9/9/9/9/4K4 b G2r2b3g4s4n4l17p 1', 'go nodes 40 searchmoves 5i5h 5c5b+')
+    assert engine.hear('bestmove')[0].split()[1] in ('5i5h', '5c5b+')
+
+def test_a_depth_is_said_not_to_be_obeyed(engine):
+    caught_up(engine)
+    engine.said.clear()
+    engine.tell('position startpos', 'go depth 3')
+    engine.hear('bestmove')
+    assert len([line for line in engine.said if 'depth is not obeyed' in line]) == 1
+
+def test_whatever_it_says_is_one_line():
+    said = []
+    engine = UsiEngine(None, write=said.append)
+    engine.say('info string one\ntwo\r\nthree')
+    engine.set_option('x\ny', 'z')
+    engine.set_option('Weights', 'a\nb')
+    assert said[0] == 'info string one two three' and len(said) == 3 and not [s for s in said if len(s.splitlines()) != 1]
 
 def test_one_node_is_the_policy_and_what_is_no_command_ends_nothing(engine, small_run):
     from maou_nb import predict

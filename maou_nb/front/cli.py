@@ -804,15 +804,18 @@ def _help(argv):
     return 0
 
 # %% ../../nbs/front/63_cli.ipynb #430b0d16
-USAGE = '''usage: maou-nb prepare STAGE [PATHS …] FOLDER [flags]
-       maou-nb learn-model [flags]
-       maou-nb evaluate OF [DATA …] [flags]
-       maou-nb show RUN [--position SFEN] [flags]
-       maou-nb study FILE [flags]
-       maou-nb export RUN FOLDER [--target dlshogi] [flags]
-       maou-nb usi --run RUN [flags]
-       maou-nb COMMAND --help
-       maou-nb --version'''
+USAGE = '''usage: maou-nb COMMAND …
+
+  prepare STAGE [PATHS …] FOLDER        turns game records into rows to train on
+  learn-model [flags]                   trains a network, in three stages or in one
+  evaluate OF [DATA …]                  all figures of a network, on held-out rows or on other data
+  show RUN [--position SFEN]            what a run reached, or what its network says of a position
+  study FILE                            trains several arms with the same seeds, and says what is better
+  export RUN FOLDER [--target dlshogi]  writes ONNX files for an engine
+  usi --run RUN [--script FILE]         is a USI engine, or writes a script that starts it, for a GUI
+
+maou-nb COMMAND --help tells its flags, maou-nb --version the version. Matches, ladders and the board
+to play on are Python alone: from maou_nb import match, ladder, play_against.'''
 
 # %% ../../nbs/front/63_cli.ipynb #8a4429f9
 def _leave():

@@ -24,7 +24,7 @@ from ..data.explained import check_whole, hinted, refuse, said
 from ..data.alone import alone_in
 from ..data.files import as_path, local_file, path_here
 from ..data.html import html_table, join_html, tag
-from .player import net_player, thinking_of
+from .player import check_name, net_player, thinking_of
 from ..play.arena import GAMES, Engine, Thought, UsiPlayer, argv_of, checked_engine, run_match
 from ..play.elo import Ladder, Sprt, rank
 from ..play.games import MatchResult, MatchView, open_match, plan, read_openings
@@ -32,6 +32,7 @@ from ..play.lockstep import play_games
 from ..play.search import NetPlayer, think
 from ..play.usi import answer_of, track_of
 from ..show.charts import COLORS, Chart, Line, Panel
+from ..show.tables import Table
 from ..train.checkpoints import find_checkpoint, load_tensors, manifest_in
 
 # %% ../../nbs/front/68_match.ipynb #033db33d
@@ -45,12 +46,18 @@ def as_player(
     **thinking,              # Fields of `Thinking`, for what is no player yet
 ) -> NetPlayer|Engine:
     "Whatever can play, as a player; an `Engine` is one"
-    if name is not None and not (isinstance(name, str) and name.strip()): refuse('name', name, 'a name, or None,')
+    if name is not None: check_name(name, 'a name, or None,')
     if isinstance(of, Engine): return replace(checked_engine(of), name=name or of.name or Path(argv_of(of.command)[0]).stem)
     if isinstance(of, NetPlayer): return replace(of, name=name or of.name)
     if isinstance(of, str) and which(of.partition(' ')[0], path=_PROGRAMS) and not as_path(of).exists():
         raise ValueError(f'{said(of)} is no run but a program: Engine({of!r}) may be meant')
     return net_player(of, name, device=device, **thinking)
+
+def _check_heard(players, device, thinking):
+    "Refuse what none of `players` would hear of, as all of them are players already"
+    said = ([] if device == 'auto' else ['device']) + sorted({*thinking} - {'max_moves'})
+    if said and all(isinstance(p, NetPlayer|Engine) for p in players):
+        raise ValueError(f'{", ".join(said)}: the players that were given think as they do; none was expected')
 
 def _with_names(a, b):
     "Two players, with names that differ"
@@ -75,6 +82,7 @@ def _over(result, sprt):
 
 def _play(a, b, planned, result, view, sprt, at_once, seed):
     "Play what is left of a match of two nets"
+    if _over(result, sprt): return
     by_number = {p.number: p for p in planned}
     for went in play_games(a, b, result.left(planned), at_once, seed):
         result.add(result.played(by_number[went.number], went.moves, went.result, went.end, went.evals))
@@ -130,7 +138,7 @@ def match(
     names:tuple|None=None,    # Of both; None: their own
     at_once:int=64,           # Games that go on together
     seed:int=0,               # Of the order of the openings, and of what is drawn by a temperature
-    device:str='auto',        # As for `net_player`
+    device:str='auto',        # As for `net_player`, for what is no player yet
     show:bool=True,           # Whether the table is shown while it goes on
     **thinking,               # Fields of `Thinking`: temperature, temperature_plies, resign, max_moves …
 ) -> MatchResult:
@@ -141,6 +149,7 @@ def match(
     if not isinstance(sprt, Sprt | None): refuse('sprt', sprt, 'an Sprt, such as Sprt(0, 50),')
     if names is not None and (isinstance(names, str) or len(names) != 2): refuse('names', names, 'two names')
     thinking_of(thinking | {'nodes': nodes})
+    _check_heard([a, b], device, thinking)
     a, b = _with_names(*(as_player(p, n, device, nodes=nodes, **thinking) for p, n in zip((a, b), names or (None, None))))
     book = read_openings(openings, seed=seed)
     settings, planned = _settings(a, b, book, seed), plan(games, book)
@@ -225,7 +234,7 @@ class Standings:
         "Where a player stands"
         return next(r for r in self.ladder.rows if r['player'] == name)
 
-    def __repr__(self): return repr(self.ladder)
+    def __repr__(self): return '\n'.join([repr(Table(self.table())), *self.ladder.notes])
 
 # %% ../../nbs/front/68_match.ipynb #c08bf99f
 @patch
@@ -266,20 +275,21 @@ def chart(self:Standings) -> Chart:
 def _repr_mimebundle_(self:Standings, include=None, exclude=None):
     chart, text, rows = self.chart(), repr(self), self.table()
     drawn = tag('img', src=f'data:image/png;base64,{base64.b64encode(chart.png()).decode()}', alt=text) if self._curves() else ''
-    return {'text/html': join_html([html_table([r.values() for r in rows], rows[0]), drawn]), 'text/plain': text}
+    notes = [tag('p', note) for note in self.ladder.notes]
+    return {'text/html': join_html([html_table([r.values() for r in rows], rows[0]), *notes, drawn]), 'text/plain': text}
 
 # %% ../../nbs/front/68_match.ipynb #b83c817c
 @hinted
 def ladder(
     of,                       # A run: all checkpoints that it kept; a glob or list of runs: the best of each; also players
-    games:int=60,             # Of each pair of players that meet
+    games:int=60,             # Of each pair of players that meet, as `pairings_of` has them
     nodes:int=100,            # Visits of the root before a move, for what is no player yet
     references=(),            # Players and engines beside them
     openings=None,            # As for `match`
     folder=None,              # Where the matches are kept, a folder each; None: nowhere
     fixed:str|None=None,      # Who stands at 0; None: the mean
     seed:int=0,
-    device:str='auto',
+    device:str='auto',        # As for `match`
     show:bool=True,
     **thinking,               # As for `match`
 ) -> Standings:
@@ -288,6 +298,7 @@ def ladder(
     rungs = _told_apart([*rungs_of(of), *(rungs_of(beside) if beside else [])])
     if len(rungs) < 2: refuse('of', of, f'two players or more, as {len(rungs)} can play nobody,')
     if fixed not in (None, *(r.name for r in rungs)): refuse('fixed', fixed, f'one of {", ".join(r.name for r in rungs)}')
+    _check_heard([r.of for r in rungs], device, thinking)
     players = [as_player(r.of, r.name, device, nodes=nodes, **thinking) for r in rungs]
     matches, limit = [], {k: v for k, v in thinking.items() if k == 'max_moves'}
     for i, j in pairings_of(len(players)):

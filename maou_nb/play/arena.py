@@ -54,7 +54,7 @@ class Engine:
     depth: int|None = None           # A move
     movetime: float|None = None      # Seconds a move
     time: float|None = None          # Seconds a game, on a clock
-    inc: float = 0.                  # Seconds that each move adds to the clock
+    inc: float = 0.                  # Seconds that each move adds to the clock, before it
     byoyomi: float = 0.              # Seconds a move when the clock is at 0
     patience: float = 60.            # Seconds that a move may take without a clock, and to get ready
     grace: float = 0.1               # Seconds that are forgiven over a limit of time
@@ -72,7 +72,7 @@ def _ms(seconds): return round(1000*(seconds or 0))
 # %% ../../nbs/play/59_arena.ipynb #8f51e637
 @patch
 def go(self:Engine,
-    left:tuple[int, int],      # Milliseconds on the clocks of Black and White
+    left:tuple[int, int],      # Milliseconds on the clocks of Black and White, without what this move adds
 ) -> str:                      # A line of USI
     "What it is told to do"
     words = [f'nodes {self.nodes}']*bool(self.nodes) + [f'depth {self.depth}']*bool(self.depth)
@@ -89,7 +89,7 @@ def wait(self:Engine,
     left:int,        # Milliseconds on its clock
 ) -> float:
     "Seconds in which a move must have come"
-    if self.clocked: return left/1000 + self.byoyomi + self.grace
+    if self.clocked: return left/1000 + self.inc + self.byoyomi + self.grace
     return self.movetime + self.grace if self.movetime else self.patience
 
 # %% ../../nbs/play/59_arena.ipynb #03327fde
@@ -106,7 +106,8 @@ def checked_engine(
     "`engine`, its figures looked at; a command stands for one"
     if isinstance(engine, (str, list, tuple, Path)): engine = Engine(str(engine) if isinstance(engine, Path) else engine)
     if not isinstance(engine, Engine): refuse('engine', engine, 'a command or an Engine')
-    if not isinstance(engine.name, str): refuse('name', engine.name, 'a name')
+    one_line = isinstance(engine.name, str) and engine.name.splitlines() in ([], [engine.name])
+    if not one_line: refuse('name', engine.name, 'a name of one line')
     if not isinstance(engine.options, dict): refuse('options', engine.options, 'a dict of options and their values')
     for name in ('nodes', 'depth'):
         if getattr(engine, name) is not None: check_whole(1, 1 << 40, **{name: getattr(engine, name)})
@@ -337,9 +338,10 @@ class _Clocks:
         "Take time off a clock; an `EngineFault` if there is none left"
         engine = self.of[side]
         if engine is None or not engine.clocked: return
-        over = ms - self.left[side]
-        if over > _ms(engine.byoyomi) + _ms(engine.grace): raise EngineFault('time', f'{over - _ms(engine.byoyomi)} ms too late')
-        self.left[side] = max(self.left[side] - ms, 0) + _ms(engine.inc)
+        left = self.left[side] + _ms(engine.inc) - ms
+        late = -left - _ms(engine.byoyomi)
+        if late > _ms(engine.grace): raise EngineFault('time', f'{late} ms too late')
+        self.left[side] = max(left, 0)
 
 # %% ../../nbs/play/59_arena.ipynb #87d098cc
 def _answer(track, thought):

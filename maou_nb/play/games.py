@@ -31,7 +31,7 @@ from ..data.games import MATE, RecordError, parse_usi
 from ..data.html import Html, html_table, join_html, style_sheet, tag
 from ..data.records import read_games
 from ..data.shards import EVAL_SCALE
-from .elo import Elo, elo_of, signed
+from .elo import Elo, elo_of, probability_text, signed
 from ..show.boards import START, show_position
 from ..show.charts import COLORS, GREY, Chart, Line, Panel
 from ..show.pictures import Block, Picture, below, block_of, image_tag, outlined, picture_of
@@ -99,6 +99,7 @@ class Game(Picture):
 @patch
 def __repr__(self:Game):
     won = {1: f'{self.black} (Black) won', 0: f'{self.white} (White) won', .5: f'{self.black} and {self.white} drew'}
+    if self.end == 'interrupted': won[.5] = f'{self.black} against {self.white}, unfinished'
     return f'{won[self.result]} after {len(self.moves)} moves: {self.end}' + f' ({self.said})'*bool(self.said)
 
 # %% ../../nbs/play/56_games.ipynb #8884b739
@@ -244,7 +245,7 @@ def _curves(game, ply):
     "Both curves, and where in the game one is, as a block"
     n, words = len(game.moves), []
     levels = [tag('path', d=f'M34 {8 + _TALL*k/2}h{_WIDE - 40}', stroke='#ddd') for k in range(3)]
-    names = [outlined(f'{100 - 50*k} %', 16, 8 + _TALL*k/2, 9, fill='#555') for k in range(3)]
+    names = [outlined(f'{100 - 50*k}%', 16, 8 + _TALL*k/2, 9, fill='#555') for k in range(3)]
     lines = [tag('g', _curve(game.rates(black), n, 8), stroke=color) for black, color, _ in _SIDES]
     x = 34 + (_WIDE - 40)*ply/max(n, 1)
     here = tag('path', d=f'M{x:.1f} 8v{_TALL}', stroke=GREY, stroke_dasharray='3 3')
@@ -487,7 +488,7 @@ def rows(self:MatchResult) -> list[tuple]:
         ('as Black', said(self.tally(True))), ('as White', said(self.tally(False))),
         ('points', f'{e.score:.1%} of {len(self.games):,}'),
         (f'Elo, {self.level:.0%} between', f'{signed(e.elo)}, {signed(e.low)} … {signed(e.high)}'),
-        (f'chance that {self.a} is stronger', f'{100*e.chance:.1f} %'),
+        (f'chance that {self.a} is stronger', probability_text(e.chance)),
         ('moves a game', f'{sum(map(len, self.games))/n:.0f}'),
         ('ends', ', '.join(f'{k} {v}' for k, v in ends.most_common()) or 'none'),
         *([('played before, move by move', f'{again} games, which Elo leaves out')] if again else []),

@@ -214,7 +214,7 @@ class Search:
         if not nodes or self.thinking.nodes == 1: return      # the policy alone
         one = board.solve_mate_in_one()
         line = [one.to_usi()] if one else self.solver(board, nodes) if self.solver else []
-        if not line or not mates(board, line): return
+        if not line or line[0] not in self.root.usi() or not mates(board, line): return
         self.mate, root = line, self.root
         root.proof, root.plies = 1, len(line)
         root.best = root.usi().index(line[0])
@@ -298,6 +298,18 @@ def over(self:Search) -> bool:
     "Whether there is nothing more to look for: enough visits, a proof, or one move that is no question"
     root = self.root
     return bool(root.proof or not len(root.moves) or root.n >= self.limit and root.priors is not None)
+
+# %% ../../nbs/play/57_search.ipynb #066b85f3
+@patch
+def restrict(self:Search,
+    moves:list[str],     # USI, some of them legal
+):
+    "Begin anew, with `moves` alone at the root"
+    node = _asking(self.track.board)
+    kept = np.isin(node.usi(), moves)
+    node.moves, node.labels = node.moves[kept], node.labels[kept]
+    self.root, self.mate = node, []
+    self._look_for_mate()
 
 # %% ../../nbs/play/57_search.ipynb #8db9e118
 def ask_net(

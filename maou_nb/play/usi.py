@@ -83,6 +83,7 @@ class Limits:
     nodes:int|None = None         # Visits of the root
     waits:bool = False            # No answer before `stop` or `ponderhit`: infinite, ponder
     multipv:int = 1
+    moves:tuple = ()              # USI; of the root these alone; none: all
 
 def seconds_for(
     left:float, byoyomi:float, increment:float,    # Seconds: on the own clock, per move, per move from now on
@@ -91,24 +92,26 @@ def seconds_for(
 ) -> float:
     "How long a move may take"
     moves_left = max(50 - ply//4, 20)
-    certain = max(left + byoyomi, increment) - overhead
+    certain = left + byoyomi + increment*(left < increment) - overhead
     return max(min(left/moves_left + increment + byoyomi - overhead, certain), 0.)
 
 # %% ../../nbs/play/58_usi.ipynb #999fb177
-_numbers = {'btime', 'wtime', 'byoyomi', 'binc', 'winc', 'nodes', 'movetime', 'multipv'}
+_numbers = {'btime', 'wtime', 'byoyomi', 'binc', 'winc', 'nodes', 'movetime', 'multipv', 'depth'}
+_move = re.compile(r'[1-9][a-i][1-9][a-i]\+?|[PLNSGBR]\*[1-9][a-i]')
 
 def _go_words(tokens):
-    "The words of `go`: name → number, or True; what is not known is passed over"
+    "The words of `go`: name → number, moves, or True; what is not known is passed over"
     found, tokens = {}, list(tokens)
     while tokens:
         word = tokens.pop(0)
+        while word == 'searchmoves' and tokens and _move.fullmatch(tokens[0]): found.setdefault(word, []).append(tokens.pop(0))
         if word in ('infinite', 'ponder', 'mate'): found[word] = True
         if word in {*_numbers, 'mate'} and tokens and re.fullmatch(r'-?\d{1,12}', tokens[0]): found[word] = max(int(tokens.pop(0)), 0)
     return found
 
 # %% ../../nbs/play/58_usi.ipynb #d5965bac
 def limits_of(
-    words:dict,            # Of `go`: name → number, or True
+    words:dict,            # Of `go`: name → number, moves, or True
     black:bool, ply:int,   # Whose move it is, and how many were made
     overhead:float=0.2,    # Seconds
 ) -> Limits:
@@ -117,7 +120,8 @@ def limits_of(
     clock = {'btime', 'wtime', 'byoyomi', 'binc', 'winc'} & set(words)
     seconds = seconds_for(own('time'), words.get('byoyomi', 0)/1000, own('inc'), ply, overhead) if clock else math.inf
     if 'movetime' in words: seconds = min(seconds, max(words['movetime']/1000 - overhead, 0))
-    return Limits(math.inf if 'infinite' in words else seconds, words.get('nodes'), bool({'infinite', 'ponder'} & set(words)))
+    waits, moves = bool({'infinite', 'ponder'} & set(words)), tuple(words.get('searchmoves', ()))
+    return Limits(math.inf if 'infinite' in words else seconds, words.get('nodes'), waits, words.get('multipv') or 1, moves)
 
 # %% ../../nbs/play/58_usi.ipynb #5d2a6773
 def score_text(
@@ -163,7 +167,7 @@ class UsiEngine:
 
     def say(self, *lines:str):
         "Write lines"
-        for line in lines: self._write(line)
+        for line in lines: self._write(' '.join(line.splitlines()))
 
     def value(self, name:str) -> float:
         "An option's value as a number"
@@ -229,9 +233,20 @@ def set_position(self:UsiEngine, text:str):
 
 # %% ../../nbs/play/58_usi.ipynb #76aed28d
 @patch
-def _tree(self:UsiEngine, alone=False) -> Search:
-    "The search for the position, with what an earlier one of the same game knows"
-    return NetPlayer('', None, self.thinking(alone), solver=self.player.solver).search_on(self.track, self.search)
+def _tree(self:UsiEngine, alone=False, moves=()) -> Search:
+    "The search for the position, with what an earlier one of the same game knows; of some `moves` one of their own"
+    player = NetPlayer('', None, self.thinking(alone), solver=self.player.solver)
+    search = player.search_on(self.track, None if moves else self.search)
+    if moves: search.restrict(moves)
+    return search
+
+@patch
+def _heard(self:UsiEngine, limits, words) -> Limits:
+    "`limits`, with what cannot be obeyed said"
+    if 'depth' in words: self.say('info string depth is not obeyed: it thinks by time and nodes')
+    legal = {m.to_usi() for m in self.track.board.legal_moves()}
+    if odd := [m for m in limits.moves if m not in legal]: self.say(f'info string searchmoves: {" ".join(odd)} cannot be played here')
+    return replace(limits, moves=tuple(m for m in limits.moves if m in legal))
 
 # %% ../../nbs/play/58_usi.ipynb #cbdceaf1
 @dataclass
@@ -306,7 +321,7 @@ def answer_of(
 @patch
 def _answer(self:UsiEngine, watch):
     "Think, then say the move when it may be said"
-    search = self.search = self._tree(watch.limits.nodes == 1)
+    search = self.search = self._tree(watch.limits.nodes == 1, watch.limits.moves)
     search.limit = min(watch.limits.nodes or int(self.value('Nodes')) or MANY, int(self.value('TreeNodes')))
     if not watch.limits.nodes and math.isinf(watch.limits.seconds) and not watch.limits.waits: search.limit = search.thinking.nodes
     if self.values['PolicyOnly'] == 'true': search.limit = 1
@@ -324,8 +339,9 @@ def _play(self:UsiEngine, watch):
         moves = self.track.board.legal_moves()
         self.search, played = None, None
         self.say(f'info string {type(e).__name__}: {" ".join(str(e).split())}', f'bestmove {moves[0].to_usi() if moves else "resign"}')
+    if watch.limits.moves: self.search = None      # it knows some moves alone
     # what is given up is freed now, in the other side's time
-    if played and not watch.limits.waits and played in (usi := self.search.root.usi()):
+    elif played and not watch.limits.waits and played in (usi := self.search.root.usi()):
         self.search.advance(self.search.root.move(usi.index(played)))
 
 # %% ../../nbs/play/58_usi.ipynb #325134bc
@@ -366,7 +382,7 @@ def go(self:UsiEngine, words:dict, start:float):
     self.ready()
     self.stopped, self.hit_at, track = False, None, self.track
     limits = limits_of(words, track.board.turn.value == 0, len(track.moves), self.value('MoveOverhead')/1000)
-    limits = replace(limits, multipv=words.get('multipv') or int(self.value('MultiPV')))
+    limits = self._heard(replace(limits, multipv=words.get('multipv') or int(self.value('MultiPV'))), words)
     if 'mate' in words: self._answer_mate(words, start)
     else: self._play(Watch(limits, start, start))
 
