@@ -49,7 +49,8 @@ def test_without_rows_it_is_the_paired_t_test_and_the_tost_of_statsmodels(case):
 def test_what_can_be_seen_is_what_statsmodels_says(n, tests):
     mine = detectable(1/np.sqrt(n), n - 1, tests=tests)       # of differences with deviation 1
     assert TTestPower().power(mine, n, .05/tests) == pytest.approx(.8, abs=2e-3)
-    if n > 3: assert mine == pytest.approx(TTestPower().solve_power(nobs=n, alpha=.05/tests, power=.8), rel=2e-3)      # it finds no root for 3
+    if n < 5: return                                          # their search finds no root for 3
+    assert mine == pytest.approx(TTestPower().solve_power(nobs=n, alpha=.05/tests, power=.8), rel=2e-3)
 
 def test_of_balanced_games_the_error_is_that_of_an_analysis_of_variance():
     "(MS seeds + MS games − MS of both)/(seeds·games), as of two crossed random effects"
@@ -213,8 +214,10 @@ def test_the_same_draws_give_the_same_verdict_and_their_limit_is_written_out():
 
 def test_rows_may_come_in_another_order_and_games_may_be_names():
     results = study(np.random.default_rng(9))
-    named = {k: r | dict(rows=r['rows'].with_columns(pl.format('game {}', 'game').alias('game')).sample(fraction=1., shuffle=True, seed=k[1]))
-             for k, r in results.items()}
+    named = {}
+    for k, r in results.items():
+        rows = r['rows'].with_columns(pl.format('game {}', 'game').alias('game'))
+        named[k] = r | dict(rows=rows.sample(fraction=1., shuffle=True, seed=k[1]))
     a, b = verdict(results, draws=0).differences, verdict(named, draws=0).differences
     assert a['se'][0] == pytest.approx(b['se'][0]) and a['verdict'][0] == b['verdict'][0]
 
