@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['DRAWS', 'HEADS', 'BINS', 'Drawn', 'ExamPart', 'ranks', 'by_rule', 'examine_rules', 'examine_mates', 'phases',
            'examine_moves', 'log_loss', 'fitted_temperature', 'calibration', 'examine_value', 'examine_mirror',
-           'examine_reach', 'examine_own', 'Exam', 'exam']
+           'examine_reach', 'examine_own', 'Exam', 'check_page', 'kept_exam', 'kept_sentence', 'exam']
 
 # %% ../../nbs/judge/57_exam.ipynb #92f66160
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from ..data.batches import BatchStream
 from ..data.board import KINDS
 from ..data.columns import NO_PLY
 from ..data.explained import check_whole, hinted
-from ..data.files import FarError, FileError, as_path, atomic_file, short_path
+from ..data.files import FarError, FileError, as_path, atomic_file, read_json, short_path
 from ..data.html import Html, html_table, join_html, style_sheet, tag
 from ..data.labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
 from ..data.shards import fixed_array
@@ -54,6 +54,11 @@ from ..train.runner import fingerprint
 # %% ../../nbs/judge/57_exam.ipynb #a4f458e5
 DRAWS = 1000
 
+@lru_cache(32)
+def _weights(n, seed):
+    "float64 (DRAWS, n): how often each of `n` games is taken"
+    return np.random.default_rng(seed).poisson(1, (DRAWS, n)).astype(np.float64)
+
 class Drawn:
     "Means of rows, and their intervals over games"
     def __init__(self,
@@ -61,7 +66,7 @@ class Drawn:
         seed:int=0,
     ):
         self.keys, self.place = np.unique(games, return_inverse=True)
-        self.weights = np.random.default_rng(seed).poisson(1, (DRAWS, len(self.keys))).astype(np.float64)
+        self.weights = _weights(len(self.keys), seed)
 
     def _sums(self, values): return np.bincount(self.place, np.asarray(values, float), len(self.keys))
 
@@ -251,6 +256,7 @@ def _legend(ax): ax.legend(fontsize=8, frameon=False, labelcolor=GREY)
 def examine_rules(
     asked:ExamSet,
     said:dict,       # From heads: legal_moves and policy, logits of all its positions
+    mask:str='',     # With which the policy was trained, if that is known
 ) -> ExamPart|None:  # None: neither head is there
     "Which rules a network knows"
     if not {'legal_moves', 'policy'} & said.keys(): return None
@@ -264,12 +270,15 @@ def examine_rules(
     for rule in _SHOWN:
         found = _worst(likely, codes, CODES[rule])
         if found and found[2] > 0.005: part.boards.append(_worst_board(asked.boards[at], asked.hands[at], rule, found, who))
-    _say_rules(part, asked, claimed, mass, at)
+    _say_rules(part, asked, claimed, mass, at, mask if mass is not None else '')
     part.drawn = lambda: (_draw_rules(bars), 'Shares of labels that break a rule and are taken for moves, by rule')
     return part
 
 # %% ../../nbs/judge/57_exam.ipynb #30be69e1
-def _say_rules(part, asked, claimed, mass, at):
+_MASKED = ('It was trained with policy_mask=legal: nothing taught it to leave illegal labels alone, so what it gives to them '
+           'without the mask, and a top-1 over all labels, say how it was trained rather than what it knows.')
+
+def _say_rules(part, asked, claimed, mass, at, mask):
     "Figures of all rules together, and sentences"
     ordinary = asked.kind[at] == asked.kind[asked.rows('ordinary')[0]]
     legal, drawn = asked.broken[at] == 0, Drawn(asked.game[at])
@@ -283,6 +292,7 @@ def _say_rules(part, asked, claimed, mass, at):
         illegal = drawn.mean((mass*~legal).sum(1)*ordinary, ordinary)
         part.note('policy/illegal', *illegal)
         part.said.append(f'Before the mask the policy gives {_percent(*illegal)} to moves that are none, in ordinary positions.')
+    if mask == 'legal': part.said.append(_MASKED)
     part.said.append('Drops that could never move again have no label here: our 1496 labels leave them out.')
 
 # %% ../../nbs/judge/57_exam.ipynb #3e008a09
@@ -485,6 +495,12 @@ def _draw_calibration(bins):
     return fig
 
 # %% ../../nbs/judge/57_exam.ipynb #0cf3f984
+def _divergence(a, b, legal):
+    "(N,): the KL divergence of two policies, as log probabilities over the legal moves"
+    gap = np.subtract(a, b, where=legal, out=np.zeros_like(a))
+    return (np.exp(a)*gap).sum(1)
+
+# %% ../../nbs/judge/57_exam.ipynb #0eef0c88
 def examine_mirror(
     asked:ExamSet,
     said:dict,          # Of the positions
@@ -499,7 +515,7 @@ def examine_mirror(
     if 'policy' in said:
         legal = asked.legal()[at]
         a, b = (_log_policy(logits, legal) for logits in (said['policy'][at], mirrored['policy'][:, LABEL_MIRROR]))
-        add('policy_kl', 'policy: KL of the two', drawn.mean((np.exp(a)*np.where(legal, a - b, 0)).sum(1)), _number)
+        add('policy_kl', 'policy: KL of the two', drawn.mean(_divergence(a, b, legal)), _number)
         add('same_top1', 'policy: the same first choice', drawn.mean(a.argmax(1) == b.argmax(1)), _percent)
     if 'value' in said:
         gap = np.abs(expit(said['value'][at]) - expit(mirrored['value']))
@@ -553,12 +569,13 @@ def _sums_by_ply(net, stage, source, device):
     "Sums of the stage's figures of rows in ranges of plies, of `_SEEN` rows spread over `source`; None: it has none, or no plies"
     plies, plan, sums = plies_of(source), source.plan(512, shuffle=False), {}
     if plies is None: return None
+    stream = BatchStream(source, plan)
     known = plies[plies != NO_PLY]
     count = int(known.max(initial=0))//PLIES + 2
     with evaluating(net, device):
         home = next(net.parameters()).device
         for k in np.unique(np.linspace(0, len(plan) - 1, min(len(plan), _SEEN//512)).astype(int)):
-            dense = BatchStream(source, plan).batches(int(k))[0].to(home).decode()
+            dense = stream.batches(int(k))[0].to(home).decode()
             here = plies[k*512:k*512 + len(dense)].astype(np.int64)
             outputs = {name: v.float() for name, v in net(dense.board, dense.hands).items()}
             figures = stage.row_figures(outputs, dense)
@@ -723,6 +740,13 @@ def _repr_html_(self:Exam):
     return tag('div', style_sheet(_CSS), *top, *about, table, asked, *parts, class_='maou-exam')
 
 # %% ../../nbs/judge/57_exam.ipynb #e8743ca9
+def check_page(path:str|Path) -> Path:
+    "The path of a page; a `FileError` if it is none"
+    path = as_path(path)
+    if path.suffix.lower() in ('.html', '.htm'): return path
+    raise FileError(f'{path}: a name that ends in .html was expected')
+
+# %% ../../nbs/judge/57_exam.ipynb #1d17e035
 @patch
 def page(self:Exam) -> Html:
     "The page as a whole HTML document"
@@ -736,18 +760,37 @@ def save(self:Exam,
     path:str|Path,     # exam.html
 ) -> Path:
     "Write the page as HTML"
-    path = as_path(path)
-    if path.suffix.lower() not in ('.html', '.htm'): raise FileError(f'{path}: a name that ends in .html was expected')
+    path = check_page(path)
     with atomic_file(path, 'w') as f: f.write(self.page())
     return path
 
 @patch
 def keep(self:Exam,
     folder:Path,      # Of a run
+    **more,           # To be said in the JSON, too
 ):
     "Write the page and its figures as JSON into a run's folder"
     self.save(folder/EXAM_PAGE)
-    with atomic_file(folder/EXAM_FIGURES, 'w') as f: json.dump(self.as_json(), f, indent=1)
+    with atomic_file(folder/EXAM_FIGURES, 'w') as f: json.dump(self.as_json() | more, f, indent=1, allow_nan=False)
+
+# %% ../../nbs/judge/57_exam.ipynb #45395527
+def kept_exam(folder:str|Path) -> dict|None:      # None: there is none, or none that can be read
+    "What `exam.json` in a run's folder says"
+    path = as_path(folder)/EXAM_FIGURES
+    try: found = read_json(path)
+    except (OSError, FileError): return None
+    of = found.get('exam')
+    fits = isinstance(found.get('figures'), dict) and isinstance(of, dict) and isinstance(of.get('sha256'), str)
+    return found if fits else None
+
+def kept_sentence(folder:str|Path) -> str:    # '' if there is none
+    "What an exam that a run keeps came to"
+    found = kept_exam(folder)
+    if found is None: return ''
+    told = [(words, found['figures'].get(name)) for name, words in _HEAD]
+    text = [f'{words} {_number(v) if "Brier" in words else _percent(v)}' for words, v in told if isinstance(v, (int, float))]
+    of = found['exam']
+    return f'Exam {of.get("version")} ({of["sha256"][:12]}): {", ".join(text)}.'
 
 # %% ../../nbs/judge/57_exam.ipynb #5b0b57af
 def _names(nets):
@@ -759,7 +802,7 @@ def _known(nets, asked):
     "Stage → how the games of an exam stand to those that its network was trained on"
     stages = [(net, stage_of_net(net)) for net in nets]
     found = {s.id: how_known(net, asked.side(s.key), s) for net, s in stages if s.columns.origin}
-    return {stage: text for stage, text in found.items() if text}
+    return {stage: text.replace('held out', 'it was trained on none of them') if text == 'held out' else text for stage, text in found.items() if text}
 
 # %% ../../nbs/judge/57_exam.ipynb #1e5e9d52
 def _examined(nets, asked, device):
@@ -769,7 +812,8 @@ def _examined(nets, asked, device):
     at = at[::max(len(at)//1000, 1)]
     turned = asked.boards[at][:, SQUARE_MIRROR]
     mirrored = {k: v for net in reversed(nets) for k, v in _answers(net, turned, asked.hands[at], device).items()}
-    parts = {'rules': examine_rules(asked, fixed), 'mates': examine_mates(asked, fixed), 'moves': examine_moves(asked, fixed),
+    masks = {getattr(options_of(net), 'policy_mask', '') for net in nets if 'policy' in net.heads and getattr(net, 'about', {})}
+    parts = {'rules': examine_rules(asked, fixed, ''.join(masks)), 'mates': examine_mates(asked, fixed), 'moves': examine_moves(asked, fixed),
              'value': examine_value(asked, fixed), 'mirror': examine_mirror(asked, fixed, mirrored, at)}
     reach = next((net for net in nets if 'reachable' in net.heads), None)
     if reach is not None: parts['reach'] = examine_reach(reach, device)
