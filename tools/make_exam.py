@@ -6,7 +6,8 @@ that was trained on the same archive and held out a tenth or more of it has not 
 
 Three kinds of positions are taken, no position twice and none that occurs in samples/:
   ordinary  a position of each fifth of each game: for moves, value and rules
-  rules     those in which rules are at stake that are rare in games: a mate by a dropped pawn, pins, checks
+  rules     those in which rules are at stake that are rare in games: a mate by a dropped pawn, pins, checks. The first is
+            so rare that positions one move off the games are looked at, too: nothing was played in these
   mate      mates by checks in 1, 3 and 5 plies: df-pn (nshogi) finds candidates, a search of all checks says how
             long the shortest mate is and with which first moves
 The same folders give the same file.
@@ -18,13 +19,14 @@ import numpy as np
 import pyarrow as pa
 from rsshogi.core import Board
 
+from maou_nb.data.board import position_ids, to_sfen, view_of
 from maou_nb.data.columns import FOLDS
 from maou_nb.data.labels import move_labels
 from maou_nb.data.positions import positions
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import fixed_lists
 from maou_nb.data.trained import DEEP, copied_games, marks_of_rows
-from maou_nb.judge.broken import CODES, broken
+from maou_nb.judge.broken import CODES, WALL, attackers, broken
 from maou_nb.judge.exam_set import KINDS_OF_ROWS, write_exam
 from maou_nb.play.search import MateSolver
 
@@ -92,6 +94,41 @@ def mates_of(game, solver):
         board.apply_move(next(m for m in board.legal_moves() if int(m) == value))
     return [*found.values()]
 
+def one_move_off(cols, places):
+    "(boards, hands, place) after each legal move from `places` where a pawn before the mover's king could then mate"
+    boards, hands = (cols[k][places] for k in ('boards', 'hands'))
+    king = (boards == 8).argmax(1)
+    front, walled = np.maximum(king - 9, 0), np.concatenate([boards, np.full((len(boards), 1), WALL, np.uint8)], 1)
+    pawns = (boards.reshape(-1, 9, 9) == 15).any(1)[np.arange(len(king)), king % 9]
+    likely = (hands[:, 7] > 0) & ~pawns & (king > 8) & (boards[np.arange(len(king)), front] == 0)
+    likely &= (attackers(walled, front) < 81).any(1)
+    made = []
+    for i in np.flatnonzero(likely).tolist():
+        board = Board(to_sfen(boards[i], hands[i]))
+        for move in board.legal_moves():
+            board.apply_move(move)
+            made.append((*view_of(board.to_position_state()), int(places[i])))
+            board.undo_move(move)
+    return tuple(map(np.stack, zip(*made)))
+
+def broken_in_parts(boards, hands):
+    "`broken` of many positions"
+    return np.concatenate([broken(boards[i:i + 256], hands[i:i + 256]) for i in range(0, len(boards), 256)])
+
+def more_pawn_mates(cols, places, known, most):
+    "Columns of `most` positions off the games in which a dropped pawn would mate"
+    boards, hands, origin = one_move_off(cols, places)
+    ids = position_ids(boards, hands)
+    new = np.zeros(len(ids), bool)
+    new[np.unique(ids, return_index=True)[1]] = True
+    keep = np.flatnonzero(new & ~np.isin(ids, known))
+    keep = keep[(broken_in_parts(boards[keep], hands[keep]) == CODES['pawn mate']).any(1)]
+    each = keep[np.unique(cols['game'][origin[keep]], return_index=True)[1]]      # one of a game, others if these are too few
+    rest = np.setdiff1d(keep, each)
+    keep = np.sort(np.concatenate([spread(each, most), spread(rest, max(most - len(each), 0))]).astype(int))
+    print(f'positions one move off the games: {len(ids):,}; with pawn mate, taken: {len(keep):,}')
+    return {'boards': boards[keep], 'hands': hands[keep], 'game': cols['game'][origin[keep]], 'ply': cols['ply'][origin[keep]] + 1}
+
 def spread(numbers, most):
     "`most` of `numbers`, evenly"
     return [numbers[i*len(numbers)//most] for i in range(most)] if len(numbers) > most else list(numbers)
@@ -119,7 +156,7 @@ def make(folders, out, version):
         print(f'mates in {plies}: {len(places):,} found')
         for at, labels in spread(places, MATES[plies]): kind[at], mate[at], firsts[at] = KINDS_OF_ROWS.index('mate'), plies, labels
 
-    codes = np.concatenate([broken(cols['boards'][i:i + 256], cols['hands'][i:i + 256]) for i in range(0, len(free), 256)])
+    codes = broken_in_parts(cols['boards'], cols['hands'])
     rng = np.random.default_rng(version)
     for name, most in MOST.items():
         places = np.flatnonzero((codes == CODES[name]).any(1) & free & (kind == 0))
@@ -133,11 +170,17 @@ def make(folders, out, version):
     ratings = {g.key: g.ratings for g in games}
     turn = np.concatenate([np.array([Board(g.start).turn.value + i for i in range(len(g))]) % 2 for g in games])
     rating = np.array([ratings[int(k)][t] or np.nan for k, t in zip(cols['game'], turn)], np.float32)
+    off = more_pawn_mates(cols, np.flatnonzero(free), np.concatenate([cols['id'], known['id']]), MOST['pawn mate'])
+    n = len(off['game'])
+    nothing = {'label': np.full(n, -1), 'result': np.full(n, np.nan), 'eval': np.full(n, np.nan)}
+    cols = {k: np.concatenate([cols[k], (off | nothing)[k]]) for k in ('boards', 'hands', 'game', 'ply', *nothing)}
+    more = (kind, KINDS_OF_ROWS.index('rules')), (mate, 0), (rating, np.nan)
+    kind, mate, rating = (np.concatenate([a, np.full(n, v, a.dtype)]) for a, v in more)
     rows = np.flatnonzero(kind)
     rows = rows[np.lexsort((rows, kind[rows]))]
     table = pa.table({
         'kind': kind[rows], 'boardIdPositions': fixed_lists(cols['boards'][rows]), 'piecesInHand': fixed_lists(cols['hands'][rows]),
-        'played': cols['label'][rows].astype(np.int16), 'result': cols['result'][rows].astype(np.float32),
+        'played': cols['label'][rows].astype(np.int16), 'result': pa.array(cols['result'][rows].astype(np.float32), from_pandas=True),
         'eval': pa.array(cols['eval'][rows].astype(np.float32), from_pandas=True), 'rating': pa.array(rating[rows], from_pandas=True),
         'ply': cols['ply'][rows].astype(np.uint16), 'game': cols['game'][rows].astype(np.uint64), 'mate': mate[rows],
         'mating': pa.array([firsts.get(int(i), []) for i in rows], pa.list_(pa.int16()))})

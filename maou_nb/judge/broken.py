@@ -9,7 +9,7 @@ __all__ = ['RULES', 'CODES', 'WALL', 'BACK', 'MOVES', 'attackers', 'turned_round
 import numpy as np
 
 from ..data.board import KINDS, SLIDES, STEPS
-from ..data.labels import CLASSES, LABEL_CLASS, LABEL_SQUARE
+from ..data.labels import LABEL_CLASS, LABEL_SQUARE
 from ..data.labels import STEPS as WAYS
 
 # %% ../../nbs/judge/55_broken.ipynb #58707381
@@ -118,6 +118,7 @@ def _first_of(shape, *pairs):
     for name, mask in reversed(pairs): made[np.broadcast_to(mask, shape)] = CODES[name]
     return made
 
+# %% ../../nbs/judge/55_broken.ipynb #f2d96324
 def _broken_walks(boards):
     "(codes (N, L), origins (N, L)) of the labels that walk, kings left aside"
     origin, code, behind = _on_the_way(boards)
@@ -159,6 +160,7 @@ def turned_round(
     codes = np.array([0, *range(15, 29), *range(1, 15)], np.uint8)
     return codes[boards[:, ::-1]], np.roll(hands, 7, 1)
 
+# %% ../../nbs/judge/55_broken.ipynb #39a9bd54
 def _pawn_mates(boards, hands, rows, labels):
     "bool (M,): whether pawn drops, `labels` in positions `rows`, give mate"
     to, mates = LABEL_SQUARE[labels], np.zeros(len(rows), bool)

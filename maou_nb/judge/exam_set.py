@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from fastcore.basics import patch
 
 from ..data.columns import FOLDS
 from ..data.explained import said
-from ..data.files import FileError, as_path, atomic_file, file_sha256, short_path
+from ..data.files import FileError, as_path, atomic_file, file_sha256
 from ..data.labels import LABEL_COUNT, LABEL_SCHEME
 from ..data.shards import fixed_array
 from ..data.trained import Marks, Side
@@ -63,8 +64,8 @@ class ExamSet:
     boards: np.ndarray     # uint8 (N, 81)
     hands: np.ndarray      # uint8 (N, 14)
     broken: np.ndarray     # uint8 (N, 1496): which rule each label breaks
-    played: np.ndarray     # int64 (N,): the label of the move that was played
-    result: np.ndarray     # float32 (N,): 1 won, 0.5 draw, 0 lost
+    played: np.ndarray     # int64 (N,): the label of the move that was played, -1 where none was
+    result: np.ndarray     # float32 (N,): 1 won, 0.5 draw, 0 lost, NaN where nothing was played
     eval: np.ndarray       # float32 (N,): centipawns of who is to move, NaN where not known
     rating: np.ndarray     # float32 (N,): of who is to move, NaN where not known
     ply: np.ndarray        # int64 (N,)
@@ -103,12 +104,13 @@ def _rules_of(boards, hands):
     parts = [broken(boards[i:i + 256], hands[i:i + 256]) for i in range(0, len(boards), 256)]
     return np.concatenate(parts) if parts else np.zeros((0, LABEL_COUNT), np.uint8)
 
+# %% ../../nbs/judge/56_exam_set.ipynb #de71058e
 @lru_cache(2)
 def _read_exam(path, size, mtime):
     table, about = _table_of(path)
     boards, hands = (fixed_array(table[k], n) for k, n in _BYTES.items())
-    number = {k: table[k].to_numpy() for k in ('kind', 'result', 'eval', 'rating', 'game', 'mate')}
-    wide = {k: table[k].to_numpy().astype(np.int64) for k in ('played', 'ply')}
+    number = {k: np.array(table[k]) for k in ('kind', 'result', 'eval', 'rating', 'game', 'mate')}
+    wide = {k: np.array(table[k], np.int64) for k in ('played', 'ply')}
     return ExamSet(about['version'], file_sha256(path), boards=boards, hands=hands, broken=_rules_of(boards, hands), **number, **wide,
                    mating=[np.array(m, np.int16) for m in table['mating'].to_pylist()], marks=_read_marks(about['marks']))
 
@@ -123,8 +125,6 @@ def read_exam(
     return _read_exam(path, found.st_size, found.st_mtime)
 
 # %% ../../nbs/judge/56_exam_set.ipynb #9cce3183
-from fastcore.basics import patch
-
 @patch
 def rows(self:ExamSet,
     *kinds:str,     # ordinary, rules, mate
@@ -132,12 +132,14 @@ def rows(self:ExamSet,
     "Places of the positions of these kinds"
     return np.flatnonzero(np.isin(self.kind, [KINDS_OF_ROWS.index(k) for k in kinds]))
 
+# %% ../../nbs/judge/56_exam_set.ipynb #79403492
 @patch
 def sentence(self:ExamSet) -> str:
     "How many positions of each kind, and of how many games"
     counts = [f'{len(self.rows(k)):,} {"in " if k == "rules" else ""}{k}' for k in KINDS_OF_ROWS[1:]]
     return f'{len(self):,} positions ({", ".join(counts)}) of {len(np.unique(self.game)):,} games'
 
+# %% ../../nbs/judge/56_exam_set.ipynb #99200951
 @patch
 def legal(self:ExamSet) -> np.ndarray:
     "bool (N, 1496): the legal moves"
