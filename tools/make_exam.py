@@ -31,7 +31,7 @@ from maou_nb.judge.exam_set import KINDS_OF_ROWS, write_exam
 from maou_nb.play.search import MateSolver
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDS_TAKEN, PARTS, LATE = 10, 5, 30
+FOLDS_TAKEN, PARTS, LATE, PER_GAME = 10, 5, 30, 6
 MOST = {'pawn mate': 150, 'must promote': 100, 'pin': 200, 'check': 200, 'king': 100}      # positions of kind `rules`
 MATES = {1: 120, 3: 120, 5: 120}
 
@@ -123,9 +123,9 @@ def more_pawn_mates(cols, places, known, most):
     new[np.unique(ids, return_index=True)[1]] = True
     keep = np.flatnonzero(new & ~np.isin(ids, known))
     keep = keep[(broken_in_parts(boards[keep], hands[keep]) == CODES['pawn mate']).any(1)]
-    each = keep[np.unique(cols['game'][origin[keep]], return_index=True)[1]]      # one of a game, others if these are too few
-    rest = np.setdiff1d(keep, each)
-    keep = np.sort(np.concatenate([spread(each, most), spread(rest, max(most - len(each), 0))]).astype(int))
+    its_game = cols['game'][origin[keep]]
+    keep = np.concatenate([spread(keep[its_game == game], PER_GAME) for game in np.unique(its_game)])     # of one game they are alike
+    keep = np.array(spread(keep, most))
     print(f'positions one move off the games: {len(ids):,}; with pawn mate, taken: {len(keep):,}')
     return {'boards': boards[keep], 'hands': hands[keep], 'game': cols['game'][origin[keep]], 'ply': cols['ply'][origin[keep]] + 1}
 
