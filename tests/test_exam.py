@@ -1,7 +1,6 @@
 "The exam: rules against two libraries, figures against loops, the file's version and hash, and what is said to whom"
 import json, math, subprocess, sys, time
 from dataclasses import replace
-from pathlib import Path
 
 import cshogi
 import numpy as np
@@ -31,7 +30,7 @@ from maou_nb.show.boards import origin_of
 from maou_nb.stages.legal_moves import broken_rule
 from samples import GAMES, ROOT, said
 
-SHA256 = 'f3b935f23c18c796aa35a81249f505d297c4abf5f7b26d03c179909a6925f86d'
+SHA256 = 'ff3be61e3bd5245f085628f6251dd2a6f6c15dd39993a4a22bcf9627deee6795'
 LABELS = range(len(LABEL_CLASS))
 
 @pytest.fixture(scope='module')
@@ -85,7 +84,7 @@ def test_each_rule_has_its_property(thousand):
             for label in labels[:5].tolist():
                 seen[name] += 1
                 PROPERTIES[name](board, hands, label, in_check)
-    assert min(seen.values()) > 50
+    assert min(seen.values()) > 20
 
 def attacked(board, hands):
     "Whether the king of the side to move is attacked, by rsshogi"
@@ -334,13 +333,16 @@ def test_a_run_keeps_its_exam(run, examined):
     assert kept['exam'] == {'version': 1, 'sha256': SHA256} and kept['figures'] == pytest.approx(examined.figures)
     assert '95 % over games' in open(f'{folder}/exam.html', encoding='utf-8').read()
     assert kept['known'] == {'2': 'none of its games', '3': 'none of its games'}
-    assert 'Exam 1 (f3b935f23c18)' in repr(run) and 'exam.html' in run._repr_html_()
+    assert 'Exam 1 (ff3be61e3bd5)' in repr(run) and 'exam.html' in run._repr_html_()
     assert 'Exam 1' in repr(maou_nb.load_run(folder))
 
-def test_an_exam_is_held_once(run, shards, capsys):
-    kept = Path(run.run_dir)/'exam.json'
+def test_an_exam_is_held_once(shards, tmp_path, capsys):
+    "Of the same checkpoints"
+    kept = tmp_path/'run'/'exam.json'
+    options = dict(stage=3, run_dir=tmp_path/'run', resume_from='latest', exam_after=True, **TINY, **shards)
+    learn_multi_stage(**options)
+    assert 'The page' in capsys.readouterr().out
     before = kept.read_text()
-    options = dict(stage='all', run_dir=run.run_dir, resume_from='latest', exam_after=True, **TINY, **shards)
     learn_multi_stage(**options)
     assert 'The page' not in capsys.readouterr().out and kept.read_text() == before
     learn_multi_stage(**{**options, 'epoch': 2})

@@ -479,8 +479,8 @@ def _export(result, run, say):
 def _examine(result, run, say):
     "Examine the last network, and keep the page and its figures"
     marks = {str(s.stage): s.sha256.get('best') for s in result.stages_completed}
-    if (kept := kept_exam(run.path)) and kept.get('checkpoints') == marks: return
-    try: exam(result).keep(run.path, checkpoints=marks)
+    if (kept := kept_exam(run.path)) and kept.get('weights') == marks: return
+    try: exam(result).keep(run.path, weights=marks)
     except (ValueError, OSError) as e: return say(f'no exam was held: {e}')
     say(f'{kept_sentence(run.path)} The page: {short_path(run.path/EXAM_PAGE)}')
 

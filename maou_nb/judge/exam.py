@@ -712,11 +712,14 @@ def __repr__(self:Exam):
 
 # %% ../../nbs/judge/57_exam.ipynb #272c208f
 _CSS = '''
-.maou-exam { max-width: 70rem }
+.maou-exam { max-width: 80rem }
 .maou-exam table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
+.maou-exam table { display: block; overflow-x: auto; max-width: 100% }
 .maou-exam th, .maou-exam td { padding: .2rem .7rem; border-bottom: 1px solid #8884; background: none }
 .maou-exam h3 { margin: 1.6rem 0 .4rem }
 .maou-exam .side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
+.maou-exam .side img { max-width: 100%; height: auto }
+.maou-exam p { overflow-wrap: anywhere }
 .maou-exam .boards { display: flex; flex-wrap: wrap; gap: 1rem }
 .maou-exam figure { margin: 0; max-width: 350px; font-size: .85rem }
 .maou-exam figure img { max-width: 100%; height: auto }
@@ -724,7 +727,7 @@ _CSS = '''
 '''
 _PAGE = '''
 :root { color-scheme: light dark }
-body { font: 15px/1.5 system-ui, 'Noto Sans', 'Noto Sans CJK JP', sans-serif; margin: 2rem auto; padding: 0 1.2rem; max-width: 70rem }
+body { font: 15px/1.5 system-ui, 'Noto Sans', 'Noto Sans CJK JP', sans-serif; margin: 2rem auto; padding: 0 1.2rem; max-width: 80rem }
 @media (prefers-color-scheme: dark) { body { background: #111; color: #ddd } }
 @media (prefers-color-scheme: light) { body { background: #fff; color: #222 } }
 '''
@@ -755,7 +758,7 @@ def _part_html(self:ExamPart):
 @patch
 def _repr_html_(self:Exam):
     top = [tag('p', tag('b', self.unfinished))]*bool(self.unfinished)
-    heads = ', '.join(f'{head}: {path}' for head, path in self.heads.items())
+    heads = ', '.join(f'{head}: {"/".join(path.split("/")[-2:])}' for head, path in self.heads.items())
     about = [tag('p', tag('b', self.of)), *(tag('p', text) for text in self.about())]
     table = html_table(self.headline(), ('figure', 'value (95 % over games)'), right=1)
     asked = tag('p', tag('small', f'Heads that answered: {heads}')) if len({*self.heads.values()}) > 1 else ''
