@@ -371,7 +371,7 @@ def exam(
     positions:str|Path|None=None,       # A file that tools/make_exam.py wrote; none: the exam of this package
     own_rows:bool=True,                 # Whether to look at rows of its run, too
 ):
-    "Examine a network: rules, mates, moves, value, mirrored boards; the positions are the same for everybody"
+    "Examine a network on positions that are the same for everybody: rules, mates, moves, value"
     from maou_nb.judge.exam import check_page, exam
     if page is not None: check_page(page)
     found = exam(run, stage, device, positions, own_rows)

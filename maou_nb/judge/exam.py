@@ -858,7 +858,7 @@ def exam(
     positions:str|Path|None=None,   # A file that tools/make_exam.py wrote; none: the exam of this package
     own_rows:bool=True,        # Whether to look at rows of its run, too
 ) -> Exam:
-    "Examine a network: rules, mates, moves, value, mirrored boards; the positions are the same for everybody"
+    "Examine a network on positions that are the same for everybody: rules, mates, moves, value"
     nets, asked, device = _nets(of, stage), read_exam(positions), torch_device(device)
     names = _names(nets)
     if not names:
