@@ -24,7 +24,7 @@ setup(
     author=cfg['author'], author_email=cfg['author_email'], license='Apache-2.0',
     keywords=cfg['keywords'].split(),
     packages=find_packages(include=[lib, f'{lib}.*']),
-    package_data={f'{lib}.show': ['fonts/*'], f'{lib}.play': ['openings.usi']}, zip_safe=False,
+    package_data={f'{lib}.show': ['fonts/*'], f'{lib}.play': ['openings.usi'], f'{lib}.judge': ['exam-*.feather']}, zip_safe=False,
     install_requires=words('requirements'), extras_require=extras | {'dev': dev},
     # nbdev's doc links find a package's symbols through this entry point
     entry_points={'console_scripts': words('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']},

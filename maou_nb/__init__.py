@@ -10,6 +10,7 @@ _rooms = {
     'front.learn': ('learn_multi_stage', 'LearnResult', 'load_run', 'find_lr', 'overfit_one_batch'),
     'judge.ask': ('load_net', 'predict', 'summary'),
     'judge.evaluate': ('evaluate',),
+    'judge.exam': ('exam',),
     'judge.watch': ('film_strip',),
     'judge.review': ('show_results', 'browse'),
     'front.export': ('export_onnx',),

@@ -43,7 +43,7 @@ def filled(name, run, shards, here, pool):
     players, short = [maou_nb.random_player(n) for n in 'ab'], dict(games=1, show=False, max_moves=4)
     return {'find_lr': dict(options, steps=3), 'overfit_one_batch': dict(options, steps=3),
             'load_run': dict(path=run.run_dir), 'load_net': dict(path=run.run_dir), 'predict': dict(net=run.checkpoint(), sfen='startpos'),
-            'evaluate': dict(of=run, data=shards['stage1_data_path']), 'film_strip': dict(run=run),
+            'evaluate': dict(of=run, data=shards['stage1_data_path']), 'exam': dict(of=run), 'film_strip': dict(run=run),
             'show_results': dict(of=run, data=shards['stage1_data_path']), 'browse': dict(of=run, data=shards['stage1_data_path']),
             'export_onnx': dict(of=run.run_dir, folder_or_path=here/'onnx', precisions='fp32'),
             'attach': dict(run_dir=run.run_dir), 'compare': dict(runs=run.run_dir), 'tensorboard': dict(runs=run.run_dir),

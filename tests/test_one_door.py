@@ -56,7 +56,7 @@ def front():
 MORE = {'predict': [KNIGHT], 'export_onnx': ['out'], 'compare': ['other'], 'prepare_stage': ['records', 'out'],
         'prepare_stage2': ['out'], 'prepare_stage3': ['out']}
 # doors that take a run, in any way it is named
-TAKE = ['load_run', 'load_net', 'predict', 'summary', 'evaluate', 'show_results', 'browse', 'export_onnx', 'compare', 'tensorboard',
+TAKE = ['load_run', 'load_net', 'predict', 'summary', 'evaluate', 'exam', 'show_results', 'browse', 'export_onnx', 'compare', 'tensorboard',
         'attach', 'film_strip']
 # what needs the machine on which it trains
 HERE_ALONE = ['attach']

@@ -633,6 +633,11 @@ def row_results(run, few):
     kept = read_rows(b.dir)
     assert len(kept) == b.stage.rows['valid'] and kept['policy_loss'].mean() == pytest.approx(b.last['valid/policy_loss'], abs=1e-5)
 @row
+def exam_after(run, few):
+    a, b = run(), run(exam_after=True)
+    assert not moved(a, b) and not (a.dir/'exam.json').exists() and (b.dir/'exam.html').exists()
+    assert json.loads((b.dir/'exam.json').read_text())['figures']['moves/top1'] > 0
+@row
 def keep_checkpoints(run, few):
     steps = lambda r: sorted(int(p.stem.split('-')[-1]) for p in (r.dir/'checkpoints'/'stage3').glob('*.safetensors'))
     for keep in (1, 4):

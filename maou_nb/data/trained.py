@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEEP', 'MARKS', 'AT_LEAST', 'CONTAINED', 'LOOKED_AT', 'TOO_SHORT', 'read_columns', 'source_columns', 'games_of',
-           'Marks', 'marks_of', 'copied_games', 'Side', 'side_of', 'Overlap', 'overlap', 'Standing', 'in_words',
-           'on_both_sides', 'apart_split', 'trained_twice', 'Trained', 'distinct_sides', 'began_elsewhere',
+           'Marks', 'marks_of', 'marks_of_rows', 'copied_games', 'Side', 'side_of', 'Overlap', 'overlap', 'Standing',
+           'in_words', 'on_both_sides', 'apart_split', 'trained_twice', 'Trained', 'distinct_sides', 'began_elsewhere',
            'fits_trained', 'read_trained', 'sides_of', 'trained_on', 'standing', 'known_of', 'shared_figures',
            'said_split']
 
@@ -185,6 +185,14 @@ def marks_of(
         except FarError: raise
         except (ShardError, OSError, KeyError): return None
     return source._marks
+
+# %% ../../nbs/data/20_trained.ipynb #6f425b86
+def marks_of_rows(
+    games:np.ndarray,   # uint64 (N,): the game of each position
+    ids:np.ndarray,     # uint64 (N,): its id; of all late positions of these games
+) -> Marks:
+    "The marks of games by their positions"
+    return _as_marks(*_smallest(games, np.maximum(ids.astype(np.uint32), 1)))
 
 # %% ../../nbs/data/20_trained.ipynb #2edabd80
 def _reach(numbers):

@@ -31,6 +31,7 @@ from .launch import error_of, launch
 from .options import make_config, processes_of
 from ..judge.ask import as_net
 from ..judge.ask import predict as ask
+from ..judge.exam import exam, kept_exam, kept_sentence
 from ..judge.watch import LivePlot
 from ..judge.watch import Watched
 from ..model.backbones import backbone_of
@@ -41,7 +42,7 @@ from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
     CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
-from ..train.folder import RunFolder, begun_folder, came_from, fits_row
+from ..train.folder import EXAM_PAGE, RunFolder, begun_folder, came_from, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
 from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_url, sends_to, standing, unfinished
 from maou_nb.train.options import (
@@ -73,7 +74,8 @@ class LearnResult(BaseModel):
         said += [f'rows of a batch of stage {s.stage}: {batch_text(s.batch_size, s.batch_capped)}'
                  for s in self.stages_completed if s.batch_capped]
         stopped = [self.stopped] if self.stopped else []
-        return '\n'.join([*said, *stopped, f'run folder: {short_path(self.run_dir)}'])
+        examined = [*filter(None, [kept_sentence(self.run_dir)])]
+        return '\n'.join([*said, *stopped, *examined, f'run folder: {short_path(self.run_dir)}'])
 
     def __str__(self): return repr(self)
     def __fspath__(self): return self.run_dir       # wherever a run folder may be given, its result may
@@ -149,6 +151,12 @@ def _batches(result):
     return f' Rows of a batch: {", ".join(said)}.'*bool(said)
 
 # %% ../../nbs/front/62_learn.ipynb #a5070c0a
+def _exam_html(folder):
+    "What an exam of a run came to, if it keeps one"
+    text = kept_sentence(folder)
+    return [tag('p', text, ' The page: ', tag('code', short_path(as_path(folder)/EXAM_PAGE)))] if text else []
+
+# %% ../../nbs/front/62_learn.ipynb #212ffe2b
 @patch
 def _table_html(self:LearnResult):
     "The figures, and where the run is"
@@ -158,7 +166,7 @@ def _table_html(self:LearnResult):
                      for s in self.stages_completed)
     said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.{_batches(self)}')
     folder = tag('p', 'run folder: ', tag('code', short_path(self.run_dir)))
-    return join_html([stopped, html_table(result_rows(self), heads), said, folder])
+    return join_html([stopped, html_table(result_rows(self), heads), said, *_exam_html(self.run_dir), folder])
 
 # %% ../../nbs/front/62_learn.ipynb #9c9e814f
 @patch
@@ -467,6 +475,15 @@ def _export(result, run, say):
     files = export_onnx(result.checkpoint(stage.stage), run.onnx)
     say(f'ONNX files: {", ".join(map(str, files.paths.values()))}')
 
+# %% ../../nbs/front/62_learn.ipynb #96acd676
+def _examine(result, run, say):
+    "Examine the last network, and keep the page and its figures"
+    marks = {str(s.stage): s.sha256.get('best') for s in result.stages_completed}
+    if (kept := kept_exam(run.path)) and kept.get('weights') == marks: return
+    try: exam(result).keep(run.path, weights=marks)
+    except (ValueError, OSError) as e: return say(f'no exam was held: {e}')
+    say(f'{kept_sentence(run.path)} The page: {short_path(run.path/EXAM_PAGE)}')
+
 # %% ../../nbs/front/62_learn.ipynb #9102fbed
 def _keep(cfg, result, run, accelerator, mirror):
     "Write what was reached so far"
@@ -498,6 +515,9 @@ def _run(cfg, run, stop, mirror, say, pictures, callbacks):
         keep()
         if not reached.threshold_met: raise StageThresholdNotMet(reached, result)
     if cfg.export_onnx and join().main: _export(result, run, say)
+    if cfg.exam_after and join().main:
+        _examine(result, run, say)
+        if mirror is not None: mirror.sync()
     return result
 
 # %% ../../nbs/front/62_learn.ipynb #c1118585

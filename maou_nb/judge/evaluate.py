@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLIES', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation', 'evaluation_figure', 'trained_by', 'how_known',
-           'rows_to_judge', 'Sums', 'evaluate']
+           'rows_to_judge', 'plies_of', 'torch_device', 'Sums', 'evaluate']
 
 # %% ../../nbs/judge/52_evaluate.ipynb #28dd36a0
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
 from ..data.splits import held_folds, split_sources
-from ..data.trained import (Trained, began_elsewhere, known_of, read_trained, side_of, source_columns,
+from ..data.trained import (Side, Trained, began_elsewhere, known_of, read_trained, side_of, source_columns,
                                   trained_on)
 from .ask import as_net, evaluating, options_of, stage_of_net
 from ..model.heads import Net
@@ -267,14 +267,14 @@ _LOST = 'its own shards are no longer where they were'
 
 def how_known(
     net:Net,
-    source:StreamingFileSource,
+    source:StreamingFileSource|Side,
     stage:Stage,
 ) -> str:
     "How the rows of `source` stand to those that `net` was trained on; '' of a network without a checkpoint"
     if not getattr(net, 'about', {}): return ''
     try: run = trained_by(net, stage)
     except FarError as e: return f'{_NOT_KNOWN}{e}'
-    return f'{_NOT_KNOWN}{_LOST}' if run is None else known_of(run, side_of(source))
+    return f'{_NOT_KNOWN}{_LOST}' if run is None else known_of(run, source if isinstance(source, Side) else side_of(source))
 
 # %% ../../nbs/judge/52_evaluate.ipynb #b8b1103c
 def _changed(net, source):
@@ -298,14 +298,14 @@ def rows_to_judge(
     return source, how_known(net, source, stage) + _changed(net, source)*(data is None)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #e89f3844
-def _plies(source):
+def plies_of(source):
     "uint16 (N,): the ply of each row of `source`, in the order of files; None if some files know none"
     if any(s.foreign for s in source.shards): return None
     columns = [c.get('ply') for c in source_columns(source, ('ply',))]
     return None if any(c is None for c in columns) else np.concatenate(columns)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #94fe8a1a
-def _device(device):
+def torch_device(device) -> torch.device:
     "The torch device, tried; a `ValueError` if there is none"
     if device is None: return best_device()
     try: return torch.zeros(1, device=torch.device(device)).device
@@ -347,7 +347,7 @@ class Sums:
 def _add_rows(self:Sums, figures, n):
     "Add what rows are counted by, in the range of plies that each is in"
     if self.ranges is None:
-        self.plies = _plies(self.source)
+        self.plies = plies_of(self.source)
         plies = np.full(self.source.total_rows, NO_PLY) if self.plies is None else self.plies
         self.ranges, nowhere = plies.astype(np.int64)//PLIES, plies == NO_PLY
         self.known = int(self.ranges[~nowhere].max(initial=-1)) + 1
@@ -387,7 +387,7 @@ def evaluate(
     "All figures of a network on the rows of `data`"
     check_whole(1, 1 << 20, batch_size=batch_size)
     check_one_of(_types, precision=precision)
-    net, device = as_net(of, stage, data), _device(device)
+    net, device = as_net(of, stage, data), torch_device(device)
     source, known = rows_to_judge(net, data, stage, folds)
     stage, dense = stage_of_net(net, stage), None
     sums = Sums(stage, options_of(net), source, device)

@@ -62,6 +62,9 @@ class LogOptions(Section):
     row_results: bool = option(False,
         'Keep what each held-out row scored when a stage ends, so that runs can be compared row by row',
         'Logs & output', 'silent', idle=_no_rows, label='keep the score of each row')
+    exam_after: bool = option(False,
+        'Examine the network after the last stage: exam.html and exam.json in the run folder',
+        'Logs & output', 'silent', label='exam after the last stage')
     tensorboard_histogram_frequency: int = option(0,
         'Epochs between histograms of weights and gradients in TensorBoard; 0: none',
         'Logs & output', 'silent', ge=0, label='epochs between histograms')
