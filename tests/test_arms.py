@@ -50,12 +50,15 @@ def written_out(start, grads, hidden, decays, lr, decay, betas=(0.9, 0.999), eps
             p = p - lr*(mean/(1 - betas[0]**t)) / ((square/(1 - betas[1]**t)).sqrt() + eps)
     return p
 
-SHAPES = {'resnet': dict(channels=16, blocks=1, squeeze_excitation=True), 'mlp-mixer': {}, 'vit': dict(position='relative')}
+SHAPES = {'resnet': ('resnet', dict(channels=16, blocks=1, squeeze_excitation=True)), 'mlp-mixer': ('mlp-mixer', {}),
+          'nested': ('resnet', dict(channels=16, blocks=1, block='nested')),
+          'vit': ('vit', dict(position='relative')), 'smolgen': ('vit', dict(position='smolgen', num_layers=2))}
 
-@pytest.mark.parametrize('architecture', SHAPES)
-def test_muon_step_by_step(architecture):
+@pytest.mark.parametrize('name', SHAPES)
+def test_muon_step_by_step(name):
     "Each weight of a net, after three steps: those in the blocks by Muon, tables and all else by AdamW"
-    net = net_of(architecture, **SHAPES[architecture])
+    architecture, options = SHAPES[name]
+    net = net_of(architecture, **options)
     start = {n: p.detach().clone() for n, p in net.named_parameters()}
     optimizer = make_optimizer(net, 0.02, 0.1, OptimizerOptions(optimizer='muon'))
     grads = {n: [torch.randn_like(p) for _ in range(3)] for n, p in start.items()}

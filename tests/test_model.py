@@ -171,6 +171,20 @@ def test_any_integer_boards(name, dtype):
 
 
 @architectures
+def test_training_is_deterministic(name):
+    "Where torch is told to use no other kernels, three steps twice are equal to the last bit"
+    torch.use_deterministic_algorithms(True)
+    try:
+        nets = [make_net(name) for _ in range(2)]
+        for net in nets:
+            optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+            torch.manual_seed(5)
+            for seed in range(3): step(net, make_batch(seed=seed), optimizer)
+    finally: torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(net.state_dict().values() for net in nets)): assert torch.equal(a, b)
+
+
+@architectures
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_gradients_reach_every_parameter(name, checkpointing):
     net, batch = make_net(name), make_batch()

@@ -676,7 +676,7 @@ class ViTOptions(Section):
         label='ViT: place of squares')
     vit_smolgen_dim: int | None = option(None,
         'ViT: length of the codes of smolgen; 6561 weights each, and as many multiplications a head and layer; '
-        'none: a quarter of the features a square', 'Model', 'fixed', idle=_of_smolgen, ge=1, le=4096,
+        'none: a quarter of vit_embed_dim', 'Model', 'fixed', idle=_of_smolgen, ge=1, le=4096,
         label='ViT: code of smolgen')
 
 # %% ../../nbs/model/21_backbones.ipynb #f16859f3
