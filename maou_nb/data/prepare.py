@@ -794,13 +794,13 @@ def prepare(
     return made
 
 # %% ../../nbs/data/15_prepare.ipynb #2e560491
-POSITIONS_AT_ONCE = 1_000, 20_000   # at least and at most, of games that are made
+POSITIONS_AT_ONCE = 100, 20_000   # at least and at most, of games that are made
 
 class _Different:
     "Positions of a stream of games, each once among all streams that share `seen`"
     def __init__(self, games, columns, seen):
         self.games, self.columns, self.seen = games, columns, seen
-        self.drawn, self.positions, self.rest = [], 0, None      # games not yet laid down; all positions; rows that are left
+        self.drawn, self.positions, self.rest = {}, 0, None      # games not yet laid down, by key; all positions; rows that are left
 
     def more(self, n):
         "A tally of new positions, from about `n` of the stream"
@@ -813,7 +813,8 @@ class _Different:
         if len(new) < of/100:
             raise ValueError(f'of {of:,} further positions of games such as {block[-1].file} all but {len(new)} were there before, '
                              f'after {len(self.seen):,} different ones: fewer rows, or longer games, were expected')
-        self.drawn, self.positions = self.drawn + block, self.positions + of
+        self.drawn |= {g.key: g for g in block}
+        self.positions += of
         return {k: v[new] for k, v in rows.items()}
 
 # %% ../../nbs/data/15_prepare.ipynb #e2468c1c
@@ -835,9 +836,10 @@ def _write_made(folder, streams, columns, n, made_from):
             rows = join_tallies([s.take(m*(i + 1)//n - m*i//n) for s, m in streams])
             path = folder/f'{columns.slug}-{i:05d}-of-{n:05d}.feather'
             entries.append(write_shard(path, tally_table(add_up(rows), columns), columns, made_from, stamped=True))
-            for s, _ in streams:
-                out.write_table(games_table(s.drawn).select(ABOUT_GAMES).cast(schema))
-                games, s.drawn = games + len(s.drawn), []
+            keys = dict.fromkeys(rows['game'].tolist())
+            named = [s.drawn.pop(key) for s, _ in streams for key in keys if key in s.drawn]
+            out.write_table(games_table(named).select(ABOUT_GAMES).cast(schema))
+            games += len(named)
     return entries, games
 
 # %% ../../nbs/data/15_prepare.ipynb #b9b23f0f
@@ -847,7 +849,7 @@ def prepare_made(
     streams:list[tuple],     # (games, an iterator without an end; how many rows of them, above 0)
     folder:str|Path,         # Where the shards go, in place of an earlier set of this stage; local or a URL
     made_from:str,           # What the set says of the games
-    rows_per_shard:int=ROWS_PER_SHARD,   # At most so many rows a file, of all streams alike
+    rows_per_shard:int=ROWS_PER_SHARD,   # About so many rows a file, of all streams alike
 ) -> Prepared:
     "Write so many different positions of each stream of games, with the targets of a stage"
     began, folder, columns, seen = time.perf_counter(), as_path(folder), columns_of(stage), set()
