@@ -30,7 +30,8 @@ SHAPES = [('input1', 'tensor(float)', (62, 9, 9)), ('input2', 'tensor(float)', (
           ('output_policy', 'tensor(float)', (2187,)), ('output_value', 'tensor(float)', (1,))]
 KINDS = {'resnet': dict(channels=24, blocks=3, squeeze_excitation=True), 'mlp-mixer': dict(embed_dim=32, num_layers=2),
          'vit': dict(embed_dim=32, num_layers=2, num_heads=4)}
-KINDS |= {'nested': dict(channels=24, blocks=3, block='nested'), 'smolgen': dict(embed_dim=32, num_layers=2, num_heads=4, position='smolgen')}
+KINDS |= {'nested': dict(channels=24, blocks=3, block='nested'),
+          'smolgen': dict(embed_dim=32, num_layers=2, num_heads=4, position='smolgen')}
 SIZES = {'resnet': dict(resnet_channels=32, resnet_blocks=3), 'mlp-mixer': dict(mixer_embed_dim=32, mixer_num_layers=3),
          'vit': dict(vit_embed_dim=32, vit_num_layers=3, vit_position='relative')}
 SIZES |= {'nested': dict(resnet_channels=32, resnet_blocks=3, resnet_block='nested'),
@@ -200,7 +201,8 @@ def answers_alike(net, made, planes, positions):
     return worst
 
 @pytest.mark.parametrize('name, features, planes', [
-    ('resnet', 'attacks', 57), ('mlp-mixer', 'pieces', 119), ('vit', 'attacks', 119), ('nested', 'attacks', 57), ('smolgen', 'attacks', 119)])
+    ('resnet', 'attacks', 57), ('mlp-mixer', 'pieces', 119), ('vit', 'attacks', 119),
+    ('nested', 'attacks', 57), ('smolgen', 'attacks', 119)])
 def test_answers_on_cshogis_planes(name, features, planes, files, positions):
     fp32, fp16 = answers_alike(*files(name, features, planes), planes, positions)
     assert fp32 <= 1e-5 and fp16 <= 5e-3

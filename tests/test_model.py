@@ -681,8 +681,10 @@ def test_sizes_grow(name):
 @pytest.mark.parametrize('call, message', [
     (lambda: make_backbone('alexnet'), "backbone 'alexnet' is not known: choose from resnet, mlp-mixer, vit"),
     (lambda: make_backbone('vit', 'huge'), "vit size 'huge' is not known: choose from tiny, small, base, large"),
-    (lambda: make_backbone('resnet', depth=4), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
-    (lambda: make_backbone('resnet', depth=None), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
+    (lambda: make_backbone('resnet', depth=4),
+     "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
+    (lambda: make_backbone('resnet', depth=None),
+     "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
     (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative, smolgen"),
     (lambda: make_backbone('resnet', channels=15, block='nested'), 'channels 15 cannot be halved for nested blocks: choose an even number'),
     (lambda: make_backbone('resnet', block='round'), "block 'round' is not known: choose from plain, nested"),

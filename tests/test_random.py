@@ -121,7 +121,8 @@ def test_a_run_learns_the_rules_from_them(made, run):
     "Judged on games that were held out, and on positions of real games too"
     r = run(stage=2, stage2_data_path=made[0], stage2_test_ratio=0.2, stage2_max_epochs=6, stage2_threshold=1., stage2_batch_size=32)
     first, last = r.history[0], r.history[-1]
-    assert r.stage.judged_on.startswith('held-out games') and last['valid/f1'] > first['valid/f1'] + 0.1 and last['valid/loss'] < first['valid/loss']
+    assert r.stage.judged_on.startswith('held-out games')
+    assert last['valid/f1'] > first['valid/f1'] + 0.1 and last['valid/loss'] < first['valid/loss']
 
 @pytest.mark.parametrize('given, said', [
     (dict(rows=0), 'rows=0: a whole number from 1 to 1,000,000,000 was expected'),
