@@ -177,3 +177,15 @@ def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
     f1 = [r.last['train_eval/f1'] for r in (taught, fed)]
     print('F1 of the rules and of the placebo', f1)
     assert f1[0] > f1[1] + 0.1
+
+@pytest.mark.parametrize('net', [dict(resnet_block='nested'), dict(model_architecture='vit', vit_position='smolgen')], ids=['nested', 'smolgen'])
+def test_a_run_of_such_a_net_goes_on_exactly(run, net, tmp_path):
+    "Its checkpoint holds all of it: two epochs in two parts end in the bits of two, and the net that is loaded is the one that was saved"
+    given = dict(lr_scheduler='none', batch_size=64, ema_decay=0.9, **net)
+    whole = run(epoch=2, **given)
+    run(epoch=1, run_dir=tmp_path/'r', **given)
+    parts = run(epoch=2, run_dir=tmp_path/'r', resume_from='latest', **given)
+    assert torch.equal(weights(parts), weights(whole)) and parts.last['valid/loss'] == whole.last['valid/loss']
+    kept = {k.removeprefix('ema.').removeprefix('net.'): v for k, v in whole.tensors.items() if k.startswith('ema.')}
+    loaded = load_net(whole.result.checkpoint(3, 'last')).state_dict()
+    assert kept and all(torch.equal(loaded[k], v) for k, v in kept.items() if k in loaded) and {*loaded} & {*kept} == {*loaded}
