@@ -178,7 +178,9 @@ def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
     print('F1 of the rules and of the placebo', f1)
     assert f1[0] > f1[1] + 0.1
 
-@pytest.mark.parametrize('net', [dict(resnet_block='nested'), dict(model_architecture='vit', vit_position='smolgen')], ids=['nested', 'smolgen'])
+SUCH = {'nested': dict(resnet_block='nested'), 'smolgen': dict(model_architecture='vit', vit_position='smolgen')}
+
+@pytest.mark.parametrize('net', SUCH.values(), ids=SUCH)
 def test_a_run_of_such_a_net_goes_on_exactly(run, net, tmp_path):
     "Its checkpoint holds all of it: two epochs in two parts end in the bits of two, and the net that is loaded is the one that was saved"
     given = dict(lr_scheduler='none', batch_size=64, ema_decay=0.9, **net)
