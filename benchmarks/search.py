@@ -12,7 +12,7 @@ import numpy as np
 from maou_nb.data.labels import legal_labels
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
-from maou_nb.model.onnx import random_positions
+from maou_nb.data.random import random_positions
 from maou_nb.play.evaluator import Evaluator
 from maou_nb.play.games import plan, read_openings
 from maou_nb.play.lockstep import Table, step

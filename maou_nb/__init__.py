@@ -38,7 +38,7 @@ _rooms = {
     'data.position_tables': ('TableColumns',),
     'data.plugins': ('load_plugins',),
     'train.loop': ('Callback',),
-    'stages.rows': ('prepare_stage1', 'prepare_stage2', 'prepare_stage3', 'prepare_stage')}
+    'stages.rows': ('prepare_stage1', 'prepare_stage2', 'prepare_stage3', 'prepare_stage', 'random_stage2')}
 _front = {name: room for room, names in _rooms.items() for name in names}
 __all__ = [*_front]
 

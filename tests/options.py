@@ -10,12 +10,21 @@ from maou_nb import StageThresholdNotMet, learn_multi_stage
 from maou_nb.stages.rows import stage1_rows
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
 from maou_nb.data.shards import write_shard
+from maou_nb.model.backbones import BACKBONES, SECTIONS
 from maou_nb.train.checkpoints import load_tensors
+from maou_nb.train.options import choices_of, is_bool
 from samples import ONE_FILE
 
 TINY = {'resnet': dict(resnet_channels=8, resnet_blocks=1),
         'mlp-mixer': dict(mixer_embed_dim=8, mixer_num_layers=1, mixer_token_dim=8, mixer_channel_dim=8, mixer_dropout=0.),
         'vit': dict(vit_embed_dim=8, vit_num_layers=1, vit_num_heads=2, vit_mlp_ratio=1., vit_dropout=0.)}
+
+def variants():
+    "Options of each backbone as it is, and with every value of those of its own options that are a choice"
+    for name in BACKBONES:
+        yield dict(model_architecture=name)
+        for option, field in (SECTIONS[name].model_fields if name in SECTIONS else {}).items():
+            for value in [True] if is_bool(field) else choices_of(field): yield {'model_architecture': name, option: value}
 
 @pytest.fixture(scope='module')
 def few(tmp_path_factory):

@@ -50,12 +50,15 @@ def written_out(start, grads, hidden, decays, lr, decay, betas=(0.9, 0.999), eps
             p = p - lr*(mean/(1 - betas[0]**t)) / ((square/(1 - betas[1]**t)).sqrt() + eps)
     return p
 
-SHAPES = {'resnet': dict(channels=16, blocks=1, squeeze_excitation=True), 'mlp-mixer': {}, 'vit': dict(position='relative')}
+SHAPES = {'resnet': ('resnet', dict(channels=16, blocks=1, squeeze_excitation=True)), 'mlp-mixer': ('mlp-mixer', {}),
+          'nested': ('resnet', dict(channels=16, blocks=1, block='nested')),
+          'vit': ('vit', dict(position='relative')), 'smolgen': ('vit', dict(position='smolgen', num_layers=2))}
 
-@pytest.mark.parametrize('architecture', SHAPES)
-def test_muon_step_by_step(architecture):
+@pytest.mark.parametrize('name', SHAPES)
+def test_muon_step_by_step(name):
     "Each weight of a net, after three steps: those in the blocks by Muon, tables and all else by AdamW"
-    net = net_of(architecture, **SHAPES[architecture])
+    architecture, options = SHAPES[name]
+    net = net_of(architecture, **options)
     start = {n: p.detach().clone() for n, p in net.named_parameters()}
     optimizer = make_optimizer(net, 0.02, 0.1, OptimizerOptions(optimizer='muon'))
     grads = {n: [torch.randn_like(p) for _ in range(3)] for n, p in start.items()}
@@ -174,3 +177,17 @@ def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
     f1 = [r.last['train_eval/f1'] for r in (taught, fed)]
     print('F1 of the rules and of the placebo', f1)
     assert f1[0] > f1[1] + 0.1
+
+SUCH = {'nested': dict(resnet_block='nested'), 'smolgen': dict(model_architecture='vit', vit_position='smolgen')}
+
+@pytest.mark.parametrize('net', SUCH.values(), ids=SUCH)
+def test_a_run_of_such_a_net_goes_on_exactly(run, net, tmp_path):
+    "Its checkpoint holds all of it: two epochs in two parts end in the bits of two, and the net that is loaded is the one that was saved"
+    given = dict(lr_scheduler='none', batch_size=64, ema_decay=0.9, **net)
+    whole = run(epoch=2, **given)
+    run(epoch=1, run_dir=tmp_path/'r', **given)
+    parts = run(epoch=2, run_dir=tmp_path/'r', resume_from='latest', **given)
+    assert torch.equal(weights(parts), weights(whole)) and parts.last['valid/loss'] == whole.last['valid/loss']
+    kept = {k.removeprefix('ema.').removeprefix('net.'): v for k, v in whole.tensors.items() if k.startswith('ema.')}
+    loaded = load_net(whole.result.checkpoint(3, 'last')).state_dict()
+    assert kept and all(torch.equal(loaded[k], v) for k, v in kept.items() if k in loaded) and {*loaded} & {*kept} == {*loaded}

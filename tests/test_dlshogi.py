@@ -14,6 +14,7 @@ from rsshogi.core import Board, Move
 
 from maou_nb import learn_multi_stage, prepare_stage3
 from maou_nb.data.labels import FROM_DLSHOGI, TO_DLSHOGI, move_labels
+from maou_nb.data.random import random_positions
 from maou_nb.front import cli
 from maou_nb.front.export import export_onnx
 from maou_nb.judge.ask import load_net
@@ -21,7 +22,7 @@ from maou_nb.model.backbones import make_backbone, show_features
 from maou_nb.model.dlshogi import dlshogi_bytes, dlshogi_differences, dlshogi_planes
 from maou_nb.model.features import FEATURES, register_features
 from maou_nb.model.heads import Net, make_heads
-from maou_nb.model.onnx import OnnxError, random_positions
+from maou_nb.model.onnx import OnnxError
 from maou_nb.show.boards import Position
 from samples import GAMES, ONE_FILE, said
 
@@ -29,8 +30,13 @@ SHAPES = [('input1', 'tensor(float)', (62, 9, 9)), ('input2', 'tensor(float)', (
           ('output_policy', 'tensor(float)', (2187,)), ('output_value', 'tensor(float)', (1,))]
 KINDS = {'resnet': dict(channels=24, blocks=3, squeeze_excitation=True), 'mlp-mixer': dict(embed_dim=32, num_layers=2),
          'vit': dict(embed_dim=32, num_layers=2, num_heads=4)}
+KINDS |= {'nested': dict(channels=24, blocks=3, block='nested'),
+          'smolgen': dict(embed_dim=32, num_layers=2, num_heads=4, position='smolgen')}
 SIZES = {'resnet': dict(resnet_channels=32, resnet_blocks=3), 'mlp-mixer': dict(mixer_embed_dim=32, mixer_num_layers=3),
          'vit': dict(vit_embed_dim=32, vit_num_layers=3, vit_position='relative')}
+SIZES |= {'nested': dict(resnet_channels=32, resnet_blocks=3, resnet_block='nested'),
+          'smolgen': dict(vit_embed_dim=32, vit_num_layers=3, vit_position='smolgen')}
+OF = {'nested': 'resnet', 'smolgen': 'vit'}      # the architecture that these are of
 
 @pytest.fixture(autouse=True)
 def as_it_was():
@@ -115,7 +121,7 @@ def stage3(tmp_path_factory):
 def far_from_new(name, features):
     "A network whose weights are far from where they began, and which prefers moves clearly"
     torch.manual_seed(1)
-    backbone = show_features(make_backbone(name, 'tiny', **KINDS[name]), features)
+    backbone = show_features(make_backbone(OF.get(name, name), 'tiny', **KINDS[name]), features)
     net = Net(backbone, make_heads(backbone.channels, ('policy', 'value')))
     with torch.no_grad():
         for p in net.parameters(): p.add_(0.1*torch.randn_like(p))
@@ -141,7 +147,7 @@ def trained(stage3, tmp_path_factory):
     def get(name, features, planes):
         if (name, features) not in runs:
             runs[name, features] = learn_multi_stage(
-                stage=3, model_architecture=name, model_size='tiny', **SIZES[name], gpu='cpu', epoch=3, seed=1,
+                stage=3, model_architecture=OF.get(name, name), model_size='tiny', **SIZES[name], gpu='cpu', epoch=3, seed=1,
                 input_features=features, learning_ratio=0.01, stage3_batch_size=256,
                 run_dir=tmp_path_factory.mktemp('run')/'run', stage3_data_path=stage3)
         run = runs[name, features]
@@ -195,7 +201,8 @@ def answers_alike(net, made, planes, positions):
     return worst
 
 @pytest.mark.parametrize('name, features, planes', [
-    ('resnet', 'attacks', 57), ('mlp-mixer', 'pieces', 119), ('vit', 'attacks', 119)])
+    ('resnet', 'attacks', 57), ('mlp-mixer', 'pieces', 119), ('vit', 'attacks', 119),
+    ('nested', 'attacks', 57), ('smolgen', 'attacks', 119)])
 def test_answers_on_cshogis_planes(name, features, planes, files, positions):
     fp32, fp16 = answers_alike(*files(name, features, planes), planes, positions)
     assert fp32 <= 1e-5 and fp16 <= 5e-3

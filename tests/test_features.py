@@ -9,15 +9,17 @@ from torch import nn
 
 from maou_nb import OptionError, StageThresholdNotMet, learn_multi_stage, load_net, register_backbone, register_features
 from maou_nb.data.board import KINDS
+from maou_nb.data.random import random_positions
 from maou_nb.model.backbones import (BACKBONES, Backbone, SquareEmbedding, backbone_of, flops_per_position, make_backbone,
                                      parameter_count, show_features)
 from maou_nb.model.features import ATTACK_PLANES, FEATURES, AttackMaps
 from maou_nb.model.heads import Net, make_heads
-from maou_nb.model.onnx import onnx_bytes, onnx_differences, random_positions
+from maou_nb.model.onnx import onnx_bytes, onnx_differences
 from maou_nb.show.boards import Position, square_name
 from maou_nb.stages.rows import prepare_stage1
 from maou_nb.train.checkpoints import CheckpointError, load_tensors, save_tensors
 from maou_nb.train.options import LearnConfig
+from options import variants
 from samples import GAMES
 
 @pytest.fixture(scope='module')
@@ -102,9 +104,9 @@ def net_of(architecture, **options):
     backbone = backbone_of(cfg)
     return Net(backbone, make_heads(backbone.channels, ['policy', 'value'])).eval()
 
-@pytest.mark.parametrize('architecture', ['resnet', 'mlp-mixer', 'vit'])
-def test_onnx(architecture):
-    net = net_of(architecture)
+@pytest.mark.parametrize('given', variants(), ids=lambda given: ' '.join(map(str, given.values())))
+def test_onnx(given):
+    net = net_of(given['model_architecture'], **{k: v for k, v in given.items() if k != 'model_architecture'})
     assert 'attacks' == LearnConfig().input_features and max(onnx_differences(onnx_bytes(net), net).values()) < 1e-5
     assert max(onnx_differences(onnx_bytes(net, 'fp16'), net, 'fp16').values()) < 0.005
 

@@ -22,7 +22,9 @@ ARCHITECTURES = {
     'vit': dict(embed_dim=16, num_layers=3, num_heads=2, mlp_ratio=2.0, dropout=0.1),
 }
 VARIANTS = {name: (name, {}) for name in ARCHITECTURES} | {
-    'resnet-se': ('resnet', dict(squeeze_excitation=True)), 'vit-relative': ('vit', dict(position='relative'))}
+    'resnet-se': ('resnet', dict(squeeze_excitation=True)), 'resnet-nested': ('resnet', dict(block='nested')),
+    'resnet-nested-se': ('resnet', dict(block='nested', squeeze_excitation=True)),
+    'vit-relative': ('vit', dict(position='relative')), 'vit-smolgen': ('vit', dict(position='smolgen'))}
 SHAPES = dict(reachable=(8, 81), legal_moves=(8, 1496), policy=(8, 1496), value=(8,))
 architectures = pytest.mark.parametrize('name', VARIANTS)   # and their variants
 
@@ -73,7 +75,7 @@ def textbook(net):
            backbones.LayerNorm: nn.LayerNorm, backbones.Dropout: nn.Dropout}
     def attention(self, x):
         q, k, v = self.qkv(x).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        bias = None if self.bias is None else self.bias()
+        bias = None if self.bias is None else self.bias(x)
         weights = (q @ k.mT / q.shape[-1]**0.5 + (0 if bias is None else bias)).softmax(-1)
         return self.out((weights @ v).transpose(1, 2).flatten(2))
     for m in net.modules():
@@ -129,7 +131,7 @@ def test_dropout_of_a_compiled_net():
     assert torch.equal(drop.eval()(x), x)
 
 
-@pytest.mark.parametrize('name', ARCHITECTURES)
+@architectures
 def test_a_net_is_one_graph(name):
     "In training and in evaluation, in 32 and 16 bits: dynamo refuses `fullgraph` where a graph would break"
     torch.compiler.reset()
@@ -166,6 +168,20 @@ def test_any_integer_boards(name, dtype):
     net, batch = make_net(name).eval(), make_batch()
     a, b = (net(board, batch['hands'])['policy'] for board in (batch['board'], batch['board'].to(dtype)))
     assert torch.equal(a, b)
+
+
+@architectures
+def test_training_is_deterministic(name):
+    "Where torch is told to use no other kernels, three steps twice are equal to the last bit"
+    torch.use_deterministic_algorithms(True)
+    try:
+        nets = [make_net(name) for _ in range(2)]
+        for net in nets:
+            optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+            torch.manual_seed(5)
+            for seed in range(3): step(net, make_batch(seed=seed), optimizer)
+    finally: torch.use_deterministic_algorithms(False)
+    for a, b in zip(*(net.state_dict().values() for net in nets)): assert torch.equal(a, b)
 
 
 @architectures
@@ -361,16 +377,150 @@ def test_squeeze_excitation():
     assert torch.autograd.gradcheck(copy.deepcopy(gate).double(), torch.randn(2, 16, 2, 2, dtype=torch.double, requires_grad=True))
 
 
+@pytest.mark.parametrize('block, many', [('plain', 7), ('nested', 13)])
 @pytest.mark.parametrize('squeeze_excitation', [False, True])
-def test_resnet_keeps_channels_last(squeeze_excitation):
-    net, batch, seen = make_backbone('resnet', channels=16, blocks=3, squeeze_excitation=squeeze_excitation), make_batch(), []
+def test_resnet_keeps_channels_last(squeeze_excitation, block, many):
+    net = make_backbone('resnet', channels=16, blocks=3, squeeze_excitation=squeeze_excitation, block=block)
+    batch, seen = make_batch(), []
     for block in net.blocks:
         block.register_forward_hook(lambda m, x, out: seen.append(out.is_contiguous(memory_format=torch.channels_last)))
     x = net(batch['board'], batch['hands'])
     x.square().mean().backward()
     assert seen == [True]*3 and x.is_contiguous(memory_format=torch.channels_last)
     kernels = [p for p in net.parameters() if p.dim() == 4 and p.shape[2] == 3]
-    assert len(kernels) == 7 and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+    assert len(kernels) == many and all(p.is_contiguous(memory_format=torch.channels_last) for p in kernels)
+
+
+def normed(x, norm, trained):
+    "Batch norm by sums: of the batch itself, or by the statistics it kept"
+    mean, var = (x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)) if trained else (norm.running_mean, norm.running_var)
+    scale = norm.weight / (var + norm.eps).sqrt()
+    return x*scale[:, None, None] + (norm.bias - mean*scale)[:, None, None]
+
+
+def windows(x, kernel):
+    "A convolution that keeps the board, as a sum over the kernel's places"
+    n = kernel.shape[-1] // 2
+    wide = torch.nn.functional.pad(x, (n,)*4)
+    return sum(torch.einsum('bcrk,oc->bork', wide[:, :, i:i + 9, j:j + 9], kernel[:, :, i, j])
+               for i in range(2*n + 1) for j in range(2*n + 1))
+
+
+@pytest.mark.parametrize('trained', [True, False])
+def test_nested_blocks_by_hand(trained):
+    "KataGo's NestedBottleneckResBlock: norm, ReLU, 1×1 down; twice x + (norm, ReLU, 3×3) twice; norm, ReLU, 1×1 up; + x"
+    net, batch = make_backbone('resnet', channels=16, blocks=2, block='nested').double(), make_batch()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.weight); nn.init.normal_(m.bias); nn.init.normal_(m.running_mean); nn.init.uniform_(m.running_var, 0.5, 2)
+    net.train(trained)
+    x = stem = net.stem(batch['board'], batch['hands'])
+    act = lambda x, norm, conv: windows(normed(x, norm, trained).clamp(min=0), conv.weight)
+    for block in net.blocks:
+        out = act(x, block.down[0], block.down[2])
+        assert out.shape[1] == 8 and len(block.inner) == 2
+        for b in block.inner: out = out + act(act(out, b.body[0], b.body[2]), b.body[3], b.body[5])
+        x = x + act(out, block.up[0], block.up[2])
+    want = normed(x, net.norm[0], trained).clamp(min=0)
+    assert (want - stem).abs().max() > 0.1
+    torch.testing.assert_close(net(batch['board'], batch['hands']), want)
+
+
+@pytest.mark.parametrize('block, reach', [('plain', 2), ('nested', 4)])
+def test_blocks_know_no_place(block, reach):
+    "What is moved on a large board comes out moved, and is seen so many squares away"
+    made = backbones.BLOCKS[block](16).eval().double()
+    for m in made.modules():
+        if isinstance(m, nn.BatchNorm2d): nn.init.normal_(m.weight); nn.init.normal_(m.bias)
+    x = torch.zeros(1, 16, 21, 21, dtype=torch.double)
+    x[0, :, 10, 10] = torch.randn(16, dtype=torch.double)
+    moved = x.roll((1, 2), (2, 3))
+    inner = slice(7, 17)      # where neither edge is seen
+    torch.testing.assert_close(made(moved)[:, :, inner, inner], made(x).roll((1, 2), (2, 3))[:, :, inner, inner])
+    seen = (made(x) - made(torch.zeros_like(x)))[0, :, 5:16, 5:16].abs().sum(0) > 1e-12
+    assert seen.any(0).nonzero()[:, 0].tolist() == [*range(5 - reach, 6 + reach)]
+
+
+@pytest.mark.parametrize('size, blocks', [('tiny', 7), ('small', 11), ('base', 18), ('large', 36)])
+def test_nested_blocks_at_equal_flops(size, blocks):
+    with torch.device('meta'): plain, nested = (make_backbone('resnet', size, **more) for more in ({}, dict(blocks=blocks, block='nested')))
+    C, n = plain.channels, len(plain.blocks)
+    assert flops_per_position(plain) == 2*28*C + 2*81*9*C*C*(1 + 2*n)
+    assert flops_per_position(nested) == 2*28*C + 2*81*C*C*(9 + 10*blocks)
+    assert abs(flops_per_position(nested) / flops_per_position(plain) - 1) < 0.05
+
+
+def smolgen_by_hand(bias, weight, x):
+    "lczero-training's `smolgen_weights` for each position and head apart, in plain sums"
+    swish = lambda x: x / (1 + torch.exp(-x))
+    def norm(x, layer):
+        x = x - x.sum()/len(x)
+        return x / ((x*x).sum()/len(x) + layer.eps).sqrt()*layer.weight + layer.bias
+    found = []
+    for position in x:
+        compressed = torch.cat([torch.stack([(row*square).sum() for row in bias.compress.weight]) for square in position])
+        hidden = norm(swish(bias.whole.weight @ compressed + bias.whole.bias), bias.whole_norm)
+        codes = norm(swish(bias.heads.weight @ hidden + bias.heads.bias), bias.heads_norm)
+        found += [torch.stack([torch.stack([(weight[81*i + j]*code).sum() for j in range(81)]) for i in range(81)])
+                  for code in codes.chunk(bias.num_heads)]
+    return torch.stack(found).view(len(x), bias.num_heads, 81, 81)
+
+
+def test_smolgen_by_hand():
+    torch.manual_seed(0)
+    bias, x = backbones.Smolgen(16, 2, backbones.pair_generator(8)).double(), torch.randn(2, 81, 16, dtype=torch.double)
+    for p in (*bias.parameters(), *bias.generator[0].double().parameters()): nn.init.normal_(p, std=0.3)
+    torch.testing.assert_close(bias(x), want := smolgen_by_hand(bias, bias.generator[0].weight, x))
+    assert (want[0] - want[1]).abs().max() > 0.1      # it hangs on the position
+    attention = SquareAttention(16, 2, bias=bias).double()
+    q, k, v = (attention.qkv(x)[..., i*16:(i + 1)*16] for i in range(3))
+    heads = [((q[..., s] @ k[..., s].transpose(1, 2) / 8**0.5 + want[:, h]).softmax(-1) @ v[..., s])
+             for h, s in enumerate((slice(0, 8), slice(8, 16)))]
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)))
+
+
+def test_smolgen_of_zeros_is_plain_attention():
+    "A learned ViT with the same weights answers alike, and gradients are the same; the generator itself has one"
+    plain, smolgen = (make_backbone('vit', **{**ARCHITECTURES['vit'], 'dropout': 0.}, position=p).double() for p in ('learned', 'smolgen'))
+    missing = smolgen.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys and all('bias.' in k or k == 'stem.generator.weight' for k in missing.missing_keys)
+    batch = make_batch()
+    answers = lambda net: net(batch['board'], batch['hands'])
+    assert (answers(smolgen) - answers(plain)).abs().max() > 1e-3
+    nn.init.zeros_(smolgen.stem.generator.weight)
+    torch.testing.assert_close(answers(smolgen), answers(plain))
+    for net in (plain, smolgen): answers(net).square().mean().backward()
+    grads = {k: p.grad for k, p in smolgen.named_parameters()}
+    for k, p in plain.named_parameters(): torch.testing.assert_close(grads[k], p.grad)
+    assert grads['stem.generator.weight'].abs().max() > 0
+
+
+def test_one_generator_for_all_blocks():
+    "It is counted and saved once, freezes with the stem, and goes along into a copy"
+    net = make_backbone('vit', **ARCHITECTURES['vit'], position='smolgen', smolgen_dim=24)
+    names = [k for k in net.state_dict() if 'generator' in k]
+    assert names == ['stem.generator.weight'] and net.stem.generator.weight.shape == (81*81, 24)
+    other = copy.deepcopy(net)
+    for n in (net, other):
+        assert all(b.attention.bias.generator[0] is n.stem.generator for b in n.blocks)
+    assert other.stem.generator is not net.stem.generator
+    assert make_backbone('vit', 'base', position='smolgen').stem.generator.in_features == 512 // 4
+    net.freeze_groups(net.layer_groups()[:1])
+    assert not net.stem.generator.weight.requires_grad and net.blocks[1].attention.bias.heads.weight.requires_grad
+
+
+@pytest.mark.parametrize('size, ratio', [('tiny', 3.375), ('small', 3.6875), ('base', 3.8125), ('large', 3.8125)])
+def test_smolgen_at_equal_flops(size, ratio):
+    with torch.device('meta'):
+        plain, smolgen, wider = (make_backbone('vit', size, **more) for more in (
+            {}, dict(position='smolgen'), dict(position='smolgen', mlp_ratio=ratio)))
+    C, heads, d = plain.channels, plain.blocks[0].attention.num_heads, smolgen.stem.generator.in_features
+    each = max(4, d // 8)
+    block = 81*C*each + 81*each*d + d*heads*d + heads*d*81*81
+    assert flops_per_position(smolgen) - flops_per_position(plain) == 2*block*len(plain.blocks)
+    weights = C*each + 81*each*d + d + 2*d + (d + 1)*heads*d + 2*heads*d
+    assert parameter_count(smolgen) - parameter_count(plain) == 6561*d + weights*len(plain.blocks)
+    assert abs(flops_per_position(wider) / flops_per_position(plain) - 1) < 0.02
 
 
 def test_relative_position_reads_differences():
@@ -386,7 +536,7 @@ def test_relative_position_reads_differences():
 
 def test_relative_attention_by_hand():
     torch.manual_seed(0)
-    attention, x = SquareAttention(8, 2, relative=True), torch.randn(2, 81, 8)
+    attention, x = SquareAttention(8, 2, bias=RelativeBias(2)), torch.randn(2, 81, 8)
     torch.nn.init.normal_(attention.bias.table)
     q, k, v = (attention.qkv(x)[..., i*8:(i + 1)*8] for i in range(3))
     heads = [((q[..., s] @ k[..., s].transpose(1, 2) / 2 + attention.bias()[h]).softmax(-1) @ v[..., s])
@@ -531,9 +681,13 @@ def test_sizes_grow(name):
 @pytest.mark.parametrize('call, message', [
     (lambda: make_backbone('alexnet'), "backbone 'alexnet' is not known: choose from resnet, mlp-mixer, vit"),
     (lambda: make_backbone('vit', 'huge'), "vit size 'huge' is not known: choose from tiny, small, base, large"),
-    (lambda: make_backbone('resnet', depth=4), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
-    (lambda: make_backbone('resnet', depth=None), "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation"),
-    (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative"),
+    (lambda: make_backbone('resnet', depth=4),
+     "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
+    (lambda: make_backbone('resnet', depth=None),
+     "resnet keyword 'depth' is not known: choose from channels, blocks, squeeze_excitation, block"),
+    (lambda: make_backbone('vit', position='none'), "position 'none' is not known: choose from learned, relative, smolgen"),
+    (lambda: make_backbone('resnet', channels=15, block='nested'), 'channels 15 cannot be halved for nested blocks: choose an even number'),
+    (lambda: make_backbone('resnet', block='round'), "block 'round' is not known: choose from plain, nested"),
     (lambda: make_backbone('vit', embed_dim=100), 'embed_dim 100 cannot be split among num_heads 8: choose a multiple of it'),
     (lambda: make_heads(16, ['checkmate']), f"head 'checkmate' is not known: choose from {', '.join(USUAL)}, value_mean"),
     (lambda: make_heads(16, ['policy'], moves={}), f"head 'moves' is not known: choose from {', '.join(USUAL)}, value_mean"),

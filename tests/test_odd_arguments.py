@@ -51,7 +51,8 @@ def filled(name, run, shards, here, pool):
             'net_player': dict(of=run.run_dir), 'random_player': {}, 'match': dict(short, a=players[0], b=players[1]),
             'ladder': dict(short, of=players), 'load_match': dict(folder=here), 'play_against': dict(of=players[0]),
             'size_table': dict(names=['resnet']), 'load_plugins': dict(names=()), 'prepare_stage1': dict(folder=here/'out'),
-            'prepare_stage2': records, 'prepare_stage3': records, 'prepare_stage': dict(stage=2, **records)}[name]
+            'prepare_stage2': records, 'prepare_stage3': records, 'prepare_stage': dict(stage=2, **records),
+            'random_stage2': dict(folder=here/'out', rows=20, scattered=1.)}[name]
 
 def call(f, given, name, value):
     "Call `f` with `value` in place of one argument"

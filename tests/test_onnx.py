@@ -8,17 +8,21 @@ import torch
 onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 
 from maou_nb import learn_multi_stage
+from maou_nb.data.random import random_positions
 from maou_nb.data.shards import find_shards, fixed_array, read_shard
 from maou_nb.front.export import export_onnx
 from maou_nb.judge.ask import load_net
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
-from maou_nb.model.onnx import OnnxError, TOLERANCES, onnx_problem, random_positions, write_onnx
+from maou_nb.model.onnx import OnnxError, TOLERANCES, onnx_problem, write_onnx
 from samples import ROOT, said
 
 KINDS = {'gated': ('resnet', dict(channels=16, blocks=2, squeeze_excitation=True)),
          'mixer': ('mlp-mixer', dict(embed_dim=24, num_layers=2, dropout=0.1)),
-         'vit': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, dropout=0.1))}
+         'nested': ('resnet', dict(channels=16, blocks=2, block='nested', squeeze_excitation=True)),
+         'vit': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, dropout=0.1)),
+         'relative': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, position='relative')),
+         'smolgen': ('vit', dict(embed_dim=24, num_layers=2, num_heads=2, dropout=0.1, position='smolgen'))}
 
 def net_of(kind, heads=('policy', 'value')):
     "A net with weights far from where they began, its batch norms used to real positions"

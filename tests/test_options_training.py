@@ -32,7 +32,7 @@ from maou_nb.train.row_results import row_results as read_rows
 from maou_nb.train.runner import close_sources, sources_of, stage_loop
 from maou_nb.stages.policy_value import win_rate_loss
 from maou_nb.stages.stage import STAGES
-from options import check, few, moved, params, row, run, shape, weights
+from options import blocks, check, few, moved, params, row, run, shape, weights
 
 # weights stay where they begin
 slow_steps = functools.partial(dict, optimizer='sgd', momentum=0., learning_ratio=1e-12, lr_scheduler='none')
@@ -181,6 +181,20 @@ def vit_position(run, few):
     assert of_part(a, 'net.backbone.stem.position')[''].shape == (81, 8) and not of_part(b, 'net.backbone.stem.position')
     table, = (t for k, t in b.tensors.items() if k.startswith('net.') and k.endswith('bias.table'))
     assert table.shape == (2, 17, 17) and table.abs().sum() > 0
+@row
+def vit_smolgen_dim(run, few):
+    a, b = (run(stage=1, model_architecture='vit', vit_position='smolgen', **d) for d in ({}, dict(vit_smolgen_dim=5)))
+    made = [of_part(r, 'net.backbone.stem.generator.')['weight'] for r in (a, b)]
+    assert [m.shape for m in made] == [(81*81, 8 // 4), (81*81, 5)] and not torch.equal(made[0], as_begun(a)['stem.generator.weight'])
+    assert 'vit_position=smolgen uses it' in vain_remark(LearnConfig(model_architecture='vit', vit_smolgen_dim=5))
+    assert not (vain_remark(LearnConfig(model_architecture='vit', vit_position='smolgen', vit_smolgen_dim=5)))
+@row
+def resnet_block(run, few):
+    a, b = run(stage=1, resnet_blocks=2), run(stage=1, resnet_blocks=2, resnet_block='nested')
+    assert params(b) - params(a) == 2*(10*8*8 + 2*8 + 5*2*4 - 18*8*8 - 4*8) + 2*8 and blocks(b) == 2
+    assert not any('inner' in k for k in a.tensors) and any('inner.1.body.5.weight' in k for k in b.tensors)
+    with pytest.raises(OptionError, match="resnet_channels=9, .*resnet_block='nested': channels 9 cannot be halved"):
+        run(stage=1, resnet_channels=9, resnet_block='nested')
 @row
 def gradient_checkpointing(run, few):
     for architecture in ('resnet', 'mlp-mixer', 'vit'):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BYTES_PER_TASK', 'PLIES_PER_BLOCK', 'PLIES_PER_RUN', 'ROWS_PER_BLOCK', 'KINDS_SHOWN', 'ROWS_PER_SHARD', 'once',
-           'Found', 'Prepared', 'prepare_rules', 'prepare']
+           'Found', 'Prepared', 'prepare_rules', 'prepare', 'prepare_made']
 
 # %% ../../nbs/data/15_prepare.ipynb #7ce18e3e
 import hashlib
@@ -792,3 +792,77 @@ def prepare(
                       rows_per_shard, filters, counted, on_bad, tables)
     made.seconds, made.replaced = time.perf_counter() - began, replaced
     return made
+
+# %% ../../nbs/data/15_prepare.ipynb #2e560491
+_at_once = 100, 20_000      # at least and at most, of games that are made
+
+class _Different:
+    "Positions of a stream of games, each once among all streams that share `seen`"
+    def __init__(self, games, columns, seen):
+        self.games, self.columns, self.seen = games, columns, seen
+        self.drawn, self.positions, self.rest = {}, 0, None      # games not yet laid down, by key; all positions; rows that are left
+
+    def more(self, n):
+        "A tally of new positions, from about `n` of the stream"
+        block, of, (least, most) = [], 0, _at_once
+        while of < min(max(n, least), most):
+            block.append(next(self.games))
+            of += len(block[-1]) + 1
+        rows = tally(positions(block, legal=self.columns.legal), self.columns)
+        new = [i for i, id in enumerate(rows['id'].tolist()) if not (id in self.seen or self.seen.add(id))]
+        if len(new) < of/100:
+            raise ValueError(f'of {of:,} further positions of games such as {block[-1].file} all but {len(new)} were there before, '
+                             f'after {len(self.seen):,} different ones: fewer rows, or longer games, were expected')
+        self.drawn |= {g.key: g for g in block}
+        self.positions += of
+        return {k: v[new] for k, v in rows.items()}
+
+# %% ../../nbs/data/15_prepare.ipynb #e2468c1c
+@patch
+def take(self:_Different, n):
+    "A tally of the next `n` rows"
+    while self.rest is None or len(self.rest['id']) < n:
+        there = [] if self.rest is None else [self.rest]
+        self.rest = join_tallies([*there, self.more(n - sum(len(r['id']) for r in there))])
+    taken, self.rest = ({k: v[part] for k, v in self.rest.items()} for part in (slice(n), slice(n, None)))
+    return taken
+
+# %% ../../nbs/data/15_prepare.ipynb #b472fe3f
+def _write_made(folder, streams, columns, n, made_from):
+    "Shard by shard the rows of `streams`, and the table of their games: entries of the manifest, and how many games"
+    schema, entries, games = pa.schema([GAMES.field(c) for c in ABOUT_GAMES]), [], 0
+    with atomic_file(folder/GAMES_TABLE) as f, pq.ParquetWriter(f, schema) as out:
+        for i in range(n):
+            rows = join_tallies([s.take(m*(i + 1)//n - m*i//n) for s, m in streams])
+            path = folder/f'{columns.slug}-{i:05d}-of-{n:05d}.feather'
+            entries.append(write_shard(path, tally_table(add_up(rows), columns), columns, made_from, stamped=True))
+            keys = dict.fromkeys(rows['game'].tolist())
+            named = [s.drawn.pop(key) for s, _ in streams for key in keys if key in s.drawn]
+            out.write_table(games_table(named).select(ABOUT_GAMES).cast(schema))
+            games += len(named)
+    return entries, games
+
+# %% ../../nbs/data/15_prepare.ipynb #b9b23f0f
+@explained()
+def prepare_made(
+    stage:int|str|Columns,   # A stage's key, or its columns, which count no moves
+    streams:list[tuple],     # (games, an iterator without an end; how many rows of them, above 0)
+    folder:str|Path,         # Where the shards go, in place of an earlier set of this stage; local or a URL
+    made_from:str,           # What the set says of the games
+    rows_per_shard:int=ROWS_PER_SHARD,   # About so many rows a file, of all streams alike
+) -> Prepared:
+    "Write so many different positions of each stream of games, with the targets of a stage"
+    began, folder, columns, seen = time.perf_counter(), as_path(folder), columns_of(stage), set()
+    if columns.played:
+        raise ValueError(f'stage {columns.stage!r} learns from results: one that learns from positions alone was expected')
+    made = [(_Different(games, columns, seen), rows) for games, rows in streams]
+    rows = sum(n for _, n in made)
+    make_writable(folder)
+    replaced, n = _rows_there(folder, columns), -(-rows // rows_per_shard)
+    with disk_in_words(folder), _alone(folder):
+        clear_parts(folder)
+        entries, games = _write_made(folder, made, columns, n, made_from)
+        write_manifest(folder, entries, stage=columns.stage, prepared_from=made_from,
+                       games={'whole': games, 'pieces': 0}, pieces=0.)
+    drawn = sum(s.positions for s, _ in made)
+    return Prepared(columns.stage, folder, games, drawn, rows, n, time.perf_counter() - began, replaced=replaced)

@@ -21,11 +21,12 @@ from ..data.board import HAND_MAX, KINDS, SLIDES, STEPS
 from ..data.explained import refuse
 from ..data.files import as_path, atomic_file
 from ..data.labels import FROM_DLSHOGI, LABEL_COUNT, TO_DLSHOGI, legal_labels
+from ..data.random import random_positions
 from .backbones import SquareEmbedding
 from .features import AttackMaps
 from .heads import Net
 from .onnx import (
-    PRECISIONS, OnnxError, arrays_of, label_onnx, onnx_problem, onnx_session, random_positions, traced_onnx, within_tolerance)
+    PRECISIONS, OnnxError, arrays_of, label_onnx, onnx_problem, onnx_session, traced_onnx, within_tolerance)
 from ..show.boards import Position
 
 # %% ../../nbs/model/26_dlshogi.ipynb #9358eeaf
