@@ -9,6 +9,7 @@ __all__ = ['noise_and_slope', 'noise_scale', 'Parts', 'NoiseScale', 'batches_for
 import math
 
 import torch
+import torch._functorch.config as functorch
 import torch.distributed as dist
 from fastcore.basics import patch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -59,10 +60,11 @@ class NoiseScale(Callback):
                  smoothing:float=0.1):  # Share of the newest
         self.every, self.smoothing = every, smoothing
         self.parts = self.new = None
+        self.donated = functorch.donated_buffer
 
     def begin(self, loop):
         "Begin with no measurement, and be one of the figures of the run"
-        self.means = torch.zeros(2, device=loop.device)      # of noise and slope; both begin at 0, so their quotient is fair
+        self.means = torch.zeros(2, dtype=torch.float32, device=loop.device)   # of noise and slope; both begin at 0, so their quotient is fair
         loop.gauges['noise_scale'] = self.scale
         loop.gauges['effective_batch'] = lambda: loop.batches_a_step*loop.settings.batch_size
 
@@ -76,14 +78,22 @@ class NoiseScale(Callback):
 # %% ../../nbs/train/44_noise.ipynb #e8b0159e
 def _measured(scale:NoiseScale, bucket):
     "Have `scale` measure the gradients of this process in a bucket, then average them as usual"
-    if scale.parts is not None: scale.parts.squares = scale.parts.squares + bucket.buffer().float().square().sum()
+    if scale.parts is not None: scale.parts.squares = scale.parts.squares + bucket.buffer().square().sum()
     return allreduce_hook(None, bucket)
 
 # %% ../../nbs/train/44_noise.ipynb #f214c5ac
 @patch
 def before_fit(self:NoiseScale, loop):
-    "See what processes send each other"
+    "See what processes send each other, or have compiled graphs stay for a second pass"
+    self.donated = functorch.donated_buffer
     if loop.together.world > 1: loop.net.register_comm_hook(self, _measured)
+    else: functorch.donated_buffer = False
+
+# %% ../../nbs/train/44_noise.ipynb #20c5afda
+@patch
+def after_fit(self:NoiseScale, loop):
+    "Leave torch as it was"
+    functorch.donated_buffer = self.donated
 
 # %% ../../nbs/train/44_noise.ipynb #034c629d
 @patch
@@ -122,7 +132,7 @@ def after_backward(self:NoiseScale, loop):
 def _of_all(self:NoiseScale, loop):
     "(mean of |g|², mean of 1/rows) of the parts of all processes"
     p = self.parts
-    if loop.together.world == 1: return p.squares / max(p.n, 1), p.per_row / max(p.n, 1)
+    if loop.together.world == 1: return p.squares / p.n, p.per_row / p.n
     share = self.own*loop.together.world / loop.step_rows or 1.
     sums = torch.stack([p.squares / share**2, *torch.tensor([1 / (self.own or math.inf), float(self.own > 0)]).to(loop.device)])
     dist.all_reduce(sums, group=loop.together.norms)
@@ -133,9 +143,12 @@ def _of_all(self:NoiseScale, loop):
 def before_step(self:NoiseScale, loop):
     "Take noise and slope from the parts of the step and the norm that it had before it was clipped"
     if self.parts is None: return
+    if loop.together.world == 1 and self.parts.n < 2:      # of a row one can make no two parts
+        self.parts = None
+        return
     squares, per_row = self._of_all(loop)
     if (scaler := loop.accelerator.scaler) is not None: squares = squares / scaler._get_scale_async()**2   # asks no device
-    whole = loop.grad_norm.detach().float().square()
+    whole = loop.grad_norm.detach().square()
     self.new = torch.stack([torch.as_tensor(x, device=loop.device, dtype=torch.float32)
                             for x in noise_and_slope(squares, whole, torch.as_tensor(per_row), loop.step_rows)])
     self.parts = None

@@ -137,7 +137,7 @@ class BatchTrial:
 # %% ../../nbs/train/45_trials.ipynb #d4ca3818
 def rounded(n:float) -> str:
     "A number of positions, of which two digits are known"
-    return '0' if n < 0.5 else f'{round(n, 1 - math.floor(math.log10(n))):,.0f}'
+    return 'less than 1' if n < 0.5 else f'{round(n, 1 - math.floor(math.log10(n))):,.0f}'
 
 # %% ../../nbs/train/45_trials.ipynb #96f8bfd7
 def batch_trial(
@@ -151,7 +151,7 @@ def batch_trial(
     spread = lambda x: float(((n - 1)/n*(x - x.mean()).square().sum()).sqrt())
     error = 2*spread(each[:, 1])
     if slope <= error or not (each > 0).all() or noise <= 0:
-        return BatchTrial(math.nan, max(noise, 0.)/max(slope + error, 1e-30), math.inf, n, size)
+        return BatchTrial(math.nan, max(noise, 0.)/(max(slope, 0.) + error + 1e-30), math.inf, n, size)
     scale, factor = noise_scale(noise, slope), math.exp(2*spread((each[:, 0]/each[:, 1]).log()))
     return BatchTrial(scale, scale/factor, scale*factor, n, size)
 
