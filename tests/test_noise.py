@@ -9,7 +9,6 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from maou_nb import OptionError
 from maou_nb.front.options import make_config, try_config
 from maou_nb.front.preflight import preflight
 from maou_nb.model.backbones import backbone_of, make_backbone
@@ -18,10 +17,10 @@ from maou_nb.show.plots import stage_chart
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import CheckpointError, Checkpoints
 from maou_nb.train.loop import TIMINGS, Callback, Loop, Settings, make_accelerator
-from maou_nb.train.noise import AdaptiveBatch, NoiseScale, noise_callbacks, noise_and_slope
+from maou_nb.train.noise import NoiseScale, noise_callbacks, noise_and_slope
 from maou_nb.train.optim import lr_factor
 from maou_nb.train.options import LearnConfig, vain_remark
-from maou_nb.train.runner import close_sources, go_on, own_callbacks, stage_loop
+from maou_nb.train.runner import close_sources, go_on, stage_loop
 from maou_nb.train.trials import batch_trial
 from options import TINY, few, moved, run, weights      # noqa: F401, fixtures
 from pair import Pair, done
@@ -34,7 +33,8 @@ def loop_of(few):
         cfg = make_config(stage=stage, model_architecture=architecture, model_size='tiny', gpu='cpu', stage1_data_path=few/'stage1',
                           stage3_data_path=few/'twelve'/'stage3', **{**TINY[architecture], **options})
         torch.manual_seed(0)
-        loop, _ = stage_loop(cfg, STAGES[str(stage)], backbone_of(cfg), make_accelerator('cpu', cfg.precision), callbacks, say=lambda text: None)
+        accelerator = make_accelerator('cpu', cfg.precision)
+        loop, _ = stage_loop(cfg, STAGES[str(stage)], backbone_of(cfg), accelerator, callbacks, say=lambda text: None)
         made.append(loop)
         return loop
     yield make
@@ -146,7 +146,8 @@ def test_a_compiled_net_is_measured(loop_of):
 
 def test_scaled_losses_and_clipped_gradients(loop_of):
     "In fp16 losses are scaled; what is measured is not"
-    options = dict(noise_scale=True, adaptive_batch_measurement_interval=1, stage1_batch_size=300, stage1_threshold=1., stage1_max_epochs=1, **still)
+    options = dict(noise_scale=True, adaptive_batch_measurement_interval=1, stage1_batch_size=300, stage1_threshold=1.,
+                   stage1_max_epochs=1, **still)
     real = make_accelerator
     def scaled(device, precision):
         "An accelerator that scales, and computes in 32 bits all the same"
@@ -175,7 +176,8 @@ def made_loop(*callbacks, least=2, most=8, every=10, size=16, steps=None, epochs
     stage = Made()
     stage.key, stage.loud = '1', loud
     cfg = LearnConfig(stage='1', adaptive_batch=True, adaptive_batch_min_steps=least, adaptive_batch_max_steps=most,
-                      adaptive_batch_interval=every, adaptive_batch_measurement_interval=1, **{**still, 'gradient_clip_norm': None, **options})
+                      adaptive_batch_interval=every, adaptive_batch_measurement_interval=1,
+                      **{**still, 'gradient_clip_norm': None, **options})
     from maou_nb.data.sources import FileSource
     torch.manual_seed(0)
     net = Net(make_backbone('vit', 'tiny', **{k.removeprefix('vit_'): v for k, v in TINY['vit'].items()}), stage.heads(cfg, 8))
@@ -297,8 +299,8 @@ def test_a_checkpoint_that_cannot_be(few, tmp_path, loop_of):
     try:
         for n in (1, 9, 2.5, 'x', None): assert f'its steps have {str(n)!r} batches' in odd(batches_a_step=n)
         assert f'its step is {10**6} where' in odd(step=10**6) and 'its step is 3 where' in odd(step=3)
-        assert 'callback' not in odd({'callback.NoiseScale.means': torch.zeros(3)}) and 'of shape (3,)' in odd({'callback.NoiseScale.means': torch.zeros(3)})
-        assert 'its noise scale is no number' in odd({'callback.NoiseScale.means': torch.tensor([1., math.nan])})
+        for means, said in ((torch.zeros(3), 'of shape (3,)'), (torch.tensor([1., math.nan]), 'its noise scale is no number')):
+            assert said in odd({'callback.NoiseScale.means': means})
         go_on(loop, tensors, about, lambda text: None)
         assert loop.batches_a_step == about['batches_a_step']
     finally: close_sources(loop)
@@ -324,10 +326,12 @@ def test_what_acts_on_nothing_is_said():
     assert vain(adaptive_batch_max_steps=4) == 'adaptive_batch_max_steps (only adaptive_batch=true uses it)'
     assert vain(adaptive_batch=True, gradient_accumulation_steps=3) == \
         'gradient_accumulation_steps (adaptive_batch says how many batches a step has)'
-    assert vain(adaptive_batch=True, stage='all', gradient_accumulation_steps=3) == vain(adaptive_batch=True, noise_scale=True, stage='all') == ''
+    both = dict(adaptive_batch=True, stage='all')
+    assert vain(gradient_accumulation_steps=3, **both) == vain(noise_scale=True, **both) == ''
     assert vain(adaptive_batch=True, noise_scale=True) == 'noise_scale (adaptive_batch measures it anyway)'
     assert vain(adaptive_batch=True, stage='1') == 'adaptive_batch (stage 3 is not run)'
-    assert vain(adaptive_batch_smoothing=0.5) == 'adaptive_batch_smoothing (no noise scale is measured; noise_scale or adaptive_batch would)'
+    unmeasured = 'no noise scale is measured; noise_scale or adaptive_batch would'
+    assert vain(adaptive_batch_smoothing=0.5) == f'adaptive_batch_smoothing ({unmeasured})'
     assert vain(adaptive_batch_smoothing=0.5, noise_scale=True, stage='1') == ''
 
 def test_the_run_says_what_it_does(run, capsys):
@@ -358,7 +362,8 @@ def test_where_it_shows(run):
 # --- before a run
 def test_preflight_tells_the_critical_batch(few, loop_of, tmp_path):
     "A range that holds the noise of all rows, or no figure; a run that goes on knows it"
-    options = dict(stage=1, stage1_data_path=few/'stage1', model_architecture='vit', model_size='tiny', **TINY['vit'], gpu='cpu', stage1_batch_size=64)
+    options = dict(stage=1, stage1_data_path=few/'stage1', model_architecture='vit', model_size='tiny', **TINY['vit'], gpu='cpu',
+                   stage1_batch_size=64)
     noise, slope = by_rows(loop_of(stage1_batch_size=64))
     loop = loop_of(stage1_batch_size=64)
     before = [p.clone() for p in loop.parameters]

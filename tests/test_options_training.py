@@ -580,7 +580,8 @@ def adaptive_batch_measurement_interval(run, few):
         def spy(self, loop):
             if self.parts is not None: measured.append(loop.step)
             real(self, loop)
-        with patch.object(NoiseScale, 'before_step', spy): r = run.afresh(stage3_batch_size=64, noise_scale=True, adaptive_batch_measurement_interval=every)
+        options = dict(stage3_batch_size=64, noise_scale=True, adaptive_batch_measurement_interval=every)
+        with patch.object(NoiseScale, 'before_step', spy): r = run.afresh(**options)
         assert measured == [*range(0, r.last['step'], every)]
 @row
 def ema_decay(run, few):

@@ -64,7 +64,8 @@ class NoiseScale(Callback):
 
     def begin(self, loop):
         "Begin with no measurement, and be one of the figures of the run"
-        self.means = torch.zeros(2, dtype=torch.float32, device=loop.device)   # of noise and slope; both begin at 0, so their quotient is fair
+        # of noise and slope; both begin at 0, so their quotient is fair
+        self.means = torch.zeros(2, dtype=torch.float32, device=loop.device)
         loop.gauges['noise_scale'] = self.scale
         loop.gauges['effective_batch'] = lambda: loop.batches_a_step*loop.settings.batch_size
 
@@ -134,7 +135,8 @@ def _of_all(self:NoiseScale, loop):
     p = self.parts
     if loop.together.world == 1: return p.squares / p.n, p.per_row / p.n
     share = self.own*loop.together.world / loop.step_rows or 1.
-    sums = torch.stack([p.squares / share**2, *torch.tensor([1 / (self.own or math.inf), float(self.own > 0)]).to(loop.device)])
+    own = torch.tensor([1 / (self.own or math.inf), float(self.own > 0)]).to(loop.device)
+    sums = torch.stack([p.squares / share**2, *own])
     dist.all_reduce(sums, group=loop.together.norms)
     return sums[0] / sums[2], sums[1] / sums[2]
 
@@ -188,7 +190,8 @@ class AdaptiveBatch(Callback):
     def after_step(self, loop):
         "Ask, if it is time to; one process says it to all"
         if loop.step % self.every: return
-        wanted = lambda: batches_for(self.noise.scale(), loop.settings.batch_size, self.least, self.most, loop.batches_a_step)
+        size, now = loop.settings.batch_size, loop.batches_a_step
+        wanted = lambda: batches_for(self.noise.scale(), size, self.least, self.most, now)
         loop.batches_a_step = loop.together.tell(wanted)
 
 # %% ../../nbs/train/44_noise.ipynb #b4a100a9
