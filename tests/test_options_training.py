@@ -21,11 +21,13 @@ from maou_nb.judge.ask import load_net
 from maou_nb.model import backbones
 from maou_nb.model.backbones import ResNet
 from maou_nb.model.losses import LOSSES
+from maou_nb.train import callbacks
 from maou_nb.train import loop as loops
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.model.backbones import backbone_of
 from maou_nb.front.options import make_config
 from maou_nb.train.loop import Diverged, Loop, make_accelerator
+from maou_nb.train.noise import NoiseScale
 from maou_nb.train.options import LearnConfig, vain_remark
 from maou_nb.train.processes import SharedNorm, Together
 from maou_nb.train.row_results import row_results as read_rows
@@ -554,6 +556,47 @@ def gradient_accumulation_steps(run, few):
     assert torch.allclose(weights(whole), weights(halves), atol=1e-5)
     assert halves.last['train/loss'] == pytest.approx(whole.last['train/loss'], abs=1e-5)
     assert not torch.allclose(weights(whole), weights(run(**mixer(stage3_batch_size=20))), atol=1e-5)
+def counts(r): return [row['effective_batch'] // 8 for row in every_step(r)]
+def every_step(r): return [json.loads(l) for l in (r.dir/'steps.jsonl').read_text().splitlines()]
+@pytest.fixture
+def adaptive(run):
+    "A function that runs with batches a step by the noise, and keeps each step's figures"
+    def of(**options):
+        options = dict(adaptive_batch=True, stage3_batch_size=8, adaptive_batch_interval=3, adaptive_batch_measurement_interval=2) | options
+        with patch.object(callbacks.Steps.__init__, '__defaults__', (0., 10**9)): return run(**options)
+    return of
+@row
+def noise_scale(run, few):
+    a, b = run(stage3_batch_size=64), run(stage3_batch_size=64, noise_scale=True)       # against references: test_noise.py
+    assert not moved(a, b) and 'noise_scale' in b.last and 'noise_scale' not in a.last
+@row
+def adaptive_batch(run, few, adaptive):
+    r = adaptive()
+    assert {*counts(r)} > {2} and moved(r, run(stage3_batch_size=8, gradient_accumulation_steps=2))
+    assert r.last['step'] < run(stage3_batch_size=8, gradient_accumulation_steps=2).last['step']
+@row
+def adaptive_batch_min_steps(run, few, adaptive): assert min(counts(adaptive(adaptive_batch_min_steps=5))) == 5
+@row
+def adaptive_batch_max_steps(run, few, adaptive): assert max(counts(adaptive(adaptive_batch_max_steps=4))) == 4 < max(counts(adaptive()))
+@row
+def adaptive_batch_interval(run, few, adaptive):
+    first = lambda r: next(i for i, (a, b) in enumerate(zip(counts(r), counts(r)[1:]), 2) if a != b)     # the step from which it is another
+    often, late = adaptive(), adaptive(adaptive_batch_interval=12)
+    assert first(often) % 3 == 0 and first(late) % 12 == 0 and first(often) < first(late)
+@row
+def adaptive_batch_smoothing(run, few, adaptive):
+    a, b = (run(stage3_batch_size=64, noise_scale=True, adaptive_batch_smoothing=s) for s in (0.1, 0.9))
+    assert not moved(a, b) and a.last['noise_scale'] != b.last.get('noise_scale')
+@row
+def adaptive_batch_measurement_interval(run, few):
+    for every in (2, 7):
+        measured, real = [], NoiseScale.before_step
+        def spy(self, loop):
+            if self.parts is not None: measured.append(loop.step)
+            real(self, loop)
+        options = dict(stage3_batch_size=64, noise_scale=True, adaptive_batch_measurement_interval=every)
+        with patch.object(NoiseScale, 'before_step', spy): r = run.afresh(**options)
+        assert measured == [*range(0, r.last['step'], every)]
 @row
 def ema_decay(run, few):
     a, b = run(lr_scheduler='none'), run(lr_scheduler='none', ema_decay=0.9)

@@ -157,6 +157,33 @@ def test_another_number_of_processes_goes_on(pair, few, tmp_path):
     again = pair('learn', options=on)
     near(history(again[0]), history(whole[0]), 1e-3)
 
+def test_the_noise_scale_is_that_of_one_process(pair, few, tmp_path):
+    "In 64 bits: two processes are the halves that one process measures; their shares of the last batch are 1 row and none"
+    given = options(few, 1, 'vit', stage1_batch_size=69, noise_scale=True, adaptive_batch_measurement_interval=1)
+    answers = pair('epoch', options=given, out=tmp_path/'two') + [done('epoch', dict(options=given, out=tmp_path/'one'))]
+    for a in answers: assert 'broken' not in a, a['broken']
+    near(answers[0]['history'], answers[2]['history'], 1e-3)
+    assert answers[0]['history'][0]['noise_scale'] == answers[1]['history'][0]['noise_scale'] > 0
+    plain = {k: v for k, v in given.items() if k != 'noise_scale'}
+    for a in pair('epoch', options=plain, out=tmp_path/'plain'): assert 'broken' not in a, a['broken']
+    a, b = (load_tensors(tmp_path/n)[0] for n in ('two-1', 'plain-1'))
+    assert apart(a, b) < 1e-9                                          # to be measured changes nothing but rounding
+
+def test_processes_steer_alike_and_go_on(pair, few, tmp_path):
+    "Both have the same number of batches in each step, and a run that was stopped goes on to the bit"
+    given = lambda name, **o: options(few, 3, 'vit', stage3_batch_size=12, vit_dropout=0.2, run_dir=tmp_path/name, adaptive_batch=True,
+                                      adaptive_batch_interval=3, adaptive_batch_measurement_interval=1) | {'epoch': 2, **o}
+    whole = pair('learn', options=given('a'))
+    assert whole[0]['result'] == whole[1]['result']
+    tensors, about = saved(tmp_path/'a')
+    numbers = {json.loads(l)['effective_batch'] for l in (tmp_path/'a'/'steps.jsonl').read_text().splitlines()}
+    assert max(numbers) > 24 and about['batches_a_step'] in range(2, 9)
+    pair('learn', options=given('b'), act=dict(rank=1, at=11))
+    assert saved(tmp_path/'b')[1]['step'] == 11
+    again = pair('learn', options=given('b', resume_from='latest'))
+    assert timeless(history(again[0])) == timeless(history(whole[0]))
+    for k, v in saved(tmp_path/'b')[0].items(): assert torch.equal(v, tensors[k]), k
+
 def test_the_same_rate_is_found_by_all(pair, few):
     first, second = pair('rates', options=options(few, 1, stage1_batch_size=69))
     assert 'rates' in first, first

@@ -60,7 +60,7 @@ def test_every_sentence_is_used_and_there():
     for english, japanese in SENTENCES.items(): assert {*re.findall(r'{\w+}', english)} == {*re.findall(r'{\w+}', japanese)}, english
 
 ASKED = [{}, *(dict(model_architecture=a) for a in ('resnet', 'mlp-mixer', 'vit')), dict(optimizer='sgd'),
-         dict(optimizer='sgd', momentum=0),
+         dict(optimizer='sgd', momentum=0), dict(adaptive_batch=True),
          dict(policy_loss='gce'), dict(stage='all'), dict(stage=1), dict(stage=2), dict(stage=2, stage2_gamma_neg=1),
          dict(stage='all', stage12_lr_scheduler='none', lr_scheduler='none'),
          dict(lr_scheduler='none'), dict(trainable_layers=1), dict(gpu='cpu'), dict(input_cache_mode='device'), dict(no_streaming=True),

@@ -547,9 +547,18 @@ def _epoch_problems(cfg):
                    f'are counted from 0, so at most {epochs - 1} would be right')
 
 # %% ../../nbs/front/60_options.ipynb #11352f44
+def _batch_problems(cfg):
+    "Batches a step of which the fewest are more than the most"
+    least, most = cfg.adaptive_batch_min_steps, cfg.adaptive_batch_max_steps
+    if least > most:
+        yield (f'adaptive_batch_min_steps={least} with adaptive_batch_max_steps={most}: the fewest batches a step '
+               f'are more than the most; at most {most} would be right')
+
+# %% ../../nbs/front/60_options.ipynb #083529ed
 def training_problems(cfg) -> Iterator[str]:
-    "Epochs, freezing and logs that make no sense together"
+    "Epochs, batches, freezing and logs that make no sense together"
     yield from _epoch_problems(cfg)
+    yield from _batch_problems(cfg)
     stages, shown = stages_of(cfg), _choice_text(cfg.stage)
     alone = len(stages) == 1 and not stages[0].final
     frozen = cfg.freeze_backbone and cfg.trainable_layers is None and not cfg.resume_backbone_from

@@ -42,6 +42,7 @@ from ..train.checkpoints import CONFIG, CheckpointError, Checkpoints, load_tenso
 from ..train.folder import RunFolder, fits_row, run_here
 from ..train.mirror import find_run, unfinished
 from ..train.runner import batch_size_of, batch_text, capped_from, used_by
+from ..train.optim import batches_a_step
 from ..train.options import LearnConfig, config_class, moved_options, saved_config
 from ..train.loop import StopWish
 from ..data.splits import held_name
@@ -91,7 +92,7 @@ def stage_left(
     known = [row['seconds'] for row in history[-3:] if row.get('seconds')]
     if known: return epochs*sum(known)/len(known)
     steps = now['step']/max(now['epoch'], 1e-9)
-    rows = (stage.of(cfg, 'batch_size') or cfg.batch_size)*cfg.gradient_accumulation_steps
+    rows = now.get('effective_batch') or (stage.of(cfg, 'batch_size') or cfg.batch_size)*batches_a_step(cfg, stage)[0]
     return epochs*steps*rows/max(now['positions_per_second'], 1e-9)
 
 # %% ../../nbs/front/64_runs.ipynb #83dd2cbd
@@ -106,7 +107,7 @@ def rows_to_come(
         if data is None or is_remote(as_path(data)): return None
         try: rows = sum(shard.rows for shard in find_shards(data, s.columns))
         except (OSError, ValueError): return None
-        steps, size = steps_of(cfg, s.key), (s.of(cfg, 'batch_size') or cfg.batch_size)*cfg.gradient_accumulation_steps
+        steps, size = steps_of(cfg, s.key), (s.of(cfg, 'batch_size') or cfg.batch_size)*batches_a_step(cfg, s)[1]
         total += steps*size if steps else round(rows*(1 - s.held_out(cfg)))*s.of(cfg, 'epochs')
     return total
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'SIZES', 'SECTIONS', 'BLOCKS', 'SquareEmbedding', 'show_features', 'makes_bf16', 'handed_on', 'LayerNorm',
            'on_tensor_cores', 'aligned_linear', 'AlignedLinear', 'keep_mask', 'Dropout', 'Backbone', 'keep_statistics',
-           'register_backbone', 'make_backbone', 'parameter_count', 'ConvStem', 'SqueezeExcitation', 'ResidualBlock',
-           'PreNormBlock', 'NestedBlock', 'ResNetOptions', 'ResNet', 'mlp', 'MixerBlock', 'MixerOptions', 'Mixer',
-           'TokenStem', 'RelativeBias', 'pair_generator', 'Smolgen', 'SquareAttention', 'TransformerBlock',
-           'ViTOptions', 'ViT', 'flops_per_position', 'size_table', 'summary', 'BackboneOptions', 'sizes_of',
-           'shaping_options', 'backbone_of']
+           'EachTime', 'register_backbone', 'make_backbone', 'parameter_count', 'ConvStem', 'SqueezeExcitation',
+           'ResidualBlock', 'PreNormBlock', 'NestedBlock', 'ResNetOptions', 'ResNet', 'mlp', 'MixerBlock',
+           'MixerOptions', 'Mixer', 'TokenStem', 'RelativeBias', 'pair_generator', 'Smolgen', 'SquareAttention',
+           'TransformerBlock', 'ViTOptions', 'ViT', 'flops_per_position', 'size_table', 'summary', 'BackboneOptions',
+           'sizes_of', 'shaping_options', 'backbone_of']
 
 # %% ../../nbs/model/21_backbones.ipynb #baf1c6d8
 import inspect
@@ -222,6 +222,13 @@ def keep_statistics(
         for m, buffers in zip(norms, own): m._buffers.update(buffers)
 
 # %% ../../nbs/model/21_backbones.ipynb #3581f72e
+class EachTime:
+    "A context that is made anew each time it is entered"
+    def __init__(self, make): self.make, self.stack = make, ExitStack()
+    def __enter__(self): return self.stack.enter_context(self.make())
+    def __exit__(self, *error): return self.stack.__exit__(*error)
+
+# %% ../../nbs/model/21_backbones.ipynb #4f02409d
 @patch
 def run_block(self:Backbone,
     block:nn.Module,  # One of `blocks`
@@ -232,7 +239,7 @@ def run_block(self:Backbone,
     if not again: return block(x)
     # a compiled graph updates statistics once by itself
     if torch.compiler.is_compiling(): return checkpoint(block, x, use_reentrant=False)
-    contexts = lambda: (nullcontext(), keep_statistics(block))
+    contexts = lambda: (nullcontext(), EachTime(lambda: keep_statistics(block)))
     return checkpoint(block, x, use_reentrant=False, context_fn=contexts)
 
 # %% ../../nbs/model/21_backbones.ipynb #105af76d

@@ -11,6 +11,7 @@ import io
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle
 from math import ceil, isfinite
 
@@ -96,6 +97,13 @@ def _pair(rows, steps, first, second, colors, **how):
         else: lines.append(Line(*_known(rows, name), color=color, right=right, dots=True))
     return Panel(lines=lines, **how)
 
+# %% ../../nbs/show/05_plots.ipynb #7c0edd2c
+def _noise_panel(rows, steps):
+    "The gradient noise scale, and the rows of a step"
+    drawn = _steps_line(steps, 'noise_scale', COLORS[4]) if steps else Line(*_known(rows, 'noise_scale'), color=COLORS[4], dots=True)
+    batch = Line(*_known(steps or rows, 'effective_batch'), 'rows a step', GREY, 'dash', 1)
+    return Panel('gradient noise scale (critical batch)', [replace(drawn, name='noise scale'), batch], log=True, left='rows', whole=False)
+
 # %% ../../nbs/show/05_plots.ipynb #6ad60ce4
 def stage_alt(history:list[dict], steps:list[dict]=(), labels:dict|None=None) -> str:
     "What the figure of a stage shows, in words"
@@ -131,7 +139,10 @@ def stage_chart(
                    left='positions/s', right='share of time')]
     title = f'stage {rows[0]["stage"]}' + f' · {name}'*bool(name)
     most = min(epochs or 0, 2*ceil(rows[-1]['epoch']) + 2)
-    return Chart([above, below], title, stage_alt(history, steps, labels), most=most, heights=(2, 1), **look)
+    panels, shape = [above, below], dict(heights=(2, 1))
+    if any('noise_scale' in row for row in [*rows, *steps]):
+        panels, shape = [*panels, [_noise_panel(rows, steps)]], dict(heights=(2, 1, 1), size=(1000, 620))
+    return Chart(panels, title, stage_alt(history, steps, labels), most=most, **shape, **look)
 
 # %% ../../nbs/show/05_plots.ipynb #3b251e56
 def _shell():

@@ -301,7 +301,8 @@ class PolicyValue(Stage):
     options = Stage3Options
     names = {'validation': 'stage3_validation_data_path', 'test_ratio': 'test_ratio',
              'packed': 'input_file_packed', 'epochs': 'epoch', 'start_epoch': 'start_epoch',
-             'learning_rate': '', 'threshold': '', 'patience': 'early_stopping_patience'}
+             'learning_rate': '', 'threshold': '', 'patience': 'early_stopping_patience',
+             'adaptive': 'adaptive_batch'}
     final = one_file_by_row = exports = True
     tinted = False
     worst = {'policy': ('policy_loss', 'policy loss'), 'value': ('value_error', 'value error'),

@@ -135,7 +135,7 @@ ROLES = {   # role → the usual option; `{}` is the stage's slug
     'epochs': '{}_max_epochs', 'start_epoch': '',
     'batch_size': '{}_batch_size', 'learning_rate': '{}_learning_rate',
     'threshold': '{}_threshold', 'patience': '',
-    'scheduler': 'lr_scheduler', 'weight_decay': 'weight_decay', 'compile': 'compilation'}
+    'scheduler': 'lr_scheduler', 'weight_decay': 'weight_decay', 'compile': 'compilation', 'adaptive': ''}
 
 # %% ../../nbs/stages/31_stage.ipynb #d16ebee8
 class Stage:

@@ -33,7 +33,7 @@ from ..stages.stage import Stage, stages_of
 from .checkpoints import Checkpoints, part, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
 from .loop import Callback, Loop, OutOfRoom, WorkerGone
-from .optim import OptimizerOptions
+from .optim import NoiseOptions, OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
 def _no_histogram(c) -> str:
@@ -165,7 +165,7 @@ class Progress(Callback):
 
     def before_fit(self, loop):
         "Open the bar"
-        stage, total = loop.stage, loop.total_steps
+        stage, total = loop.stage, loop.steps_planned()
         self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {stage.id} · {stage.name}',
                         unit='step', disable=_nobody_looks(loop), leave=False)
         self.figures = {}
@@ -184,6 +184,7 @@ def after_step(self:Progress, loop):
     "Move the bar; now and then show the loss"
     self.bar.update()
     if loop.step % self.every: return
+    self.bar.total = loop.steps_planned()
     loss = f"{float(loop.losses['loss']):.4f}"
     self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': loss, **self.figures})
 
@@ -238,11 +239,11 @@ class Steps(Callback):
                  lines:int=1000):    # Lines that a stage of any length has, about
         self.path, self.every, self.lines = path_here(path), every, lines
         self.begun = self.last = self.at = self.wait = 0.
-        self.step = 0
+        self.step = self.batch = 0
 
     def _mark(self, loop):
         "Begin the clock of the next line"
-        self.at, self.step, self.wait = time.perf_counter(), loop.step, loop.wait
+        self.at, self.step, self.batch, self.wait = time.perf_counter(), loop.step, loop.batch, loop.wait
 
     def after_epoch(self, loop):
         "Leave the time of judging out"
@@ -274,9 +275,10 @@ def gpu_load(device:torch.device) -> dict[str, float]:    # Shares, 0…1; nothi
 def _row(self:Steps, loop):
     "The figures of the steps since the last line"
     seconds = max(time.perf_counter() - self.at, 1e-9)
-    rows = (loop.step - self.step)*loop.settings.batch_size*loop.cfg.gradient_accumulation_steps
-    return {'stage': loop.stage.id, 'step': loop.step, 'epoch': round(loop.step/loop.steps_per_epoch, 4),
-            'lr': loop.optimizer.param_groups[0]['lr'], 'grad_norm': float(loop.grad_norm),
+    rows = (loop.batch - self.batch)*loop.settings.batch_size
+    at = loop.epoch + loop.batch/loop.batches_per_epoch if loop.steered else loop.step/loop.steps_per_epoch
+    return {'stage': loop.stage.id, 'step': loop.step, 'epoch': round(at, 4),
+            'lr': loop.optimizer.param_groups[0]['lr'], 'grad_norm': float(loop.grad_norm), **loop.read_gauges(),
             'positions_per_second': rows/seconds, 'loader_wait': (loop.wait - self.wait)/seconds,
             **{f'train/{k}': float(v) for k, v in loop.losses.items()}, **gpu_load(loop.accelerator.device),
             **({'copy_age': round(loop.copy_age(), 1)} if loop.copy_age else {})}
@@ -420,7 +422,8 @@ def write_histograms(self:TensorBoard, loop):
 # %% ../../nbs/train/44_callbacks.ipynb #a5cdaf4a
 def _hparams(loop) -> dict:
     "What a stage was trained with, as TensorBoard takes it"
-    shared = {n: getattr(loop.cfg, n) for n in OptimizerOptions.model_fields}
+    names = *OptimizerOptions.model_fields, *NoiseOptions.model_fields
+    shared = {n: getattr(loop.cfg, n) for n in names if hasattr(loop.cfg, n)}
     found = {**shared, **asdict(loop.settings)}
     return {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in found.items()}
 

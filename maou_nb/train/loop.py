@@ -32,7 +32,7 @@ from ..model.heads import Net
 from ..stages.stage import Stage, stages_of
 from .checkpoints import (load_optimizer, load_random, optimizer_tensors, part,
                                        random_tensors)
-from .optim import make_optimizer, make_scheduler
+from .optim import batches_a_step, make_optimizer, make_scheduler
 from .processes import (Ended, average_statistics, join, launched, local_rank, process_seed,
                                      share_norms)
 
@@ -164,6 +164,10 @@ class Callback:
         "When the loop is made, and its network has not been moved yet"
     def before_fit(self, loop):
         "Before the first step"
+    def before_backward(self, loop):
+        "When a batch was asked for its loss: `loop.given` holds its outputs and the batch"
+    def after_backward(self, loop):
+        "When the gradient of a batch was added to those of its step"
     def before_step(self, loop):
         "When the gradients of a step are there, clipped, before the optimizer takes it"
     def after_step(self, loop):
@@ -258,9 +262,12 @@ class Loop:
         self.together = join()                           # the processes that train with this one
         self.plan = train.plan(settings.batch_size)      # sizes alone are asked of it
         self.batches_per_epoch = len(self.plan)
-        self.steps_per_epoch = math.ceil(self.batches_per_epoch / cfg.gradient_accumulation_steps)
+        self.batches_a_step, most = batches_a_step(cfg, stage)
+        self.steered = bool(stage.of(cfg, 'adaptive', False))      # then a callback may change the number
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / self.batches_a_step)   # while it does not
         self.total_steps = settings.steps or settings.epochs*self.steps_per_epoch
-        self.settings = replace(settings, epochs=math.ceil(self.total_steps / self.steps_per_epoch))
+        least = math.ceil(self.batches_per_epoch / most)
+        self.settings = replace(settings, epochs=math.ceil(self.total_steps / least) if settings.steps else settings.epochs)
         self.epoch, self.batch = settings.start_epoch, 0  # the next batch …
         self.means = None                                # … and the sums of the epoch so far
         self.history, self.steps = [], []                # one dict an epoch; some steps, from `Steps`
@@ -268,6 +275,8 @@ class Loop:
         self.judged_on = 'valid' if valid else 'train_eval'
         self.trained = None                              # its rows, and those its net had before, by content
         self.losses, self.grad_norm = {}, None           # of the last batch, and of the last step
+        self.given = None                                # outputs and batch, between forward and backward
+        self.gauges = {}                                 # figure → what gives it, for history and curves
         self.averaged = None                             # the averaged network, from `Averaging`
         self.board = None                                # TensorBoard's writer, for who logs more
         self.error, self.whole, self.resumed = None, True, False
@@ -275,6 +284,7 @@ class Loop:
         self.counted = 0                                 # rows in running statistics since they were averaged
         self._take(net)
         self.go_to_step(settings.start_epoch*self.steps_per_epoch)
+        self._begin_step()
         self._draw_apart()
 
 # %% ../../nbs/train/43_loop.ipynb #9d8f4904
@@ -288,6 +298,36 @@ def device(self:Loop) -> torch.device:
 def main_process(self:Loop) -> bool:
     "Whether this process writes and speaks"
     return self.together.main
+
+# %% ../../nbs/train/43_loop.ipynb #5f0758be
+@patch(as_prop=True)
+def by_batches(self:Loop) -> bool:
+    "Whether the schedule runs over batches, not over optimizer steps"
+    return self.steered and not self.settings.steps
+
+# %% ../../nbs/train/43_loop.ipynb #08f16f37
+@patch(as_prop=True)
+def clock(self:Loop) -> int:
+    "Where the schedule is"
+    return self.epoch*self.batches_per_epoch + self.batch if self.by_batches else self.step
+
+# %% ../../nbs/train/43_loop.ipynb #09d01ac8
+@patch
+def _scheduler(self:Loop, optimizer):
+    "The schedule of `optimizer`, to the last step or batch"
+    an_epoch, total, warm = self.steps_per_epoch, self.total_steps, self.cfg.warmup_steps
+    if self.by_batches:
+        an_epoch, total = self.batches_per_epoch, self.settings.epochs*self.batches_per_epoch
+        warm = None if warm is None else warm*self.batches_a_step
+    return make_scheduler(optimizer, self.settings.schedule, an_epoch, total, warm)
+
+# %% ../../nbs/train/43_loop.ipynb #f7ee3d34
+@patch
+def steps_planned(self:Loop) -> int:
+    "How many steps the stage has, as far as is known now"
+    if not self.by_batches: return self.total_steps
+    left = self.settings.epochs*self.batches_per_epoch - self.clock
+    return self.step + math.ceil(left / self.batches_a_step)
 
 # %% ../../nbs/train/43_loop.ipynb #3ba02c56
 @patch
@@ -325,8 +365,7 @@ def _take(self:Loop, net):
     self.call('begin')
     if s.compile: self._compile(net, self.averaged)
     # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
-    self.scheduler = make_scheduler(optimizer, s.schedule, self.steps_per_epoch, self.total_steps,
-                                    self.cfg.warmup_steps)
+    self.scheduler = self._scheduler(optimizer)
     self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
     if self.together.world > 1: self.net.broadcast_buffers = False
@@ -363,10 +402,18 @@ def ask(self:Loop, net, batch:DenseBatch, source:StreamingFileSource) -> dict[st
 @patch
 def go_to_step(self:Loop, step:int):
     "Count `step` steps as done, and set the learning rates of the next one"
-    self.step = self.scheduler.last_epoch = step
-    rates = [base*f(step) for base, f in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas)]
+    self.step = step
+    self.scheduler.last_epoch = self.clock
+    rates = [base*f(self.clock) for base, f in zip(self.scheduler.base_lrs, self.scheduler.lr_lambdas)]
     self.scheduler._last_lr = rates
     for group, lr in zip(self.optimizer.param_groups, rates): group['lr'] = lr
+
+# %% ../../nbs/train/43_loop.ipynb #16902cfb
+@patch
+def _begin_step(self:Loop):
+    "Find out which batches the next step has: at the end of an epoch fewer"
+    self.first, self.count = self.batch, min(self.batches_a_step, self.batches_per_epoch - self.batch)
+    self.step_rows = len(range(*self.plan.span(self.first, self.count)))
 
 # %% ../../nbs/train/43_loop.ipynb #4c936ef6
 @patch
@@ -475,17 +522,13 @@ def _add(self:Means, other:Means):
         both = getattr(self.metrics, k), getattr(other.metrics, k)
         setattr(self.metrics, k, join_all(torch.stack(both)))
 
-# %% ../../nbs/train/43_loop.ipynb #16902cfb
+# %% ../../nbs/train/43_loop.ipynb #f02740d7
 @patch
 def _share(self:Loop, own:int) -> tuple[float, bool]:
     "How much a batch with `own` rows here counts in its step, and whether it is the step's last"
-    together = self.cfg.gradient_accumulation_steps
-    first = self.batch // together * together
-    count = min(together, self.batches_per_epoch - first)
-    rows = lambda k, n=1: len(range(*self.plan.span(k, n)))
-    if self.together.world > 1: share = own*self.together.world / rows(first, count)
-    else: share = 1 if count == 1 else rows(self.batch) / rows(first, count)
-    return share, self.batch + 1 == first + count
+    if self.together.world > 1: share = own*self.together.world / self.step_rows
+    else: share = 1 if self.count == 1 else len(range(*self.plan.span(self.batch, 1))) / self.step_rows
+    return share, self.batch + 1 == self.first + self.count
 
 # %% ../../nbs/train/43_loop.ipynb #6f467cc0
 @patch
@@ -507,8 +550,10 @@ def check_stop(self:Loop):
 def _step_taken(self:Loop):
     "Count the step that the optimizer took"
     self.means.add_norm(self.grad_norm)
-    self.scheduler.step()
-    self.step += 1
+    if self.by_batches: self.go_to_step(self.step + 1)
+    else:
+        self.scheduler.step()
+        self.step += 1
     self.call('after_step')
 
 # %% ../../nbs/train/43_loop.ipynb #41cfd8b3
@@ -533,19 +578,25 @@ def no_loss(outputs:dict) -> dict:
 @patch(as_prop=True)
 def taught(self:Loop):
     "The options of the loss of the next step"
-    return self.stage.at(self.cfg, min(1., self.step / (self.steps_per_epoch*self.settings.epochs)))
+    an_epoch = self.batches_per_epoch if self.by_batches else self.steps_per_epoch
+    return self.stage.at(self.cfg, min(1., self.clock / (an_epoch*self.settings.epochs)))
 
 # %% ../../nbs/train/43_loop.ipynb #8e381c7f
 @patch
 def train_batch(self:Loop, batch:DenseBatch):
     "Forward and backward; a step after the last batch of one"
     self.together.meet()
+    if self.whole: self._begin_step()
     self.whole, self.together.amid = False, True
     share, last = self._share(len(batch))
     with nullcontext() if last else self.accelerator.no_sync(self.net):
         outputs = self.ask(self.net, batch, self.train)
         losses = self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs)
+        self.given = outputs, batch
+        self.call('before_backward')
+        self.given = None        # else the graph would stay
         self.accelerator.backward(losses['loss'] if share == 1 else losses['loss']*share)
+    self.call('after_backward')
     self.losses = {k: torch.as_tensor(v, device=self.device).detach() for k, v in losses.items()}
     if len(batch): self.means.update(self.losses, outputs, batch)
     self.batch, self.counted = self.batch + 1, self.counted + len(batch)
@@ -558,10 +609,10 @@ def train_epoch(self:Loop) -> dict[str, float]:
     "The rest of this epoch, from `self.batch` on"
     self.net.train()
     self.means = self.means or Means(self.stage, self.device)
-    if self.batch < self.batches_per_epoch and self.step < self.total_steps:
+    if self.batch < self.batches_per_epoch and self.step < (self.settings.steps or math.inf):
         for batch in self.batches(self.train, self.epoch, self.batch):
             self.train_batch(batch)
-            if self.step == self.total_steps: break
+            if self.step == self.settings.steps: break
     return self.means.compute()
 
 # %% ../../nbs/train/43_loop.ipynb #8008dfaa
@@ -587,10 +638,18 @@ TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')
 @patch
 def epoch_rate(self:Loop) -> float:
     "The learning rate with which this epoch began"
-    factor = self.scheduler.lr_lambdas[0](self.epoch*self.steps_per_epoch)
-    return self.scheduler.base_lrs[0] * factor
+    at = self.epoch*(self.batches_per_epoch if self.by_batches else self.steps_per_epoch)
+    if self.steered and self.settings.steps: at = self.history[-1]['step'] if self.history else 0
+    return self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](at)
 
 # %% ../../nbs/train/43_loop.ipynb #987b1468
+@patch
+def read_gauges(self:Loop) -> dict[str, float]:
+    "The figures that callbacks measure, those that are known"
+    found = {name: f() for name, f in self.gauges.items()}
+    return {name: float(v) for name, v in found.items() if v is not None and math.isfinite(v)}
+
+# %% ../../nbs/train/43_loop.ipynb #a97587e2
 @patch
 def one_epoch(self:Loop):
     "Train and judge an epoch, and write it into the history"
@@ -602,7 +661,7 @@ def one_epoch(self:Loop):
     timings = dict(zip(TIMINGS, (max(rows, 0) / seconds, self.wait / seconds, seconds)))
     figures = {self.judged_on: self.evaluate(self.valid or self.train)}
     row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step,
-           'lr': self.epoch_rate(), 'grad_norm': trained.pop('grad_norm', 0.), **timings}
+           'lr': self.epoch_rate(), 'grad_norm': trained.pop('grad_norm', 0.), **self.read_gauges(), **timings}
     for on, found in {'train': trained, **figures}.items():
         row |= {f'{on}/{k}': v for k, v in found.items()}
     self.history.append(row)
@@ -640,9 +699,11 @@ def _no_memory(error) -> bool:
 def _half_the_memory(self:Loop) -> str:
     "What to say when memory ran out: the options with which the same training takes half"
     stage, size = self.stage, self.settings.batch_size
-    half, together = max(1, size // 2), 2*self.cfg.gradient_accumulation_steps
+    half, (least, most) = max(1, size // 2), batches_a_step(self.cfg, stage)
+    steps = f'gradient_accumulation_steps={2*least}'
+    if self.steered: steps = f'adaptive_batch_min_steps={2*least} and adaptive_batch_max_steps={2*most}'
     return (f'stage {stage.id} ran out of memory of {self.device} with {size} rows a batch; '
-            f'{stage.option("batch_size")}={half} with gradient_accumulation_steps={together} '
+            f'{stage.option("batch_size")}={half} with {steps} '
             'would be the same training in half the memory, gradient_checkpointing=True takes less too')
 
 # %% ../../nbs/train/43_loop.ipynb #fc01d8df
@@ -667,7 +728,8 @@ def in_words(self:Loop, error:BaseException) -> BaseException:
 @patch(as_prop=True)
 def finished(self:Loop) -> bool:
     "Whether nothing is left to train"
-    return self.epoch >= self.settings.epochs or any(cb.done(self) for cb in self.callbacks)
+    steps_done = self.batch == 0 and self.step >= (self.settings.steps or math.inf)
+    return steps_done or self.epoch >= self.settings.epochs or any(cb.done(self) for cb in self.callbacks)
 
 # %% ../../nbs/train/43_loop.ipynb #30e4b6c2
 def state_name(cb:Callback) -> str:
@@ -791,6 +853,7 @@ def state(self:Loop) -> tuple[dict, dict]:
     about = {'stage': self.stage.id, 'epoch': self.epoch, 'batch': self.batch, 'step': self.step,
              'history': self.history, 'scaler': scaler}
     if self.together.world > 1: about['processes'] = self.together.world
+    if self.steered: about['batches_a_step'] = self.batches_a_step
     return tensors, about | ({'callbacks': facts} if facts else {})
 
 # %% ../../nbs/train/43_loop.ipynb #be458c42
@@ -825,7 +888,7 @@ def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks 
     a.unwrap_model(self.net).load_state_dict(part(tensors, 'net.'))
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
     self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
-    self.resumed = True
+    self.resumed, self.batches_a_step = True, about.get('batches_a_step', self.batches_a_step)
     if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])
     left = self._load_callbacks(tensors, about.get('callbacks', {}))
     self.go_to_step(about['step'])

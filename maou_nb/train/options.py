@@ -31,13 +31,13 @@ from .callbacks import LogOptions
 from .folder import FolderOptions
 from .loop import DeviceOptions
 from .mirror import MirrorOptions
-from .optim import OptimizerOptions
+from .optim import NoiseOptions, OptimizerOptions
 
 # %% ../../nbs/train/47_options.ipynb #e4e3a6cb
 LIBRARY = (ChoiceOptions, RowOptions, DeviceOptions,
            BackboneOptions, ResNetOptions, MixerOptions, ViTOptions,
            Stage1Options, Stage2Options, Stage12Options, Stage3Options,
-           OptimizerOptions, FolderOptions, LogOptions, MirrorOptions)
+           OptimizerOptions, NoiseOptions, FolderOptions, LogOptions, MirrorOptions)
 
 # %% ../../nbs/train/47_options.ipynb #51632e77
 class LearnConfig(*reversed(LIBRARY)):

@@ -47,6 +47,8 @@ from .callbacks import (AtHome, Averaging, Compiling, EarlyStopping, History, Pr
 from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of, check_labels, find_checkpoint,
                                        load_part, load_tensors, part, put_part, random_tensors)
 from .folder import LINES, RunFolder, fits_row, from_folder
+from .noise import noise_callbacks
+from .optim import batches_a_step
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
 from .processes import join
@@ -250,7 +252,7 @@ def batch_size_of(cfg, stage:Stage, rows:int) -> int:
     "The stage's own batch size, or the common one, capped"
     own = stage.of(cfg, 'batch_size')
     if own is not None: return own
-    return max(1, min(cfg.batch_size, rows // (LEAST_STEPS * cfg.gradient_accumulation_steps)))
+    return max(1, min(cfg.batch_size, rows // (LEAST_STEPS * batches_a_step(cfg, stage)[1])))
 
 # %% ../../nbs/train/48_runner.ipynb #de1fdabd
 def schedule_of(
@@ -268,7 +270,7 @@ def settings_of(cfg, stage:Stage, rows:int) -> Settings:
     "How a stage trains under `cfg`"
     batch = batch_size_of(cfg, stage, rows)
     own = lambda role, default=None: stage.of(cfg, role, default)
-    effective = batch * cfg.gradient_accumulation_steps
+    effective = batch * batches_a_step(cfg, stage)[0]
     return Settings(batch_size=batch, schedule=schedule_of(cfg, stage, effective),
                     epochs=own('epochs'), steps=steps_of(cfg, stage.key), lr=own('learning_rate', cfg.learning_ratio),
                     weight_decay=own('weight_decay', 0.), start_epoch=own('start_epoch', 0),
@@ -318,21 +320,30 @@ def judged_rows(
     return f'{rows:,} {held}, {split}'
 
 # %% ../../nbs/train/48_runner.ipynb #01ae266a
-def _budget(cfg, settings, rows):
+def _budget(cfg, stage, settings, rows):
     "What to say of steps that were asked for in place of epochs"
     if settings.steps is None: return
-    share = settings.steps*settings.batch_size*cfg.gradient_accumulation_steps/max(rows, 1)
-    yield f'  max_steps={settings.steps}: about {share:.3g} epochs'
+    least, most = (f'{settings.steps*settings.batch_size*n/max(rows, 1):.3g}' for n in batches_a_step(cfg, stage))
+    yield f'  max_steps={settings.steps}: about {least}{f" to {most}"*(least != most)} epochs'
 
 # %% ../../nbs/train/48_runner.ipynb #d935ef8f
+def _steered(cfg, stage, settings):
+    "What to say of a stage whose noise scale says how many batches a step has"
+    if not stage.of(cfg, 'adaptive', False): return
+    over = 'steps' if settings.steps else 'batches'
+    yield (f'  adaptive_batch: asked every {cfg.adaptive_batch_interval} steps; the learning rate stays, '
+           f'and its schedule runs over {over}')
+
+# %% ../../nbs/train/48_runner.ipynb #bbc7dcca
 def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:bool):
     "Sentences on what was decided for a stage"
-    together = cfg.gradient_accumulation_steps
-    batch = f'{settings.batch_size}' + f' × {together}'*(together > 1)
+    least, most = batches_a_step(cfg, stage)
+    batch = f'{settings.batch_size}' + f' × {least}'*(most > 1) + f' to {most}'*(most > least)
     held = f'{judged_rows(rows["valid"], split)}' if 'valid' in rows else f'{split}, judged on the training rows'
     yield (f'stage {stage.id}: {rows["train"]:,} rows to train on, {held}; batch {batch}, '
            f'learning rate {settings.lr:g}, schedule {settings.schedule}')
-    yield from _budget(cfg, settings, rows['train'])
+    yield from _steered(cfg, stage, settings)
+    yield from _budget(cfg, stage, settings, rows['train'])
     yield from _capped(cfg, stage, settings)
     yield from _alone(cfg, stage, resumed)
     yield from _layers(cfg, stage)
@@ -340,9 +351,9 @@ def remarks(cfg, stage:Stage, rows:dict, split:str, settings:Settings, resumed:b
 
 # %% ../../nbs/train/48_runner.ipynb #ba232335
 def own_callbacks(cfg, stage:Stage) -> list[Callback]:
-    "What a stage's loop always has: an average where one is wanted, and its ends"
+    "What a stage's loop always has: an average and the noise scale where they are wanted, and its ends"
     average = [Averaging(cfg.ema_decay)] if cfg.ema_decay else []
-    return [*average, Threshold(), EarlyStopping()]
+    return [*average, *noise_callbacks(cfg, stage), Threshold(), EarlyStopping()]
 
 # %% ../../nbs/train/48_runner.ipynb #76e039c6
 def _first_rows(cfg, stage, train, settings):
@@ -429,7 +440,7 @@ def _worth(loop):
 # %% ../../nbs/train/48_runner.ipynb #3a7c54f8
 def _warm(loop):
     "What to say of a warm-up that never ends, or does not act"
-    warm, total = loop.cfg.warmup_steps, loop.total_steps
+    warm, total = loop.cfg.warmup_steps, loop.total_steps      # of the fewest batches each, where that varies
     if not warm: return
     if loop.settings.schedule != 'warmup_cosine_decay':
         yield f'warmup_steps={warm}: schedule {loop.settings.schedule} does not warm up'
@@ -446,9 +457,11 @@ def _unmatched(loop):
 # %% ../../nbs/train/48_runner.ipynb #97d0481d
 def _too_rare(loop):
     "What to say of what would be done after the last step or epoch"
-    epochs = loop.settings.epochs
-    for option, there, what in (('checkpoint_every', loop.total_steps, 'steps'),
-                                ('tensorboard_histogram_frequency', epochs, 'epochs')):
+    epochs, steps, own = loop.settings.epochs, loop.total_steps, {'checkpoint_every': 'steps'}
+    if loop.gauges: own['adaptive_batch_measurement_interval'] = 'steps'
+    if loop.steered: own['adaptive_batch_interval'] = 'steps'
+    for option, what in {**own, 'tensorboard_histogram_frequency': 'epochs'}.items():
+        there = steps if what == 'steps' else epochs
         if (every := getattr(loop.cfg, option, None) or 0) > there:
             yield f'{option}={every}: the stage ends after {there} {what}'
 
@@ -684,6 +697,12 @@ def _judged_by(loop):
     "The figures that an epoch of `loop` is judged by, as its history calls them"
     return [f'{loop.judged_on}/{name}' for name in {loop.stage.main, *loop.stage.best_by(loop.cfg).values()}]
 
+def _steps_at(loop, epoch, batch):
+    "How many steps were taken before a batch, at least and at most"
+    least, most = batches_a_step(loop.cfg, loop.stage)
+    taken = lambda n: epoch*-(-loop.batches_per_epoch // n) + -(-batch // n)
+    return min(taken(most), loop.total_steps), min(taken(least), loop.total_steps)
+
 def _odd_facts(loop, about):
     "What a checkpoint says that cannot be"
     wrong = [k for k, fits in _SAID.items() if not fits(about.get(k))]
@@ -692,9 +711,11 @@ def _odd_facts(loop, about):
     epoch, batch, history = about['epoch'], about['batch'], about['history']
     if about.get('stage') != loop.stage.id: yield f'it is of stage {str(about.get("stage"))[:40]!r}'
     if batch > loop.batches_per_epoch: yield f'batch {batch} is beyond the {loop.batches_per_epoch} of an epoch'
-    steps = epoch*loop.steps_per_epoch + -(-batch // loop.cfg.gradient_accumulation_steps)
-    steps = min(steps, loop.total_steps)
-    if about['step'] != steps: yield f'its step is {about["step"]} where {steps} were taken'
+    fewest, steps = _steps_at(loop, epoch, batch)
+    if not fewest <= about['step'] <= steps: yield f'its step is {about["step"]} where {steps} were taken'
+    least, most = batches_a_step(loop.cfg, loop.stage)
+    now = about.get('batches_a_step', least)
+    if not (is_count(now) and least <= now <= most): yield f'its steps have {str(now)[:40]!r} batches'
     if not all(fits_row(r, LINES[0]) and r['stage'] == loop.stage.id for r in history): yield 'its history holds odd rows'
     elif lost := [f for f in _judged_by(loop) if not all(f in r for r in history)]: yield f'its history lacks {lost[0]}'
     elif len(history) > epoch: yield f'its history has {len(history)} epochs of {epoch}'
@@ -748,6 +769,13 @@ def _odd_means(loop, tensors, batch):
         rows, steps = odd['rows'].tolist()
         if rows < 0 or steps < 0 or bool(steps) != ('norms' in tensors): yield 'its sums are of no rows'
 
+# %% ../../nbs/train/48_runner.ipynb #149e9e88
+def _odd_noise(loop, kept):
+    "What of the moving averages of a noise scale cannot be"
+    if not kept: return
+    yield from _unlike_all(kept, {'means': torch.zeros(2)})
+    if not all(v.isfinite().all() for v in kept.values()): yield 'its noise scale is no number'
+
 # %% ../../nbs/train/48_runner.ipynb #c6aac27d
 def _odd_generators(states):
     "States of random numbers, by the names of `random_tensors`, that a generator refuses"
@@ -776,6 +804,7 @@ def _odd_tensors(loop, tensors, batch, processes=1):
     yield from _odd_generators({k: drawn[k] for k in drawn.keys() & now.keys()})
     yield from _odd_optimizer(loop, part(tensors, 'optimizer.', strip=False))
     yield from _odd_means(loop, part(tensors, 'means.'), batch)
+    yield from _odd_noise(loop, part(tensors, 'callback.NoiseScale.'))
     for rank in range(1, processes): yield from _odd_process(loop, part(tensors, f'process.{rank}.'), batch, rank)
 
 # %% ../../nbs/train/48_runner.ipynb #947e4960
