@@ -21,6 +21,7 @@ _rooms = {
     'play.elo': ('Sprt',),
     'play.games': ('load_match',),
     'front.board': ('play_against',),
+    'front.search': ('search',),
     'front.runs': ('attach', 'compare', 'tensorboard'),
     'show.boards': ('show_position',),
     'train.runner': ('StageThresholdNotMet',),
