@@ -64,6 +64,12 @@ def best_rate(lines, stage, net):
     means = {r: sum(v)/len(v) for r, v in sorted(losses.items())}
     return (min(means, key=means.get) if means else None), means
 
+def middle_rate(lines, stage, net):
+    "The middle of the rates that the grid cannot tell from the best: their losses are within 0.02, and seeds differ by more"
+    means = best_rate(lines, stage, net)[1]
+    tied = [r for r, loss in means.items() if loss < min(means.values()) + 0.02]
+    return prod(tied)**(1/len(tied))
+
 def table(lines):
     "Best rates, and suggestions as multiples of them"
     for stage, net in dict.fromkeys((x['stage'], x['net']) for x in lines if 'net' in x):
@@ -74,8 +80,10 @@ def table(lines):
         told = [f'{x["suggestion"]/best:.2f}' if x['suggestion'] else 'refused' for x in mine]
         known = [x['suggestion']/best for x in mine if x['suggestion']]
         if known:
+            off = best/middle_rate(lines, stage, net)
             print('  × best:', ' '.join(told), f'geometric mean {prod(known)**(1/len(known)):.2f},',
-                  f'farthest {max(max(k, 1/k) for k in known):.2f}')
+                  f'farthest {max(max(k, 1/k) for k in known):.2f};',
+                  f'of the middle of those as good {max(max(k*off, 1/k/off) for k in known):.2f}')
 
 def main():
     parse = argparse.ArgumentParser()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -223,7 +224,8 @@ def _mended(journal):
     with open(journal, 'r+b') as f: f.truncate(data.rfind(b'\n') + 1)
 
 # %% ../../nbs/front/69_search.ipynb #99327eb4
-SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler', 'gp': 'GPSampler', 'grid': 'GridSampler'}
+SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler', 'gp': 'GPSampler', 
+            'grid': 'RandomSampler'}     # what is tried is said beforehand
 PRUNERS = {'median': ('MedianPruner', dict(n_startup_trials=4, n_warmup_steps=1)),    # epochs
            'halving': ('SuccessiveHalvingPruner', {}), 'none': ('NopPruner', {})}
 
@@ -235,17 +237,17 @@ def _pruner(pruner):
     return getattr(_optuna().pruners, name)(**keywords)
 
 # %% ../../nbs/front/69_search.ipynb #4c43e61b
-def _grid(dists):
-    "Option → values of a grid"
+def _grid(dists) -> list[dict]:
+    "All there is to try where options have choices alone"
     ranges = [n for n, d in dists.items() if not hasattr(d, 'choices')]
     if ranges: raise OptionError(f"sampler='grid': {ranges[0]} is a range; a list of choices was expected")
-    return {n: d.choices for n, d in dists.items()}
+    return [dict(zip(dists, values)) for values in product(*(d.choices for d in dists.values()))]
 
-def _sampler(sampler, dists, seed:int):
+# %% ../../nbs/front/69_search.ipynb #dba21e85
+def _sampler(sampler, seed:int):
     "An Optuna sampler"
     if isinstance(sampler, _optuna().samplers.BaseSampler): return sampler
     check_one_of(SAMPLERS, sampler=sampler)
-    if sampler == 'grid': return _optuna().samplers.GridSampler(_grid(dists), seed=0)      # its order is one
     return getattr(_optuna().samplers, SAMPLERS[sampler])(seed=seed)
 
 # %% ../../nbs/front/69_search.ipynb #a931c1cc
@@ -256,11 +258,12 @@ def _storage(folder):
     return storages.JournalStorage(storages.journal.JournalFileBackend(str(folder/_journal)))
 
 # %% ../../nbs/front/69_search.ipynb #a27ce9b2
-def _opened(name, lower, pruner, first):
-    "The Optuna study; a new one tries `first` first"
+def _opened(name, lower, pruner, first:dict, grid:list=()):
+    "The Optuna study; a new one tries `first` first, and what `grid` says is tried in turn"
     study = _optuna().create_study(study_name=name, storage=_storage(study_folder(name)), pruner=pruner,
                                    direction='minimize' if lower else 'maximize', load_if_exists=True)
-    if first and not study.trials: study.enqueue_trial(first)
+    if first and not grid and not study.trials: study.enqueue_trial(first)
+    for options in grid: study.enqueue_trial(options, skip_if_exists=True)
     return study
 
 # %% ../../nbs/front/69_search.ipynb #6e661d14
@@ -298,8 +301,8 @@ def begin(self:Task, sampler, seed:int):
     "(trial, its options): one that was left behind, or a new one"
     states, kind = _optuna().trial.TrialState, _optuna().trial.Trial
     left = [t for t in self.study.get_trials(deepcopy=False, states=(states.RUNNING,)) if self.run(t.number).at_work() is None]
-    number = left[0].number if left else len(self.study.get_trials(deepcopy=False))
-    self.study.sampler = _sampler(sampler, self.dists, (seed + number*7919) % (1 << 32))
+    number = left[0].number if left else sum(t.state is not states.WAITING for t in self.study.get_trials(deepcopy=False))
+    self.study.sampler = _sampler(sampler, (seed + number*7919) % (1 << 32))
     trial = kind(self.study, left[0]._trial_id) if left else self.study.ask()
     return trial, {n: _suggest(trial, n, d) for n, d in self.dists.items()}
 
@@ -397,7 +400,7 @@ def rows(self:SearchResult) -> list[tuple]:
 @patch
 def __repr__(self:SearchResult):
     ended = [sum(t.state == s for t in self.trials) for s in ('finished', 'pruned', 'failed')]
-    said = [f'search {self.name}: {ended[0]} trials finished, {ended[1]} pruned, {ended[2]} failed']
+    said = [f'search {self.name}: {ended[0]} trial{"s"*(ended[0] != 1)} finished, {ended[1]} pruned, {ended[2]} failed']
     if self.best: said.append(f'best {self.figure} {self.best.figure:.4f} in trial {self.best.number}: ' + _words(self.best.options))
     if self.importance: said.append('matters: ' + ', '.join(f'{n} {v:.0%}' for n, v in self.importance.items()))
     return '\n'.join(said)
@@ -415,7 +418,7 @@ def _draw_option(ax, name, trials, figure):
         done = t.state == 'finished'
         ax.plot([x], [t.figure], 'o', color=COLORS[1] if done else GREY, markersize=5, fillstyle='full' if done else 'none')
     if not plain: ax.set_xticks(range(len(names)), [as_label(n) for n in names], rotation=20)
-    elif min(at, default=0) > 0 and max(at) > 20*min(at): ax.set_xscale('log')
+    elif min(at, default=0) > 0 and max(at) > 8*min(at): ax.set_xscale('log')
     ax.set_xlabel(as_label(name))
     ax.grid(alpha=0.25)
 
@@ -494,12 +497,13 @@ def search(
     _check_base(base)
     dists, folder = checked_space(base, space), study_folder(name)
     callbacks, pruned = tuple(check_callbacks(callbacks)), _pruner(pruner)
-    _sampler(sampler, dists, seed)
+    _sampler(sampler, seed)
+    grid = _grid(dists) if sampler == 'grid' else []
     first = {n: _ends(d)[0] for n, d in dists.items()}
     stage, figure, lower = metric_of(try_config({**first, **base})[0], metric)
     _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))
-    task = Task(_opened(name, lower, pruned, _first(base, dists)), base, dists, stage, figure, lower, callbacks)
-    return task.go_on(trials, sampler, seed, say)
+    task = Task(_opened(name, lower, pruned, _first(base, dists), grid), base, dists, stage, figure, lower, callbacks)
+    return task.go_on(min(trials, len(grid) or trials), sampler, seed, say)
 
 # %% ../../nbs/front/69_search.ipynb #3b00c036
 @patch

@@ -115,8 +115,9 @@ def why(self:RateTrial) -> str:    # Empty: it shows one
     at, depth = int(change.argmin()), -float(change.min())
     noise = 1.4826*float(np.median(np.abs(np.subtract(self.losses, self.before) - change)[:at + 1]))
     if depth <= max(1.5*noise, 1e-4*abs(float(np.mean(self.before)))):
-        return f'the loss falls by no more than its noise at any rate up to {last}: another range, or a mend of the net, was expected'
-    if change[-1] < -0.5*depth and self._place()[1] > 0.9*(n - 1): return f'the loss still falls at {last}, the last rate: a higher `high` was expected'
+        return f'the loss falls by no more than its noise at any rate up to {last}: other rates were expected'
+    if change[-1] < -0.5*depth and self._place()[1] > 0.9*(n - 1):
+        return f'the loss still falls at {last}, the last rate: a higher `high` was expected'
     if change[0] < -0.5*depth: return f'the loss has fallen at {self.rates[0]:.2g} already, the first rate: a lower `low` was expected'
     return ''
 
