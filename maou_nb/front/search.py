@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ..data.explained import check_one_of, check_whole, hinted, refuse, said
 from ..data.files import read_json, short_path
@@ -408,6 +409,14 @@ def __repr__(self:SearchResult):
 def _words(options): return ', '.join(f'{n}={v:.4g}' if isinstance(v, float) else f'{n}={v}' for n, v in options.items())
 
 # %% ../../nbs/front/69_search.ipynb #82306fea
+def _log_axis(ax):
+    "Few numbers along a logarithmic axis"
+    ax.set_xscale('log')
+    ax.xaxis.set_major_locator(LogLocator(subs=(1., 3.)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    ax.xaxis.set_minor_locator(NullLocator())
+
+# %% ../../nbs/front/69_search.ipynb #ff9d2a32
 def _draw_option(ax, name, trials, figure):
     "The figures of trials over one option"
     values = [t.options.get(name) for t in trials]
@@ -418,7 +427,8 @@ def _draw_option(ax, name, trials, figure):
         done = t.state == 'finished'
         ax.plot([x], [t.figure], 'o', color=COLORS[1] if done else GREY, markersize=5, fillstyle='full' if done else 'none')
     if not plain: ax.set_xticks(range(len(names)), [as_label(n) for n in names], rotation=20)
-    elif min(at, default=0) > 0 and max(at) > 8*min(at): ax.set_xscale('log')
+    elif min(at, default=0) > 0 and max(at) > 8*min(at): _log_axis(ax)
+    elif all(isinstance(v, int) for v in at): ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     ax.set_xlabel(as_label(name))
     ax.grid(alpha=0.25)
 

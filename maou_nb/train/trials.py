@@ -137,7 +137,8 @@ def suggestion(self:RateTrial) -> float|None:
     "A rate to begin with; None where the curve shows none"
     if self.why: return None
     first, last, depths = self._place()
-    return _SAFE*float(np.exp(np.average(np.log(self.rates[first:last + 1]), weights=depths)))
+    middle = float(np.exp(np.average(np.log(self.rates[first:last + 1]), weights=depths)))
+    return max(_SAFE*middle, self.rates[first])
 
 # %% ../../nbs/train/45_trials.ipynb #23daa68f
 @patch
