@@ -178,7 +178,7 @@ _journal, _about = 'optuna.log', 'search.json'
 
 def study_folder(name:str) -> Path:
     "Where the study called `name` lies"
-    fits = isinstance(name, str) and name.strip() and name not in ('.', '..') and not {*'/\\:\0'} & {*name}
+    fits = isinstance(name, str) and name.strip(' .') and name.isprintable() and len(name) <= 100 and not {*'/\\:'} & {*name}
     if not fits: refuse('name', name, 'a name for a folder')
     return Path(STUDIES)/name
 
@@ -474,6 +474,7 @@ def result(self:Task) -> SearchResult:
 def _check_base(base):
     "Refuse a base that is none, or that says what a search says itself"
     if not isinstance(base, dict): raise OptionError(f'base={said(base)}: a dict of options was expected, as learn_multi_stage takes them')
+    if odd := [n for n in base if not isinstance(n, str)]: raise OptionError(f'base: {said(odd[0])}: the name of an option was expected')
     odd = [n for n in _own if n != 'stage' and base.get(n) is not None]
     if odd: raise OptionError(f'base: {odd[0]}={said(base[odd[0]])}: each trial has a folder of its own in {STUDIES}/; leave it out')
     if launched(): raise OptionError('search: one process was expected, and a launcher has started several')
@@ -504,6 +505,7 @@ def search(
     "Find options that make a figure best: a run for each guess; called again it goes on"
     check_whole(1, 100_000, trials=trials)
     check_whole(0, (1 << 32) - 1, seed=seed)
+    if not callable(say): refuse('say', say, 'a function that takes a text')
     _check_base(base)
     dists, folder = checked_space(base, space), study_folder(name)
     callbacks, pruned = tuple(check_callbacks(callbacks)), _pruner(pruner)
