@@ -14,7 +14,7 @@ def words(key):
     "The space-separated words of setting `key`, none where it is missing"
     return shlex.split(cfg.get(key, ''))
 
-extras = {o: words(f'{o}_requirements') for o in ('notebook', 's3', 'gcs', 'dask', 'onnx', 'play')}
+extras = {o: words(f'{o}_requirements') for o in ('notebook', 's3', 'gcs', 'dask', 'onnx', 'play', 'search')}
 dev = sum(extras.values(), []) + words('dev_requirements')
 
 setup(

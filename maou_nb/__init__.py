@@ -22,6 +22,7 @@ _rooms = {
     'play.elo': ('Sprt',),
     'play.games': ('load_match',),
     'front.board': ('play_against',),
+    'front.search': ('search',),
     'front.runs': ('attach', 'compare', 'tensorboard'),
     'front.run_table': ('runs', 'note'),
     'front.study': ('study', 'grid', 'load_study'),

@@ -41,7 +41,8 @@ def filled(name, run, shards, here, pool):
     options = dict(SMALL, stage='1', stage1_data_path=shards['stage1_data_path'])
     records = dict(paths=ONE_FILE, folder=here/'out', executor=pool)
     players, short = [maou_nb.random_player(n) for n in 'ab'], dict(games=1, show=False, max_moves=4)
-    return {'find_lr': dict(options, steps=3), 'overfit_one_batch': dict(options, steps=3),
+    searched = dict(base=dict(options, stage1_max_epochs=1, stage1_threshold=0.), space={'learning_ratio': (0.01, 0.02)})
+    return {'search': dict(searched, trials=1, name='odd'), 'find_lr': dict(options, steps=3), 'overfit_one_batch': dict(options, steps=3),
             'load_run': dict(path=run.run_dir), 'load_net': dict(path=run.run_dir), 'predict': dict(net=run.checkpoint(), sfen='startpos'),
             'evaluate': dict(of=run, data=shards['stage1_data_path']), 'exam': dict(of=run), 'film_strip': dict(run=run),
             'show_results': dict(of=run, data=shards['stage1_data_path']), 'browse': dict(of=run, data=shards['stage1_data_path']),

@@ -21,7 +21,7 @@ from fastcore.basics import patch
 from pydantic import BaseModel
 
 from .. import __version__
-from ..data.explained import check_above_0, check_whole, hinted, said
+from ..data.explained import check_above_0, check_whole, hinted, refuse, said
 from ..data.files import (FileError, as_path, clear_parts, disk_in_words, file_sha256, found_again,
                                 is_remote, is_there, read_json, short_path)
 from ..data.options import OptionError
@@ -653,13 +653,14 @@ def _check_stage(of_stage):
 def find_lr(
     of_stage:int|str|None=None,  # Of which stage; None: the last that the options run
     steps:int=100,
-    low:float=1e-6,          # The first rate …
+    low:float=1e-5,          # The first rate …
     high:float=1.,           # … and the last
     **options,               # As for `learn_multi_stage`
-) -> RateTrial:
-    "Losses at rising learning rates, and the rate at which the loss fell fastest"
+) -> RateTrial:              # It shows itself as a picture; `suggestion` and `valley` are None where the curve shows none
+    "Losses at rising learning rates, a rate to begin with, and the valley around it"
     check_whole(1, _longest_trial, steps=steps)
     check_above_0(low=low, high=high)
+    if low >= high: refuse('low', low, f'a rate below high={high:g}')
     _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.find_lr(low, high, steps)
 

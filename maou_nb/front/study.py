@@ -43,6 +43,7 @@ from .learn import LearnResult, learn_multi_stage, new_backbone
 from .options import make_config
 from .runs import STATE_COLORS, clock, config_of, known_here_only
 from .workers import Workers
+from ..judge.verdict import Verdict, bands, better_of, verdict
 from ..model.backbones import flops_per_position
 from ..show.plots import Pace, in_notebook, png_tag
 from ..stages.stage import Stage, stage_of, stages_of
@@ -452,9 +453,8 @@ def table(self:Study) -> pl.DataFrame:
 @patch
 def better(self:Study) -> dict[str, str]:
     "Figure → higher or lower, whichever is better"
-    lower = lambda n: self.stage.lower(n) or n.endswith('error') or 'brier' in n
     names = {n for told in self.outcomes().values() for n in told['figures']}
-    return {n: 'lower' if lower(n) else 'higher' for n in sorted(names)}
+    return {n: better_of(f'{self.stage.key}/{n}') or 'higher' for n in sorted(names)}
 
 @patch
 def verdict(self:Study,
@@ -462,9 +462,8 @@ def verdict(self:Study,
     baseline:str|None=None,     # An arm; None: the first
     margin:dict|None=None,      # Figure → by how much less than which a difference does not matter
     **how,                      # As for `maou_nb.judge.verdict.verdict`
-) -> 'Verdict':
+) -> Verdict:
     "What the runs that are done say: means, differences, equivalence and power, with intervals"
-    from maou_nb.judge.verdict import verdict
     found = self.outcomes()
     rows = next((told['rows'] for told in found.values() if told['rows'] is not None), None)
     names = figures or [n for n in (rows.columns if rows is not None else self.better()) if n not in ('id', 'game')]
@@ -476,14 +475,13 @@ def verdict(self:Study,
 @patch
 def curves(self:Study, figure:str|None=None):
     "A figure over the steps of training: the mean of each arm, and how far its seeds lie apart"
-    from maou_nb.judge.verdict import bands
     name = figure or self.stage.main
     histories = {key: [r for r in self.record(*key)['history'] if r['stage'] == self.stage.id]
                  for key in self.cells if self.record(*key) is not None}
     return bands(histories, name)
 
 @patch
-def _said(self:Study) -> 'Verdict|None':
+def _said(self:Study) -> Verdict|None:
     "The verdict, where there is one yet"
     done = {arm for arm, _ in self.outcomes()}
     return self.verdict() if len(done) > 1 else None

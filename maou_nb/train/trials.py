@@ -9,12 +9,18 @@ __all__ = ['FOLDED', 'RateTrial', 'of_products', 'BatchTrial', 'rounded', 'batch
 import copy
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from fastcore.basics import patch
+from matplotlib.figure import Figure
 
+from ..data.html import join_html, tag
+from ..show.charts import COLORS, GREY
+from ..show.plots import picture
 from .loop import Loop, no_loss
 from .noise import noise_scale
 
@@ -29,17 +35,26 @@ def forever(self:Loop):
 
 # %% ../../nbs/train/45_trials.ipynb #52226b83
 @patch
-def try_step(self:Loop, batch) -> float:
-    "A step outside of the run; its loss"
+def _asked(self:Loop, batch):
+    "The loss of `batch`, and (the sum over its rows, their number) of each process"
     outputs = self.ask(self.net, batch, self.train)
     loss = (self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs))['loss']
-    told = self.together.gather((float(loss.detach())*len(batch), len(batch)))
+    return loss, self.together.gather((float(loss.detach())*len(batch), len(batch)))
+
+# %% ../../nbs/train/45_trials.ipynb #14e11c1c
+def _mean_loss(told): return sum(loss for loss, _ in told) / max(sum(rows for _, rows in told), 1)
+
+# %% ../../nbs/train/45_trials.ipynb #4dd89345
+@patch
+def try_step(self:Loop, batch) -> float:
+    "A step outside of the run; its loss"
+    loss, told = self._asked(batch)
     rows = sum(n for _, n in told)
     self.accelerator.backward(loss if len(told) == 1 else loss*(len(batch)*len(told) / rows))
     self.clip()
     self.optimizer.step()
     self.optimizer.zero_grad()
-    return float(loss.detach()) if len(told) == 1 else sum(l for l, _ in told) / rows
+    return float(loss.detach()) if len(told) == 1 else _mean_loss(told)
 
 # %% ../../nbs/train/45_trials.ipynb #d8f84372
 @patch
@@ -59,55 +74,146 @@ def left_as_it_was(self:Loop, trial:Callable):
 # %% ../../nbs/train/45_trials.ipynb #11a4b0fc
 @dataclass
 class RateTrial:
-    "Losses at rising learning rates"
-    rates: list[float]
-    losses: list[float]        # Smoothed
+    "Losses at rising learning rates; it shows itself as a picture"
+    rates: list[float]     # Of the last step before each loss
+    losses: list[float]    # Each on another batch
+    before: list[float]    # Of the same batches, before the first step
 
-    def __repr__(self):
-        tried = f'{len(self.rates)} rates from {self.rates[0]:.2g} to {self.rates[-1]:.2g}'
-        return f'{tried}; the loss fell fastest at {self.suggestion:.2g}'
+# %% ../../nbs/train/45_trials.ipynb #2f79a324
+def _evened(values, width:float):
+    "`values` without single peaks, each a mean over neighbours about `width` away"
+    padded = np.pad(np.asarray(values, float), 2, mode='edge')
+    middle, at = np.median(np.lib.stride_tricks.sliding_window_view(padded, 5), 1), np.arange(len(values))
+    weights = np.exp(-((at[:, None] - at)/width)**2/2)
+    return weights @ middle / weights.sum(1)
 
-# %% ../../nbs/train/45_trials.ipynb #2cf9d570
+# %% ../../nbs/train/45_trials.ipynb #cc8694cb
 @patch(as_prop=True)
-def suggestion(self:RateTrial) -> float:
-    "The rate at which the loss fell fastest, per doubling of the rate, before its lowest point"
-    low = max(2, self.losses.index(min(self.losses)))
-    slopes = torch.tensor(self.losses[:low + 1]).diff()
-    return self.rates[int(slopes.argmin())]
+def change(self:RateTrial) -> np.ndarray:
+    "How much higher each loss is than before the first step, evened"
+    if not self.rates: return np.zeros(0)
+    return _evened(np.subtract(self.losses, self.before), max(0.03*len(self.rates), 1.))
 
-# %% ../../nbs/train/45_trials.ipynb #2aef4125
+# %% ../../nbs/train/45_trials.ipynb #161b30cd
+@patch
+def _place(self:RateTrial):
+    "(first place, last place, their depths over half of the deepest) of the valley"
+    share = self.change / self.change.min() - 0.5
+    first = last = int(share.argmax())
+    while first > 0 and share[first - 1] > 0: first -= 1
+    while last < len(share) - 1 and share[last + 1] > 0: last += 1
+    if last == len(share) - 1: last = int((share > 0.45).argmax())     # it does not rise again
+    return first, last, share[first:last + 1]
+
+# %% ../../nbs/train/45_trials.ipynb #5457a6aa
+_FEWEST = 10      # rates that show a valley
+
+@patch(as_prop=True)
+def why(self:RateTrial) -> str:    # Empty: it shows one
+    "Why the curve shows no rate"
+    change, n, last = self.change, len(self.rates), f'{self.rates[-1] if self.rates else 0:.2g}'
+    if n < _FEWEST: return f'{n} rate{"s"*(n != 1)} were tried before it ended: more steps, or a lower `low`, were expected'
+    at, depth = int(change.argmin()), -float(change.min())
+    noise = 1.4826*float(np.median(np.abs(np.subtract(self.losses, self.before) - change)[:at + 1]))
+    if depth <= max(1.5*noise, 1e-4*abs(float(np.mean(self.before)))):
+        return f'the loss falls by no more than its noise at any rate up to {last}: other rates were expected'
+    if change[-1] < -0.5*depth and self._place()[1] > 0.9*(n - 1):
+        return f'the loss still falls at {last}, the last rate: a higher `high` was expected'
+    if change[0] < -0.5*depth: return f'the loss has fallen at {self.rates[0]:.2g} already, the first rate: a lower `low` was expected'
+    return ''
+
+# %% ../../nbs/train/45_trials.ipynb #10d563a1
+@patch(as_prop=True)
+def valley(self:RateTrial) -> tuple[float, float]|None:
+    "The rates between which the loss falls well; None where the curve shows none"
+    if self.why: return None
+    first, last, _ = self._place()
+    return self.rates[first], self.rates[last]
+
+# %% ../../nbs/train/45_trials.ipynb #42475a70
+_SAFE = 0.75
+
+@patch(as_prop=True)
+def suggestion(self:RateTrial) -> float|None:
+    "A rate to begin with; None where the curve shows none"
+    if self.why: return None
+    first, last, depths = self._place()
+    middle = float(np.exp(np.average(np.log(self.rates[first:last + 1]), weights=depths)))
+    return max(_SAFE*middle, self.rates[first])
+
+# %% ../../nbs/train/45_trials.ipynb #74deab48
+@patch
+def __repr__(self:RateTrial):
+    tried = f'{len(self.rates)} rates' + (f' from {self.rates[0]:.2g} to {self.rates[-1]:.2g}' if self.rates else '')
+    if self.why: return f'{tried}; none is suggested: {self.why}'
+    return f'{tried}; {self.suggestion:.2g} is suggested, and from {self.valley[0]:.2g} to {self.valley[1]:.2g} the loss falls well'
+
+# %% ../../nbs/train/45_trials.ipynb #5867878c
+@patch
+def plot(self:RateTrial) -> Figure:
+    "The curve, with the valley and the suggestion"
+    fig = Figure(figsize=(7, 2.8), dpi=90, layout='constrained')
+    ax = fig.add_subplot(xlabel='learning rate', ylabel='loss, less that before', xscale='log')
+    change = self.change
+    if self.rates:
+        ax.plot(self.rates, np.subtract(self.losses, self.before), '.', color=GREY, markersize=3)
+        ax.plot(self.rates, change, color=COLORS[0], linewidth=1.8)
+        depth = max(-float(change.min()), 1e-9)
+        ax.set_ylim(-1.6*depth, max(1.2*depth, float(change[:len(change)//2].max())))
+    if not self.why:
+        ax.axvspan(*self.valley, color=COLORS[1], alpha=0.15, linewidth=0)
+        ax.axvline(self.suggestion, color=COLORS[1], linewidth=1.4)
+        ax.annotate(f' {self.suggestion:.2g}', (self.suggestion, 0.97), xycoords=('data', 'axes fraction'), va='top', color=COLORS[1])
+    ax.grid(alpha=0.25)
+    return fig
+
+# %% ../../nbs/train/45_trials.ipynb #9e2b256c
+@patch
+def _repr_html_(self:RateTrial): return join_html([tag('p', repr(self)), picture(self.plot(), repr(self))])
+
+# %% ../../nbs/train/45_trials.ipynb #d8a2d732
+_WARM = 10      # such steps
+
 def _rates(low:float, high:float, steps:int) -> list[float]:
     "`steps` rates from `low` to `high`, by equal factors"
     return [low * (high/low)**(i / max(1, steps - 1)) for i in range(steps)]
 
 # %% ../../nbs/train/45_trials.ipynb #003a8c02
 @patch
-def _try_rates(self:Loop, low, high, steps, smooth):
-    "(rates, smoothed losses) of a trial that has begun"
-    rates, losses, mean = [], [], 0.
-    for rate, batch in zip(_rates(low, high, steps), self.forever()):
-        for group in self.optimizer.param_groups: group['lr'] = rate
-        loss = self.try_step(batch)
-        mean = smooth*mean + (1 - smooth)*loss
-        rates.append(rate)
-        losses.append(mean / (1 - smooth**len(rates)))
-        if not math.isfinite(loss) or losses[-1] > 4*min(losses): break
-    return rates, losses
+@torch.no_grad()
+def _losses_now(self:Loop, n) -> list[float]:
+    "Losses of the first `n` training batches, of the net as it is"
+    with closing(self.forever()) as batches: return [_mean_loss(self._asked(batch)[1]) for batch in islice(batches, n)]
 
 # %% ../../nbs/train/45_trials.ipynb #7a79f5d4
+def _is_lost(losses, before) -> bool:
+    "Whether the last five losses are no numbers, or twice as high as before"
+    return not math.isfinite(losses[-1]) or len(losses) > 5 and sum(losses[-5:]) > 2*sum(before[len(losses) - 5:len(losses)])
+
+# %% ../../nbs/train/45_trials.ipynb #c3ac088d
+@patch
+def _try_rates(self:Loop, low, high, steps):
+    "(rates, losses, losses before the first step) of a trial that has begun"
+    rates, losses, before = _rates(low, high, steps), [], self._losses_now(_WARM + steps + 1)
+    with closing(self.forever()) as batches:
+        for rate, batch in zip([low]*_WARM + rates + rates[-1:], batches):
+            for group in self.optimizer.param_groups: group['lr'] = rate
+            losses.append(self.try_step(batch))
+            if _is_lost(losses, before): break
+    seen = slice(_WARM + 1, len(losses))     # the first loss that a step at the first rate has changed
+    known = [(r, *both) for r, *both in zip(rates, losses[seen], before[seen]) if all(map(math.isfinite, both))]
+    return map(list, zip(*known)) if known else ([], [], [])
+
+# %% ../../nbs/train/45_trials.ipynb #e4558f19
 @patch
 def find_lr(
     self:Loop,
-    low:float=1e-6,    # The first rate …
+    low:float=1e-5,    # The first rate …
     high:float=1.,     # … and the last
     steps:int=100,     # From one to the other, by equal factors
-    smooth:float=0.9,  # Of the running mean of losses
-) -> RateTrial:        # It ends early when the loss is 4 times its lowest
+) -> RateTrial:        # It ends early when the loss is twice what it was
     "Losses at learning rates from `low` to `high`; the loop is left as it was"
-    def trial():
-        tried = zip(*self._try_rates(low, high, steps, smooth))
-        return RateTrial(*map(list, zip(*[(r, l) for r, l in tried if math.isfinite(l)])))
-    return self.left_as_it_was(trial)
+    return self.left_as_it_was(lambda: RateTrial(*self._try_rates(low, high, steps)))
 
 # %% ../../nbs/train/45_trials.ipynb #7ef74b6d
 def of_products(

@@ -1,0 +1,169 @@
+"`search`: small real trainings, ended early, killed and gone on with; what cannot be is one sentence"
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from maou_nb import Callback, OptionError, load_run, search
+from maou_nb.front import search as room
+from samples import said
+
+ROOT = Path(__file__).resolve().parents[1]
+SPACE = {'learning_ratio': (1e-3, 0.1, 'log')}
+
+@pytest.fixture
+def base(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return dict(stage=1, stage1_data_path=shards['stage1_data_path'], stage1_batch_size=128, stage1_max_epochs=2, stage1_threshold=1.,
+                model_size='tiny', resnet_channels=8, resnet_blocks=1, gpu='cpu')
+
+def bare(result): return [(t.number, t.options, t.figure, t.steps, t.state) for t in result.trials]
+
+def test_it_finds_goes_on_and_tells(base):
+    heard = []
+    found = search(base, {**SPACE, 'resnet_channels': [8, 16]}, trials=3, name='one', say=heard.append)
+    assert [line.split(' · ')[0] for line in heard] == [f'trial {n} finished' for n in range(3)]
+    assert len({str(t.options) for t in found.trials}) == 3 and {t.steps for t in found.trials} == {18}
+    assert found.figure == 'accuracy' and found.best.figure == max(t.figure for t in found.trials)
+    assert found.best_options == base | found.best.options
+    kept = load_run(found.best.run_dir)
+    assert max(h['train_eval/accuracy'] for h in kept[1].history) == found.best.figure
+    again = search(base, {**SPACE, 'resnet_channels': [8, 16]}, trials=4, name='one', say=heard.append)
+    assert len(heard) == 4 and len(again.trials) == 4 and set(map(str, bare(found))) < set(map(str, bare(again)))
+    assert found._repr_html_().count('<tr') == 4 and 'best accuracy' in repr(found)
+
+def test_equal_seeds_try_the_same_and_another_seed_does_not(base):
+    runs = [search(base, SPACE, trials=2, name=n, seed=s, say=lambda t: None) for n, s in (('a', 0), ('b', 0), ('c', 1))]
+    assert bare(runs[0]) == bare(runs[1]) != bare(runs[2])
+
+def test_what_base_says_is_tried_first(base):
+    found = search({**base, 'learning_ratio': 0.02}, SPACE, trials=1, name='first')
+    assert found.best.options == {'learning_ratio': 0.02}
+
+def test_a_loss_is_better_lower(base):
+    found = search(base, {'learning_ratio': [0.02, 1e-7]}, trials=2, sampler='grid', metric='loss', name='low', pruner='none')
+    assert found.lower and found.best.options == {'learning_ratio': 0.02} and found.trials[1].figure > found.best.figure
+
+def test_a_pruner_ends_a_run_and_says_so(base):
+    "As any early end: saved, with the reason; its figure is no best one"
+    pruner = optuna.pruners.ThresholdPruner(lower=0.85)
+    base['stage1_max_epochs'] = 4
+    found = search(base, {'learning_ratio': [0.02, 1e-7]}, trials=2, sampler='grid', pruner=pruner, name='cut')
+    states = {t.options['learning_ratio']: t for t in found.trials}
+    bad = states[1e-7]
+    assert states[0.02].state == 'finished' and bad.state == 'pruned' and bad.steps == 9 and found.best is states[0.02]
+    assert 'stopped by the pruner' in bad.why and 'after epoch 1' in bad.why
+    assert 'stopped' in load_run(bad.run_dir).stopped or 'not come to an end' in load_run(bad.run_dir).stopped
+    assert '1 pruned' in repr(found)
+
+class Faulty(Callback):
+    "Has no room for nets of 16 channels"
+    def before_fit(self, loop):
+        if loop.cfg.resnet_channels == 16: raise RuntimeError('CUDA out of memory. Tried to allocate 9 GiB')
+
+def test_trials_that_fail_are_told_and_end_nothing(base):
+    heard = []
+    found = search(base, {'resnet_channels': [8, 16]}, trials=2, sampler='grid', name='room', callbacks=[Faulty()], say=heard.append)
+    failed = [t for t in found.trials if t.state == 'failed']
+    assert len(failed) == 1 and failed[0].options == {'resnet_channels': 16} and failed[0].why and '\n' not in failed[0].why
+    assert found.best.options == {'resnet_channels': 8} and any(failed[0].why in line for line in heard)
+
+def test_a_loss_that_is_no_number_fails_its_trial_alone(base):
+    vit = dict(model_architecture='vit', vit_embed_dim=16, vit_num_layers=1, vit_num_heads=2, resnet_channels=None, resnet_blocks=None)
+    wild = {**base, **vit, 'optimizer': 'sgd', 'gradient_clip_norm': None, 'stage1_batch_size': 32}
+    found = search(wild, {'learning_ratio': [0.05, 1000.]}, trials=2, sampler='grid', name='wild')
+    states = {t.options['learning_ratio']: t for t in found.trials}
+    assert states[0.05].state == 'finished' and states[1000.].state == 'failed' and 'diverged' in states[1000.].why
+
+class StopOnce(Callback):
+    "Interrupts the second run, as a person does"
+    runs = 0
+    def before_fit(self, loop): StopOnce.runs += 1
+    def after_step(self, loop):
+        if StopOnce.runs == 2 and loop.step == 7: loop.stop.why = 'SIGINT'
+
+def test_an_interrupt_ends_the_search_and_the_same_call_goes_on(base):
+    heard, quiet = [], lambda text: None
+    whole = search(base, SPACE, trials=3, name='whole', say=quiet)
+    stopped = search(base, SPACE, trials=3, name='stopped', callbacks=[StopOnce()], say=heard.append)
+    assert 'the same call goes on' in heard[-1] and [t.state for t in stopped.trials] == ['finished', 'not ended']
+    assert bare(search(base, SPACE, trials=3, name='stopped', say=quiet)) == bare(whole)
+
+SCRIPT = """
+import json, sys
+from maou_nb import search
+base, space = json.loads(sys.argv[1])
+search(base, {n: tuple(v) for n, v in space.items()}, trials=3, name='killed')
+"""
+
+def test_a_search_that_was_killed_ends_with_the_same_table(base):
+    "In the middle of its second trial, by SIGKILL; the journal's last line is cut, too"
+    base |= {'stage1_max_epochs': 6, 'checkpoint_every': 4}
+    asked = json.dumps([base, SPACE])
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), 'TQDM_DISABLE': '1'}
+    child = subprocess.Popen([sys.executable, '-c', SCRIPT, asked], env=env)
+    line = Path('studies/killed/trial-001/history.jsonl')
+    while not line.exists() and child.poll() is None: time.sleep(0.02)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with open('studies/killed/optuna.log', 'a') as f: f.write('{"op_code": 6, "wor')
+    ended = search(base, SPACE, trials=3, name='killed', say=lambda text: None)
+    assert [t.state for t in ended.trials] == ['finished']*3
+    assert bare(ended) == bare(search(base, SPACE, trials=3, name='whole', say=lambda text: None))
+
+def test_another_search_needs_another_name(base):
+    search(base, SPACE, trials=1, name='mine')
+    longer = {**base, 'stage1_max_epochs': 3}
+    for changed, what in ((dict(base=longer), 'base: stage1_max_epochs 2 → 3'), (dict(seed=1), 'seed 0 → 1'),
+                          (dict(space={'resnet_channels': [8, 16]}), 'space: learning_ratio'),
+                          (dict(metric='loss'), "'accuracy' → 'loss'")):
+        with pytest.raises(OptionError, match='another search lies in') as error:
+            search(**{'base': base, 'space': SPACE, 'trials': 2, 'name': 'mine', **changed})
+        assert what in said(error)
+    Path('studies/mine/search.json').write_text('{"ba')
+    with pytest.raises(OptionError, match='search.json is damaged') as error: search(base, SPACE, name='mine')
+    assert said(error)
+
+@pytest.mark.parametrize(('changed', 'what'), [
+    (dict(base=None), 'base=None: a dict of options was expected'),
+    (dict(base={'run_dir': 'x'}), "base: run_dir='x': each trial has a folder of its own"),
+    (dict(base={'gpus': 2}), 'a search trains in this process'),
+    (dict(base={'epochs': 2}), 'epochs: there is no such option; did you mean epoch?'),
+    (dict(space={}), 'space={}: a dict'), (dict(space=None), 'space=None: a dict'),
+    (dict(space={'lr': (0.1, 1.)}), 'lr: there is no such option; did you mean learning_ratio?'),
+    (dict(space={'run_name': ['a', 'b']}), 'run_name: the search says it itself'),
+    (dict(space={'learning_ratio': 0.1}), 'learning_ratio=0.1: a range (low, high)'),
+    (dict(space={'learning_ratio': (1., 0.1)}), 'the lower end first'),
+    (dict(space={'learning_ratio': (0., 0.1, 'log')}), 'above 0 for logarithms'),
+    (dict(space={'learning_ratio': (0.1, 1., 'lin')}), 'was expected'),
+    (dict(space={'learning_ratio': (-1., 0.1)}), 'input should be greater than 0'),
+    (dict(space={'optimizer': ['adamw', 'lion']}), "optimizer='lion'"),
+    (dict(space={'optimizer': []}), 'optimizer=[]'), (dict(space={'optimizer': ['sgd', 'sgd']}), 'each choice once'),
+    (dict(space={'optimizer': [{}]}), 'as a choice'),
+    (dict(space={'momentum': (0.5, 0.9)}), 'momentum: it would be varied in vain, as only optimizer=sgd'),
+    (dict(trials=0), 'trials=0: a whole number from 1'), (dict(seed=-1), 'seed=-1: a whole number from 0'),
+    (dict(metric='top1'), "metric='top1': one of accuracy"), (dict(metric=3), 'metric=3: one of'),
+    (dict(name='../x'), "name='../x': a name for a folder"), (dict(name=''), "name='': a name"),
+    (dict(sampler='best'), "sampler='best': one of tpe, "), (dict(sampler='grid'), 'learning_ratio is a range; a list of choices'),
+    (dict(pruner='best'), "pruner='best': one of median, "), (dict(callbacks=[print]), 'is no Callback')])
+def test_odd_arguments_are_a_sentence_and_make_nothing(base, changed, what):
+    more = changed.get('base')
+    given = {'base': base, 'space': SPACE, 'trials': 1, **changed} | ({'base': base | more} if more else {})
+    with pytest.raises(ValueError) as error: search(**given)
+    assert what in said(error) and not Path('studies').exists()
+
+def test_an_option_of_one_choice_may_be_varied_beside_it(base):
+    assert set(room.checked_space(base, {'momentum': (0.5, 0.9), 'optimizer': ['adamw', 'sgd']})) == {'momentum', 'optimizer'}
+
+def test_without_optuna_the_extra_is_named(base, monkeypatch):
+    room._optuna.cache_clear()
+    monkeypatch.setattr(room, 'find_spec', lambda name: None)
+    with pytest.raises(OptionError, match=r'pip install "maou_nb\[search\]" would be right') as error: search(base, SPACE)
+    assert said(error)
+    room._optuna.cache_clear()
+
+def test_optuna_is_imported_by_a_search_alone():
+    done = subprocess.run([sys.executable, '-c', 'import sys, maou_nb; maou_nb.search; print("optuna" in sys.modules)'],
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+    assert done.stdout.strip() == 'False', done.stderr
