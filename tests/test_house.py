@@ -103,7 +103,7 @@ print(json.dumps([len(RULES), [try_config(o)[1] for o in {ASKED!r}]]))'''
     assert alone.returncode == 0, alone.stderr
     assert json.loads(alone.stdout) == json.loads(everything.stdout)
     rules, answers = json.loads(alone.stdout)
-    assert rules == 22 and all(answers)
+    assert rules == 23 and all(answers)
 
 LOADED = '''
 import sys

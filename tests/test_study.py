@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from maou_nb import OptionError, grid, load_study, note, runs, study
+from maou_nb import OptionError, load_study, note, runs, study
 from maou_nb.data.files import FileError
 from maou_nb.front.study import Records, plan_of, read_study
 from maou_nb.front.options import make_config
@@ -97,7 +97,8 @@ def test_what_a_budget_means(base, shards):
 
 def test_functions_as_arms_and_any_executor(base, tmp_path):
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        made = study('functions', base, {'twice': twice, 'once': {}}, seeds=1, budget={'positions': 640}, folder=tmp_path, executor=pool, show=False)
+        made = study('functions', base, {'twice': twice, 'once': {}}, seeds=1, budget={'positions': 640}, folder=tmp_path,
+                     executor=pool, show=False)
     assert made.record('twice', 0)['taken'][0]['steps'] == 15
     assert made.record('once', 0)['taken'][0]['steps'] == 20 and not made.failed
 
@@ -115,22 +116,27 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(base, tmp_path):
 def breaks(options): raise ValueError('no such thing')
 
 ODD = {
-    'name=': dict(name='../up'), 'base: seed is set': dict(base=dict(seed=3)), "arm 'a': lerning_ratio": dict(arms={'a': {'lerning_ratio': 1}}),
+    'name=': dict(name='../up'),
+    'base: seed is set': dict(base=dict(seed=3)), "arm 'a': lerning_ratio": dict(arms={'a': {'lerning_ratio': 1}}),
     'arms=': dict(arms={}), "arms['a']": dict(arms={'a': 3}), 'seeds=': dict(seeds=0), 'budget=': dict(budget={'hours': 1}),
-    'executor=': dict(executor=ThreadPoolExecutor(2)), 'does not fork': dict(executor=ProcessPoolExecutor(1)), 'at_once=': dict(at_once=0), 'as their last stage': dict(arms={'a': {}, 'b': {'stage': 1}}),
-    'stage1_threshold may end': dict(arms={'a': dict(stage=(1, 3))}), 'take all of the budget': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),
+    'executor=': dict(executor=ThreadPoolExecutor(2)), 'does not fork': dict(executor=ProcessPoolExecutor(1)),
+    'at_once=': dict(at_once=0), 'as their last stage': dict(arms={'a': {}, 'b': {'stage': 1}}),
+    'stage1_threshold may end': dict(arms={'a': dict(stage=(1, 3))}),
+    'take all of the budget': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),
 }
 
 @pytest.mark.parametrize('says', ODD)
 def test_what_cannot_be_is_refused_in_a_sentence(says, base, shards, tmp_path):
-    asked = dict(name='odd', base=base | dict(stage1_data_path=str(shards/'stage1')), arms={'a': {}}, seeds=1, budget={'steps': 4}, folder=tmp_path, show=False)
+    asked = dict(name='odd', base=base | dict(stage1_data_path=str(shards/'stage1')), arms={'a': {}}, seeds=1, budget={'steps': 4},
+                 folder=tmp_path, show=False)
     given = ODD[says]
     if 'base' in given: given = {'base': asked['base'] | given['base']}
     with pytest.raises((ValueError, OptionError)) as e: study(**asked | given)
     assert says in str(e.value) and '\n' not in str(e.value), str(e.value)
 
 def test_another_base_or_arm_is_another_study(base, whole):
-    for change, says in ((dict(base=base | {'batch_size': 16}), 'base: '), (dict(arms={'plain': {'momentum': 0.5, 'optimizer': 'sgd'}}), "arm 'plain'"),
+    for change, says in ((dict(base=base | {'batch_size': 16}), 'base: '),
+                         (dict(arms={'plain': {'momentum': 0.5, 'optimizer': 'sgd'}}), "arm 'plain'"),
                          (dict(budget={'steps': 61}), 'budget: ')):
         asked = dict(base=base, arms=ARMS, seeds=2, budget={'steps': 60}) | change
         with pytest.raises(OptionError) as e: study('whole', **asked, folder=whole.folder.parent, show=False)
@@ -143,7 +149,8 @@ def test_the_command(base, shards, tmp_path):
     done = subprocess.run([sys.executable, '-m', 'maou_nb', 'study', str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [r['arm'] for r in json.loads(done.stdout)] == ['learning_ratio=0.01', 'learning_ratio=0.03']
-    for text, says in (('name: [', 'line 1: this is no YAML'), ('5', 'were expected'), ('name: a\nbse: {}', "'bse' is unknown"), ('name: a', 'base is missing')):
+    for text, says in (('name: [', 'this is no YAML'), ('5', 'were expected'),
+                       ('name: a\nbse: {}', "'bse' is unknown"), ('name: a', 'base is missing')):
         file.write_text(text)
         with pytest.raises(FileError, match=says): read_study(file)
 
@@ -162,7 +169,8 @@ def test_runs_in_a_table(whole, tmp_path):
     top = every.sort('top1').frame['3/top1'].to_list()
     assert top == sorted(top, reverse=True)
     assert every.filter(text='optimizer=sgd').frame['run'].str.starts_with('sgd').all()
-    for bad, says in ((lambda: note(every['sgd/0']), 'a note, or tags'), (lambda: runs(tmp_path/'none'), 'is no folder'), (lambda: runs(tmp_path), 'holds no run')):
+    for bad, says in ((lambda: note(every['sgd/0']), 'a note, or tags'),
+                      (lambda: runs(tmp_path/'none'), 'is no folder'), (lambda: runs(tmp_path), 'holds no run')):
         with pytest.raises((ValueError, FileError), match=says): bad()
 
 def test_a_damaged_run_stands_in_the_table(tmp_path, whole):

@@ -51,7 +51,7 @@ from ..train.checkpoints import CheckpointError
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
-from ..train.options import LearnConfig, config_class, idle_fault
+from ..train.options import LearnConfig, config_class, idle_fault, why_idle
 from ..train.processes import launched
 from ..train.runner import net_of, put_backbone, put_head, source_maker, used_by
 

@@ -6,7 +6,6 @@
 __all__ = ['NOTES', 'note', 'notes_of', 'Runs', 'runs']
 
 # %% ../../nbs/front/65_run_table.ipynb #0d9b11b0
-import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..data.files import FileError, as_path, is_remote, short_path
 from ..data.html import html_table
 from ..data.options import OptionError
 from .cli import chosen
-from .learn import LearnResult, read_result
+from .learn import LearnResult
 from .runs import Comparison, clock, compare, config_of, judged_epochs, state_of
 from ..stages.stage import stage_of
 from ..train.checkpoints import CONFIG, CheckpointError

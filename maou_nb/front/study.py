@@ -18,13 +18,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 import yaml
@@ -45,7 +42,7 @@ from .runs import STATE_COLORS, clock, config_of, known_here_only
 from .workers import Workers
 from ..judge.verdict import Verdict, bands, better_of, verdict
 from ..model.backbones import flops_per_position
-from ..show.plots import Pace, in_notebook, png_tag
+from ..show.plots import Pace, in_notebook
 from ..stages.stage import Stage, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.loop import make_accelerator
@@ -177,6 +174,8 @@ def steps_for(
     if budget is None or cfg.max_steps is not None: return cfg.max_steps
     (kind, most), = budget.items()
     if kind == 'seconds': return max(1, int(most*rate(cfg)))
+    if kind != 'steps' and cfg.adaptive_batch:
+        raise OptionError(f'arm {name!r}: adaptive_batch says as it goes what a step takes; a budget of steps or seconds was expected')
     if open_ended := _open_ended(cfg):
         raise OptionError(f'arm {name!r}: {open_ended[0]} may end a stage early, and then nobody knows beforehand what it takes; '
                           f'none was expected, as the budget is one of {kind}')
@@ -280,7 +279,8 @@ def train_arm(
     except StageThresholdNotMet as e:
         result = e.result
         if result.stages_completed[-1].stage != stage_of(options_stage(options)).id: raise
-    if not isinstance(result, LearnResult): raise TypeError(f'arm {arm!r}: its function returned {said(result)}; a LearnResult was expected')
+    if not isinstance(result, LearnResult):
+        raise TypeError(f'arm {arm!r}: its function returned {said(result)}; a LearnResult was expected')
     if result.stopped: return result.stopped
     try: rows = row_results(result.run_dir)
     except FileError: rows = None
@@ -468,7 +468,8 @@ def verdict(self:Study,
     rows = next((told['rows'] for told in found.values() if told['rows'] is not None), None)
     names = figures or [n for n in (rows.columns if rows is not None else self.better()) if n not in ('id', 'game')]
     if unknown := [n for n in names if n not in self.better()]: refuse('figures', unknown, f'some of {", ".join(self.better())}')
-    kept = {key: {'figures': {n: told['figures'][n] for n in names if n in told['figures']}, 'rows': told['rows']} for key, told in found.items()}
+    asked = lambda told: {n: told['figures'][n] for n in names if n in told['figures']}
+    kept = {key: {'figures': asked(told), 'rows': told['rows']} for key, told in found.items()}
     return verdict(kept, baseline=baseline, margin=margin, better={n: self.better()[n] for n in names}, **how)
 
 # %% ../../nbs/front/65_study.ipynb #afa3f1f9
@@ -478,7 +479,8 @@ def curves(self:Study, figure:str|None=None):
     name = figure or self.stage.main
     histories = {key: [r for r in self.record(*key)['history'] if r['stage'] == self.stage.id]
                  for key in self.cells if self.record(*key) is not None}
-    return bands(histories, name)
+    rows = next(iter(histories.values()), [{}])
+    return bands(histories, next((k for k in (f'valid/{name}', f'train_eval/{name}', name) if k in rows[-1]), name))
 
 @patch
 def _said(self:Study) -> Verdict|None:
@@ -591,7 +593,7 @@ def _checked(base, arms, budget, folder, known):
 # %% ../../nbs/front/65_study.ipynb #1d6ddaff
 def speed_of(cfg:LearnConfig, steps:int=40) -> float:
     "Optimizer steps a second of the last stage of `cfg`, measured here and now"
-    import maou_nb.train.trials             # with it a loop may be tried
+    import maou_nb.train.trials      # noqa: F401, with it a loop may be tried
     accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
     loop, _ = stage_loop(cfg, stages_of(cfg)[-1], backbone, accelerator, say=_nothing)
     try:
@@ -671,7 +673,8 @@ def read_study(
         if what not in _in_file: raise FileError(f'{file}: {said(what)} is unknown; one of {", ".join(_in_file)} was expected')
     if missing := [n for n in ('name', 'base') if n not in asked]: raise FileError(f'{file}: {missing[0]} is missing')
     several, listed = asked.pop('grid', None) or {}, asked.get('arms') or {}
-    if not isinstance(several, dict) or not isinstance(listed, dict): raise FileError(f'{file}: arms and grid are names with what they stand for')
+    if not isinstance(several, dict) or not isinstance(listed, dict):
+        raise FileError(f'{file}: arms and grid are names with what they stand for')
     return asked | {'arms': {n: change or {} for n, change in listed.items()} | (grid(**several) if several else {})}
 
 def study_of_file(

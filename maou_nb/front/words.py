@@ -279,9 +279,11 @@ SENTENCES = {
     'Options that belong together; paths and places stay': '組み合わせた設定。パスと置き場所は変えない',
     'Language of labels and help': 'ラベルと説明の言語',
     'Study': '比較実験', 'Start the study': '実験を開始', 'name': '名前', 'arms': '条件', 'seeds': 'シード数', 'budget': '予算',
-    'Compare changes of these options, with several seeds and an equal budget': 'これらの設定を変えたものを、複数のシードと等しい予算で比べる',
+    'Compare changes of these options, with several seeds and an equal budget':
+        'これらの設定を変えたものを、複数のシードと等しい予算で比べる',
     'Its folder is studies/name': 'フォルダーは studies/名前',
-    'A name a line, and after a colon the options that it changes, in braces': '1行に1つの名前を書き、コロンの後に変える設定を波かっこで書く',
+    'A name a line, and after a colon the options that it changes, in braces':
+        '1行に1つの名前を書き、コロンの後に変える設定を波かっこで書く',
     'So many runs of each arm': '各条件をこの回数だけ学習する',
     'Of each run; none: the options say how long it trains': '1回の学習に使える量。なしなら設定のとおり',
     'How many steps, positions, FLOPs or seconds': 'ステップ、局面、FLOPs、秒のいずれかの数',

@@ -31,7 +31,8 @@ def thin(folder, to, stage, pick):
     table = pa.concat_tables([read_shard(s) for s in find_shards(folder, columns)]).combine_chunks()
     kept = table.take(pa.array(np.sort(pick(table['game'].to_numpy()))))
     to.mkdir(parents=True, exist_ok=True)
-    write_manifest(to, [write_shard(to/'rows.feather', kept, columns, 'thinned')], stage=int(stage), prepared_from='thinned')
+    written = [write_shard(to/'rows.feather', kept, columns, 'thinned')]
+    write_manifest(to, written, stage=int(stage), prepared_from='thinned')
 
 def some_a_game(games):
     "So many rows of each game, at random"
@@ -67,7 +68,8 @@ def arms(data, steps):
     first = dict(stage=(1, 2, 3), stage1_data_path=str(data/'1'), stage2_data_path=str(data/'2'), stage1_threshold=None,
                  stage2_threshold=None, stage1_max_epochs=STAGE1_EPOCHS, stage2_max_epochs=1)
     return {'scratch': {}, '1-2-3, equal compute': first, '1-2-3, equal stage 3': first | dict(max_steps=steps),
-            'joint': dict(auxiliary=('2',)), 'placebo, equal stage 3': first | dict(stage2_data_path=str(data/'2-placebo'), max_steps=steps)}
+            'joint': dict(auxiliary=('2',)),
+            'placebo, equal stage 3': first | dict(stage2_data_path=str(data/'2-placebo'), max_steps=steps)}
 
 def budget_of(base):
     "What `POSITIONS` of stage 3 alone cost, in FLOPs"
@@ -81,8 +83,8 @@ def run(args):
     data = prepared(games)
     for net in args.nets:
         base = dict(stage=3, stage3_data_path=str(data/'3'), stage3_validation_data_path=str(data/'held'), model_architecture=net,
-                    model_size='tiny', batch_size=256, learning_ratio=RATES[net], input_cache_mode='memory', gpu='cpu', checkpoint_every=500,
-                    warmup_steps=200)
+                    model_size='tiny', batch_size=256, learning_ratio=RATES[net], input_cache_mode='memory', gpu='cpu',
+                    checkpoint_every=500, warmup_steps=200)
         study(net, base, arms(data, POSITIONS//256), args.seeds, budget_of(base), at_once=args.at_once, folder=HOME)
 
 if __name__ == '__main__':

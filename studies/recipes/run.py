@@ -16,12 +16,16 @@ SAMPLES = HOME.parents[1]/'samples'/'games'
 README = dict(model_size='tiny', learning_ratio=0.004, batch_size=128)
 TRIED = {
     'resnet': {
-        'lr 0.01': dict(learning_ratio=0.01), 'lr 0.02': dict(learning_ratio=0.02), 'mirrored': dict(learning_ratio=0.01, mirror_augmentation=True),
-        'muon': dict(optimizer='muon', learning_ratio=0.01), 'muon 0.02': dict(optimizer='muon', learning_ratio=0.02, mirror_augmentation=True),
+        'lr 0.01': dict(learning_ratio=0.01),
+        'lr 0.02': dict(learning_ratio=0.02), 'mirrored': dict(learning_ratio=0.01, mirror_augmentation=True),
+        'muon': dict(optimizer='muon', learning_ratio=0.01),
+        'muon 0.02': dict(optimizer='muon', learning_ratio=0.02, mirror_augmentation=True),
         'batch 64': dict(learning_ratio=0.01, batch_size=64), 'no stages': dict(learning_ratio=0.01, weight_decay=0.1)},
     'vit': {
-        'lr 0.002': dict(learning_ratio=0.002), 'lr 0.001': dict(learning_ratio=0.001), 'muon': dict(optimizer='muon', learning_ratio=0.004),
-        'muon 0.01': dict(optimizer='muon', learning_ratio=0.01), 'muon mirrored': dict(optimizer='muon', learning_ratio=0.004, mirror_augmentation=True)}}
+        'lr 0.002': dict(learning_ratio=0.002), 'lr 0.001': dict(learning_ratio=0.001),
+        'muon': dict(optimizer='muon', learning_ratio=0.004),
+        'muon 0.01': dict(optimizer='muon', learning_ratio=0.01),
+        'muon mirrored': dict(optimizer='muon', learning_ratio=0.004, mirror_augmentation=True)}}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
