@@ -44,7 +44,7 @@ def test_a_field_for_every_option_and_none_besides():
     assert [*panel.fields] == [*LearnConfig.model_fields]
     shown = [f for of in panel.groups.values() for f in of]
     assert [row for tab in panel.tab.children for row in tab.children] == [f.row for f in shown]
-    assert sorted([FIRST, *(f.name for f in shown)]) == sorted(LearnConfig.model_fields)
+    assert sorted([FIRST, 'preset', *(f.name for f in shown)]) == sorted(LearnConfig.model_fields)
     for name, field in panel.fields.items():
         option = LearnConfig.model_fields[name]
         says = field.widget.common if isinstance(field.widget, PathLines) else {'tooltip': field.widget.tooltip}
