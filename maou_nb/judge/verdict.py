@@ -685,6 +685,7 @@ def bands(
         x, mean, low, high = _band(curves)
         ax.plot(x, mean, color=color, linewidth=1.6, label=as_label(f'{shortened(arm)} ({len(curves)})'))
         if len(curves) > 1: ax.fill_between(x, low, high, color=color, alpha=.22, linewidth=0)
+        if len(x) == 1: ax.errorbar(x, mean, [mean - low, high - mean], fmt='o', color=color, capsize=4)      # which is no line
     ax.set_xlabel(*along, fontsize=9, color=GREY)
     ax.legend(fontsize=9, frameon=False, labelcolor=GREY)
     return fig
