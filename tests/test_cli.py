@@ -62,7 +62,9 @@ def test_flags_are_the_fields():
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if f.annotation in (int, float, str, int | None, float | None, str | None)])
 def test_every_plain_flag_arrives(asked, name):
-    assert asked(cli.flag_of(name), '0.5' if float in config.kinds_of(FIELDS[name].annotation) else '1').model_fields_set == {name}
+    least = max([1, *(m.ge for m in FIELDS[name].metadata if hasattr(m, 'ge'))])
+    given = '0.5' if float in config.kinds_of(FIELDS[name].annotation) else str(least)
+    assert asked(cli.flag_of(name), given).model_fields_set == {name}
 
 @pytest.mark.parametrize('name', [n for n, f in FIELDS.items() if config.is_bool(f)])
 def test_every_boolean_says_yes_and_no(asked, name):

@@ -54,7 +54,7 @@ def front():
 
 # what stands beside the run, where more must be given
 MORE = {'predict': [KNIGHT], 'export_onnx': ['out'], 'compare': ['other'], 'prepare_stage': ['records', 'out'],
-        'prepare_stage2': ['out'], 'prepare_stage3': ['out']}
+        'prepare_stage2': ['out'], 'prepare_stage3': ['out'], 'random_stage2': [50]}
 # doors that take a run, in any way it is named
 TAKE = ['load_run', 'load_net', 'predict', 'summary', 'evaluate', 'exam', 'show_results', 'browse', 'export_onnx', 'compare', 'tensorboard',
         'attach', 'film_strip']
@@ -67,17 +67,19 @@ def is_plain(e):
     right = any(word in said for word in ('expected', 'would be right', 'may be meant', 'did you mean', 'wants a', 'prepare these'))
     return isinstance(e, (ValueError, TypeError, OSError)) and '\n' not in said and 15 < len(said) < 500 and right
 
+WRITERS = 'prepare_stage1', 'random_stage2'
+
 @pytest.mark.parametrize('how', NAMED)
 @pytest.mark.parametrize('name', front())
 def test_every_door(name, how, run, here):
     more = MORE.get(name, [])
     if name == 'compare': more = [Path(run['result'].run_dir)]
-    first = here.path/'shards' if name == 'prepare_stage1' and how != 'result' else run[how]       # it writes into any folder
+    first = here.path/'shards' if name in WRITERS and how != 'result' else run[how]       # they write into any folder
     try: front()[name](first, *more)
     except Exception as e:
         assert is_plain(e), repr(e)
         assert name not in TAKE or name in HERE_ALONE and 'URL' in how, repr(e)
-    else: assert name in TAKE or name in ('prepare_stage1', 'random_player'), 'is this a door? then TAKE names it'
+    else: assert name in TAKE or name in (*WRITERS, 'random_player', 'runs'), 'is this a door? then TAKE names it'
 
 def test_it_is_the_same_run(run):
     "Not only taken, but understood alike"

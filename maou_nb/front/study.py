@@ -52,6 +52,7 @@ from ..train.row_results import row_results
 from ..train.runner import StageThresholdNotMet, close_sources, stage_loop
 
 # %% ../../nbs/front/65_study.ipynb #62ea0b6a
+@hinted
 def grid(
     **values,      # Option → the values that are tried
 ) -> dict[str, dict]:   # Name of an arm → its options
@@ -651,7 +652,9 @@ def load_study(
     path:str|Path,     # Its folder
 ) -> Study:
     "A study as far as it has come"
-    asked = read_json(Path(path)/'study.json')
+    file = Path(path)/'study.json'
+    if not file.is_file(): raise FileError(f'{short_path(path)} holds no study: a folder that study has written was expected')
+    asked = read_json(file)
     if not isinstance(asked, dict) or asked.get('version') != VERSION:
         raise FileError(f'{short_path(path)} holds no study of this version: a folder that study has written was expected')
     return Study(path, asked)
