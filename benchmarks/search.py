@@ -67,7 +67,7 @@ def main():
             evaluator = Evaluator(Net(backbone, make_heads(backbone.channels, ['policy', 'value'])).eval(), threads=asked.threads)
             rounds = [(alone(evaluator, asked.batch, asked.seconds/4), searched(evaluator, asked.batch, asked.seconds/4),
                        in_step(evaluator, asked.batch, asked.seconds/4)) for _ in range(4)]
-            print(json.dumps({'kind': 'search', 
+            print(json.dumps({'kind': 'search',
                 'net': name, 'size': size, 'batch': asked.batch, 'threads': asked.threads, 'runtime': evaluator.runtime,
                 'alone': round(median(r[0] for r in rounds)), 'search': round(median(r[1][0] for r in rounds)),
                 'in_step': round(median(r[2] for r in rounds)),

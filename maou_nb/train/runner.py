@@ -12,6 +12,7 @@ __all__ = ['FEW', 'LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 's
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
 import json
+import math
 from collections.abc import Callable
 from fnmatch import fnmatch
 from functools import partial
@@ -701,7 +702,8 @@ def _steps_at(loop, epoch, batch):
     "How many steps were taken before a batch, at least and at most"
     least, most = batches_a_step(loop.cfg, loop.stage)
     taken = lambda n: epoch*-(-loop.batches_per_epoch // n) + -(-batch // n)
-    return min(taken(most), loop.total_steps), min(taken(least), loop.total_steps)
+    limit = loop.settings.steps or math.inf      # asked-for steps may end within an epoch; fewer epochs than before end nothing
+    return min(taken(most), limit), min(taken(least), limit)
 
 def _odd_facts(loop, about):
     "What a checkpoint says that cannot be"
