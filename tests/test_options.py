@@ -59,8 +59,8 @@ def stage2_test_ratio(run, few):
 # --- model
 @row
 def preset(run, few):
-    rate = lambda r: json.loads((r.dir/'config.json').read_text())['learning_ratio']
-    assert [rate(run(preset='quick')), rate(run(preset='quick', learning_ratio=0.02))] == [0.004, 0.02]
+    judged = lambda **own: run(stage=2, preset='quick', **own).stage.judged_on       # it holds a fifth out
+    assert (judged(), judged(stage2_test_ratio=0.)) == ('held-out games', 'training rows')
     assert 'preset' in str(run(preset='slow').error)
 @row
 def gpu(run, few):
