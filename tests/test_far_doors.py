@@ -53,7 +53,7 @@ def filled(f, given, here, shards):
             'of': Net(backbone, stage.heads(cfg, 4)), 'folder_or_path': here/'x', 'url': 'memory://x',
             'a': 'cat', 'b': 'true', 'settings': {}, 'planned': [],
             'then': here, 'now': here, 'run': here, 'cfg': cfg, 'data': shards['stage2_data_path'],
-            'streams': [], 'base': {}, 'arms': {'a': {}}, 'asked': {'arms': {}, 'seeds': []}}
+            'streams': [], 'made_from': 'nothing', 'base': {}, 'arms': {'a': {}}, 'asked': {'arms': {}, 'seeds': []}}
     asked = lambda p: p.default is p.empty or p.name in ('paths', 'folder', 'data') and p.default is None
     every = [p for p in inspect.signature(f).parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return {p.name: fill[p.name] for p in every if p.name != given and asked(p)}
