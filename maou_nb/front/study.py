@@ -31,7 +31,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from ..data.alone import alone_in
 from ..data.explained import hinted, refuse, said
-from ..data.files import FileError, as_path, atomic_file, is_remote, read_json, short_path
+from ..data.files import FileError, as_path, atomic_file, check_file, is_remote, read_json, short_path
 from ..data.html import html_table, join_html, tag
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
@@ -666,6 +666,7 @@ def read_study(
     file:str|Path,     # YAML, or JSON, which is YAML too
 ) -> dict:             # Arguments of `study`; a `FileError` or `ValueError` of one sentence
     "What a file asks for"
+    check_file(as_path(file))                # of a device there is no end
     try: asked = yaml.safe_load(Path(file).read_text('utf-8'))
     except OSError as e: raise FileError(f'{file}: cannot be read ({e.strerror}); a file that says what is studied was expected') from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
