@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from ..data.files import FileError, as_path, atomic_file, short_path
+from ..data.files import FileError, as_path, atomic_file, check_file, short_path
 from ..data.trained import source_columns
 from ..stages.stage import STAGES, Stage, stage_of
 from .folder import SCORES, RunFolder
@@ -78,7 +78,9 @@ class RowResults(Callback):
 # %% ../../nbs/train/45_row_results.ipynb #45c8bf10
 def read_table(path:Path) -> pl.DataFrame:
     "The table at `path`, read whole: the file may be written anew"
-    return pl.read_ipc(path.read_bytes())
+    check_file(path := as_path(path))
+    try: return pl.read_ipc(path.read_bytes())
+    except pl.exceptions.PolarsError: raise FileError(f'{short_path(path)} cannot be read: the results of rows were expected') from None
 
 # %% ../../nbs/train/45_row_results.ipynb #80939b07
 def row_results(
