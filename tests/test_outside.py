@@ -196,7 +196,7 @@ def path_takers():
 
 # what they need beside the path; those in PURE look at no file
 MORE = {'read_hcpe_table': ('x',), 'export_onnx': ('x',), 'export': ('x',), 'predict': ('startpos',),
-        'prepare_stage2': ('out',), 'prepare_stage3': ('out',),
+        'prepare_stage2': ('out',), 'prepare_stage3': ('out',), 'placebo_stage2': ('out',),
         'write_manifest': ([],), 'save_tensors': ({},), 'save_parts': ({}, {}), 'load_part': ('backbone',),
         'path_inside': ('a', 'x'), 'from_folder': ('x',), 'add_line': ({},), 'write_script': ({},),
         'cut_lines': (bool,), 'copy_file': ('x',), 'find_shards': (3,),
@@ -206,7 +206,7 @@ PURE = {'is_remote', 'kept_paths', 'from_folder', 'named_checkpoint', 'listed', 
         'upload', 'download', 'read_file', 'write_shard',
         'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'owner_of', 'kept_elsewhere',
         'disk_in_words', 'naming', 'damaged', 'unfinished',
-        'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
+        'write_exam', 'random_stage2', 'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
 
 def test_every_door_refuses_what_is_no_file(specials, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
