@@ -206,7 +206,8 @@ PURE = {'is_remote', 'kept_paths', 'from_folder', 'named_checkpoint', 'listed', 
         'upload', 'download', 'read_file', 'write_shard',
         'read_lines', 'cut_lines', 'compare', 'short_path', 'whole', 'found_again', 'own_place', 'owner_of', 'kept_elsewhere',
         'disk_in_words', 'naming', 'damaged', 'unfinished',
-        'write_exam', 'random_stage2', 'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
+        'write_exam', 'random_stage2',
+        'read_record', 'write_record', 'elsewhere_at_work', 'beating', 'sends_to', 'age_of'}    # a record that is none says nobody
 
 def test_every_door_refuses_what_is_no_file(specials, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
