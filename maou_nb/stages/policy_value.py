@@ -297,7 +297,7 @@ class PolicyValue(Stage):
     figures = {'top1': Figure('policy top-1', 'uniform over legal moves'),
                'top5': Figure('policy top-5', 'uniform over legal moves'),
                'value_accuracy': Figure('value accuracy', 'always the majority'),
-               'brier': Figure('Brier score', 'always the mean result', drawn=False)}
+               'brier': Figure('Brier score', 'always the mean result', drawn=False, lower=True)}
     options = Stage3Options
     names = {'validation': 'stage3_validation_data_path', 'test_ratio': 'test_ratio',
              'packed': 'input_file_packed', 'epochs': 'epoch', 'start_epoch': 'start_epoch',

@@ -90,7 +90,7 @@ def run(args):
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('games')
-    parser.add_argument('--work', type=Path, default=HOME/'work')
+    parser.add_argument('--work', type=Path, default=HOME/'scratch')
     parser.add_argument('--hours', type=float, default=2.)
     parser.add_argument('--nets', nargs='+', default=['resnet', 'vit'])
     parser.add_argument('--seeds', type=int, default=5)

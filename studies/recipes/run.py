@@ -33,7 +33,7 @@ def main():
     parser.add_argument('--seeds', type=int, default=5)
     parser.add_argument('--explore', action='store_true')
     parser.add_argument('--nets', nargs='+', default=['resnet', 'vit'])
-    parser.add_argument('--work', type=Path, default=HOME/'work')
+    parser.add_argument('--work', type=Path, default=HOME/'scratch')
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     os.chdir(args.work)
