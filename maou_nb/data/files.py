@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['TRIES', 'PATIENCE', 'LIMIT', 'MOST_JSON', 'ARROW_FILE', 'ARROW_STREAM', 'SLOWEST', 'FileError', 'FarError',
            'AccountError', 'is_remote', 'check_plain', 'check_file', 'as_path', 'path_here', 'whole', 'short_path',
-           'OutsideError', 'is_inside', 'path_inside', 'parsed_json', 'read_json', 'open_append', 'copy_file',
-           'is_there', 'kept_paths', 'listed', 'files_below', 'holds_none', 'find_files', 'keys_below', 'found_again',
-           'Limits', 'limits', 'LimitError', 'as_file_error', 'seekable', 'open_files', 'read_whole', 'open_arrow',
-           'put_together', 'upload', 'download', 'DiskError', 'disk_words', 'disk_in_words', 'naming', 'atomic_file',
-           'clear_parts', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file', 'local_file']
+           'OutsideError', 'is_inside', 'path_inside', 'parsed_json', 'as_json', 'read_json', 'open_append',
+           'copy_file', 'is_there', 'kept_paths', 'listed', 'files_below', 'holds_none', 'find_files', 'keys_below',
+           'found_again', 'Limits', 'limits', 'LimitError', 'as_file_error', 'seekable', 'open_files', 'read_whole',
+           'open_arrow', 'put_together', 'upload', 'download', 'DiskError', 'disk_words', 'disk_in_words', 'naming',
+           'atomic_file', 'clear_parts', 'make_writable', 'cache_folder', 'cache_limit', 'file_sha256', 'cached_file',
+           'local_file']
 
 # %% ../../nbs/data/05_files.ipynb #7161048f
 import bz2
@@ -256,6 +257,14 @@ def parsed_json(
     except RecursionError: raise ValueError('it is nested too deeply') from None
     if isinstance(found, kind): return found
     raise ValueError(f'it holds a {type(found).__name__}, where a {kind.__name__} was expected')
+
+# %% ../../nbs/data/05_files.ipynb #0a49ab32
+def as_json(
+    value,
+    default=None,     # What becomes of what JSON has no form for; none: a `TypeError`
+):
+    "`value` as a JSON file gives it back"
+    return parsed_json(json.dumps(value, default=default), object)
 
 # %% ../../nbs/data/05_files.ipynb #23dd16d9
 MOST_JSON = 1 << 28     # bytes

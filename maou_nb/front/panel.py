@@ -20,7 +20,7 @@ from ..data.files import FileError, short_path
 from ..data.plugins import load_plugins
 from .cli import as_code, as_command, chosen
 from .preflight import preflight
-from .runs import Monitor, show_widgets, start_run, train_here
+from .runs import Monitor, icon_button, show_widgets, start_run, train_here
 from .learn import meant_option
 from .study_form import StudyForm
 from .words import LANGUAGES, Words
@@ -317,20 +317,14 @@ def _make_choices(self:LearnPanel):
     self.language.observe(lambda c: self.speak(c.new), 'value')
 
 # %% ../../nbs/front/67_panel.ipynb #1413b26c
-def _button(icon, act, style=''):
-    "A button that does `act`"
-    made = W.Button(icon=icon, button_style=style, layout=W.Layout(width='auto'))
-    made.on_click(lambda _: act())
-    return made
-
-# %% ../../nbs/front/67_panel.ipynb #378a05d4
 @patch
 def _make_buttons(self:LearnPanel):
     "What stands below the tabs"
-    self.preflight_button = _button('search', lambda: self.look())
-    self.start_button = _button('rocket', lambda: self.start(), 'success')
-    self.problem_button = _button('arrow-right', lambda: self.next_problem(), 'danger')
-    self.study_button = W.ToggleButton(icon='flask', layout=W.Layout(width='auto'))
+    auto = {'width': 'auto'}          # each widget makes a layout of its own from it
+    self.preflight_button = icon_button('search', lambda: self.look(), layout=auto)
+    self.start_button = icon_button('rocket', lambda: self.start(), button_style='success', layout=auto)
+    self.problem_button = icon_button('arrow-right', lambda: self.next_problem(), button_style='danger', layout=auto)
+    self.study_button = W.ToggleButton(icon='flask', layout=auto)
     self.study.box.layout.display = 'none'
     self.study_button.observe(lambda c: setattr(self.study.box.layout, 'display', '' if c.new else 'none'), 'value')
     self.copy, self.text = W.HTML(), W.HTML()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STATE_COLORS', 'config_of', 'clock', 'epochs_of', 'stage_left', 'rows_to_come', 'best_so_far', 'place_text',
-           'state_of', 'known_here_only', 'start_run', 'train_here', 'show_widgets', 'Monitor', 'attach', 'stages_in',
-           'Comparison', 'said_last', 'trained_in', 'first_row', 'main_figure', 'comparison_chart', 'judged_epochs',
-           'compare', 'tensorboard']
+           'state_of', 'known_here_only', 'start_run', 'train_here', 'show_widgets', 'Monitor', 'icon_button', 'attach',
+           'stages_in', 'Comparison', 'said_last', 'trained_in', 'first_row', 'main_figure', 'comparison_chart',
+           'judged_epochs', 'compare', 'tensorboard']
 
 # %% ../../nbs/front/64_runs.ipynb #aa97294b
 import os
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from glob import glob, has_magic
 from itertools import cycle
 from math import ceil, isfinite
@@ -292,18 +293,23 @@ class Monitor:
         self._make_box()
 
 # %% ../../nbs/front/64_runs.ipynb #f652cb47
+def icon_button(icon, act, **how):
+    "A button that does `act`"
+    import ipywidgets as W
+    made = W.Button(icon=icon, **how)
+    made.on_click(lambda _: act())
+    return made
+
+# %% ../../nbs/front/64_runs.ipynb #0d3f4293
 @patch
 def _make_box(self:Monitor):
     "The line that says how it stands, two buttons, and what the run said"
     import ipywidgets as W
-    def button(text, icon, tip, act):
-        made = W.Button(description=text, icon=icon, tooltip=tip, disabled=True)
-        made.on_click(lambda _: act())
-        return made
+    button = partial(icon_button, disabled=True)
     self.status, self.log = W.HTML(), W.HTML()
     self.status.add_class('maou-status')
-    self.stop_button = button('Stop', 'stop', 'End at the next step, with everything saved', self.stop)
-    self.resume_button = button('Resume', 'play', 'Go on from the newest checkpoint', self.resume)
+    self.stop_button = button('stop', self.stop, description='Stop', tooltip='End at the next step, with everything saved')
+    self.resume_button = button('play', self.resume, description='Resume', tooltip='Go on from the newest checkpoint')
     self.details = W.ToggleButton(description='Log', icon='file-text-o', tooltip='The last lines that the run said')
     self.log.layout.display = 'none'
     self.details.observe(lambda c: setattr(self.log.layout, 'display', '' if c.new else 'none'), 'value')

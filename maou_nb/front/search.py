@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ..data.explained import check_one_of, check_whole, hinted, refuse, said
-from ..data.files import read_json, short_path
+from ..data.files import as_json, parsed_json, read_json, short_path
 from ..data.html import html_table, join_html, tag
 from ..data.options import OptionError
 from .learn import check_callbacks, train_run
@@ -188,9 +188,9 @@ def _as_json(base, dists, figure, seed, sampler, pruner) -> dict:
     to_json = _optuna().distributions.distribution_to_json
     choice = lambda x: x if isinstance(x, str) else type(x).__name__
     plain = {k: v for k, v in base.items() if v is not None}
-    kept = {'base': plain, 'space': {n: json.loads(to_json(d)) for n, d in dists.items()}, 'metric': figure, 'seed': seed,
+    kept = {'base': plain, 'space': {n: parsed_json(to_json(d)) for n, d in dists.items()}, 'metric': figure, 'seed': seed,
             'sampler': choice(sampler), 'pruner': choice(pruner)}
-    return json.loads(json.dumps(kept, default=str))
+    return as_json(kept, default=str)
 
 # %% ../../nbs/front/69_search.ipynb #1c1ee7f9
 def _differences(was, now):

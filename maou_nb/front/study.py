@@ -31,7 +31,7 @@ from xxhash import xxh3_64_hexdigest
 from .. import __version__
 from ..data.alone import alone_in
 from ..data.explained import hinted, refuse, said
-from ..data.files import FileError, as_path, atomic_file, check_file, is_remote, read_json, short_path
+from ..data.files import FileError, as_json, as_path, atomic_file, check_file, is_remote, read_json, short_path
 from ..data.html import html_table, join_html, tag
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
@@ -318,8 +318,6 @@ def base_of(
     refuse('base', base, 'a dict of options, or a run whose options are meant,')
 
 # %% ../../nbs/front/65_study.ipynb #66a8f851
-def _plain(value): return json.loads(json.dumps(value, default=str))
-
 def _agreed(path:Path, asked:dict) -> dict:
     "What study.json is to hold: what it holds, and the arms and seeds of `asked` that are new"
     if not path.exists(): return asked
@@ -452,10 +450,10 @@ def table(self:Study) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 @patch
-def better(self:Study) -> dict[str, str]:
-    "Figure → higher or lower, whichever is better"
+def better(self:Study) -> dict[str, str|None]:
+    "Figure → higher or lower, whichever is better; none: the stage does not say"
     names = {n for told in self.outcomes().values() for n in told['figures']}
-    return {n: better_of(f'{self.stage.key}/{n}') or 'higher' for n in sorted(names)}
+    return {n: better_of(f'{self.stage.key}/{n}') for n in sorted(names)}
 
 @patch
 def verdict(self:Study,
@@ -632,7 +630,7 @@ def study(
              'seeds': seeds, 'budget': budget, 'max_steps': steps}
     home.mkdir(parents=True, exist_ok=True)
     with alone_in(home, f'the study in {short_path(home)} is going on'):
-        asked = _agreed(home/'study.json', _plain(asked))
+        asked = _agreed(home/'study.json', as_json(asked, default=str))
         with atomic_file(home/'study.json', 'w') as f: f.write(json.dumps(asked, indent=1))
         made = Study(home, asked)
         view = StudyView(made, show)

@@ -19,6 +19,7 @@ from fastcore.basics import patch
 
 from ..data.files import FileError, atomic_file, open_append, short_path
 from ..data.html import BAD, join_html, tag
+from .runs import icon_button
 from .study import KINDS, load_study, read_study
 from .words import Words
 
@@ -49,10 +50,8 @@ class StudyForm:
         self.seeds = W.BoundedIntText(value=5, min=1, max=1000, layout=W.Layout(width='160px'))
         self.budget, self.amount = W.Dropdown(options=['', *KINDS], layout=W.Layout(width='220px')), W.FloatText(value=2000)
         self.amount.layout.width = '160px'
-        self.button = W.Button(icon='flask', layout=W.Layout(width='auto'))
-        self.button.on_click(lambda _: self.start())
-        self.stop_button = W.Button(icon='stop', layout=W.Layout(width='auto'), disabled=True)
-        self.stop_button.on_click(lambda _: self.stop())
+        self.button = icon_button('flask', lambda: self.start(), layout={'width': 'auto'})
+        self.stop_button = icon_button('stop', lambda: self.stop(), layout={'width': 'auto'}, disabled=True)
         self.said, self.table = W.HTML(), W.HTML()
         line = W.HBox([self.seeds, self.budget, self.amount, self.button, self.stop_button], layout=W.Layout(flex_flow='row wrap'))
         self.box = W.VBox([self.name, self.arms, line, self.said, self.table])

@@ -24,6 +24,7 @@ import torch
 from fastcore.basics import patch
 
 from ..data.explained import check_whole
+from ..data.files import parsed_json
 
 # %% ../../nbs/front/64_workers.ipynb #3fe26e9a
 def _end_with(parent:int, every:float=0.5):
@@ -39,7 +40,7 @@ def work():
     folder, parent = Path(sys.argv[-2]), int(sys.argv[-1])
     _end_with(parent)
     try:
-        sys.path[:] = dict.fromkeys([*json.loads((folder/'paths').read_text()), *sys.path])
+        sys.path[:] = dict.fromkeys([*parsed_json((folder/'paths').read_text(), list), *sys.path])
         function, args = pickle.loads((folder/'call').read_bytes())
         answer = True, function(*args)
     except BaseException as e: answer = False, e

@@ -28,7 +28,7 @@ from ..data.board import KINDS
 from ..data.columns import NO_PLY
 from ..data.explained import hinted
 from ..data.files import FarError, FileError, as_path, atomic_file, read_json, short_path
-from ..data.html import Html, html_table, join_html, style_sheet, tag
+from ..data.html import Html, document, html_table, join_html, style_sheet, tag
 from ..data.labels import LABEL_COUNT, LABEL_MIRROR, SQUARE_MIRROR
 from ..data.shards import fixed_array
 from ..data.sources import StreamingFileSource
@@ -776,10 +776,7 @@ def check_page(path:str|Path) -> Path:
 @patch
 def page(self:Exam) -> Html:
     "The page as a whole HTML document"
-    head = [Html('<meta charset="utf-8"/>'), Html('<meta name="viewport" content="width=device-width, initial-scale=1"/>')]
-    head += [tag('title', f'Exam of {self.of}'), style_sheet(_PAGE)]
-    body = tag('body', tag('h1', 'Exam'), Html(self._repr_html_()))
-    return Html('<!DOCTYPE html>\n') + tag('html', tag('head', *head), body, lang='en')
+    return document(f'Exam of {self.of}', _PAGE, tag('h1', 'Exam'), Html(self._repr_html_()))
 
 # %% ../../nbs/judge/57_exam.ipynb #75636709
 @patch

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..data.columns import FOLDS
 from ..data.explained import said
-from ..data.files import FileError, as_path, atomic_file, file_sha256
+from ..data.files import FileError, as_path, atomic_file, file_sha256, parsed_json
 from ..data.labels import LABEL_COUNT, LABEL_SCHEME
 from ..data.shards import fixed_array
 from ..data.trained import Marks, Side
@@ -91,7 +91,7 @@ def _table_of(path):
     wanted = 'a file that tools/make_exam.py wrote was expected'
     try:
         table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
-        about = json.loads((table.schema.metadata or {}).get(_META, b'null'))
+        about = parsed_json((table.schema.metadata or {}).get(_META, b'null'), object)
     except FileNotFoundError: raise FileError(f'{path} does not exist: {wanted}') from None
     except (OSError, ValueError, pa.ArrowException) as e:
         raise FileError(f'{path} cannot be read ({" ".join(str(e).split())[:100]}): {wanted}') from None

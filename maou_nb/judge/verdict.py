@@ -21,6 +21,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from ..data.explained import check_above_0, check_one_of, check_whole, refuse, said
+from ..data.files import parsed_json
 from ..data.html import Html, html_table, join_html, tag
 from ..show.charts import COLORS, GREY, as_label, shortened
 from ..show.plots import picture
@@ -371,15 +372,13 @@ def _difference_rows(study, figure, baseline, margin, level, better):
     return rows
 
 # %% ../../nbs/judge/54_verdict.ipynb #b8ef36b5
-_ERRORS = 'loss', 'error', 'brier', 'perplexity'
-
 def better_of(figure:str) -> str|None:      # None: not known
     "'higher' or 'lower': which is better of `figure`"
     key, _, name = figure.rpartition('/')
-    if any(e in name for e in _ERRORS): return 'lower'
     stage = STAGES.get(key)
-    if stage is None or name not in stage.figures: return None
-    return 'lower' if stage.lower(name) else 'higher'
+    if stage is None: return None
+    if stage.lower(name): return 'lower'
+    return 'higher' if name in stage.figures else None
 
 # %% ../../nbs/judge/54_verdict.ipynb #a69656d4
 @dataclass
@@ -642,7 +641,7 @@ def to_json(self:Verdict) -> str:
 @patch(cls_method=True)
 def from_json(cls:Verdict, text:str) -> Verdict:
     "What `to_json` wrote"
-    made = json.loads(text)
+    made = parsed_json(text)
     tables = {n: _frame(made[n], s) for n, s in (('arms', ARMS), ('differences', DIFFERENCES))}
     return cls(**made | tables)
 

@@ -25,7 +25,7 @@ from rsshogi.core import Board
 from rsshogi.record import Record
 
 from ..data.explained import check_place, check_whole, hinted, refuse
-from ..data.files import FileError, as_path, atomic_file, open_append, path_here
+from ..data.files import FileError, as_json, as_path, atomic_file, open_append, parsed_json, path_here, read_json
 from ..data.games import Game as GameRecord
 from ..data.games import MATE, RecordError, parse_usi
 from ..data.html import Html, html_table, join_html, style_sheet, tag
@@ -577,7 +577,7 @@ def _kept(folder:Path) -> list[Game]:
     "The games of a folder; half a line, of a match that was killed, is none"
     path = folder/_LINES
     data = path.read_bytes() if path.is_file() else b''
-    return [game_from(json.loads(line)) for line in data[:data.rfind(b'\n') + 1].splitlines()]
+    return [game_from(parsed_json(line)) for line in data[:data.rfind(b'\n') + 1].splitlines()]
 
 # %% ../../nbs/play/56_games.ipynb #d5c133e5
 def _mend(folder:Path):
@@ -609,7 +609,7 @@ def load_match(
     about = folder/'match.json'
     if not about.is_file(): raise FileError(f'{folder} holds no match: a folder with match.json and games.jsonl was expected')
     try:
-        said = json.loads(about.read_text(encoding='utf-8'))
+        said = read_json(about)
         found = MatchResult(said['a'], said['b'], _kept(folder), said['settings'], folder)
         found.tally()
     except (ValueError, KeyError, TypeError) as e:
@@ -634,7 +634,7 @@ def open_match(
     folder:str|Path|None=None,    # Where it is kept; none: nowhere
 ) -> MatchResult:                 # With the games that were played already
     "Begin a match, or go on with one that is kept in `folder`"
-    settings = json.loads(json.dumps(settings))
+    settings = as_json(settings)
     if folder is None: return MatchResult(a, b, [], settings)
     check_place(folder=folder)
     folder = path_here(folder)

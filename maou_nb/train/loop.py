@@ -8,7 +8,6 @@ __all__ = ['TIMINGS', 'DeviceOptions', 'best_device', 'best_precision', 'make_ac
            'Loop', 'compile_options', 'Means', 'no_loss', 'state_name']
 
 # %% ../../nbs/train/43_loop.ipynb #ee6d5e7d
-import json
 import math
 import signal
 import threading
@@ -25,7 +24,7 @@ from fastcore.basics import patch
 from pydantic import BeforeValidator
 
 from ..data.batches import BatchStream, DenseBatch, DenseCache, batch_loader
-from ..data.files import DiskError, disk_words
+from ..data.files import DiskError, as_json, disk_words
 from ..data.options import Section, lower, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
@@ -754,7 +753,7 @@ def _check_state(name, state):
         if isinstance(value, torch.Tensor):
             if value.layout is not torch.strided: refuse(key, 'is sparse, which a checkpoint cannot hold')
             continue
-        try: back = json.loads(json.dumps(value))
+        try: back = as_json(value)
         except (TypeError, ValueError): refuse(key, f'is {type(value).__name__}, which a checkpoint cannot hold')
         if back != value: refuse(key, f'would come back as {back!r}')
 
