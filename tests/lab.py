@@ -113,4 +113,5 @@ def shot(page, name, of=None):
     SHOTS.mkdir(parents=True, exist_ok=True)
     (of or page).screenshot(path=SHOTS/f'{name}.png')
 
-def button_of(page, name): return page.locator('.maou-panel').get_by_role('button', name=name, exact=True).last
+def button_of(page, name):
+    return page.locator('.maou-panel .jupyter-button').filter(has_text=re.compile(rf'^\s*{re.escape(name)}\s*$')).last
