@@ -1,5 +1,6 @@
 "Shards of the sample games, made once a test run"
 import contextlib, os, sys
+from collections import Counter
 
 import pytest
 
@@ -10,6 +11,8 @@ from samples import ONE_FILE
 # tests edit a plugin within one second, and bytecode is known by a file's second and size; as in processes they start
 sys.dont_write_bytecode = True
 os.environ['PYTHONDONTWRITEBYTECODE'] = '1'
+
+LONG = {'test_notebooks', 'test_tutorials', 'test_study', 'test_resume', 'test_readme', 'test_quickstart', 'test_docs'}
 
 @pytest.fixture(scope='session')
 def shards(tmp_path_factory):
@@ -28,6 +31,12 @@ def small_run(shards, tmp_path_factory):
     learn_multi_stage(stage='3', run_dir=folder, epoch=1, resnet_channels=16, resnet_blocks=1, gpu='cpu', seed=1,
                       **{k: v for k, v in shards.items() if '3' in k})
     return folder
+
+def pytest_collection_modifyitems(items):
+    "Files that drive a browser or notebooks are long: they come first, so that no process waits for another's last one"
+    count = Counter(item.path for item in items)
+    long = lambda item: hasattr(item.module, 'browser') or item.path.stem in LONG
+    items.sort(key=lambda item: (not long(item), -count[item.path]))
 
 @contextlib.contextmanager
 def kept_registries():

@@ -23,6 +23,7 @@ def skipped(lines):
     "Jobs that were not done"
     return [(line['what'], line['words']) for line in lines if line['kind'] == 'skipped']
 
+@pytest.mark.slow
 def test_gpu_check_runs_and_goes_on(tmp_path):
     out = tmp_path/'made'/'lines.jsonl'
     asked = '--only', ','.join(sorted(KINDS))

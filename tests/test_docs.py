@@ -19,15 +19,18 @@ def site():
     print(done.stdout)
     return ROOT/'_docs'
 
+@pytest.mark.slow
 def test_a_page_for_every_notebook(site):
     pages = {p.stem for p in site.rglob('*.html')}
     assert {p.stem.lstrip('0123456789_') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts} <= pages
 
+@pytest.mark.slow
 def test_every_option_is_in_the_table(site):
     text = (site/'guides'/'options.html').read_text()
     shown = set(re.findall(r'<code [^>]*><span class="pre">(\w+)</span></code>', text))
     assert set(LearnConfig.model_fields) <= shown
 
+@pytest.mark.slow
 def test_every_export_is_in_the_api(site):
     text = ''.join(p.read_text() for p in (site/'api').glob('*.html'))
     missing = [f'{m.__name__}.{n}' for m in docs_build.modules()
@@ -36,11 +39,13 @@ def test_every_export_is_in_the_api(site):
     assert not missing
     assert len({p.stem for p in (site/'api').glob('*.html')}) == len(docs_build.INSIDE) + 1      # a page a floor, and the list
 
+@pytest.mark.slow
 def test_shapes_and_pictures_are_there(site):
     text = (site/'show'/'boards.html').read_text()
     assert '(81,): a value for each square' in text and text.count('role="img"') >= 4 and 'aria-label="lnsgkgsnl' in text
     assert 'alt="stage 3 after' in (site/'show'/'plots.html').read_text()
 
+@pytest.mark.slow
 def test_a_type_of_several_stays_in_its_column(site):
     row = (site/'stages'/'rows.html').read_text().split('<span class="pre">paths</span>', 1)[1].split('</tr>')[0]
     assert '>str</span> <span class="pre">|</span> <span class="pre">Path</span>' in row and row.count('</td>') == 4
@@ -99,6 +104,7 @@ def faults(page, url, name):
 
 SAMPLE = ['index', 'ja', 'guides/options', 'guides/promises', 'tutorials/quickstart', 'front/runs', 'api/index']
 
+@pytest.mark.slow
 def test_pages_can_be_read(reader):
     "Front page, options, a tutorial, a module and the API; `make test-all` takes all pages"
     assert [f for name in SAMPLE for f in faults(*reader, name)] == []
@@ -108,6 +114,7 @@ def test_all_pages_can_be_read(site, reader):
     names = sorted(p.relative_to(site).with_suffix('').as_posix() for p in docs_build.html(site))
     assert len(names) > 80 and [f for name in names for f in faults(*reader, name)] == []
 
+@pytest.mark.slow
 def test_what_is_cut_off_is_found(reader):
     page, url = reader
     look(page, url, 'index', 1440, 'light')
@@ -118,6 +125,7 @@ def test_what_is_cut_off_is_found(reader):
         assert page.evaluate(CLIPPED), css
         page.evaluate("() => document.querySelector('#long').remove()")
 
+@pytest.mark.slow
 def test_the_theme_can_be_chosen(reader):
     page, url = reader
     look(page, url, 'index', 1440, 'light')
@@ -128,6 +136,7 @@ def test_the_theme_can_be_chosen(reader):
     assert page.evaluate('() => document.documentElement.dataset.theme') == 'dark' and ground() != before
     shot(page, 'docs-dark')
 
+@pytest.mark.slow
 def test_ways_about(reader):
     "Users' pages before the inside, next and previous, version, repository, copying code, from the API to a module"
     page, url = reader
@@ -148,6 +157,7 @@ def found(page, url, words):
     page.wait_for_function("() => document.querySelector('.search-summary')?.textContent.match(/found|did not/)")
     return [link.get_attribute('href').split('?')[0].split('#')[0] for link in page.locator('ul.search li > a').all()]
 
+@pytest.mark.slow
 @pytest.mark.parametrize('words, first', [('batch_size', 'guides/options.html'), ('early_stopping_metric', 'guides/options.html'),
                                           ('resume', 'tutorials/'), ('backbone', 'tutorials/'), ('film_strip', ('tutorials/', 'guides/'))])
 def test_a_search_brings_users_pages_first(reader, words, first):

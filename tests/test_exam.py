@@ -199,15 +199,15 @@ def softmax(logits):
 
 def test_rules_are_counted_right(thousand, answers):
     part = examine_rules(thousand, answers)
+    rows = [(thousand.broken[i].tolist(), answers['legal_moves'][i].tolist(), softmax(answers['policy'][i].tolist()))
+            for i in thousand.rows('ordinary', 'rules')]
     for rule in ('pin', 'check', 'double pawn', 'other', 'must promote', 'pawn mate', 'king', 'blocked'):
         claimed, cases, masses = 0, 0, []
-        for i in thousand.rows('ordinary', 'rules'):
-            labels = [l for l in LABELS if thousand.broken[i, l] == CODES[rule]]
+        for codes, scores, p in rows:
+            labels = [l for l in LABELS if codes[l] == CODES[rule]]
             cases += len(labels)
-            claimed += sum(answers['legal_moves'][i, l] > 0 for l in labels)
-            if labels:
-                p = softmax(answers['policy'][i].tolist())
-                masses.append(sum(p[l] for l in labels))
+            claimed += sum(scores[l] > 0 for l in labels)
+            if labels: masses.append(sum(p[l] for l in labels))
         assert part.figures[f'cases/{rule}'] == cases > 0
         assert part.figures[f'legal_moves/{rule}'] == pytest.approx(claimed/cases)
         assert part.figures[f'policy/{rule}'] == pytest.approx(sum(masses)/len(masses), rel=1e-4)

@@ -45,6 +45,7 @@ def zoom(page):
     page.mouse.move(box['x'] + 150, box['y'] + 90, steps=5); page.mouse.up()
     page.wait_for_timeout(500)
 
+@pytest.mark.slow
 def test_a_run_of_another_process_is_live(tmp_path):
     kernel = dict(name='python3', display_name='python3', language='python')
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS], metadata=dict(kernelspec=kernel))

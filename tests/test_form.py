@@ -6,6 +6,7 @@ import pytest
 
 from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot
 from maou_nb.front.panel import PAUSE
+from maou_nb.front.study import load_study
 from maou_nb.front.words import OPTIONS, TABS
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig, label_of
@@ -172,6 +173,7 @@ def test_without_its_kernel(tmp_path):
         page.wait_for_function(f"first => ({steps})() > first", arg=first)
         shot(page, 'form-attached')
 
+@pytest.mark.slow
 def test_a_narrow_window_cuts_nothing(tmp_path):
     "Labels stand above their fields, tabs in rows, and no text leaves the panel; in either language"
     beyond = """() => { const edge = document.querySelector('.maou-panel').getBoundingClientRect().right + 1;
@@ -187,3 +189,24 @@ def test_a_narrow_window_cuts_nothing(tmp_path):
             inputs = page.locator('.maou-panel .maou-field input[type=text]:visible, .maou-panel .maou-field select:visible')
             assert inputs.count() > 3 and min(inputs.nth(n).bounding_box()['width'] for n in range(inputs.count())) > 200
             shot(page, f'narrow-{"en" if language == "English" else "ja"}')
+
+@pytest.mark.slow
+def test_a_study_from_the_panel(tmp_path):
+    "Its fields have names, its table fills while it trains, and ends with a verdict; in either language"
+    with opened(tmp_path) as (page, _):
+        panel = page.locator('.maou-panel')
+        button_of(page, 'Study').click(); panel.get_by_label('arms').wait_for()
+        assert page.evaluate(NAMELESS) == [] and page.evaluate(CUT) == []
+        shot(page, 'study-form', panel)
+        panel.get_by_label('arms').fill('plain:\nslow: {stage1_learning_rate: 0.0001}')
+        panel.get_by_label('seeds').fill('2'); panel.get_by_label('seeds').press('Tab')
+        panel.get_by_label('budget').select_option('steps')
+        amount = panel.locator('.widget-text input[type=number]:visible').last
+        amount.fill('40'); amount.press('Tab')
+        button_of(page, 'Start the study').click()
+        panel.get_by_text('maou-nb study studies/first.yaml').wait_for()
+        panel.get_by_text('is worse than plain').or_(panel.get_by_text('No difference')).first.wait_for(timeout=240_000)
+        shot(page, 'study-done', panel)
+        page.get_by_role('button', name='日本語').click(); page.wait_for_timeout(800)
+        shot(page, 'study-ja', panel)
+        assert load_study(tmp_path/'studies'/'first').outcomes()

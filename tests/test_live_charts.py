@@ -82,7 +82,7 @@ def theme(page, name):
     page.wait_for_function("dark => document.body.dataset.jpThemeLight === String(!dark)", arg=name == 'dark')
     page.wait_for_timeout(1000)
 
-@pytest.mark.parametrize('first', THEMES)
+@pytest.mark.parametrize('first', ['light', pytest.param('dark', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('what', SHOWN)
 def test_under_the_mouse(page, what, first):
     source, live = SHOWN[what]

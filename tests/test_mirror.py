@@ -428,7 +428,7 @@ def process(run, url, begin, end, slow=0.0, then='', warm=False):
     return subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
 
-@pytest.mark.parametrize('place', ['disk', 's3'])
+@pytest.mark.parametrize('place', ['disk', pytest.param('s3', marks=pytest.mark.slow)])
 def test_killed_while_it_sends(place, tmp_path, request, monkeypatch):
     "kill -9 at any moment: what is there is a run, and the next process goes on with it"
     run, far, named = tmp_path/'run', str(tmp_path/'far'), []

@@ -270,6 +270,7 @@ def timeless(answer): return [{k: v for k, v in h.items() if k not in TIMINGS} f
 
 def saved(folder): return Checkpoints(folder/'checkpoints'/'stage3').load('last')
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(few, tmp_path):
     "By SIGKILL between two checkpoints, after the number of batches has changed"
     whole = done('learn', dict(options=steered(few, tmp_path/'whole')))

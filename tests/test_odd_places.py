@@ -102,6 +102,7 @@ def check(whole, top, name, odd):
 # whose folder it is, .lock tells, and is tested elsewhere
 def names(folder): return [str(n) for n in small_files(folder) if n.name != '.lock']
 
+@pytest.mark.slow
 def test_a_folder_or_something_else_in_place_of_each_small_file(whole, tmp_path):
     for name in names(whole[0]):
         for odd in ('folder', random.Random(name).choice([*ODD])): check(whole, tmp_path/'top', name, odd)

@@ -81,6 +81,7 @@ def test_it_trains_between_the_others(uninterrupted):
     kept = load_tensors(result.checkpoint('attacked'))[1]
     assert kept['plugins'][-1]['name'] == PLUGIN and len(kept['plugins'][-1]['sha256']) == 64
 
+@pytest.mark.slow
 def test_killed_it_goes_on_exactly(options, uninterrupted, tmp_path):
     "In the middle of its own stage"
     script = 'import json, sys\nfrom maou_nb import learn_multi_stage\nlearn_multi_stage(**json.loads(sys.argv[1]))'

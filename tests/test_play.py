@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), at/'play.ipynb')
     return at
 
+@pytest.mark.slow
 def test_a_game_is_played_on_the_board(folder):
     with lab(folder) as url, browser(height=1700) as page:
         open_notebook(page, url, 'play.ipynb')

@@ -113,6 +113,7 @@ def survive(folder, options, uninterrupted, kills, seed):
     assert outcome(folder) == whole
     return landed, stages
 
+@pytest.mark.slow
 def test_killed_three_times(options, uninterrupted, tmp_path):
     "From memory, then from a map, then through a worker, and to the end from files: where rows are changes nothing"
     print(survive(tmp_path/'run', options, uninterrupted, 3, 1))

@@ -46,7 +46,8 @@ if __name__ == '__main__': study('killed', **{asked!r}, seeds=2, budget={{'steps
 def whole(base, tmp_path_factory):
     return study('whole', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path_factory.mktemp('whole'), show=False)
 
-@pytest.mark.parametrize('kills', [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [1, 5])
 def test_a_killed_study_ends_with_the_same_table(base, whole, tmp_path, kills):
     script = tmp_path/'killed.py'
     script.write_text(SCRIPT.format(asked=dict(base=base | {'checkpoint_every': 10}, arms=ARMS)))

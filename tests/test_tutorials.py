@@ -1,6 +1,6 @@
 """The tutorials beside the quickstart run top to bottom and show what they promise
 
-Those that train do so on 25 of the sample games in `make test`, on 50 in `make test-all`.
+Those that train do so on 50 of the sample games, in `make test-all`.
 """
 import re, subprocess, sys
 
@@ -37,26 +37,25 @@ def html(shown):
     made = ' '.join(o.get('text', '') + ''.join(''.join(o.get('data', {}).get(kind, '')) for kind in kinds) for o in shown)
     return made + ' '.join(re.sub('<[^>]*>', '', made).split())
 
-sizes = pytest.mark.parametrize('games', [25, pytest.param(50, marks=pytest.mark.slow)])
-
-@sizes
-def test_your_backbone(tmp_path, games):
+@pytest.mark.slow
+def test_your_backbone(tmp_path, games=50):
     shown = html(run_copy(tmp_path, '72_your_backbone.ipynb', games))
     for part in ('stage 3 after 2 epochs', 'model_architecture', 'line-mix', 'the network gives it'): assert part in shown, part
 
-@sizes
-def test_reading_the_curves(tmp_path, games):
+@pytest.mark.slow
+def test_reading_the_curves(tmp_path, games=50):
     shown = html(run_copy(tmp_path, '74_reading_the_curves.ipynb', games))
     for part in ('stage 1 after', 'stage 3 after 4 epochs', 'learning_ratio', 'eliability'): assert part in shown, part
 
-@sizes
-def test_it_plays(tmp_path, games):
+@pytest.mark.slow
+def test_it_plays(tmp_path, games=50):
     fewer = {'games=200': f'games={games//3}', **dict.fromkeys(('games=40', 'games=20'), f'games={games//6}'),
              'games=16': 'games=2', 'nodes=50': 'nodes=10'}
     shown = html(run_copy(tmp_path, '75_it_plays.ipynb', games, fewer))
     for part in ('today against yesterday', 'searching against at sight', 'random', '先手：today', 'an engine', 'top-1, held out',
                  'your move, as Black', 'unfinished after 2 moves'): assert part in shown, part
 
+@pytest.mark.slow
 def test_resume_and_compare(tmp_path):
     shown = run_copy(tmp_path, '75_resume_and_compare.ipynb')
     assert any("('failed'" in o.get('data', {}).get('text/plain', '') for o in shown)
@@ -67,7 +66,7 @@ def test_to_the_cloud(tmp_path):
     shown = run_copy(tmp_path, '76_to_the_cloud.ipynb')
     assert any('checkpoints/stage2/checkpoints.json' in o.get('data', {}).get('text/plain', '') for o in shown) and 'recall' in html(shown)
 
-@sizes
-def test_your_stage(tmp_path, games):
+@pytest.mark.slow
+def test_your_stage(tmp_path, games=50):
     shown = html(run_copy(tmp_path, '73_your_stage.ipynb', games))
     for part in ('attacked squares', 'predicting nothing', 'stage attacked after', 'policy_loss'): assert part in shown, part
