@@ -40,7 +40,7 @@ from maou_nb.play.games import Game, GameBrowser, MatchResult, elo_bar
 from maou_nb.play.search import NetPlayer, Thinking
 from maou_nb.show import boards, pictures, plots
 from maou_nb.show.boards import START, Arrow, Gallery, Position, board_svg, show_position
-from maou_nb.show.pictures import alternative
+from maou_nb.show.pictures import Picture, alternative
 from maou_nb.show.tables import Table
 from maou_nb.stages import legal_moves, policy_value
 from maou_nb.stages.stage import Prediction
@@ -66,6 +66,12 @@ def found():
             if any(SHOWS.fullmatch(a) for c in v.__mro__ if c.__module__.startswith('maou_nb') for a in vars(c)): yield name
             own = [a for a, f in vars(v).items() if inspect.isfunction(f) and makes_html(a, f) and not SHOWS.fullmatch(a)]
             yield from (f'{name}.{a}' for a in own if a != 'drawing')        # which is what a picture shows
+
+def test_what_shows_itself_says_what_it_is_where_nothing_is_shown():
+    nameless = [f'{m.__name__}.{v.__name__}' for m in modules() for v in vars(m).values()
+                if inspect.isclass(v) and v.__module__ == m.__name__ and any(SHOWS.fullmatch(a) for a in dir(v))
+                and v is not Picture and v.__repr__ is object.__repr__]
+    assert not nameless, nameless
 
 class Page(HTMLParser):
     "What a browser would make of a page: its elements, and its text"

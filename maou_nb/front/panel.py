@@ -637,6 +637,11 @@ def start(self:LearnPanel):
 
 # %% ../../nbs/front/67_panel.ipynb #588f1a3d
 @patch
+def __repr__(self:LearnPanel):
+    head = 'a form, for a notebook to show'
+    return '\n  '.join([f'{head}; in the way:', *self.problems]) if self.problems else f'{head}: {as_command(self.cfg)}'
+
+@patch
 def _ipython_display_(self:LearnPanel):
     rows = [(n, default_text(v)) for n, v in chosen(self.cfg).items()]
     show_widgets(self.box, html_table(rows, ('option', 'chosen')))
