@@ -321,7 +321,7 @@ def test_odd_arguments_are_a_sentence(what):
 
 def test_which_way_is_better():
     assert [better_of(n) for n in ('3/policy_loss', '3/brier', '3/value_error', '3/top1', '1/accuracy', '3/own', 'own')] == \
-        ['lower', 'lower', None, 'higher', 'higher', None, None]
+        ['lower', 'lower', 'lower', 'higher', 'higher', None, None]
     results = of_values(a=[1, 1.1, .9, 1.05], b=[2, 2.1, 1.95, 2])
     said = [verdict(results, better=b).differences['verdict'][0] for b in (None, {'x': 'higher'}, {'x': 'lower'})]
     assert said == ['higher', 'better', 'worse']

@@ -178,9 +178,9 @@ def main(self:Stage) -> str:
 # %% ../../nbs/stages/31_stage.ipynb #cad5ff44
 @patch
 def lower(self:Stage, figure:str) -> bool:
-    "Whether less of `figure` is better, as of losses"
+    "Whether less of `figure` is better, as of losses and errors"
     known = self.figures.get(figure)
-    return 'loss' in figure or bool(known and known.lower)
+    return 'loss' in figure or 'error' in figure or bool(known and known.lower)
 
 # %% ../../nbs/stages/31_stage.ipynb #642f1d16
 @patch
