@@ -15,7 +15,7 @@ from pathlib import Path
 import polars as pl
 from fastcore.basics import patch
 
-from ..data.explained import check_place, hinted, refuse, said
+from ..data.explained import check_place, hinted, refuse
 from ..data.files import FileError, as_file_error, as_path, is_remote, short_path
 from ..data.html import html_table
 from ..data.options import OptionError
@@ -187,7 +187,7 @@ def _repr_html_(self:Runs):
 def _clean(value): return value.encode('utf-8', 'backslashreplace').decode() if isinstance(value, str) else value
 
 def _found(folder:Path, closed:list):
-    "Run folders in and below `folder`, by their names below it; what a run has set aside is not among them, and `closed` takes what can't be looked into"
+    "Run folders in and below `folder`, by their names below it, without what a run has set aside; errors go to `closed`"
     seen, left = set(), [folder]
     while left:                    # links come last, so that what they lead to has its own name
         for here, inside, files in os.walk(left.pop(0), onerror=closed.append):

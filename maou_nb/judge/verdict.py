@@ -175,7 +175,8 @@ def _check_run(key, run):
     named = f'results of {key[0]}, seed {key[1]}'
     if not isinstance(run, Mapping) or not isinstance(run.get('figures'), Mapping):
         refuse(named, run, "a dict with 'figures', such as {'3/top1': 0.3}")
-    if odd := [n for n in run['figures'] if not _is_name(n)]: refuse(f'a figure of {key[0]}, seed {key[1]}', odd[0], 'a name such as 3/top1')
+    for name in run['figures']:
+        if not _is_name(name): refuse(f'a figure of {key[0]}, seed {key[1]}', name, 'a name such as 3/top1')
     if not isinstance(run.get('rows'), (pl.DataFrame, type(None))):
         refuse(named, run['rows'], 'rows as a table of polars, or None')
 
