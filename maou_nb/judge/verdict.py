@@ -534,11 +534,12 @@ def design(self:Verdict) -> list[str]:
     "What was compared, in sentences"
     counts, some = {a: len(s) for a, s in self.seeds.items()}, {*map(len, self.seeds.values())}
     many = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
-    each = ', '.join(f'{a} {many(n, "seed")}' for a, n in counts.items())
+    comma = '; ' if any(',' in a for a in counts) else ', '
+    each = comma.join(f'{a} {many(n, "seed")}' for a, n in counts.items())
     if len(some) == 1: each = f'{many(some.pop(), "seed")} each'
     told = [f'{many(len(counts), "arm")}: {each}.']
     short = [a for a, s in self.seeds.items() if {*s} != {*self.seeds[self.baseline]}]
-    if short: told.append(f'{", ".join(short)} and {self.baseline} are compared on the seeds that both have.')
+    if short: told.append(f'{comma.join(short)} and {self.baseline} are compared on the seeds that both have.')
     if not self.games:
         told.append('No results of rows are kept: intervals are over seeds, for these held-out rows.')
     elif self.games == self.rows: told.append(f'{many(self.rows, "held-out row")}, each taken for a game of its own.')
