@@ -198,7 +198,7 @@ def test_the_first_arm_is_the_baseline_or_nothing_is_said(folder):
 
 HEAD = 'name: a\nbase: {}\n'
 ODD = {
-    'line 4: this is no YAML that can be read (x stands there twice)': 'arms:\n  x: {}\n  x: {epoch: 2}',
+    'line 5: this is no YAML that can be read (x stands there twice)': 'arms:\n  x: {}\n  x: {epoch: 2}',
     'name stands there twice': 'name: b',
     'python/object': 'arms: !!python/object/apply:os.system ["true"]', 'nested too deeply, or refers to itself': 'arms: &b {x: *b}',
     'too large': 'seeds: &a0 [1,1,1,1,1,1,1,1,1]\n' + '\n'.join(f'x{i}: &a{i} [{",".join([f"*a{i - 1}"]*9)}]' for i in range(1, 9)),

@@ -925,7 +925,7 @@ _Reader.add_implicit_resolver(*POWERS)
 def _once(reader, node, deep=False):
     "A mapping, if no name stands in it twice"
     names = [k.value for k, _ in node.value if isinstance(k, yaml.ScalarNode) and k.value != '<<']
-    twice = next((k for k, _ in node.value if names.count(k.value) > 1), None)
+    twice = next((k for k, _ in reversed(node.value) if names.count(k.value) > 1), None)
     if twice is not None: raise yaml.MarkedYAMLError(problem=f'{twice.value} stands there twice', problem_mark=twice.start_mark)
     return yaml.SafeLoader.construct_mapping(reader, node, deep)
 
