@@ -123,7 +123,7 @@ ODD = {
     'executor=': dict(executor=ThreadPoolExecutor(2)), 'does not fork': dict(executor=ProcessPoolExecutor(1)),
     'at_once=': dict(at_once=0), 'as their last stage': dict(arms={'a': {}, 'b': {'stage': 1}}),
     'stage1_threshold may end': dict(arms={'a': dict(stage=(1, 3))}),
-    'take all of the budget': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),
+    'but the stages before the last take': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),
 }
 
 @pytest.mark.parametrize('says', ODD)

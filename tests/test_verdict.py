@@ -356,3 +356,41 @@ def test_bands_go_as_far_as_all_seeds():
     assert fig.axes[0].lines[1].get_xdata()[-1] == 100 and len(fig.axes[0].collections) == 1
     with pytest.raises(ValueError, match='that all know steps'): bands({('a', 0): long, ('b', 0): [{'epoch': 1, 'x': 2.}]}, 'x')
     with pytest.raises(ValueError, match="a, seed 0, has no 'y'"): bands({('a', 0): long}, 'y')
+
+def test_a_shift_that_never_varies_proves_no_equality():
+    v = verdict(of_values(a=[.3, .5], b=[.4, .6]), margin={'x': .2})
+    row = v.differences.row(0, named=True)
+    assert row['verdict'] == 'not shown' and row['equivalent_p'] is None
+    assert 'which no test can judge' in v.words() and 'equals' not in v.words()
+    same = verdict(of_values(a=[.3, .5], b=[.3, .5]), margin={'x': .2}).words()
+    assert 'score the same on every seed' in same and 'p <' not in same
+
+def test_of_one_game_nothing_is_said_of_others():
+    results = study(np.random.default_rng(19), games=1)
+    assert 'Of one game nobody knows what another would say' in verdict(results).words()
+    assert verdict(results).differences['by'][0] == 'seeds'
+    assert 'Of one game' not in verdict(study(np.random.default_rng(19), games=2)).words()
+
+def test_games_that_are_no_number_are_games_of_their_own():
+    results = study(np.random.default_rng(20), games=5)
+    for r in results.values(): r['rows'] = r['rows'].with_columns(game=pl.lit(float('nan')))
+    assert verdict(results, draws=0).games == len(results['old', 0]['rows'])
+
+def test_levels_are_written_as_they_are():
+    words = verdict(of_values(a=[1, 2, 3], b=[2, 1, 3.5]), level=.995)
+    assert 'each with 99.5%' in words.words() and '99.5% interval' in repr(words)
+
+@pytest.mark.parametrize('call, sentence', [
+    (lambda: verdict({('a\n', 0): {'figures': {'x': 1}}}), 'keys (arm, seed)'),
+    (lambda: verdict({('a', 0): {'figures': {1: 2}}}), 'a name such as 3/top1'),
+    (lambda: verdict(of_values(a=[10**400], b=[1])), 'a number was expected'),
+    (lambda: verdict(of_values(a=[1e308], b=[1])), 'a number below 1e100'),
+    (lambda: verdict(of_values(a=[1, 2], b=[2, 3]), level=.99999999), 'a share from 0.5'),
+    (lambda: bands({'a': [{'step': 1, 'x': 1}]}, 'x'), 'keys (arm, seed)'),
+    (lambda: bands({('a', 0): [{'step': 1, 'x': 'y'}]}, 'x'), 'a number was expected'),
+    (lambda: bands({('a', 0): [3]}, 'x'), 'a list of dicts'), (lambda: bands({('a', 0): None}, 'x'), 'a list of dicts'),
+    (lambda: bands({('a', s): [{'step': s + n, 'x': 1} for n in (0, .5)] for s in (0, 1)}, 'x'), 'no stretch of steps in common'),
+    *((lambda text=text: Verdict.from_json(text), 'is no verdict') for text in ('{}', '[1', 5))])
+def test_more_odd_arguments_are_a_sentence(call, sentence):
+    with pytest.raises(ValueError) as e: call()
+    assert sentence in str(e.value) and '\n' not in str(e.value)

@@ -9,7 +9,7 @@ __all__ = ['MANY', 'ARMS', 'DIFFERENCES', 'Estimate', 'estimate', 'game_covarian
 # %% ../../nbs/judge/54_verdict.ipynb #7313656a
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import cycle
 
@@ -156,18 +156,27 @@ def _number(arm, seed, figure, value):
     "A figure as a float; NaN where there is none"
     if value is None: return math.nan
     if isinstance(value, (bool, str, bytes)): refuse(f'{figure} of {arm}, seed {seed}', value, 'a number')
-    try: return float(value)
-    except (TypeError, ValueError): refuse(f'{figure} of {arm}, seed {seed}', value, 'a number')
+    try: number = float(value)
+    except (TypeError, ValueError, OverflowError): refuse(f'{figure} of {arm}, seed {seed}', value, 'a number')
+    if math.isfinite(number) and abs(number) > 1e100: refuse(f'{figure} of {arm}, seed {seed}', value, 'a number below 1e100')
+    return number
 
 # %% ../../nbs/judge/54_verdict.ipynb #736bfb24
+def _is_name(name): return isinstance(name, str) and bool(name) and name.isprintable()
+
+def _is_key(key) -> bool:
+    "Whether `key` is (arm, seed)"
+    fits = isinstance(key, tuple) and len(key) == 2 and _is_name(key[0])
+    return fits and isinstance(key[1], (int, np.integer)) and not isinstance(key[1], bool)
+
 def _check_run(key, run):
     "A `ValueError` if `key` → `run` is not as results have it"
-    fits = isinstance(key, tuple) and len(key) == 2 and isinstance(key[0], str) and key[0]
-    if not fits or isinstance(key[1], bool) or not isinstance(key[1], (int, np.integer)):
-        refuse('results', key, "keys (arm, seed) such as ('scratch', 0)")
+    if not _is_key(key): refuse('results', key, "keys (arm, seed) such as ('scratch', 0)")
     named = f'results of {key[0]}, seed {key[1]}'
     if not isinstance(run, Mapping) or not isinstance(run.get('figures'), Mapping):
         refuse(named, run, "a dict with 'figures', such as {'3/top1': 0.3}")
+    for name in run['figures']:
+        if not _is_name(name): refuse(f'a figure of {key[0]}, seed {key[1]}', name, 'a name such as 3/top1')
     if not isinstance(run.get('rows'), (pl.DataFrame, type(None))):
         refuse(named, run['rows'], 'rows as a table of polars, or None')
 
@@ -213,7 +222,8 @@ def _study(results) -> _Study:
 def _codes(table):
     "The number of each row's game, from 0; a row that knows none is a game by itself"
     if 'game' not in table.columns: return np.arange(len(table))
-    game = table['game'].rank('dense').to_numpy().astype(float) - 1
+    known = table['game'].fill_nan(None) if table['game'].dtype.is_float() else table['game']
+    game = known.rank('dense').to_numpy().astype(float) - 1
     lone = np.isnan(game)
     game[lone] = np.nanmax(game, initial=-1) + 1 + np.arange(lone.sum())
     return game.astype(np.int64)
@@ -342,7 +352,8 @@ def _difference(study, figure, arm, baseline, level):
     (low, high), (least, most) = e.interval(level), e.bounds(level)
     row |= dict(low=low, high=high, se=e.se, df=e.df)
     if row['seeds'] == 1: return row              # what another seed would say is not known
-    p = 1. if e.se == 0 and abs(e.mean) < 1e-12 else e.p()
+    if same := e.se == 0 and abs(e.mean) <= 1e-9*np.abs(study.values[figure][runs]).max(): row['difference'] = 0.
+    p = 1. if same else e.p()
     return row | dict(p=p, at_least=least, at_most=most, smallest_margin=e.smallest_margin(level))
 
 # %% ../../nbs/judge/54_verdict.ipynb #bff157ce
@@ -365,7 +376,7 @@ def _difference_rows(study, figure, baseline, margin, level, better):
         if r['seeds'] > 1: r['detectable'] = detectable(r['se'], r['df'], level, max(tests, 1))
         tested = margin is not None and r['seeds'] > 1
         r['equivalent_p'] = Estimate(r['difference'], r['se'], r['df']).p_within(margin) if tested else math.nan
-        if tested and r['se'] == 0: r['equivalent_p'] = float(abs(r['difference']) >= margin)
+        if tested and r['se'] == 0: r['equivalent_p'] = math.nan if r['difference'] else 0.      # a shift that never varies is no proof
     for r, p in zip(rows, holm([r['equivalent_p'] for r in rows]) if rows else ()):
         r['equivalent_p_holm'] = p
         r['verdict'] = _called(r, 1 - level, better)
@@ -404,8 +415,8 @@ def _check_asked(study, baseline, margin, better, level):
     for figure, m in (margin or {}).items(): check_above_0(**{f'margin of {figure}': m})
     for figure, b in (better or {}).items():
         if b is not None: check_one_of(('higher', 'lower'), **{f'better of {figure}': b})
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not .5 <= level < 1:
-        refuse('level', level, 'a share from 0.5 up, and below 1')
+    if isinstance(level, bool) or not isinstance(level, (int, float)) or not .5 <= level <= .9999:
+        refuse('level', level, 'a share from 0.5 to 0.9999, which is below 1,')
 
 # %% ../../nbs/judge/54_verdict.ipynb #08dc7137
 def verdict(
@@ -442,6 +453,8 @@ def _num(v, digits, sign=False):
     return '–' if v is None else f'{v:{"+"*sign}.{digits}f}'.replace('-', '−')
 
 # %% ../../nbs/judge/54_verdict.ipynb #6b2878a3
+def _share(level): return f'{100*level:.4g}%'
+
 def _span(low, high, digits):
     "An interval in words"
     return f'{_num(low, digits)} to {_num(high, digits)}'
@@ -460,7 +473,7 @@ def _few_words(row, level):
     lone = (f'{head} share one seed, which tells nothing of other seeds: '
             f'the difference there is {_num(row["difference"], n, True)}')
     if row['low'] is None: return f'{lone}.'
-    return f'{lone} ({_span(row["low"], row["high"], n)} over games alone, {level:.0%}).'
+    return f'{lone} ({_span(row["low"], row["high"], n)} over games alone, {_share(level)}).'
 
 # %% ../../nbs/judge/54_verdict.ipynb #3cb9383d
 def _after(tests): return f' after Holm over {tests} arms'*(tests > 1)
@@ -482,12 +495,15 @@ def _at_most(row, better, level):
     if better == 'lower': up, down = down, up
     ends = [(w, x) for w, x in ((up, row['at_most']), (down, -row['at_least'])) if x > 0]
     told = ' and '.join(f'{w} by at most {x:.{_digits(row["se"])}f}' for w, x in ends)
-    return f'{told} ({"each "*(len(ends) > 1)}with {level:.0%})'
+    return f'{told} ({"each "*(len(ends) > 1)}with {_share(level)})'
 
 # %% ../../nbs/judge/54_verdict.ipynb #765a82dd
+def _same_words(row): return f'{row["figure"]}: {row["arm"]} and {row["baseline"]} score the same on every seed.'
+
 def _equal_words(row, tests):
     "The sentence of a difference that lies within the margin"
     n = _digits(row['se'])
+    if not row['se']: return _same_words(row)
     return (f'{row["figure"]}: {row["arm"]} equals {row["baseline"]} within {row["margin"]:g} ({_num(row["difference"], n, True)}, '
             f'{_span(row["low"], row["high"], n)}, {_p_text(row["equivalent_p_holm"])}{_after(tests)}).')
 
@@ -497,7 +513,7 @@ def _unseen_words(row, better, level):
     n, pair = _digits(row['se']), f'{row["arm"]} and {row["baseline"]}'
     if row['p'] is None:
         return f'{row["figure"]}: {pair} differ by the same {row["difference"]:g} on every seed, which no test can judge.'
-    if not row['se']: return f'{row["figure"]}: {pair} score the same on every seed.'
+    if not row['se']: return _same_words(row)
     alone = ', though alone it would be'*(row['p'] < 1 - level)
     return (f'{row["figure"]}: no difference of {row["arm"]} to {row["baseline"]} is shown{alone} '
             f'({_num(row["difference"], n, True)}, {_span(row["low"], row["high"], n)}, {_p_text(row["p_holm"])}). '
@@ -518,15 +534,17 @@ def design(self:Verdict) -> list[str]:
     "What was compared, in sentences"
     counts, some = {a: len(s) for a, s in self.seeds.items()}, {*map(len, self.seeds.values())}
     many = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
-    each = ', '.join(f'{a} {many(n, "seed")}' for a, n in counts.items())
+    comma = '; ' if any(',' in a for a in counts) else ', '
+    each = comma.join(f'{a} {many(n, "seed")}' for a, n in counts.items())
     if len(some) == 1: each = f'{many(some.pop(), "seed")} each'
     told = [f'{many(len(counts), "arm")}: {each}.']
     short = [a for a, s in self.seeds.items() if {*s} != {*self.seeds[self.baseline]}]
-    if short: told.append(f'{", ".join(short)} and {self.baseline} are compared on the seeds that both have.')
+    if short: told.append(f'{comma.join(short)} and {self.baseline} are compared on the seeds that both have.')
     if not self.games:
         told.append('No results of rows are kept: intervals are over seeds, for these held-out rows.')
     elif self.games == self.rows: told.append(f'{many(self.rows, "held-out row")}, each taken for a game of its own.')
     else: told.append(f'{many(self.games, "held-out game")} with {many(self.rows, "row")}.')
+    if self.games == 1: told.append('Of one game nobody knows what another would say: intervals are over seeds alone.')
     if 2 in {*self.differences['seeds']}:
         told.append('Two seeds are few: such intervals are wide and hold less often than they say.')
     return told
@@ -554,7 +572,7 @@ def _cells(d, mean, n, level):
     span = '–' if d.get('low') is None else f'{num("low", True)} … {num("high", True)}'
     p = '–' if d.get('p_holm') is None else _p_text(d['p_holm']).removeprefix('p = ').removeprefix('p ')
     return {'verdict': d['verdict'], 'seeds': str(d['seeds']), 'mean': _num(mean, n), 'difference': num('difference', True),
-            f'{level:.0%} interval': span, 'p (Holm)': p, 'equal within': num('smallest_margin'),
+            f'{_share(level)} interval': span, 'p (Holm)': p, 'equal within': num('smallest_margin'),
             'seen at 80 %': num('detectable')}
 
 # %% ../../nbs/judge/54_verdict.ipynb #b867b1ee
@@ -641,17 +659,21 @@ def to_json(self:Verdict) -> str:
 @patch(cls_method=True)
 def from_json(cls:Verdict, text:str) -> Verdict:
     "What `to_json` wrote"
-    made = parsed_json(text)
-    tables = {n: _frame(made[n], s) for n, s in (('arms', ARMS), ('differences', DIFFERENCES))}
-    return cls(**made | tables)
+    try:
+        made = parsed_json(text)
+        tables = {n: _frame(made[n], s) for n, s in (('arms', ARMS), ('differences', DIFFERENCES))}
+        return cls(**made | tables)
+    except (ValueError, TypeError, LookupError, AttributeError, pl.exceptions.PolarsError):
+        raise ValueError(f'{said(text)} is no verdict: what to_json wrote was expected') from None
 
 # %% ../../nbs/judge/54_verdict.ipynb #f5d187a2
 def _curve(key, history, figure):
     "(x, y) of a figure in a history, and what x is"
-    rows = history.to_dicts() if isinstance(history, pl.DataFrame) else [*history]
+    rows = history.to_dicts() if isinstance(history, pl.DataFrame) else [*history] if isinstance(history, Iterable) else [None]
+    if not all(isinstance(r, Mapping) for r in rows): refuse(f'the history of {_told([key])}', history, 'a table, or a list of dicts')
     x = 'step' if all('step' in r for r in rows) else 'epoch'
     pairs = [(r[x], r[figure]) for r in rows if r.get(figure) is not None and r.get(x) is not None]
-    pairs = sorted(p for p in pairs if all(map(math.isfinite, p)))
+    pairs = sorted((a, b) for at, v in pairs if all(map(math.isfinite, (a := _number(*key, x, at), b := _number(*key, figure, v)))))
     if not pairs:
         raise ValueError(f'{_told([key])}, has no {said(figure)} in its history: '
                          'a figure of all runs was expected')
@@ -664,7 +686,7 @@ def _band(curves):
     x = np.unique(np.concatenate([c[0] for c in curves]))
     x = x[(x >= first) & (x <= last)]
     y = np.array([np.interp(x, *c) for c in curves])
-    return (x, y.mean(0), y.min(0), y.max(0)) if len(x) else (x,)*4
+    return x, y.mean(0), y.min(0), y.max(0)
 
 # %% ../../nbs/judge/54_verdict.ipynb #95075c63
 def bands(
@@ -673,6 +695,8 @@ def bands(
 ) -> Figure:
     "A figure over training: an arm's mean over seeds, and its lowest and highest"
     if not isinstance(histories, Mapping) or not histories: refuse('histories', histories, 'a dict of (arm, seed) → history')
+    for key in histories:
+        if not _is_key(key): refuse('histories', key, "keys (arm, seed) such as ('scratch', 0)")
     found = {k: _curve(k, h, figure) for k, h in histories.items()}
     arms, along = [*dict.fromkeys(a for a, _ in found)], {x for _, x in found.values()}
     if len(along) > 1: refuse('histories', [*along], 'histories that all know steps, or all epochs')
@@ -681,6 +705,8 @@ def bands(
     _bare(ax, figure, 'both')
     for arm, color in zip(arms, cycle(COLORS)):
         curves = [c for (a, _), (c, _) in found.items() if a == arm]
+        if max(c[0][0] for c in curves) > min(c[0][-1] for c in curves):
+            raise ValueError(f'the seeds of {arm} have no stretch of {next(iter(along))}s in common: curves that overlap were expected')
         x, mean, low, high = _band(curves)
         ax.plot(x, mean, color=color, linewidth=1.6, label=as_label(f'{shortened(arm)} ({len(curves)})'))
         if len(curves) > 1: ax.fill_between(x, low, high, color=color, alpha=.22, linewidth=0)

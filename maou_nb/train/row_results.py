@@ -80,7 +80,8 @@ def read_table(path:Path) -> pl.DataFrame:
     "The table at `path`, read whole: the file may be written anew"
     check_file(path := as_path(path))
     try: return pl.read_ipc(path.read_bytes())
-    except pl.exceptions.PolarsError: raise FileError(f'{short_path(path)} cannot be read: the results of rows were expected') from None
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
+        raise FileError(f'{short_path(path)} cannot be read: the results of rows were expected') from None
 
 # %% ../../nbs/train/45_row_results.ipynb #80939b07
 def row_results(
