@@ -368,7 +368,7 @@ def test_show(capfd, trained):
     assert [p['stage'] for p in two] == [2, 2] and two[1]['sfen'].startswith('lnsgkgsnl')
 
 @pytest.mark.parametrize('argv, says', [
-    (['prepare'], '--stage: a value was expected'),
+    (['prepare'], 'STAGE: a value was expected'),
     (['prepare', '3', 'nowhere', 'out'], 'nowhere does not exist: a file of game records'),
     (['prepare', '3', 'games'], 'prepare_stage(3, …): game records were expected; games is taken for the folder of the shards'),
     (['prepare', '1', 'a', 'b'], 'paths would do nothing'), (['prepare', '9', 'a', 'b'], "9"),

@@ -193,7 +193,9 @@ def as_path(
 
 def _local_path(path):
     if not isinstance(path, (str, os.PathLike)):
-        raise FileError(f'{path!r:.80} is no path: that of a file or a folder, or a URL, was expected')
+        plain = path is None or isinstance(path, (bool, int, float, bytes, list, tuple, dict))
+        told = f'{path!r:.80}' if plain else f'a {type(path).__name__}'      # whose repr may be a page
+        raise FileError(f'{told} is no path: that of a file or a folder, or a URL, was expected')
     path = Path(os.path.expanduser(path))
     if max([0, *(len(p.encode('utf-8', 'surrogatepass')) for p in path.parts)]) > 255:
         raise FileError(f'{str(path)[:78]} … is too long: a path whose names have at most 255 bytes each was expected')

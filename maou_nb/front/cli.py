@@ -525,7 +525,9 @@ def _read(command, argv):
     _take_places(asked, command)
     for n, f in command.model.model_fields.items():
         if f.is_required() and n not in asked.given and n not in asked.wrong:
-            asked.refuse(n, f'{flag_of(n)}: a value was expected, {f.description[:1].lower()}{f.description[1:]}')
+            name, about = n.upper() if n in command.places else flag_of(n), f.description
+            if not about[1:2].isupper(): about = about[:1].lower() + about[1:]        # YAML stays YAML
+            asked.refuse(n, f'{name}: a value was expected, {about}')
     asked.given = {n: _settled(n, v, command.model) if isinstance(v, list) else v for n, v in asked.given.items()}
     return asked
 

@@ -277,6 +277,7 @@ def record_of(result:LearnResult, arm:str, seed:int) -> dict:
     options = {n: v for n, v in chosen(cfg).items() if n not in places}
     history = [{k: v for k, v in row.items() if k not in _timings} for s in result.stages_completed for row in s.history]
     return {'arm': arm, 'seed': seed, 'stage': last.stage, 'judged_on': last.judged_on, 'figures': last.metrics,
+            'guesses': last.baselines,
             'options': options, 'taken': _taken(result, cfg), 'parameters': last.parameters, 'rows': last.rows,
             'fingerprint': last.fingerprint, 'machine': _machine(), 'history': history}
 
@@ -336,6 +337,27 @@ def write(self:Records, record:dict, rows:pl.DataFrame|None):
         record = record | {'held_out': key}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path, 'w') as f: f.write(json.dumps(record, indent=1))
+    self.forgive(record['arm'], record['seed'])
+
+def _failure(path): return path.with_suffix('.failed.json')
+
+@patch
+def fail(self:Records, arm:str, seed:int, why:str):
+    "Keep why a run failed: that it did says something of its arm"
+    path = _failure(self.path(arm, seed))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path, 'w') as f: f.write(json.dumps({'arm': arm, 'seed': seed, 'failed': why}, indent=1))
+
+@patch
+def why_failed(self:Records, arm:str, seed:int) -> str:    # '' if it did not
+    "Why a run failed when it was last tried"
+    path = _failure(self.path(arm, seed))
+    return str(read_json(path).get('failed', 'it is not told')) if path.exists() else ''
+
+@patch
+def forgive(self:Records, arm:str, seed:int):
+    "Forget that a run failed: it is tried again, or done"
+    _failure(self.path(arm, seed)).unlink(missing_ok=True)
 
 @patch
 def rows(self:Records, record:dict) -> pl.DataFrame|None:
@@ -418,7 +440,8 @@ def base_of(
     if isinstance(base, dict):
         _refuse_own('base', base)
         return {n: str(v) if isinstance(v, Path) else v for n, v in base.items()}
-    if isinstance(base, (str, Path, LearnResult)): return base_of(config_of(find_run(base)))
+    if isinstance(base, (str, Path, LearnResult)):         # how long it trained is the budget's to say
+        return {n: v for n, v in base_of(config_of(find_run(base))).items() if n != 'max_steps'}
     refuse('base', base, 'a dict of options, or a run whose options are meant,')
 
 # %% ../../nbs/front/65_study.ipynb #66a8f851
@@ -484,7 +507,8 @@ class Study:
     ):
         self.folder, self.asked, self.records = Path(folder), asked, Records(folder)
         self.cells = {(a, s): Cell(a, s) for a in asked['arms'] for s in asked['seeds']}
-        self.failed, self.begun, self._found = {}, time.monotonic(), {}
+        self.begun, self._found = time.monotonic(), {}
+        self.failed = {key: why for key in self.cells if (why := self.records.why_failed(*key))}
         self.look()
 
     @property
@@ -625,10 +649,18 @@ def own_length(self:Study) -> list[str]:
     return [a for a, options in arms.items() if 'function' in options or (base | options).get('max_steps') is not None]
 
 @patch
+def _guessed(self:Study) -> str:
+    "What guessing scores on the held-out rows"
+    told = next((r.get('guesses') or {} for key in self.cells if (r := self.record(*key)) is not None), {})
+    return 'Guessing scores ' + ', '.join(f'{n.replace("_", " ")} {v:.4f}' for n, v in told.items()) + ' on these rows.' if told else ''
+
+@patch
 def remarks(self:Study) -> list[str]:
-    "What stands in the way of a comparison of arms: unequal budgets, other rows, other machines"
+    "What stands in the way of a comparison of arms: runs that failed, unequal budgets, other rows, other machines"
     found = self._by_arm()
-    said = [*self._costs_told(found)]
+    said = [f'{told} (it failed, and is left out: what stays of its arm may look better than the arm is)' for told in self.troubles()]
+    said += self._costs_told(found)
+    if told := self._guessed(): said.append(told)
     if functions := [a for a in found if 'function' in self.asked['arms'][a]]:
         said.append(f'{", ".join(functions)}: of a function only its last run is counted; what it trained before that is not.')
     if 'seconds' in (self.asked['budget'] or ()):
@@ -752,7 +784,9 @@ def _ended(self:Study, future:Future, arm, seed):
     if future.cancelled(): return
     cell = self.cells[arm, seed]
     if (error := future.exception()) is not None:
-        if not isinstance(error, KeyboardInterrupt): self.failed[arm, seed] = said_error(error)
+        if isinstance(error, KeyboardInterrupt): return
+        self.failed[arm, seed] = said_error(error)
+        self.records.fail(arm, seed, self.failed[arm, seed])
     elif future.result(): cell.state, cell.says = 'stopped', future.result()
 
 def _submitted(executor, *call) -> Future:
@@ -761,6 +795,12 @@ def _submitted(executor, *call) -> Future:
     except Exception as e: refuse('executor', executor, f'one that takes calls (it says: {said_error(e)})')
     if isinstance(future, Future): return future
     refuse('executor', executor, 'an Executor of concurrent.futures, such as get_executor() of a Dask client,')
+
+@patch
+def forget_failure(self:Study, arm:str, seed:int):
+    "A run is tried again"
+    if self.failed.pop((arm, seed), None): self.cells[arm, seed].state = 'waiting'
+    self.records.forgive(arm, seed)
 
 @patch
 def train(self:Study,
@@ -774,6 +814,7 @@ def train(self:Study,
     left = [(arm, seed) for seed in self.asked['seeds'] for arm in arms.values() if self.record(arm.name, seed) is None]
     try:
         for arm, seed in left:
+            self.forget_failure(arm.name, seed)
             jobs[_submitted(executor, home, arm.name, seed, _options_for(self, base, arm, seed), does[arm.name])] = arm.name, seed
         while jobs:
             for future in wait(jobs, 0.5, FIRST_COMPLETED).done: self._ended(future, *jobs.pop(future))
@@ -818,6 +859,8 @@ def _checked(base, arms, budget, folder, known):
     stages, steps, held = {}, {}, {}
     for name, arm in arms.items():
         options = {**base, **arm.options}
+        if budget is not None and base.get('max_steps') is not None:
+            raise OptionError(f'base: max_steps={base["max_steps"]} beside a budget of {budget}; one of them was expected')
         try: cfg = make_config(**options, run_dir=str(folder/'runs'/name/'0'))
         except OptionError as e: raise OptionError(f'arm {name!r}: {e}') from None
         if unknown := known_here_only(cfg): raise OptionError(f'arm {name!r}: {unknown}')
