@@ -438,7 +438,8 @@ def hostile(table):
     first = lambda name, value, place=0: [v if i != place else value for i, v in enumerate(table[name].to_pylist()[0])]
     yield dict(about={'version': '<b>'}), 'has the version'
     yield dict(about={'labels': 'theirs'}), 'has labels'
-    for marks in (None, {}, {'games': '!', 'numbers': 3}, {'games': 'AAAAAAAAAAA=', 'numbers': ''}): yield dict(about={'marks': marks}), 'its marks are no games'
+    for marks in (None, {}, {'games': '!', 'numbers': 3}, {'games': 'AAAAAAAAAAA=', 'numbers': ''}):
+        yield dict(about={'marks': marks}), 'its marks are no games'
     yield dict(kind=pa.array(['x']*n)), 'has a column kind of string, and uint8 was expected'
     yield dict(ply=pa.array([None]*n, pa.uint16())), 'ply in which values are missing'
     yield dict(kind=at('kind', 9)), 'position 0: its kind is 9'

@@ -149,8 +149,10 @@ def test_another_search_needs_another_name(base):
     (dict(space={'resnet_channels': optuna.distributions.FloatDistribution(8, 16)}), 'takes whole numbers'),
     (dict(space={'nesterov': (0, 1)}), 'nesterov takes no numbers: a list of choices'),
     (dict(space={'optimizer': ['SGD', 'sgd']}), "'SGD', 'sgd' are the same choice"),
-    (dict(space={'gpus': [None, 2]}), 'gpus: a search trains in this process'), (dict(space={'seed': (0, 9)}), 'seed: the best of several'),
-    (dict(space={'keep_checkpoints': [1, 2]}), 'changes nothing of what is learnt'), (dict(space={'': [1, 2]}), "'' is no name of an option"),
+    (dict(space={'gpus': [None, 2]}), 'gpus: a search trains in this process'),
+    (dict(space={'seed': (0, 9)}), 'seed: the best of several'),
+    (dict(space={'keep_checkpoints': [1, 2]}), 'changes nothing of what is learnt'),
+    (dict(space={'': [1, 2]}), "'' is no name of an option"),
     (dict(trials=0), 'trials=0: a whole number from 1'), (dict(seed=-1), 'seed=-1: a whole number from 0'),
     (dict(metric='top1'), "metric='top1': one of accuracy"), (dict(metric=3), 'metric=3: one of'),
     (dict(name='../x'), "name='../x': a name for a folder"), (dict(name=''), "name='': a name"),
@@ -164,8 +166,9 @@ def test_odd_arguments_are_a_sentence_and_make_nothing(base, changed, what):
 
 def test_an_option_says_which_numbers_a_range_has(base):
     "0 to 1 is all there is between, of a decay; numbers of NumPy's are numbers"
-    dists = room.checked_space(base, {'learning_ratio': (1, 3, 'log'), 'stage12_weight_decay': (0, 1), 'resnet_channels': (np.int64(8), 16.),
-                                      'resnet_blocks': np.arange(1, 3), 'stage1_batch_size': range(32, 97, 32)})
+    dists = room.checked_space(base, {'learning_ratio': (1, 3, 'log'), 'stage12_weight_decay': (0, 1),
+                                      'resnet_channels': (np.int64(8), 16.), 'resnet_blocks': np.arange(1, 3),
+                                      'stage1_batch_size': range(32, 97, 32)})
     kinds = [type(d).__name__[0] for d in dists.values()]
     assert kinds == ['F', 'F', 'I', 'C', 'C'] and dists['stage1_batch_size'].choices == (32, 64, 96)
     assert room._first({'resnet_channels': 9}, {'resnet_channels': optuna.distributions.IntDistribution(8, 32, step=8)}) == {}
@@ -201,7 +204,7 @@ def test_two_searches_in_one_folder(base):
     assert bare(found) == bare(go())
     (folder/'study.json').write_text('{}')
     Path('studies/file').write_text('')
-    for name, what in (('twice', 'a study lies in'), ('file', 'is no folder')):
+    for name, what in (('twice', 'holds a study'), ('file', 'is no folder')):
         with pytest.raises(OptionError, match=what) as error: go(name=name)
         assert said(error)
 

@@ -256,8 +256,8 @@ def _differences(was, now):
 # %% ../../nbs/front/69_search.ipynb #20359d1d
 def _check_free(folder):
     "Refuse a folder in which no search can be, or in which something else is"
-    if folder.exists() and not folder.is_dir(): raise OptionError(f'name={folder.name!r}: {short_path(folder)} is no folder; another name was expected')
-    if (folder/'study.json').exists(): raise OptionError(f'name={folder.name!r}: a study lies in {short_path(folder)}; another name was expected')
+    why = 'is no folder' if folder.exists() and not folder.is_dir() else 'holds a study' if (folder/'study.json').exists() else ''
+    if why: raise OptionError(f'name={folder.name!r}: {short_path(folder)} {why}; another name was expected')
     if (folder/_journal).exists() and not (folder/_about).exists():
         raise OptionError(f'{short_path(folder/_about)} is gone, and trials are there: that file, or another name, was expected')
 
