@@ -59,7 +59,7 @@ def write_exam(
 def _read_marks(saved):
     "The `Marks` that were written; a `ValueError` if these are none"
     wrong = ValueError('its marks are no games, in order, with a row of numbers each')
-    try: keys, numbers = (np.frombuffer(base64.b64decode(saved[k]), of) for k, of in (('games', '<u8'), ('numbers', '<u4')))
+    try: keys, numbers = (np.frombuffer(base64.b64decode(saved[k], validate=True), of) for k, of in (('games', '<u8'), ('numbers', '<u4')))
     except (KeyError, TypeError, ValueError): raise wrong from None
     fits = len(numbers) == MARKS*len(keys) and (keys[1:] > keys[:-1]).all()
     if not fits: raise wrong
