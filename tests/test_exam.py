@@ -15,6 +15,7 @@ from maou_nb.data.board import to_sfen
 from maou_nb.data.columns import FOLDS
 from maou_nb.data.labels import CLASSES, LABEL_CLASS, LABEL_MIRROR, LABEL_SQUARE, TO_DLSHOGI, legal_labels, move_labels
 from maou_nb.data.positions import positions
+from maou_nb.data.files import FileError
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import fixed_bytes, fixed_lists, write_manifest, write_shard
 from maou_nb.data.board import position_ids
@@ -421,6 +422,78 @@ def test_odd_inputs_are_answered_in_a_sentence(run, tmp_path):
         assert words in said(e)
     with pytest.raises(TypeError) as e: exam()
     said(e)
+
+def exam_file(path, **changed):
+    "The exam with other columns, or, `about`, another note"
+    table = pa.ipc.open_file(EXAM).read_all()
+    note, some = json.loads(table.schema.metadata[b'maou_nb_exam']), np.flatnonzero(np.array(table['kind']) > 0)[::300]
+    note, table = note | changed.pop('about', {}), table.take(some)
+    for name, values in changed.items(): table = table.set_column(table.column_names.index(name), name, values)
+    with pa.ipc.new_file(path, table.schema.with_metadata({b'maou_nb_exam': json.dumps(note)})) as out: out.write(table)
+    return path
+
+def hostile(table):
+    "What is changed in an exam, and what is said of it"
+    n, at = len(table), lambda name, value, kind=None: pa.array([value, *table[name].to_pylist()[1:]], kind or table[name].type)
+    first = lambda name, value, place=0: [v if i != place else value for i, v in enumerate(table[name].to_pylist()[0])]
+    yield dict(about={'version': '<b>'}), 'has the version'
+    yield dict(about={'labels': 'theirs'}), 'has labels'
+    for marks in (None, {}, {'games': '!', 'numbers': 3}, {'games': 'AAAAAAAAAAA=', 'numbers': ''}):
+        yield dict(about={'marks': marks}), 'its marks are no games'
+    yield dict(kind=pa.array(['x']*n)), 'has a column kind of string, and uint8 was expected'
+    yield dict(ply=pa.array([None]*n, pa.uint16())), 'ply in which values are missing'
+    yield dict(kind=at('kind', 9)), 'position 0: its kind is 9'
+    for label in (1496, -5, 0): yield dict(played=at('played', label)), f'its move has the label {label}, which is not legal there'
+    yield dict(played=at('played', -1)), 'no move was played in it'
+    yield dict(result=at('result', 7.)), 'its result is 7'
+    yield dict(eval=at('eval', math.inf)), 'has no end'
+    yield dict(mate=at('mate', 2), mating=at('mating', [int(table['played'][0].as_py())])), 'mates in an odd number'
+    yield dict(mate=at('mate', 1)), 'it is a mate in 1 by 0 moves'
+    yield dict(mate=at('mate', 1), mating=at('mating', [-1])), 'a move that mates in it is not legal'
+    for code in (29, 200, 8): yield dict(boardIdPositions=at('boardIdPositions', first('boardIdPositions', code, 40))), 'it cannot be'
+    yield dict(piecesInHand=at('piecesInHand', first('piecesInHand', 200))), 'it cannot be'
+
+def test_an_exam_is_looked_at_before_it_is_believed(tmp_path):
+    table = pa.ipc.open_file(exam_file(tmp_path/'plain.feather')).read_all()
+    assert len(read_exam(tmp_path/'plain.feather')) == 15
+    for i, (changed, words) in enumerate(hostile(table)):
+        with pytest.raises(FileError) as e: read_exam(exam_file(tmp_path/f'{i}.feather', **changed))
+        assert words in said(e) and 'tools/make_exam.py wrote was expected' in said(e), (changed, said(e))
+
+def part_of(asked, at):
+    arrays = {k: v[at] for k, v in vars(asked).items() if isinstance(v, np.ndarray)}
+    return replace(asked, **arrays, mating=[asked.mating[i] for i in at])
+
+def test_an_exam_of_one_kind_alone_or_of_one_game(asked, run, monkeypatch):
+    net = load_net(run.run_dir)
+    for kind, parts in (('rules', ['rules']), ('mate', ['mates']), ('ordinary', ['rules', 'moves', 'value', 'mirror'])):
+        few = part_of(asked, asked.rows(kind)[:3] if kind != 'ordinary' else asked.rows(kind)[:1])
+        monkeypatch.setattr('maou_nb.judge.exam.read_exam', lambda path: few)
+        found = exam(net, device='cpu', own_rows=False)
+        assert [*found.parts] == parts and 'nan' not in found._repr_html_(), kind
+
+def test_answers_that_are_no_numbers_are_no_answers(run):
+    "A network that diverged would have every move right: nothing is greater than what is no number"
+    for head in ('policy', 'value'):
+        net = load_net(run.run_dir)
+        torch.nn.init.constant_([*net.heads[head].parameters()][-1], math.nan)
+        with pytest.raises(ValueError, match=f'its head {head} gives no numbers for 4,310 of 4,310 positions') as e: exam(net, device='cpu')
+        said(e)
+
+def test_whether_a_network_knew_the_games_is_never_left_out(run):
+    net = load_net(run.run_dir)
+    bare = exam(Net(net.backbone, dict(net.heads)), device='cpu')
+    assert 'not known' in bare.known[3] and 'Seen in training: not known' in repr(bare)
+
+def test_a_temperature_at_its_end_is_no_temperature():
+    from maou_nb.judge.exam import ExamPart, _halves
+    rng = np.random.default_rng(0)
+    part, games = ExamPart('value', []), np.arange(400).astype(np.uint64)
+    _halves(part, rng.normal(0, 3, 400), (rng.random(400) > 0.5).astype(float), games)
+    assert 'no better than one that always says a half' in part.said[0]
+    alone = ExamPart('value', [])
+    _halves(alone, np.zeros(3), np.ones(3), np.zeros(3, np.uint64))
+    assert not alone.said and not alone.figures
 
 def test_a_network_without_any_of_the_heads(run, tmp_path):
     net = load_net(run.run_dir)

@@ -2,10 +2,12 @@
 import json, os, signal, subprocess, sys, time
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 
 from maou_nb import Callback, OptionError, load_run, search
+from maou_nb.data.files import FileError
 from maou_nb.front import search as room
 from samples import said
 
@@ -142,6 +144,15 @@ def test_another_search_needs_another_name(base):
     (dict(space={'optimizer': []}), 'optimizer=[]'), (dict(space={'optimizer': ['sgd', 'sgd']}), 'each choice once'),
     (dict(space={'optimizer': [{}]}), 'as a choice'),
     (dict(space={'momentum': (0.5, 0.9)}), 'momentum: it would be varied in vain, as only optimizer=sgd'),
+    (dict(space={'learning_ratio': ('0.1', '1')}), 'texts are no ends of a range'),
+    (dict(space={'resnet_channels': (8., 16.5)}), 'resnet_channels takes whole numbers: a range between two'),
+    (dict(space={'resnet_channels': optuna.distributions.FloatDistribution(8, 16)}), 'takes whole numbers'),
+    (dict(space={'nesterov': (0, 1)}), 'nesterov takes no numbers: a list of choices'),
+    (dict(space={'optimizer': ['SGD', 'sgd']}), "'SGD', 'sgd' are the same choice"),
+    (dict(space={'gpus': [None, 2]}), 'gpus: a search trains in this process'),
+    (dict(space={'seed': (0, 9)}), 'seed: the best of several'),
+    (dict(space={'keep_checkpoints': [1, 2]}), 'changes nothing of what is learnt'),
+    (dict(space={'': [1, 2]}), "'' is no name of an option"),
     (dict(trials=0), 'trials=0: a whole number from 1'), (dict(seed=-1), 'seed=-1: a whole number from 0'),
     (dict(metric='top1'), "metric='top1': one of accuracy"), (dict(metric=3), 'metric=3: one of'),
     (dict(name='../x'), "name='../x': a name for a folder"), (dict(name=''), "name='': a name"),
@@ -152,6 +163,50 @@ def test_odd_arguments_are_a_sentence_and_make_nothing(base, changed, what):
     given = {'base': base, 'space': SPACE, 'trials': 1, **changed} | ({'base': base | more} if more else {})
     with pytest.raises(ValueError) as error: search(**given)
     assert what in said(error) and not Path('studies').exists()
+
+def test_an_option_says_which_numbers_a_range_has(base):
+    "0 to 1 is all there is between, of a decay; numbers of NumPy's are numbers"
+    dists = room.checked_space(base, {'learning_ratio': (1, 3, 'log'), 'stage12_weight_decay': (0, 1),
+                                      'resnet_channels': (np.int64(8), 16.), 'resnet_blocks': np.arange(1, 3),
+                                      'stage1_batch_size': range(32, 97, 32)})
+    kinds = [type(d).__name__[0] for d in dists.values()]
+    assert kinds == ['F', 'F', 'I', 'C', 'C'] and dists['stage1_batch_size'].choices == (32, 64, 96)
+    assert room._first({'resnet_channels': 9}, {'resnet_channels': optuna.distributions.IntDistribution(8, 32, step=8)}) == {}
+
+def test_a_large_grid_is_not_laid_out():
+    dists = {n: optuna.distributions.CategoricalDistribution(range(2_000)) for n in ('warmup_steps', 'batch_size', 'epoch')}
+    assert room._grid(dists, 2) == [{'warmup_steps': 0, 'batch_size': 0, 'epoch': n} for n in (0, 1)]
+
+class Second(Callback):
+    "Begins the same search while it goes on"
+    def __init__(self, again): self.again, self.heard = again, []
+    def before_fit(self, loop):
+        with pytest.raises(FileError, match='the search in studies/twice is going on by another process') as error: self.again()
+        self.heard.append(said(error))
+
+def test_two_searches_in_one_folder(base):
+    "The second is refused; what lies there is kept, or named if it cannot be gone on with"
+    go = lambda **more: search(base, **{'space': SPACE, 'trials': 1, 'name': 'twice', 'say': lambda text: None, **more})
+    second = Second(go)
+    found, folder = go(callbacks=[second]), Path('studies/twice')
+    assert len(second.heard) == 1 and bare(found) == bare(go())
+    journal, about = folder/'optuna.log', folder/'search.json'
+    good = journal.read_bytes()
+    for data in (good.replace(b'\n', b'\nodd\n', 1), b'\xff\n', b'[1]\n', b'{"a": 1}\n', b'{"op_code": 99}\n', b'{"op_code": 4}\n'):
+        journal.write_bytes(data)
+        with pytest.raises(OptionError, match='optuna.log is damaged') as error: go()
+        assert said(error)
+    journal.write_bytes(good)
+    about.rename(folder/'kept.json')
+    with pytest.raises(OptionError, match='search.json is gone, and trials are there') as error: go(space={'resnet_channels': [8, 16]})
+    assert said(error)
+    (folder/'kept.json').rename(about)
+    assert bare(found) == bare(go())
+    (folder/'study.json').write_text('{}')
+    Path('studies/file').write_text('')
+    for name, what in (('twice', 'holds a study'), ('file', 'is no folder')):
+        with pytest.raises(OptionError, match=what) as error: go(name=name)
+        assert said(error)
 
 def test_an_option_of_one_choice_may_be_varied_beside_it(base):
     assert set(room.checked_space(base, {'momentum': (0.5, 0.9), 'optimizer': ['adamw', 'sgd']})) == {'momentum', 'optimizer'}

@@ -11,30 +11,34 @@ import gc
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
+import numpy as np
 import torch
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
+from ..data.alone import alone_in
 from ..data.explained import check_one_of, check_whole, hinted, refuse, said
-from ..data.files import as_json, parsed_json, read_json, short_path
+from ..data.files import as_json, check_file, parsed_json, read_json, short_path
 from ..data.html import html_table, join_html, tag
 from ..data.options import OptionError
 from .learn import check_callbacks, train_run
-from .options import field_problem, make_config, try_config
+from .options import field_problem, make_config, try_config, valid_part
 from .runs import clock
 from ..show.charts import COLORS, GREY, as_label
 from ..show.plots import picture
 from ..stages.stage import stages_of
 from ..train.folder import RunFolder
 from ..train.loop import Callback
-from ..train.options import config_class, why_idle
+from ..train.options import about as about_option
+from ..train.options import config_class, kinds_of, why_idle
 from ..train.processes import launched
 from ..train.runner import StageThresholdNotMet
 
@@ -58,31 +62,67 @@ _wanted = "a range (low, high), (low, high, 'log'), a list of choices, or a dist
 
 def _is_number(x): return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
+def _plain(x):
+    "`x` as Python has it: numbers of NumPy's as numbers, its arrays and ranges as lists"
+    if isinstance(x, (np.generic, np.ndarray, range)): return x.tolist() if hasattr(x, 'tolist') else [*x]
+    return type(x)(map(_plain, x)) if type(x) in (list, tuple) else x
+
+# %% ../../nbs/front/69_search.ipynb #3d0eb4d5
+def _numbers_of(name) -> set:
+    "Which numbers an option takes: of int and float, or neither"
+    field = config_class().model_fields.get(name)
+    return set() if field is None else {int, float} & {*kinds_of(field.annotation)}
+
+def _fitting(name, whole:bool):
+    "The kind of distribution that an option's range has; an `OptionError` if it has none"
+    numbers, kinds = _numbers_of(name), _optuna().distributions
+    if not numbers: raise OptionError(f'{name} takes no numbers: a list of choices was expected')
+    if float in numbers: return kinds.FloatDistribution
+    if not whole: raise OptionError(f'{name} takes whole numbers: a range between two of them was expected')
+    return kinds.IntDistribution
+
+# %% ../../nbs/front/69_search.ipynb #8c05338f
 def _range(name, value):
     "The distribution of a range"
     low, high, *how = value
     fits = _is_number(low) and _is_number(high) and low < high and how in ([], ['log']) and (low > 0 or not how)
     if not fits: raise OptionError(f'{name}={said(value)}: {_wanted} was expected, the lower end first'
                                    + ', and above 0 for logarithms'*bool(how))
-    kinds, whole = _optuna().distributions, isinstance(low, int) and isinstance(high, int)
-    return (kinds.IntDistribution if whole else kinds.FloatDistribution)(low, high, log=bool(how))
+    whole = float(low).is_integer() and float(high).is_integer()
+    kind = _fitting(name, whole)
+    return kind(*(map(int, (low, high)) if kind is _optuna().distributions.IntDistribution else (low, high)), log=bool(how))
 
 # %% ../../nbs/front/69_search.ipynb #91a930d1
-def distribution_of(
-    name:str,      # An option
-    value,         # As `space` has it
-):                 # An Optuna distribution
-    "How an option is varied"
-    kinds = _optuna().distributions
-    if isinstance(value, kinds.BaseDistribution): return value
-    if isinstance(value, tuple) and len(value) in (2, 3) and _is_number(value[0]): return _range(name, value)
-    if not isinstance(value, (list, tuple)) or not value: raise OptionError(f'{name}={said(value)}: {_wanted} was expected')
+def _choices(name, value) -> list:
+    "Choices, looked at each by itself"
     choices = [str(c) if isinstance(c, Path) else c for c in value]
     for c in choices:
         if not (c is None or isinstance(c, (bool, str)) or _is_number(c)):
             raise OptionError(f'{name}: {said(c)} as a choice: a number, a text, a yes or no, or None was expected')
     if len({*map(repr, choices)}) < len(choices): raise OptionError(f'{name}={said(value)}: each choice once was expected')
-    return kinds.CategoricalDistribution(choices)
+    return choices
+
+# %% ../../nbs/front/69_search.ipynb #8ebe44aa
+def _own_distribution(name, dist):
+    "A distribution of the caller's, if it fits the option"
+    if hasattr(dist, 'choices'): _choices(name, list(dist.choices))
+    else: _fitting(name, isinstance(dist, _optuna().distributions.IntDistribution))
+    return dist
+
+# %% ../../nbs/front/69_search.ipynb #19633017
+def distribution_of(
+    name:str,      # An option
+    value,         # As `space` has it
+):                 # An Optuna distribution
+    "How an option is varied"
+    kinds, value = _optuna().distributions, _plain(value)
+    if isinstance(value, kinds.BaseDistribution): return _own_distribution(name, value)
+    if isinstance(value, tuple) and len(value) in (2, 3) and (_is_number(value[0]) or len(_numbers_of(name)) and 'log' in value):
+        return _range(name, value)
+    if isinstance(value, tuple) and _numbers_of(name) and any(isinstance(v, str) for v in value):
+        raise OptionError(f'{name}={said(value)}: texts are no ends of a range; {_wanted} was expected')
+    if not isinstance(value, (list, tuple)) or not value: raise OptionError(f'{name}={said(value)}: {_wanted} was expected')
+    return kinds.CategoricalDistribution(_choices(name, value))
 
 # %% ../../nbs/front/69_search.ipynb #884c60f1
 _own = 'run_dir', 'run_name', 'resume_from', 'log_dir', 'model_dir', 'stage'    # what a search decides, or needs
@@ -108,10 +148,21 @@ def _value_problems(base, name, value, others):
 def _name_problem(name):
     "What is wrong with an option that is to be varied; '' if nothing is"
     fields = config_class().model_fields
+    if not name.isidentifier() or len(name) > 60: return f'{said(name)} is no name of an option'
     if name not in fields: return field_problem({'loc': (name,), 'type': 'extra_forbidden', 'msg': ''}, fields)
-    return f'{name}: the search says it itself; leave it out'*(name in _own)
+    if name in _own: return f'{name}: the search says it itself; leave it out'
+    if name == 'gpus': return 'gpus: a search trains in this process, where the pruner is; leave it out'
+    if name == 'seed': return 'seed: the best of several would be luck; leave it out, and compare seeds of what is found by a study'
+    return f'{name}: it changes nothing of what is learnt; leave it out'*(about_option(fields[name]).group == 'Logs & output')
 
 # %% ../../nbs/front/69_search.ipynb #a6e17c68
+def _check_different(name, dist):
+    "Refuse choices that are written differently, and mean the same"
+    meant = [getattr(valid_part({name: c})[0], name) for c in getattr(dist, 'choices', ())]
+    twice = [c for c, m in zip(getattr(dist, 'choices', ()), meant) if meant.count(m) > 1]
+    if twice: raise OptionError(f'{name}: {", ".join(map(said, twice))} are the same choice; each once was expected')
+
+# %% ../../nbs/front/69_search.ipynb #e141df70
 def checked_space(
     base:dict,
     space:dict,
@@ -124,6 +175,7 @@ def checked_space(
         others = {o: d for o, d in dists.items() if o != n}
         problems += [p for v in _ends(dist) for p in _value_problems(base, n, v, others)]
     if problems: raise OptionError('search: ' + '; '.join(dict.fromkeys(problems)))
+    for n, dist in dists.items(): _check_different(n, dist)
     return dists
 
 # %% ../../nbs/front/69_search.ipynb #73bca6f3
@@ -178,7 +230,7 @@ _journal, _about = 'optuna.log', 'search.json'
 
 def study_folder(name:str) -> Path:
     "Where the study called `name` lies"
-    fits = isinstance(name, str) and name.strip(' .') and name.isprintable() and len(name) <= 100 and not {*'/\\:'} & {*name}
+    fits = isinstance(name, str) and name.strip(' .') and name.isprintable() and len(name.encode()) <= 200 and not {*'/\\:'} & {*name}
     if not fits: refuse('name', name, 'a name for a folder')
     return Path(STUDIES)/name
 
@@ -200,6 +252,14 @@ def _differences(was, now):
         if not isinstance(now[k], dict) or not isinstance(was.get(k), dict): yield f'{k} {said(was.get(k))} → {said(now[k])}'
         else: yield from (f'{k}: {n} {said(was[k].get(n))} → {said(now[k].get(n))}' for n in dict.fromkeys([*was[k], *now[k]])
                           if was[k].get(n) != now[k].get(n))
+
+# %% ../../nbs/front/69_search.ipynb #20359d1d
+def _check_free(folder):
+    "Refuse a folder in which no search can be, or in which something else is"
+    why = 'is no folder' if folder.exists() and not folder.is_dir() else 'holds a study' if (folder/'study.json').exists() else ''
+    if why: raise OptionError(f'name={folder.name!r}: {short_path(folder)} {why}; another name was expected')
+    if (folder/_journal).exists() and not (folder/_about).exists():
+        raise OptionError(f'{short_path(folder/_about)} is gone, and trials are there: that file, or another name, was expected')
 
 # %% ../../nbs/front/69_search.ipynb #d8c88daa
 def _keep_about(folder, about):
@@ -224,6 +284,24 @@ def _mended(journal):
     if not journal.exists() or (data := journal.read_bytes()).endswith(b'\n') or not data: return
     with open(journal, 'r+b') as f: f.truncate(data.rfind(b'\n') + 1)
 
+# %% ../../nbs/front/69_search.ipynb #1952bbbd
+def _check_journal(journal):
+    "Refuse a journal that is none of Optuna's; a `ValueError` says where"
+    check_file(journal)
+    if not journal.exists(): return
+    for i, line in enumerate(journal.read_bytes().splitlines()):
+        if type(parsed_json(line).get('op_code')) is not int: raise ValueError(f'its line {i + 1} is none of a journal')
+
+# %% ../../nbs/front/69_search.ipynb #09c1a985
+@contextmanager
+def _journal_in_words(folder):
+    "Faults of a journal that is damaged as an `OptionError`"
+    try: yield
+    except OptionError: raise
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError, _optuna().exceptions.OptunaError) as e:
+        why = ' '.join(f'{type(e).__name__} {e}'.split())[:120]
+        raise OptionError(f'{short_path(folder/_journal)} is damaged ({why}): another name was expected') from None
+
 # %% ../../nbs/front/69_search.ipynb #99327eb4
 SAMPLERS = {'tpe': 'TPESampler', 'random': 'RandomSampler', 'gp': 'GPSampler', 
             'grid': 'RandomSampler'}     # what is tried is said beforehand
@@ -238,11 +316,11 @@ def _pruner(pruner):
     return getattr(_optuna().pruners, name)(**keywords)
 
 # %% ../../nbs/front/69_search.ipynb #4c43e61b
-def _grid(dists) -> list[dict]:
-    "All there is to try where options have choices alone"
+def _grid(dists, trials:int) -> list[dict]:
+    "The first `trials` of all there is to try where options have choices alone"
     ranges = [n for n, d in dists.items() if not hasattr(d, 'choices')]
     if ranges: raise OptionError(f"sampler='grid': {ranges[0]} is a range; a list of choices was expected")
-    return [dict(zip(dists, values)) for values in product(*(d.choices for d in dists.values()))]
+    return [dict(zip(dists, values)) for values in islice(product(*(d.choices for d in dists.values())), trials)]
 
 # %% ../../nbs/front/69_search.ipynb #dba21e85
 def _sampler(sampler, seed:int):
@@ -255,7 +333,9 @@ def _sampler(sampler, seed:int):
 def _storage(folder):
     "The journal of a study"
     storages = _optuna().storages
-    _mended(folder/_journal)
+    with _journal_in_words(folder):
+        _mended(folder/_journal)
+        _check_journal(folder/_journal)
     return storages.JournalStorage(storages.journal.JournalFileBackend(str(folder/_journal)))
 
 # %% ../../nbs/front/69_search.ipynb #a27ce9b2
@@ -264,13 +344,18 @@ def _opened(name, lower, pruner, first:dict, grid:list=()):
     study = _optuna().create_study(study_name=name, storage=_storage(study_folder(name)), pruner=pruner,
                                    direction='minimize' if lower else 'maximize', load_if_exists=True)
     if first and not grid and not study.trials: study.enqueue_trial(first)
-    for options in grid: study.enqueue_trial(options, skip_if_exists=True)
+    known = [t.system_attrs.get('fixed_params', t.params) for t in study.get_trials(deepcopy=False)] if grid else []
+    known = {*(repr(sorted(options.items())) for options in known)}
+    for options in grid:
+        if repr(sorted(options.items())) not in known: study.enqueue_trial(options)
     return study
 
 # %% ../../nbs/front/69_search.ipynb #6e661d14
 def _first(base, dists):
     "What `base` says of options that are varied, where that is within their space"
-    def within(d, v): return v in d.choices if hasattr(d, 'choices') else _is_number(v) and d.low <= v <= d.high
+    def within(d, v):
+        if hasattr(d, 'choices'): return v in d.choices
+        return _is_number(v) and d.low <= v <= d.high and (d.step is None or ((v - d.low)/d.step).is_integer())
     return {n: base[n] for n, d in dists.items() if n in base and within(d, base[n])}
 
 # %% ../../nbs/front/69_search.ipynb #f4957c82
@@ -510,12 +595,15 @@ def search(
     dists, folder = checked_space(base, space), study_folder(name)
     callbacks, pruned = tuple(check_callbacks(callbacks)), _pruner(pruner)
     _sampler(sampler, seed)
-    grid = _grid(dists) if sampler == 'grid' else []
+    grid = _grid(dists, trials) if sampler == 'grid' else []
     first = {n: _ends(d)[0] for n, d in dists.items()}
     stage, figure, lower = metric_of(try_config({**first, **base})[0], metric)
-    _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))
-    task = Task(_opened(name, lower, pruned, _first(base, dists), grid), base, dists, stage, figure, lower, callbacks)
-    return task.go_on(min(trials, len(grid) or trials), sampler, seed, say)
+    _check_free(folder)
+    with alone_in(folder, f'the search in {short_path(folder)} is going on'):
+        _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))
+        with _journal_in_words(folder): study = _opened(name, lower, pruned, _first(base, dists), grid)
+        task = Task(study, base, dists, stage, figure, lower, callbacks)
+        return task.go_on(min(trials, len(grid) or trials), sampler, seed, say)
 
 # %% ../../nbs/front/69_search.ipynb #3b00c036
 @patch

@@ -136,6 +136,14 @@ def _nets(of, stage):
     return found
 
 # %% ../../nbs/judge/57_exam.ipynb #e017d8bb
+def _check_finite(head, logits):
+    "Refuse answers that are no numbers: whatever is compared with them would seem right"
+    odd = ~np.isfinite(logits.reshape(len(logits), -1)).all(1)
+    if not odd.any(): return
+    raise ValueError(f'its head {head} gives no numbers for {odd.sum():,} of {len(odd):,} positions: a network whose training did not '
+                     'diverge was expected')
+
+# %% ../../nbs/judge/57_exam.ipynb #55fdf56e
 @torch.no_grad()
 def _answers(net, boards, hands, device):
     "float32 (N, …) of each head that is examined"
@@ -145,8 +153,10 @@ def _answers(net, boards, hands, device):
         for i in range(0, len(boards), 512):
             asked = (torch.from_numpy(np.ascontiguousarray(a[i:i + 512])).to(home) for a in (boards, hands))
             parts.append({k: v.float().cpu() for k, v in net(*asked).items() if k in HEADS})
-    joined = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]}
-    return {k: v for k, v in joined.items() if v.shape[1:] == (HEADS[k],)*(HEADS[k] > 0)}
+    joined = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]} if parts else {}
+    fitting = {k: v for k, v in joined.items() if v.shape[1:] == (HEADS[k],)*(HEADS[k] > 0)}
+    for k, v in fitting.items(): _check_finite(k, v)
+    return fitting
 
 # %% ../../nbs/judge/57_exam.ipynb #64ba1701
 def _log_policy(logits, legal):
@@ -261,10 +271,10 @@ def examine_rules(
     asked:ExamSet,
     said:dict,       # From heads: legal_moves and policy, logits of all its positions
     mask:str='',     # With which the policy was trained, if that is known
-) -> ExamPart|None:  # None: neither head is there
+) -> ExamPart|None:  # None: neither head is there, or no such position
     "Which rules a network knows"
-    if not {'legal_moves', 'policy'} & said.keys(): return None
     at = asked.rows('ordinary', 'rules')
+    if not len(at) or not {'legal_moves', 'policy'} & said.keys(): return None
     part, drawn, codes = ExamPart('Rules', []), Drawn(asked.game[at]), asked.broken[at]
     claimed = said['legal_moves'][at] > 0 if 'legal_moves' in said else None
     mass = _softmax(said['policy'][at]) if 'policy' in said else None
@@ -284,7 +294,7 @@ _MASKED = ('It was trained with policy_mask=legal: nothing taught it to leave il
 
 def _say_rules(part, asked, claimed, mass, at, mask):
     "Figures of all rules together, and sentences"
-    ordinary = asked.kind[at] == asked.kind[asked.rows('ordinary')[0]]
+    ordinary = np.isin(at, asked.rows('ordinary'))
     legal, drawn = asked.broken[at] == 0, Drawn(asked.game[at])
     if claimed is not None:
         missed = drawn.mean((legal & ~claimed).sum(1), legal.sum(1))
@@ -312,7 +322,7 @@ def examine_mates(
     said:dict,       # policy, and value if there is one
 ) -> ExamPart|None:
     "Whether a policy plays mates"
-    if 'policy' not in said: return None
+    if 'policy' not in said or not len(asked.rows('mate')): return None
     part = ExamPart('Mates', [], said=['Found: the first choice among the legal moves is the first move of a shortest mate '
                                        'by checks. Mass: what the policy gives to all such moves.'])
     for plies in sorted({*asked.mate[asked.rows('mate')].tolist()}):
@@ -365,8 +375,8 @@ def examine_moves(
     said:dict,      # policy
 ) -> ExamPart|None:
     "How often a policy plays what was played"
-    if 'policy' not in said: return None
     at = asked.rows('ordinary')
+    if 'policy' not in said or not len(at): return None
     part, logits, played, legal = ExamPart('Moves', []), said['policy'][at], asked.played[at], asked.legal()[at]
     rank = ranks(logits, played, legal)
     loss = -np.take_along_axis(_log_policy(logits, legal), played[:, None], 1)[:, 0]
@@ -444,9 +454,15 @@ def _calibration_error(bins):
     return sum(b['rows']*abs(b['predicted'] - b['happened']) for b in bins)/max(sum(b['rows'] for b in bins), 1)
 
 # %% ../../nbs/judge/57_exam.ipynb #699a138f
+_SURE = ((0.051, 'far from sure enough, and a lower temperature would be better still'), (0.9, 'not sure enough'),
+         (1.1, 'as sure as it should be'), (19.6, 'too sure of itself'),
+         (np.inf, 'no better than one that always says a half, to which a higher temperature would lead'))
+
+# %% ../../nbs/judge/57_exam.ipynb #5f9008d2
 def _halves(part, x, y, games):
     "Fit a temperature on one half of the games, and say what it does on the other"
     keys = np.unique(games)
+    if len(keys) < 2: return
     first = np.isin(games, keys[::2])
     t = fitted_temperature(x[first], y[first])
     xb, yb, drawn = x[~first], y[~first], Drawn(games[~first])
@@ -455,7 +471,7 @@ def _halves(part, x, y, games):
         brier, loss = drawn.mean((expit(xb/scale) - yb)**2), drawn.mean(log_loss(xb/scale, yb))
         part.note(f'brier_{name}_temperature', *brier), part.note(f'log_loss_{name}_temperature', *loss)
     f = part.figures
-    sure = 'too sure of itself' if t > 1.1 else 'not sure enough' if t < 0.9 else 'as sure as it should be'
+    sure = next(text for most, text in _SURE if t <= most)
     part.said.append(f'Temperature {t:.2f}, fitted on half of the games: it is {sure}. On the other half it takes the log loss from '
                      f'{f["log_loss_before_temperature"]:.4f} to {f["log_loss_after_temperature"]:.4f}, the Brier score from '
                      f'{f["brier_before_temperature"]:.4f} to {f["brier_after_temperature"]:.4f}.')
@@ -466,8 +482,8 @@ def examine_value(
     said:dict,       # value
 ) -> ExamPart|None:
     "How far win rates can be trusted"
-    if 'value' not in said: return None
     at = asked.rows('ordinary')
+    if 'value' not in said or not len(at): return None
     x, y, games = said['value'][at].astype(float), asked.result[at].astype(float), asked.game[at]
     part, p, drawn, decided = ExamPart('Value', []), expit(x), Drawn(games), y != 0.5
     bins = calibration(p, y, games)
@@ -517,6 +533,7 @@ def examine_mirror(
     at:np.ndarray,      # int (M,)
 ) -> ExamPart|None:
     "Whether a network says the same of the mirrored board"
+    if not len(at): return None
     part, drawn = ExamPart('Mirrored board', []), Drawn(asked.game[at])
     def add(name, what, three, text):
         part.note(name, *three)
@@ -825,11 +842,13 @@ def _names(nets):
     return {head: name(net) for net in reversed(nets) for head in net.heads if head in HEADS}
 
 # %% ../../nbs/judge/57_exam.ipynb #df9bb60e
+_UNTOLD = 'not known, as a network without its checkpoint does not tell'
+
 def _known(nets, asked):
     "Stage → how the games of an exam stand to those that its network was trained on"
     stages = [(net, stage_of_net(net)) for net in nets]
-    found = {s.id: how_known(net, asked.side(s.key), s) for net, s in stages if s.columns.origin}
-    return {stage: 'none of its games' if text == 'held out' else text for stage, text in found.items() if text}
+    found = {s.id: how_known(net, asked.side(s.key), s) or _UNTOLD for net, s in stages if s.columns.origin}
+    return {stage: 'none of its games' if text == 'held out' else text for stage, text in found.items()}
 
 # %% ../../nbs/judge/57_exam.ipynb #1e5e9d52
 def _examined(nets, asked, device):

@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow as pa
 from fastcore.basics import patch
 
+from rsshogi.core import Board
+
+from ..data.board import playable, to_sfen
 from ..data.columns import FOLDS
-from ..data.explained import said
+from ..data.explained import is_count, said
 from ..data.files import FileError, as_path, atomic_file, file_sha256, parsed_json
 from ..data.labels import LABEL_COUNT, LABEL_SCHEME
 from ..data.shards import fixed_array
-from ..data.trained import Marks, Side
-from .broken import broken
+from ..data.trained import MARKS, Marks, Side
+from .broken import WALL, broken
 
 # %% ../../nbs/judge/56_exam_set.ipynb #f88fea0f
 VERSION = 1
@@ -31,7 +34,11 @@ EXAM = Path(str(files('maou_nb.judge')))/f'exam-{VERSION}.feather'
 KINDS_OF_ROWS = ('none', 'ordinary', 'rules', 'mate')
 _META = b'maou_nb_exam'
 _BYTES = {'boardIdPositions': 81, 'piecesInHand': 14}
-_COLUMNS = ('kind', *_BYTES, 'played', 'result', 'eval', 'rating', 'ply', 'game', 'mate', 'mating')
+_SCHEMA = pa.schema({
+    'kind': pa.uint8(), **{name: pa.list_(pa.uint8(), n) for name, n in _BYTES.items()}, 'played': pa.int16(),
+    'result': pa.float32(), 'eval': pa.float32(), 'rating': pa.float32(), 'ply': pa.uint16(), 'game': pa.uint64(),
+    'mate': pa.uint8(), 'mating': pa.list_(pa.int16())})
+_MAY_LACK = 'result', 'eval', 'rating'
 
 # %% ../../nbs/judge/56_exam_set.ipynb #683a4ab6
 def write_exam(
@@ -50,9 +57,13 @@ def write_exam(
 
 # %% ../../nbs/judge/56_exam_set.ipynb #6e479655
 def _read_marks(saved):
-    "The `Marks` that were written"
-    keys, numbers = (np.frombuffer(base64.b64decode(saved[k]), of) for k, of in (('games', '<u8'), ('numbers', '<u4')))
-    return Marks(keys, numbers.reshape(len(keys), -1))
+    "The `Marks` that were written; a `ValueError` if these are none"
+    wrong = ValueError('its marks are no games, in order, with a row of numbers each')
+    try: keys, numbers = (np.frombuffer(base64.b64decode(saved[k], validate=True), of) for k, of in (('games', '<u8'), ('numbers', '<u4')))
+    except (KeyError, TypeError, ValueError): raise wrong from None
+    fits = len(numbers) == MARKS*len(keys) and (keys[1:] > keys[:-1]).all()
+    if not fits: raise wrong
+    return Marks(keys, numbers.reshape(len(keys), MARKS))
 
 # %% ../../nbs/judge/56_exam_set.ipynb #0094eb8f
 @dataclass(frozen=True, eq=False)
@@ -78,25 +89,65 @@ class ExamSet:
     def __repr__(self): return f'exam {self.version} ({self.sha256[:12]}): {self.sentence()}'
 
 # %% ../../nbs/judge/56_exam_set.ipynb #2233e631
-def _checked(about, names, path):
-    "Refuse a file that is no exam, or counts moves in another way"
-    if about is None or not {*_COLUMNS} <= {*names}:
-        raise FileError(f'{path} holds no positions of an exam: a file that tools/make_exam.py wrote was expected')
-    if about.get('labels') != LABEL_SCHEME:
-        raise FileError(f'{path} has labels {said(about.get("labels"))}: {LABEL_SCHEME} was expected')
+def _unlike(table, about):
+    "What keeps a file from being an exam; '' if nothing does"
+    if not isinstance(about, dict) or not {*_SCHEMA.names} <= {*table.column_names}: return 'holds no positions of an exam'
+    for field in _SCHEMA:
+        column = table[field.name]
+        if column.type != field.type: return f'has a column {field.name} of {column.type}, and {field.type} was expected'
+        empty = column.null_count + (column.combine_chunks().flatten().null_count if pa.types.is_nested(column.type) else 0)
+        if empty and field.name not in _MAY_LACK: return f'has a column {field.name} in which values are missing'
+    if not len(table): return 'holds no position'
+    if about.get('labels') != LABEL_SCHEME: return f'has labels {said(about.get("labels"))}, and {LABEL_SCHEME} was expected'
+    if not is_count(about.get('version')): return f'has the version {said(about.get("version"))}, and a number was expected'
+    return ''
 
 # %% ../../nbs/judge/56_exam_set.ipynb #56f8c25d
+_WANTED = 'a file that tools/make_exam.py wrote was expected'
+
 def _table_of(path):
     "The table of an exam, and what it says of itself"
-    wanted = 'a file that tools/make_exam.py wrote was expected'
     try:
         table = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
+        table.validate(full=True)
         about = parsed_json((table.schema.metadata or {}).get(_META, b'null'), object)
-    except FileNotFoundError: raise FileError(f'{path} does not exist: {wanted}') from None
+    except FileNotFoundError: raise FileError(f'{path} does not exist: {_WANTED}') from None
     except (OSError, ValueError, pa.ArrowException) as e:
-        raise FileError(f'{path} cannot be read ({" ".join(str(e).split())[:100]}): {wanted}') from None
-    _checked(about, table.column_names, path)
+        raise FileError(f'{path} cannot be read ({" ".join(str(e).split())[:100]}): {_WANTED}') from None
+    if why := _unlike(table, about): raise FileError(f'{path} {why}: {_WANTED}')
     return table, about
+
+# %% ../../nbs/judge/56_exam_set.ipynb #e18cc441
+def _can_be(board, hands) -> bool:
+    "Whether moves are possible in a position"
+    try: return bool(board.max() < WALL and playable(Board(to_sfen(board, hands))))
+    except ValueError: return False
+
+# %% ../../nbs/judge/56_exam_set.ipynb #dd9e38dc
+def _legal_at(codes, labels) -> bool:
+    "Whether all of `labels` are legal where `codes` says which rule each breaks"
+    return all(0 <= n < LABEL_COUNT and codes[n] == 0 for n in labels)
+
+# %% ../../nbs/judge/56_exam_set.ipynb #f166b7ed
+def _fault_of(e, i) -> str:
+    "What is wrong with position `i`; '' if nothing is"
+    kind, played, mate, numbers = e.kind[i], e.played[i], e.mate[i], (e.eval[i], e.rating[i])
+    if not 0 < kind < len(KINDS_OF_ROWS): return f'its kind is {kind}, and they are 1 to {len(KINDS_OF_ROWS) - 1}'
+    if played != -1 and not _legal_at(e.broken[i], [played]): return f'its move has the label {played}, which is not legal there'
+    if played == -1 and KINDS_OF_ROWS[kind] == 'ordinary': return 'no move was played in it, and it is an ordinary one'
+    if e.result[i] not in (0, 0.5, 1) and (played != -1 or not np.isnan(e.result[i])):
+        return f'its result is {e.result[i]:g}, and 0, 0.5 or 1 was expected'
+    if np.isinf(numbers).any(): return 'its eval or rating has no end'
+    if (mate > 0) != (len(e.mating[i]) > 0) or KINDS_OF_ROWS[kind] == 'mate' and not mate:
+        return f'it is a mate in {mate} by {len(e.mating[i])} moves, and both or neither were expected'
+    if mate and mate % 2 == 0: return f'it is a mate in {mate} plies, and who is to move mates in an odd number of them'
+    return '' if _legal_at(e.broken[i], e.mating[i]) else 'a move that mates in it is not legal there'
+
+# %% ../../nbs/judge/56_exam_set.ipynb #197cb78f
+def _check_rows(found, path):
+    "Refuse positions that cannot be, or that contradict themselves; the first is named"
+    faults = ((i, why) for i in range(len(found)) if (why := _fault_of(found, i)))
+    if first := next(faults, None): raise FileError(f'{path}, position {first[0]}: {first[1]}; {_WANTED}')
 
 # %% ../../nbs/judge/56_exam_set.ipynb #6906bfc3
 def _rules_of(boards, hands):
@@ -105,14 +156,26 @@ def _rules_of(boards, hands):
     return np.concatenate(parts) if parts else np.zeros((0, LABEL_COUNT), np.uint8)
 
 # %% ../../nbs/judge/56_exam_set.ipynb #de71058e
+def _positions_of(table, path):
+    "(boards, hands) of an exam; a `FileError` if one of them cannot be"
+    boards, hands = (fixed_array(table[k], n) for k, n in _BYTES.items())
+    odd = next((i for i in range(len(boards)) if not _can_be(boards[i], hands[i])), None)
+    if odd is None: return boards, hands
+    raise FileError(f'{path}, position {odd}: it cannot be, as moves are not possible in it; {_WANTED}')
+
+# %% ../../nbs/judge/56_exam_set.ipynb #1ef3c727
 @lru_cache(2)
 def _read_exam(path, size, mtime):
     table, about = _table_of(path)
-    boards, hands = (fixed_array(table[k], n) for k, n in _BYTES.items())
+    boards, hands = _positions_of(table, path)
     number = {k: np.array(table[k]) for k in ('kind', 'result', 'eval', 'rating', 'game', 'mate')}
     wide = {k: np.array(table[k], np.int64) for k in ('played', 'ply')}
-    return ExamSet(about['version'], file_sha256(path), boards=boards, hands=hands, broken=_rules_of(boards, hands), **number, **wide,
-                   mating=[np.array(m, np.int16) for m in table['mating'].to_pylist()], marks=_read_marks(about['marks']))
+    try: marks = _read_marks(about.get('marks'))
+    except ValueError as e: raise FileError(f'{path} is damaged, as {e}: {_WANTED}') from None
+    found = ExamSet(about['version'], file_sha256(path), boards=boards, hands=hands, broken=_rules_of(boards, hands), **number, **wide,
+                    mating=[np.array(m, np.int16) for m in table['mating'].to_pylist()], marks=marks)
+    _check_rows(found, path)
+    return found
 
 # %% ../../nbs/judge/56_exam_set.ipynb #e5879fe9
 def read_exam(
