@@ -21,10 +21,11 @@ from maou_nb.data.shards import fixed_bytes, fixed_lists, write_manifest, write_
 from maou_nb.data.board import position_ids
 from maou_nb.data.trained import copied_games
 from maou_nb.front import cli
+from maou_nb.front.study import record_of
 from maou_nb.judge.ask import load_net
 from maou_nb.judge.broken import CODES, RULES, turned_round
 from maou_nb.judge.exam import (BINS, Drawn, calibration, check_page, examine_mates, examine_mirror, examine_moves, examine_rules,
-                                examine_value, fitted_temperature, kept_exam, log_loss, phases)
+                                examine_value, figure_better, fitted_temperature, kept_exam, log_loss, phases)
 from maou_nb.judge.exam_set import EXAM, VERSION, read_exam
 from maou_nb.model.heads import Net
 from maou_nb.show.boards import origin_of
@@ -337,6 +338,14 @@ def test_a_run_keeps_its_exam(run, examined):
     assert 'Exam 1 (ff3be61e3bd5)' in repr(run) and 'exam.html' in run._repr_html_()
     assert 'Exam 1' in repr(maou_nb.load_run(folder))
 
+def test_a_study_keeps_the_exams_of_its_runs(run, examined):
+    "And knows of each figure which way is better, if either is"
+    assert record_of(run, 'plain', 0)['exam'] == pytest.approx(examined.figures)
+    ways = {n: figure_better(n) for n in examined.figures}
+    assert {ways[n] for n in ('rules/policy/illegal', 'rules/legal_moves/missed', 'value/brier', 'mirror/policy_kl')} == {'lower'}
+    assert {ways[n] for n in ('rules/legal_moves/exact', 'mates/found/1', 'moves/top1', 'value/accuracy', 'reach/exact')} == {'higher'}
+    assert {w for n, w in ways.items() if 'guess' in n or 'cases' in n or 'temperature' == n.split('/')[1]} == {None}
+
 def test_an_exam_is_held_once(shards, tmp_path, capsys):
     "Of the same checkpoints"
     kept = tmp_path/'run'/'exam.json'
@@ -369,7 +378,7 @@ def test_networks_are_examined_in_what_they_have(run):
     assert [*second.parts] == ['rules', 'mirror'] and 'taken for a move' in second.parts['rules'].rows[0]
     net = load_net(run.run_dir)
     policy = exam(Net(net.backbone, {'policy': net.heads['policy'], 'value': net.heads['value']}), own_rows=False)
-    assert policy.of == 'ResNet' and not policy.known and 'reach' not in policy.parts
+    assert policy.of == 'ResNet' and [*policy.known.values()] == ['not known, as a network without its checkpoint does not tell'] and 'reach' not in policy.parts
 
 def test_what_a_run_held_out_stands_apart(examined):
     own = examined.parts['own']

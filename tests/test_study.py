@@ -9,7 +9,7 @@ import pytest
 
 from maou_nb import OptionError, load_study, note, runs, study
 from maou_nb.data.files import FileError
-from maou_nb.front.study import Records, plan_of, read_study
+from maou_nb.front.study import Records, base_of, plan_of, read_study
 from maou_nb.front.options import make_config
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 
@@ -89,6 +89,39 @@ def test_records_alone_are_a_study(whole, tmp_path):
     import shutil
     for name in ('study.json', 'results'): (shutil.copytree if name == 'results' else shutil.copy)(whole.folder/name, tmp_path/name)
     assert figures(load_study(tmp_path)).equals(figures(load_study(whole.folder)))
+
+def spoiled(whole, to, change):
+    "A study of the records of `whole`, each changed"
+    import shutil
+    shutil.copytree(whole.folder/'results', to/'results'); shutil.copy(whole.folder/'study.json', to)
+    for path in (to/'results').rglob('*.json'):
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+    return load_study(to)
+
+def test_exams_are_compared_too(whole, tmp_path):
+    def examined(record): record['exam'] = {'mates/found/1': .5 + .01*record['seed'] + .2*(record['arm'] == 'sgd'), 'value/temperature': 1.}
+    made = spoiled(whole, tmp_path/'all', examined)
+    row, = made.verdict('exam/mates/found/1').differences.to_dicts()
+    assert row['difference'] == pytest.approx(.2) and row['by'] == 'seeds' and made.better()['exam/mates/found/1'] == 'higher'
+    assert not [n for n in made.table().columns if 'exam' in n] and 'exam/' not in repr(made)
+
+def test_a_run_that_failed_is_said_wherever_its_study_is_read(whole, tmp_path):
+    made = spoiled(whole, tmp_path/'all', lambda record: None)
+    (made.folder/'results'/'sgd'/'1.json').unlink()
+    made.records.fail('sgd', 1, 'the loss is nan')
+    again = load_study(made.folder)
+    assert again.cells['sgd', 1].state == 'failed' and '1 failed' in again.line()
+    told, = [n for n in again.verdict().notes if 'failed' in n]
+    assert told.startswith('sgd, seed 1: the loss is nan (it failed, and is left out') and told in repr(again)
+    again.forget_failure('sgd', 1)
+    assert load_study(made.folder).cells['sgd', 1].state == 'waiting'
+
+def test_a_base_may_not_go_before_the_budget(base, whole, tmp_path):
+    with pytest.raises(OptionError, match=r"base: max_steps=10 beside a budget of .*; one of them was expected"):
+        study('both', base | {'max_steps': 10}, ARMS, 1, budget={'steps': 20}, folder=tmp_path)
+    assert 'max_steps' not in base_of(whole.run_folder('plain', 0))
 
 def test_what_a_budget_means(base, shards):
     both = base | dict(stage=(1, 3), stage1_data_path=str(shards/'stage1'), stage1_threshold=None, stage1_max_epochs=1)

@@ -46,6 +46,7 @@ from .learn import LearnResult, learn_multi_stage, new_backbone
 from .options import make_config
 from .runs import STATE_COLORS, clock, config_of, known_here_only
 from .workers import Workers
+from ..judge.exam import figure_better, kept_exam
 from ..judge.verdict import Verdict, bands, better_of, verdict
 from ..model.backbones import flops_per_position
 from ..show.plots import Pace, in_notebook
@@ -277,7 +278,7 @@ def record_of(result:LearnResult, arm:str, seed:int) -> dict:
     options = {n: v for n, v in chosen(cfg).items() if n not in places}
     history = [{k: v for k, v in row.items() if k not in _timings} for s in result.stages_completed for row in s.history]
     return {'arm': arm, 'seed': seed, 'stage': last.stage, 'judged_on': last.judged_on, 'figures': last.metrics,
-            'guesses': last.baselines,
+            'guesses': last.baselines, 'exam': (kept_exam(run.path) or {}).get('figures', {}),
             'options': options, 'taken': _taken(result, cfg), 'parameters': last.parameters, 'rows': last.rows,
             'fingerprint': last.fingerprint, 'machine': _machine(), 'history': history}
 
@@ -594,7 +595,7 @@ def outcomes(self:Study) -> dict[tuple[str, int], dict]:
         if rows is not None:
             rows = rows.drop([n for n in NOT_JUDGED if n in rows.columns])
             figures |= {n: rows[n].mean() for n in rows.columns if n not in ('id', 'game')}
-        made[arm, seed] = {'figures': figures, 'rows': rows}
+        made[arm, seed] = {'figures': figures, 'rows': rows, 'exam': {f'exam/{k}': v for k, v in (record.get('exam') or {}).items()}}
     return made
 
 # %% ../../nbs/front/65_study.ipynb #d09ec310
@@ -616,7 +617,8 @@ def table(self:Study) -> pl.DataFrame:
 
 def _better(stage, found) -> dict[str, str|None]:
     "Figure of `outcomes` → which is better"
-    return {n: better_of(f'{stage.key}/{n}') for n in sorted({n for told in found.values() for n in told['figures']})}
+    every = lambda kind: sorted({n for told in found.values() for n in told[kind]})
+    return {n: better_of(f'{stage.key}/{n}') for n in every('figures')} | {n: figure_better(n[5:]) for n in every('exam')}
 
 @patch
 def better(self:Study) -> dict[str, str|None]:
@@ -676,7 +678,7 @@ def remarks(self:Study) -> list[str]:
 # %% ../../nbs/front/65_study.ipynb #26b87ad0
 @patch
 def verdict(self:Study,
-    figures:list|None=None,     # Which; None: those of rows, else all
+    figures:list|None=None,     # Which, such as exam/mates/found/3 where `exam_after` is on; None: those of rows, else all
     baseline:str|None=None,     # An arm; None: the first
     margin:dict|None=None,      # Figure → by how much less than which a difference does not matter
     better:dict|None=None,      # Figure → 'higher' or 'lower', where the stage does not say
@@ -686,10 +688,11 @@ def verdict(self:Study,
     found = self.outcomes()
     if not found: raise ValueError(f'study {self.folder.name}: no run is done yet, so nothing is compared; some were expected')
     good, rows = _better(self.stage, found), next((told['rows'] for told in found.values() if told['rows'] is not None), None)
-    names = [n for n in (rows.columns if rows is not None else good) if n not in ('id', 'game')]
+    names = [n for n in (rows.columns if rows is not None else good) if n not in ('id', 'game') and not n.startswith('exam/')]
     if figures is not None: names = [figures] if isinstance(figures, str) else [*figures]
-    if not names or any(n not in good for n in names): refuse('figures', figures, f'some of {", ".join(good)}')
-    asked = lambda told: {n: told['figures'][n] for n in names if n in told['figures']}
+    if not names or any(n not in good for n in names):
+        refuse('figures', figures, 'some of ' + ', '.join(n for n in good if n in names or not n.startswith('exam/')))
+    asked = lambda told: {n: v for n, v in (told['figures'] | told['exam']).items() if n in names}
     kept = {key: {'figures': asked(told), 'rows': told['rows']} for key, told in found.items()}
     baseline = next(iter(self.asked['arms'])) if baseline is None else baseline
     if baseline in self.asked['arms'] and baseline not in {arm for arm, _ in found}:

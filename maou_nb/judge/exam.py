@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAWS', 'HEADS', 'BINS', 'Drawn', 'ExamPart', 'ranks', 'by_rule', 'examine_rules', 'examine_mates', 'phases',
            'examine_moves', 'log_loss', 'fitted_temperature', 'calibration', 'examine_value', 'examine_mirror',
-           'examine_reach', 'examine_own', 'Exam', 'check_page', 'kept_exam', 'kept_sentence', 'exam']
+           'examine_reach', 'examine_own', 'Exam', 'figure_better', 'check_page', 'kept_exam', 'kept_sentence', 'exam']
 
 # %% ../../nbs/judge/57_exam.ipynb #92f66160
 import json
@@ -706,12 +706,24 @@ _HEAD = (
     ('value/accuracy_dlshogi', 'value accuracy as dlshogi counts'), ('value/brier', 'Brier score'),
     ('reach/exact', 'reach: whole boards right'))
 
+_GUESS = {'moves/top1': 'moves/top1_guess', 'value/brier': 'value/brier_guess', **{f'mates/found/{n}': f'mates/guess/{n}' for n in (1, 3, 5)}}
+
 # %% ../../nbs/judge/57_exam.ipynb #4cb4fcc5
+def figure_better(name:str) -> str|None:     # Of `Exam.figures`; none: neither
+    "Which is better of a figure, 'higher' or 'lower'"
+    part, _, rest = name.partition('/')
+    if 'guess' in rest or rest.startswith(('cases/', 'temperature', 'win_rate/')): return None
+    if part == 'rules': return 'higher' if rest.endswith('/exact') else 'lower'
+    if any(word in rest for word in ('brier', 'loss', 'error', 'kl')): return 'lower'
+    return 'higher' if part in ('mates', 'moves', 'value', 'reach') else None
+
+# %% ../../nbs/judge/57_exam.ipynb #eb898364
 @patch
 def headline(self:Exam) -> list[tuple]:
-    "(figure in words, value with its interval) of what matters most"
+    "(figure in words, value with its interval, and what guessing scores) of what matters most"
     text = lambda name: (_number if 'brier' in name else _percent)(self.figures[name], *self.intervals.get(name, ()))
-    return [(words, text(name)) for name, words in _HEAD if name in self.figures]
+    beside = lambda name: f', guessing {text(_GUESS[name])}' if _GUESS.get(name) in self.figures else ''
+    return [(words, text(name) + beside(name)) for name, words in _HEAD if name in self.figures]
 
 # %% ../../nbs/judge/57_exam.ipynb #37b97c5c
 @patch
@@ -725,6 +737,7 @@ def about(self:Exam) -> list[str]:
 @patch
 def __repr__(self:Exam):
     lines = [f'{self.of}', *self.about(), *(f'  {words:<38}{value}' for words, value in self.headline())]
+    lines += [text for part in self.parts.values() for text in part.said if text is _MASKED]
     return '\n'.join([*lines, *filter(None, [self.unfinished])])
 
 # %% ../../nbs/judge/57_exam.ipynb #272c208f
