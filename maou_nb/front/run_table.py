@@ -8,6 +8,7 @@ __all__ = ['NOTES', 'STATES', 'note', 'notes_of', 'Runs', 'runs']
 # %% ../../nbs/front/65_run_table.ipynb #0d9b11b0
 import math
 import os
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -162,6 +163,13 @@ def compare(self:Runs, *names:str) -> Comparison:
     return compare(*(self[n] for n in names or self.frame['run']))
 
 # %% ../../nbs/front/65_run_table.ipynb #3837b63f
+def _differing(options:list[str]) -> list[str]:
+    "Of each run's options those that not all share; all of them if there is one run"
+    each = [re.split(r', (?=\w+=)', text) for text in options]
+    shared = {*each[0]}.intersection(*each[1:]) if len(each) > 1 else set()
+    return [', '.join(part for part in parts if part not in shared) for parts in each]
+
+# %% ../../nbs/front/65_run_table.ipynb #e9911d33
 @patch
 def _cells(self:Runs):
     "Heads, and rows of texts"
@@ -169,14 +177,19 @@ def _cells(self:Runs):
     def told(c, value):
         if c in ('seconds', *digits): return '' if value is None else clock(value) if c == 'seconds' else f'{value:.4f}'
         return ''.join(x if x.isprintable() else ' ' for x in str(value or ''))           # a terminal obeys some of the others
-    heads = ['time' if c == 'seconds' else c.replace('_', ' ') for c in self.frame.columns]
-    return heads, [[told(c, v) for c, v in zip(self.frame.columns, row)] for row in self.frame.rows()]
+    frame, named = self.frame, {'seconds': 'time'}
+    if len(frame) > 1 and 'options' in frame.columns:
+        frame = frame.with_columns(pl.Series('options', _differing(frame['options'].fill_null('').to_list())))
+        named['options'] = 'options that differ'
+    heads = [named.get(c, c.replace('_', ' ')) for c in frame.columns]
+    return heads, [[told(c, v) for c, v in zip(frame.columns, row)] for row in frame.rows()]
 
 @patch
 def __repr__(self:Runs):
     heads, rows = self._cells()
-    width = [min(40, max(len(x) for x in column)) for column in zip(heads, *rows)]
-    return '\n'.join('  '.join(c[:w].ljust(w) for c, w in zip(row, width)).rstrip() for row in (heads, *rows))
+    width = [min(60, max(len(x) for x in column)) for column in zip(heads, *rows)]
+    cut = lambda text, w: text if len(text) <= w else text[:w - 1] + '…'
+    return '\n'.join('  '.join(cut(c, w).ljust(w) for c, w in zip(row, width)).rstrip() for row in (heads, *rows))
 
 @patch
 def _repr_html_(self:Runs):

@@ -706,7 +706,8 @@ _HEAD = (
     ('value/accuracy_dlshogi', 'value accuracy as dlshogi counts'), ('value/brier', 'Brier score'),
     ('reach/exact', 'reach: whole boards right'))
 
-_GUESS = {'moves/top1': 'moves/top1_guess', 'value/brier': 'value/brier_guess', **{f'mates/found/{n}': f'mates/guess/{n}' for n in (1, 3, 5)}}
+_GUESS = {'moves/top1': 'moves/top1_guess', 'value/brier': 'value/brier_guess',
+          **{f'mates/found/{n}': f'mates/guess/{n}' for n in (1, 3, 5)}}
 
 # %% ../../nbs/judge/57_exam.ipynb #4cb4fcc5
 def figure_better(name:str) -> str|None:     # Of `Exam.figures`; none: neither

@@ -816,11 +816,11 @@ def check_loss(self:Loop) -> float:
     loss = next((l for l in each if not math.isfinite(l)), each[0])
     if math.isfinite(loss): return loss
     self.whole = False
-    rate = self.scheduler.get_last_lr()[0]
+    rate, peak = self.scheduler.get_last_lr()[0], self.scheduler.base_lrs[0]
     unknown = [t.name for t in self.stage.columns.targets if t.kind == 'number']
     hint = f'; where {", ".join(unknown)} is not known it is NaN, which a loss must leave out'*bool(unknown)
     raise Diverged(f'stage {self.stage.id} diverged: the loss is {loss} at step {self.step} '
-                   f'(learning rate {rate:.2g}); a lower learning rate, or gradient_clip_norm, '
+                   f'(learning rate {rate:.2g}, at most {peak:.2g}); a lower learning rate, or gradient_clip_norm, '
                    f'would be right, and detect_anomaly=True names the operation{hint}')
 
 # %% ../../nbs/train/43_loop.ipynb #4a46dde7
