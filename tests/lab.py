@@ -114,4 +114,5 @@ def shot(page, name, of=None):
     (of or page).screenshot(path=SHOTS/f'{name}.png')
 
 def button_of(page, name):
-    return page.locator('.maou-panel .jupyter-button').filter(has_text=re.compile(rf'^\s*{re.escape(name)}\s*$')).last
+    "The last button that is seen and says `name`, whole: several begin alike, and those of a study are hidden"
+    return page.locator('.jupyter-button:visible').filter(has_text=re.compile(rf'^\s*{re.escape(name)}\s*$')).last

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from lab import browser, command, field, lab, open_notebook, restart_kernel, run_cell, shot
+from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot
 from maou_nb.train.folder import RunFolder
 from samples import ONE_FILE, ROOT
 
@@ -40,8 +40,6 @@ def status(page, word, timeout=90):
     "Wait until the newest monitor says `word`"
     page.wait_for_function("w => [...document.querySelectorAll('.maou-monitor b')].pop()?.textContent === w",
                            arg=word, timeout=timeout*1000)
-
-def button(page, name): return page.locator('.jupyter-button').filter(has_text=name).last
 
 LIVE = '.jp-OutputArea [role=img][aria-label^="stage 3"]'       # the chart of the stage that trains
 
@@ -92,7 +90,7 @@ def test_the_way_through(tmp_path, whole):
         wrong = page.locator('.maou-error'); wrong.wait_for()
         assert 'valid integer' in wrong.inner_text()
         assert page.get_by_role('tab', name='Stage 3 ✗1').count() == 1
-        page.wait_for_function("b => b.disabled", arg=button(page, 'Start').element_handle())
+        page.wait_for_function("b => b.disabled", arg=button_of(page, 'Start').element_handle())
         shot(page, '2-error-beside-the-field')
         field(page, 'epoch').fill('400'); field(page, 'epoch').press('Tab'); wrong.wait_for(state='detached')
         page.get_by_role('tab', name='Model').click()
@@ -100,12 +98,12 @@ def test_the_way_through(tmp_path, whole):
         shot(page, '3-greyed-with-the-reason')
 
         if whole:
-            button(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', state='attached', timeout=120_000)
+            button_of(page, 'Preflight').click(); page.wait_for_selector('.maou-preflight', state='attached', timeout=120_000)
             assert 'No game is on both sides' in page.locator('.maou-preflight').text_content()         # folded
             assert 'ready to start' in page.locator('.maou-panel').inner_text()
             shot(page, '4-preflight')
 
-        button(page, 'Start').click(); status(page, 'training')
+        button_of(page, 'Start').click(); status(page, 'training')
         page.wait_for_function("s => [...document.querySelectorAll(s)].pop()?.querySelector('.main-svg .scatterlayer path')",
                                arg=LIVE, timeout=120_000)
         page.wait_for_function(STAND)
@@ -120,7 +118,7 @@ def test_the_way_through(tmp_path, whole):
         assert seen['frames'] > 20 and seen['blank'] == 0 and len(seen['heights']) == 1, seen
         shot(page, '5-training')
 
-        button(page, 'Stop').click(); status(page, 'stopped')
+        button_of(page, 'Stop').click(); status(page, 'stopped')
         page.wait_for_function("() => document.querySelectorAll('.jp-RenderedPlotly').length >= 3")     # the last charts stay
         done = steps(tmp_path)
         shot(page, '6-stopped')
@@ -135,7 +133,7 @@ def test_the_way_through(tmp_path, whole):
 
 def on_again(page, url, folder, done):
     "Go on with the run, close the browser's tab, and find it from a new kernel"
-    button(page, 'Resume').click(); status(page, 'training')
+    button_of(page, 'Resume').click(); status(page, 'training')
     until = time.monotonic() + 120
     while steps(folder)[-1]['step'] <= done[-1]['step'] + 20: assert time.monotonic() < until; time.sleep(0.5)
     shot(page, '7-resumed')
@@ -150,7 +148,7 @@ def on_again(page, url, folder, done):
     page.wait_for_function("s => document.querySelectorAll(s).length", arg=LIVE)                       # the third trains
     assert cell.locator('.jp-RenderedPlotly').count() == 2                                             # and two have ended
     shot(page, '8-attached-by-a-new-kernel')
-    button(page, 'Stop').click(); status(page, 'stopped')
+    button_of(page, 'Stop').click(); status(page, 'stopped')
     command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
     shot(page, '9-dark')
 

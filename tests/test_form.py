@@ -198,11 +198,10 @@ def test_a_study_from_the_panel(tmp_path):
         button_of(page, 'Study').click(); panel.get_by_label('arms').wait_for()
         assert page.evaluate(NAMELESS) == [] and page.evaluate(CUT) == []
         shot(page, 'study-form', panel)
-        panel.get_by_label('arms').fill('plain:\nslow: {stage1_learning_rate: 0.0001}')
+        panel.get_by_label('arms').fill('plain: {stage1_threshold: null}\nslow: {stage1_threshold: null, stage1_learning_rate: 0.0001}')
         panel.get_by_label('seeds').fill('2'); panel.get_by_label('seeds').press('Tab')
         panel.get_by_label('budget').select_option('steps')
-        amount = panel.locator('.widget-text input[type=number]:visible').last
-        amount.fill('40'); amount.press('Tab')
+        panel.get_by_label('amount').fill('40'); panel.get_by_label('amount').press('Tab')
         button_of(page, 'Start the study').click()
         panel.get_by_text('maou-nb study studies/first.yaml').wait_for()
         panel.get_by_text('is worse than plain').or_(panel.get_by_text('No difference')).first.wait_for(timeout=240_000)

@@ -11,6 +11,7 @@ from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import Checkpoints, load_tensors
 from maou_nb.train.folder import RunFolder
 from maou_nb.front.runs import start_run, state_of, train_here
+from maou_nb.front.study import read_study
 from maou_nb.train.options import LearnConfig
 from maou_nb.front.options import make_config
 
@@ -38,6 +39,16 @@ def test_panel_code_and_command_are_one_run(options, tmp_path):
     first = lambda name: json.loads((tmp_path/name/'history.jsonl').read_text().splitlines()[0])['train/loss']
     assert config('run') == config('code') == config('command')
     assert first('run') == first('code') == first('command')
+
+def test_its_study_has_its_options_and_folders_of_its_own(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    panel = LearnPanel(**options, seed=7)
+    panel.study.budget.value, panel.study.amount.value = 'steps', 40
+    asked = read_study(panel.study.write())
+    assert not {'run_dir', 'seed'} & {*asked['base']} and asked['base']['stage1_batch_size'] == 64 and asked['budget'] == {'steps': 40}
+    make_config(**asked['base'])
+    panel.fields['batch_size'].value = 0
+    with pytest.raises(OptionError, match="batch_size='0'"): panel.study.write()
 
 def test_a_field_for_every_option_and_none_besides():
     panel = LearnPanel()

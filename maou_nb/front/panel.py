@@ -22,6 +22,7 @@ from .cli import as_code, as_command, chosen
 from .preflight import preflight
 from .runs import Monitor, icon_button, show_widgets, start_run, train_here
 from .learn import meant_option
+from .study import base_of
 from .study_form import StudyForm
 from .words import LANGUAGES, Words
 from ..data.options import OptionError, is_path
@@ -279,7 +280,7 @@ class LearnPanel:
         look = Look()
         self.fields = {n: Field(n, o, self.words, look) for n, o in config.model_fields.items()}
         self.monitor, self.problems, self.cfg, self._quiet = Monitor(), [], None, True
-        self.study = StudyForm(lambda: self.options)
+        self.study = StudyForm(self.study_base)
         self.wrong, self.at = [], None      # Names of fields with problems, and the last that was pointed at
         self._make_box()
         self.set(**options)
@@ -480,6 +481,13 @@ def _given(self:LearnPanel):
 def options(self:LearnPanel) -> dict:
     "What was chosen, of what acts"
     return {n: v for n, v in self._given().items() if not self.fields[n].widget.disabled}
+
+# %% ../../nbs/front/67_panel.ipynb #a8371833
+@patch
+def study_base(self:LearnPanel) -> dict:
+    "The options that all arms of a study share; an `OptionError` says what stands in the way"
+    if self.problems: raise OptionError(self.problems[0])
+    return base_of(self.cfg)
 
 # %% ../../nbs/front/67_panel.ipynb #0e5cda5c
 @patch

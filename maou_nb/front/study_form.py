@@ -38,6 +38,7 @@ def study_text(
     amount:float,
 ) -> str:
     "The file of a study; `arms` are lines of YAML"
+    amount = int(amount) if float(amount).is_integer() else amount
     head = {'name': name, 'base': as_json(base, default=str), 'seeds': seeds} | ({'budget': {budget: amount}} if budget else {})
     inside = '\n'.join(f'  {line}' for line in arms.splitlines())
     return f'{FIRST}{yaml.dump(head, Dumper=_Writer, sort_keys=False, allow_unicode=True)}arms:\n{inside}\n'
@@ -72,10 +73,10 @@ def speak(self:StudyForm, words:Words):
             (self.arms, 'arms', 'A name a line, and after a colon the options that it changes, in braces'),
             (self.seeds, 'seeds', 'So many runs of each arm'),
             (self.budget, 'budget', 'Of each run; none: the options say how long it trains'),
-            (self.amount, '', 'How many steps, positions, FLOPs or seconds'),
+            (self.amount, 'amount', 'How many steps, positions, FLOPs or seconds'),
             (self.button, 'Start the study', 'Train every arm with every seed, in processes of their own'),
             (self.stop_button, 'Stop', 'End all runs at the next step, with everything saved')):
-        widget.description, widget.tooltip = words(label) if label else '', words(tip)
+        widget.description, widget.tooltip = words(label), words(tip)
 
 # %% ../../nbs/front/66_study_form.ipynb #9ee60124
 @patch
