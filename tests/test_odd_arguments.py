@@ -53,7 +53,10 @@ def filled(name, run, shards, here, pool):
             'ladder': dict(short, of=players), 'load_match': dict(folder=here), 'play_against': dict(of=players[0]),
             'size_table': dict(names=['resnet']), 'load_plugins': dict(names=()), 'prepare_stage1': dict(folder=here/'out'),
             'prepare_stage2': records, 'prepare_stage3': records, 'prepare_stage': dict(stage=2, **records),
-            'random_stage2': dict(folder=here/'out', rows=20, scattered=1.)}[name]
+            'random_stage2': dict(folder=here/'out', rows=20, scattered=1.), 'load_study': dict(path=here),
+            'runs': dict(folder=Path(run.run_dir).parent), 'note': dict(run=run.run_dir, text='odd', tags='odd'),
+            'study': dict(name='odd', base=dict(options, stage1_threshold=None), arms={'plain': {}}, seeds=1, budget={'steps': 1},
+                          folder=here/'studies', show=False)}[name]
 
 def call(f, given, name, value):
     "Call `f` with `value` in place of one argument"
@@ -71,10 +74,16 @@ def no_tensorboard(monkeypatch):
     from tensorboard import notebook
     monkeypatch.setattr(notebook, 'start', lambda text: None)
 
+@pytest.fixture
+def no_training(monkeypatch):
+    "A study asks and writes, and trains none of its runs"
+    from maou_nb.front.study import Study
+    monkeypatch.setattr(Study, 'train', lambda *_: None)
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name, parameter', asked())
-def test_odd_arguments(name, parameter, run, shards, tmp_path, monkeypatch, no_tensorboard):
+def test_odd_arguments(name, parameter, run, shards, tmp_path, monkeypatch, no_tensorboard, no_training):
     monkeypatch.chdir(tmp_path)
     wrong, f = [], getattr(maou_nb, name)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:

@@ -44,7 +44,7 @@ def note(
     tags:str|Iterable[str]=(),  # Words by which to find it again
 ):
     "Say something about a run; `runs()` shows it"
-    if not isinstance(text, str): refuse('text', text, 'a text')
+    if not isinstance(text, str): refuse('text', text, 'a text about the run')
     tags = _words(tags)
     if not text.strip() and not tags: refuse('text', text, 'a note, or tags,')
     if is_remote(as_path(run)): raise FileError(f'{run}: a note is written into the folder of a run here')

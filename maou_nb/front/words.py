@@ -278,7 +278,8 @@ SENTENCES = {
         '別プロセスならカーネルが終わっても続く。カーネルのスレッドならデバッグできる',
     'Options that belong together; paths and places stay': '組み合わせた設定。パスと置き場所は変えない',
     'Language of labels and help': 'ラベルと説明の言語',
-    'Study': '比較実験', 'Start the study': '実験を開始', 'name': '名前', 'arms': '条件', 'seeds': 'シード数', 'budget': '予算', 'amount': '量',
+    'Study': '比較実験', 'Start the study': '実験を開始', 'name': '名前', 'arms': '条件', 'seeds': 'シード数', 'budget': '予算',
+    'amount': '量',
     'Compare changes of these options, with several seeds and an equal budget':
         'これらの設定を変えたものを、複数のシードと等しい予算で比べる',
     'Its folder is studies/name': 'フォルダーは studies/名前',

@@ -745,7 +745,7 @@ def __repr__(self:Exam):
 _CSS = '''
 .maou-exam { max-width: 80rem }
 .maou-exam table { border-collapse: collapse; margin: .6rem 0; font-variant-numeric: tabular-nums }
-.maou-exam table { display: block; overflow-x: auto; max-width: 100% }
+.maou-exam .wide { overflow-x: auto; max-width: 100% }
 .maou-exam th, .maou-exam td { padding: .2rem .7rem; border-bottom: 1px solid #8884; background: none }
 .maou-exam h3 { margin: 1.6rem 0 .4rem }
 .maou-exam .side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
@@ -763,13 +763,17 @@ body { font: 15px/1.5 system-ui, 'Noto Sans', 'Noto Sans CJK JP', sans-serif; ma
 @media (prefers-color-scheme: light) { body { background: #fff; color: #222 } }
 '''
 
+def _wide(table):
+    "A table that can be pushed aside where there is no room for it, by the keyboard too"
+    return tag('div', table, class_='wide', tabindex='0')
+
 def _rows_html(rows):
     "A table of dicts; columns that begin with a digit or a sign stand to the right"
     if not rows: return ''
     words = sum(isinstance(v, str) and not v[:1].isdigit() and v != '–' for v in rows[0].values())
     words = max(words, 1)
     cells = [[f'{v:,}' if isinstance(v, int) else v for v in r.values()] for r in rows]
-    return html_table(cells, [*rows[0]], right=len(rows[0]) - words)
+    return _wide(html_table(cells, [*rows[0]], right=len(rows[0]) - words))
 
 # %% ../../nbs/judge/57_exam.ipynb #7c5b6a2b
 @patch
@@ -791,7 +795,7 @@ def _repr_html_(self:Exam):
     top = [tag('p', tag('b', self.unfinished))]*bool(self.unfinished)
     heads = ', '.join(f'{head}: {"/".join(path.split("/")[-2:])}' for head, path in self.heads.items())
     about = [tag('p', tag('b', self.of)), *(tag('p', text) for text in self.about())]
-    table = html_table(self.headline(), ('figure', 'value (95 % over games)'), right=1)
+    table = _wide(html_table(self.headline(), ('figure', 'value (95 % over games)'), right=1))
     asked = tag('p', tag('small', f'Heads that answered: {heads}')) if len({*self.heads.values()}) > 1 else ''
     parts = [part._part_html() for part in self.parts.values()]
     return tag('div', style_sheet(_CSS), *top, *about, table, asked, *parts, class_='maou-exam')
