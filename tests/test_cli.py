@@ -377,10 +377,10 @@ def test_show(capfd, trained):
     (['prepare', '3', 'a', 'b', '--filter-min-plies', '3'], 'did you mean --filters-min-plies?'),
     (['prepare', '3', '--folder'], '--folder: a value was expected'),
     (['prepare', '3', 'a', 'b', '--executor', '3'], 'there is no such flag'),
-    (['evaluate'], '--of: a value was expected'), (['evaluate', 'nowhere'], 'nowhere does not exist'),
+    (['evaluate'], 'OF: a value was expected'), (['evaluate', 'nowhere'], 'nowhere does not exist'),
     (['evaluate', 'nowhere', '--batch-size', '0'], '--batch-size=0: a whole number from 1'),
     (['evaluate', 'nowhere', '--precision', 'fp8'], 'precision'),
-    (['show'], '--run: a value was expected'), (['show', 'nowhere'], 'nowhere is no run folder'),
+    (['show'], 'RUN: a value was expected'), (['show', 'nowhere'], 'nowhere is no run folder'),
     (['show', 'a', 'b'], 'b: a flag was expected here'), (['show', 'a', '--positon', 'x'], 'did you mean --position?'),
     (['show', 'a', '--top', 'few'], '--top=few: a whole number was expected'), (['shwo'], "'shwo' is no command")])
 def test_wrong_words(capfd, tmp_path, monkeypatch, argv, says):

@@ -5,9 +5,9 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from lab import browser, command, lab, open_notebook, run_cell, shot
+from lab import browser, button_of, command, lab, open_notebook, run_cell, shot
 from samples import ROOT
-from test_cockpit import button, ended_run, status
+from test_cockpit import ended_run, status
 
 CELLS = ["from maou_nb import attach, film_strip, learn_multi_stage, predict, prepare_stage1, show_position\n"
          "from maou_nb.judge.inspect import shard_info\n"
@@ -66,13 +66,13 @@ def test_a_run_of_another_process_is_live(tmp_path):
         page.mouse.move(box['x'] + box['width']/2, box['y'] + box['height']/2)
         page.wait_for_selector('.js-plotly-plot .hoverlayer text')
         shot(page, 'live-1-light')
-        button(page, 'smooth').click()
+        button_of(page, 'smooth').click()
         page.wait_for_function("n => document.querySelector('.js-plotly-plot').data.length > n", arg=zoomed[2], timeout=10_000)
-        button(page, 'log axis').click()
+        button_of(page, 'log axis').click()
         page.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.yaxis.type === 'log'", timeout=10_000)
         command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
         shot(page, 'live-2-dark')
-        button(page, 'Stop').click(); status(page, 'stopped')
+        button_of(page, 'Stop').click(); status(page, 'stopped')
         cell.locator('.jp-RenderedPlotly img').first.wait_for(state='attached')                    # what has ended stays as a picture
         for text in CELLS[2:]: run_cell(page, text.splitlines()[0])
         command(page, 'docmanager:save')

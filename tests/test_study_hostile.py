@@ -9,7 +9,7 @@ import pytest
 
 from maou_nb import load_study, study
 from maou_nb.data.files import FileError
-from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, arms_of, asked_in, budget_of, grid, read_study,
+from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, arms_of, _asked_in, budget_of, grid, read_study,
                                  said_error, seeds_of, sent)
 from maou_nb.front.study_form import StudyForm, study_text
 from maou_nb.front.workers import Workers
@@ -113,7 +113,7 @@ def test_a_study_json_of_others(folder):
     for odd in ({'arms': []}, {'arms': {'../x': {}}}, {'arms': {'a': 3}}, {'seeds': ['0']}, {'seeds': [0, 0]}, {'max_steps': {'a': 'x'}},
                 {'max_steps': {'c': 3}}, {'budget': {'hours': 1}}, {'base': None}, {'stage': 3}):
         (folder/'study.json').write_text(json.dumps(ASKED | odd))
-        says('is damaged', lambda: load_study(folder), lambda: asked_in(folder))
+        says('is damaged', lambda: load_study(folder), lambda: _asked_in(folder))
     for text, what in (('{"version": 1}', 'is damaged'), ('{}', 'no study of this version'), ('[]', 'where a dict'),
                        ('{"ver', 'not readable JSON'),
                        (json.dumps(ASKED | {'stage': 'own'}), 'not registered here')):

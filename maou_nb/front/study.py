@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KINDS', 'VERSION', 'NOT_JUDGED', 'POWERS', 'grid', 'is_folder_name', 'sent', 'Arm', 'arms_of', 'StagePlan', 'plan_of',
            'budget_of', 'steps_within', 'steps_for', 'record_of', 'is_record', 'Records', 'options_stage', 'train_arm',
-           'seeds_of', 'base_of', 'is_asked', 'asked_in', 'Cell', 'Study', 'cost_of', 'StudyView', 'said_error',
-           'speed_of', 'study', 'load_study', 'read_study', 'study_of_file']
+           'seeds_of', 'base_of', 'is_asked', 'Cell', 'Study', 'cost_of', 'StudyView', 'said_error', 'speed_of',
+           'study', 'load_study', 'read_study', 'study_of_file']
 
 # %% ../../nbs/front/65_study.ipynb #efb394a6
 import hashlib
@@ -456,7 +456,7 @@ def is_asked(found:dict) -> bool:
                     and budget_of(found['budget']) == found['budget'])
     except (ValueError, LookupError, TypeError, AttributeError): return False
 
-def asked_in(folder:Path) -> dict|None:      # None: there is no study
+def _asked_in(folder:Path) -> dict|None:      # None: there is no study
     "What a study was asked for; a `FileError` if its study.json is another's, or damaged"
     path = folder/'study.json'
     if not path.exists(): return None
@@ -657,6 +657,13 @@ def _guessed(self:Study) -> str:
     return 'Guessing scores ' + ', '.join(f'{n.replace("_", " ")} {v:.4f}' for n, v in told.items()) + ' on these rows.' if told else ''
 
 @patch
+def troubles(self:Study) -> list[str]:
+    "A sentence a run that failed, alike ones together"
+    by = {}
+    for (arm, seed), why in self.failed.items(): by.setdefault((arm, why), []).append(str(seed))
+    return [f'{arm}, seed{"s"*(len(seeds) > 1)} {", ".join(seeds)}: {why}' for (arm, why), seeds in by.items()]
+
+@patch
 def remarks(self:Study) -> list[str]:
     "What stands in the way of a comparison of arms: runs that failed, unequal budgets, other rows, other machines"
     found = self._by_arm()
@@ -720,13 +727,6 @@ def _said(self:Study) -> Verdict|str:
         done = self._by_arm()
         return self.verdict() if len(done) > 1 and next(iter(self.asked['arms'])) in done else ''
     except ValueError as e: return f'no verdict: {e}'
-
-@patch
-def troubles(self:Study) -> list[str]:
-    "A sentence a run that failed, alike ones together"
-    by = {}
-    for (arm, seed), why in self.failed.items(): by.setdefault((arm, why), []).append(str(seed))
-    return [f'{arm}, seed{"s"*(len(seeds) > 1)} {", ".join(seeds)}: {why}' for (arm, why), seeds in by.items()]
 
 @patch
 def __repr__(self:Study):
@@ -925,11 +925,11 @@ def study(
     if is_remote(as_path(folder)): refuse('folder', folder, 'a folder of this machine')
     base, arms, seeds, budget, home = base_of(base), arms_of(arms), seeds_of(seeds), budget_of(budget), Path(folder)/name
     _check_home(home)
-    stage, steps = _checked(base, arms, budget, home, (asked_in(home) or {}).get('max_steps', {}))
+    stage, steps = _checked(base, arms, budget, home, (_asked_in(home) or {}).get('max_steps', {}))
     asked = {'version': VERSION, 'stage': stage, 'base': base, 'arms': {n: a.noted() for n, a in arms.items()},
              'seeds': seeds, 'budget': budget, 'max_steps': steps}
     with alone_in(home, f'the study in {short_path(home)} is going on'):
-        asked = _agreed(asked_in(home), as_json(asked, default=_plain), short_path(home/'study.json'))
+        asked = _agreed(_asked_in(home), as_json(asked, default=_plain), short_path(home/'study.json'))
         with atomic_file(home/'study.json', 'w') as f: f.write(json.dumps(asked, indent=1))
         made = Study(home, asked)
         view = StudyView(made, show)
@@ -952,7 +952,7 @@ def load_study(
     "A study as far as it has come"
     check_place(path=path)
     if is_remote(as_path(path)): refuse('path', path, 'a folder of this machine')
-    if (asked := asked_in(Path(path))) is None:
+    if (asked := _asked_in(Path(path))) is None:
         raise FileError(f'{short_path(path)} holds no study: a folder that study has written was expected')
     try: stage_of(asked['stage'])
     except ValueError:
