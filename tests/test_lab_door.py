@@ -45,7 +45,6 @@ def change_and_save(page, file):
     assert not (said := page.evaluate(ASK_DIALOG)), said
     assert 'written by a test' in nbformat.read(file, as_version=4).cells[-1].source
 
-@pytest.mark.slow
 def test_saving_at_the_root(clone):
     "JupyterLab over the clone itself, with whatever the environment of developers adds to it"
     before = {*clone.rglob('*')}
@@ -99,7 +98,6 @@ def test_make_lab(clone, tmp_path):
     tutorials = {p.name for p in (clone/'nbs'/'tutorials').glob('*.ipynb')}
     assert {p.name for p in own.parent.glob('*.ipynb')} == tutorials
 
-@pytest.mark.slow
 def test_texts_of_notebooks(clone):
     "What contributors use in its place: a notebook as text, and back, with its outputs and ids"
     tool, nb, text = clone/'tools'/'nbtext.py', clone/'nbs'/'data'/'01_labels.ipynb', clone/'.nbtext'/'data'/'01_labels.py'
