@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lab import browser, command, lab, open_notebook, shot
+from lab import browser, command, lab, open_notebook, shot, wait_for_kernel
 from samples import ROOT
 
 def git(folder, *words):
@@ -89,6 +89,7 @@ def test_make_lab(clone, tmp_path):
         page.goto(url)
         page.wait_for_selector('.jp-Notebook .jp-Cell')
         page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.context?.isReady")
+        wait_for_kernel(page)           # which writes into the notebook's metadata when it comes
         for folder in ('samples', 'runs', 'notebooks'): assert (clone/folder).is_dir()
         change_and_save(page, clone/'notebooks'/'tutorials'/'70_quickstart.ipynb')
         shot(page, 'lab-door')
