@@ -1,5 +1,5 @@
 "The exam: rules against two libraries, figures against loops, the file's version and hash, and what is said to whom"
-import json, math, subprocess, sys, time
+import json, math, re, subprocess, sys, time
 from dataclasses import replace
 
 import cshogi
@@ -509,6 +509,21 @@ def test_a_network_without_any_of_the_heads(run, tmp_path):
     net = load_net(run.run_dir)
     with pytest.raises(ValueError) as e: exam(Net(net.backbone, {'other': net.heads['value']}))
     assert 'other' in said(e)
+
+def test_a_head_that_is_only_called_alike_is_left_out_and_said(run):
+    net = load_net(run.run_dir)
+    width = net.heads['value'](net.backbone(torch.zeros(1, 81, dtype=torch.uint8), torch.zeros(1, 14, dtype=torch.uint8))).shape
+    assert width == (1,)
+    class Classes(torch.nn.Module):
+        def __init__(self, wide): super().__init__(); self.of, self.wide = net.heads['value'], wide
+        def forward(self, x): return self.of(x)[:, None].expand(-1, self.wide)
+    one = exam(Net(net.backbone, {'policy': net.heads['policy'], 'value': Classes(1)}), own_rows=False, device='cpu')
+    assert 'value/brier' in one.figures and not one.left_out
+    many = exam(Net(net.backbone, {'policy': net.heads['policy'], 'value': Classes(51)}), own_rows=False, device='cpu')
+    assert 'value' not in many.parts and 'value' not in many.heads and 'Its head value was not examined: it gives (51,)' in repr(many)
+    with pytest.raises(ValueError, match=re.escape('the heads policy (7,), value (51,): one of')) as e:
+        exam(Net(net.backbone, {'policy': Classes(7), 'value': Classes(51)}), own_rows=False, device='cpu')
+    said(e)
 
 def test_an_exam_that_fails_loses_no_run(shards, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('maou_nb.front.learn.exam', lambda result: (_ for _ in ()).throw(ValueError('it is out of paper')))

@@ -86,6 +86,22 @@ def test_what_fits_no_run_is_one_sentence(run, tmp_path, what):
     told = str(e.value)
     assert '\n' not in told and ('was expected' in told or 'begin another run' in told or 'resume_from' in told)
 
+def test_a_turned_bit_is_seen_in_a_file_that_is_alone(tmp_path):
+    from maou_nb.train.checkpoints import CheckpointError, load_tensors, save_tensors
+    drawn, path = random.Random(0), tmp_path/'alone.safetensors'
+    tensors = {'a': torch.randn(5, 3), 'b': torch.arange(7), 'c': torch.randn(()).bfloat16(), 'd': torch.zeros(0), 'e': torch.tensor([True])}
+    save_tensors(path, tensors, {'epoch': 3})
+    good, about = load_tensors(path)
+    data, seen = path.read_bytes(), 0
+    for _ in range(600):
+        at, turned = drawn.randrange(len(data)), bytearray(data)
+        turned[at] ^= 1 << drawn.randrange(8)
+        path.write_bytes(turned)
+        try: found, said = load_tensors(path)
+        except CheckpointError as e: seen += 1; assert '\n' not in str(e) and str(e).startswith(str(path))
+        else: assert said == about and found.keys() == good.keys() and all(torch.equal(found[k], good[k]) for k in good)
+    assert seen > 400
+
 def test_what_was_saved_goes_on(run, tmp_path):
     cfg, (tensors, about) = run
     put(tmp_path/'stage1', tensors, about)

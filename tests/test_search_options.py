@@ -211,6 +211,14 @@ def test_two_searches_in_one_folder(base):
 def test_an_option_of_one_choice_may_be_varied_beside_it(base):
     assert set(room.checked_space(base, {'momentum': (0.5, 0.9), 'optimizer': ['adamw', 'sgd']})) == {'momentum', 'optimizer'}
 
+def test_options_that_do_nothing_beside_others_are_left_out_of_a_trial(base):
+    bare = {n: v for n, v in base.items() if 'resnet' not in n}
+    found = search(bare | {'stage1_max_epochs': 1, 'stage1_batch_size': 600}, {'model_architecture': ['resnet', 'vit'], 'vit_dropout': [0.1, 0.2]},
+                   trials=4, sampler='grid', name='both')
+    assert [t.state for t in found.trials] == ['finished']*4
+    assert {t.options['model_architecture']: 'vit_dropout' in t.options for t in found.trials} == {'resnet': False, 'vit': True}
+    room.make_config(**found.best_options, run_dir='again')
+
 def test_without_optuna_the_extra_is_named(base, monkeypatch):
     room._optuna.cache_clear()
     monkeypatch.setattr(room, 'find_spec', lambda name: None)

@@ -230,6 +230,7 @@ def test_the_form_writes_where_it_may_and_what_is_read_again(tmp_path):
     assert not (tmp_path/'evil.yaml').exists()
     form.name.value = 'mine'
     assert read_study(form.write())['base'] == {'stage3_data_path': 'x', 'stage': [1, 3], 'run_name': '1e5'} and form.write()
+    assert read_study(form.write())['folder'] == str(tmp_path/'in')      # where its table is looked for
     (tmp_path/'in'/'mine.yaml').write_text('name: mine   # by hand')
     says('would be lost', form.write)
     assert '1e5' in study_text('1e5', 'b:', 3, {}, '', 0) and "'1e5'" in study_text('1e5', 'b:', 3, {}, '', 0)

@@ -7,8 +7,8 @@ __all__ = ['OTHER_NAMES', 'BY_US', 'PRESETS', 'RULES', 'field_problem', 'valid_p
            'data_problems', 'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems',
            'part_problems', 'keyword_problems', 'trial_problems', 'layer_problems', 'along_problems', 'loss_problems',
            'training_problems', 'processes_of', 'process_problems', 'compiler_problems', 'onnx_problems',
-           'resume_problems', 'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'with_preset',
-           'preset_problems', 'option_of', 'needed_plugins', 'try_config', 'make_config']
+           'resume_problems', 'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'without_idle',
+           'with_preset', 'preset_problems', 'option_of', 'needed_plugins', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -727,13 +727,20 @@ PRESETS = {
         stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2)}
 
 # %% ../../nbs/front/60_options.ipynb #8d640b5a
+def without_idle(
+    options:dict,
+    names,           # Options that may be left out
+) -> dict:
+    "`options` without those of `names` that do nothing beside the others"
+    cfg, *_ = valid_part(options)
+    return {n: v for n, v in options.items() if n not in names or not why_idle(cfg, n)}
+
+# %% ../../nbs/front/60_options.ipynb #ca36e524
 def with_preset(options:dict) -> dict:
     "`options`, and those of the preset that they name where they say nothing, as far as these act"
     recipe = PRESETS.get(options.get('preset')) if isinstance(options.get('preset'), str) else None
     if recipe is None: return options
-    whole = {**recipe, **options}
-    cfg, *_ = valid_part(whole)
-    return {n: v for n, v in whole.items() if n in options or not why_idle(cfg, n)}
+    return without_idle({**recipe, **options}, recipe.keys() - options.keys())
 
 def preset_problems(cfg) -> Iterator[str]:
     "A preset that is not there"

@@ -22,11 +22,11 @@ from .cli import as_code, as_command, chosen
 from .preflight import preflight
 from .runs import Monitor, icon_button, show_widgets, start_run, train_here
 from .learn import meant_option
-from .study import base_of
+from .study import SET_BY_STUDY, base_of
 from .study_form import StudyForm
 from .words import LANGUAGES, Words
 from ..data.options import OptionError, is_path
-from .options import PRESETS, option_of, try_config, valid_part, with_preset
+from .options import PRESETS, make_config, option_of, try_config, valid_part, with_preset
 from ..data.html import BAD, GOOD, QUIET, html_table, join_html, style_sheet, tag
 from ..stages.stage import section_of, stages_of
 from ..train.folder import begun_folder
@@ -486,8 +486,7 @@ def options(self:LearnPanel) -> dict:
 @patch
 def study_base(self:LearnPanel) -> dict:
     "The options that all arms of a study share; an `OptionError` says what stands in the way"
-    if self.problems: raise OptionError(self.problems[0])
-    return base_of(self.cfg)
+    return base_of(make_config(**{n: v for n, v in self.options.items() if n not in SET_BY_STUDY}))
 
 # %% ../../nbs/front/67_panel.ipynb #0e5cda5c
 @patch

@@ -30,7 +30,7 @@ from ..data.files import as_json, check_file, parsed_json, read_json, short_path
 from ..data.html import html_table, join_html, tag
 from ..data.options import OptionError
 from .learn import check_callbacks, train_run
-from .options import field_problem, make_config, try_config, valid_part
+from .options import field_problem, make_config, try_config, valid_part, without_idle
 from .runs import clock
 from ..show.charts import COLORS, GREY, as_label
 from ..show.plots import picture
@@ -398,7 +398,7 @@ _quiet = lambda text: None
 @patch
 def train(self:Task, options:dict, run:RunFolder, pruning:Pruning):
     "(the result of a trial or None, why it failed)"
-    asked = {**self.base, **options, 'run_dir': str(run.path), 'resume_from': 'latest'}
+    asked = without_idle({**self.base, **options}, options) | {'run_dir': str(run.path), 'resume_from': 'latest'}
     try: return train_run(make_config(**asked), say=_quiet, pictures=False, callbacks=[*self.callbacks, pruning]), ''
     except StageThresholdNotMet as e:      # its figure counts, where it is of the stage that is searched
         return (e.result, '') if e.result.stages_completed[-1].stage == self.stage.id else (None, str(e))
@@ -427,7 +427,7 @@ def end(self:Task, trial, result, failed:str, pruning:Pruning) -> bool:    # Fal
 class Trial:
     "One run of a search"
     number: int
-    options: dict           # Those that are varied
+    options: dict           # Those that are varied, as far as they act
     figure: float|None      # Of its best epoch
     steps: int
     seconds: float
@@ -436,11 +436,13 @@ class Trial:
     run_dir: str = ''
 
 # %% ../../nbs/front/69_search.ipynb #13ce5a47
-def _told(t, run) -> Trial:
-    "A trial as Optuna has it"
+def _told(t, task) -> Trial:
+    "A trial as Optuna has it, with the options that act"
+    acting = without_idle({**task.base, **t.params}, t.params).keys()
     kept, states = t.user_attrs, {'COMPLETE': 'finished', 'PRUNED': 'pruned', 'FAIL': 'failed'}
-    return Trial(t.number, dict(t.params), kept.get('figure'), kept.get('steps', 0), kept.get('seconds', 0.),
-                 states.get(t.state.name, 'not ended'), kept.get('why', ''), str(run.path))
+    options = {n: v for n, v in t.params.items() if n in acting}
+    return Trial(t.number, options, kept.get('figure'), kept.get('steps', 0), kept.get('seconds', 0.),
+                 states.get(t.state.name, 'not ended'), kept.get('why', ''), str(task.run(t.number).path))
 
 # %% ../../nbs/front/69_search.ipynb #5e9b29e1
 @dataclass
@@ -552,7 +554,7 @@ def _importance(study) -> dict:
 @patch
 def result(self:Task) -> SearchResult:
     "What the trials reached so far"
-    trials = [_told(t, self.run(t.number)) for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING']
+    trials = [_told(t, self) for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING']
     return SearchResult(self.study.study_name, self.figure, self.lower, self.base, trials, _importance(self.study))
 
 # %% ../../nbs/front/69_search.ipynb #9047e647
@@ -619,5 +621,5 @@ def go_on(self:Task, trials:int, sampler, seed:int, say:Callable) -> SearchResul
         if not done:
             say(f'search {self.study.study_name} was stopped in trial {trial.number}: the same call goes on')
             break
-        say(_line(_told(self.study.get_trials(deepcopy=False)[trial.number], self.run(trial.number)), self.figure))
+        say(_line(_told(self.study.get_trials(deepcopy=False)[trial.number], self), self.figure))
     return self.result()

@@ -36,10 +36,11 @@ def study_text(
     base:dict,            # Options
     budget:str,           # Of `KINDS`, or ''
     amount:float,
+    folder:str='studies',
 ) -> str:
     "The file of a study; `arms` are lines of YAML"
     amount = int(amount) if float(amount).is_integer() else amount
-    head = {'name': name, 'base': as_json(base, default=str), 'seeds': seeds} | ({'budget': {budget: amount}} if budget else {})
+    head = {'name': name, 'folder': folder, 'base': as_json(base, default=str), 'seeds': seeds} | ({'budget': {budget: amount}} if budget else {})
     inside = '\n'.join(f'  {line}' for line in arms.splitlines())
     return f'{FIRST}{yaml.dump(head, Dumper=_Writer, sort_keys=False, allow_unicode=True)}arms:\n{inside}\n'
 
@@ -87,7 +88,8 @@ def write(self:StudyForm) -> Path:
     self.folder.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.read_text('utf-8', 'replace').startswith(FIRST):
         raise FileError(f'{short_path(path)} was not written by the panel, and would be lost: another name was expected')
-    text = study_text(self.name.value, self.arms.value, self.seeds.value, self.options(), self.budget.value, self.amount.value)
+    text = study_text(self.name.value, self.arms.value, self.seeds.value, self.options(), self.budget.value, self.amount.value,
+                      str(self.folder))
     with atomic_file(path, 'w') as f: f.write(text)
     read_study(path)
     return path
@@ -116,20 +118,21 @@ def stop(self:StudyForm):
 
 # %% ../../nbs/front/66_study_form.ipynb #f659a959
 @patch
-def _look(self:StudyForm, last=False):
-    "Show where the study stands"
-    try: found = load_study(self.folder/self.name.value)
+def _look(self:StudyForm, study:Path, last=False):
+    "Show where a study stands"
+    try: found = load_study(study)
     except (ValueError, OSError): return
     html = found._repr_html_() if last else found.cells_html()
     if html != self.table.value: self.table.value = html
 
 @patch
-def _follow(self:StudyForm, log, before:int, every:float=2.):
-    "Show the table until the process has ended"
+def _follow(self:StudyForm, log:Path, before:int, every:float=2.):
+    "Show the table of the study that has this log until its process has ended"
+    study = log.with_suffix('')
     while self.child.poll() is None:
-        self._look()
+        self._look(study)
         time.sleep(every)
-    self._look(last=True)
+    self._look(study, last=True)
     self.button.disabled, self.stop_button.disabled = False, True
     if self.child.returncode:
         lines = log.read_bytes()[before:].decode('utf-8', 'replace').strip().splitlines()

@@ -144,6 +144,17 @@ def _check_finite(head, logits):
                      'diverge was expected')
 
 # %% ../../nbs/judge/57_exam.ipynb #55fdf56e
+def _fits(head, logits): return logits.shape[1:] in (((HEADS[head],),) if HEADS[head] else ((), (1,)))
+
+@torch.no_grad()
+def _left_out(net):
+    "Head → what it gives of a position, if it is called like one that is examined and is not"
+    with evaluating(net, None):
+        home = next(net.parameters()).device
+        said = net(torch.zeros(1, 81, dtype=torch.uint8, device=home), torch.zeros(1, 14, dtype=torch.uint8, device=home))
+    return {k: v.shape[1:] for k, v in said.items() if k in HEADS and not _fits(k, v)}
+
+# %% ../../nbs/judge/57_exam.ipynb #e00ca377
 @torch.no_grad()
 def _answers(net, boards, hands, device):
     "float32 (N, …) of each head that is examined"
@@ -154,7 +165,7 @@ def _answers(net, boards, hands, device):
             asked = (torch.from_numpy(np.ascontiguousarray(a[i:i + 512])).to(home) for a in (boards, hands))
             parts.append({k: v.float().cpu() for k, v in net(*asked).items() if k in HEADS})
     joined = {k: torch.cat([p[k] for p in parts]).numpy() for k in parts[0]} if parts else {}
-    fitting = {k: v for k, v in joined.items() if v.shape[1:] == (HEADS[k],)*(HEADS[k] > 0)}
+    fitting = {k: v.reshape(len(v), -1) if HEADS[k] else v.reshape(-1) for k, v in joined.items() if _fits(k, v)}
     for k, v in fitting.items(): _check_finite(k, v)
     return fitting
 
@@ -670,6 +681,7 @@ class Exam:
     heads: dict              # Head → the checkpoint that answered
     known: dict = field(default_factory=dict)    # Stage → how the exam's games stand to those it was trained on, if known
     unfinished: str = ''     # A sentence on its run, if that has not come to its end
+    left_out: dict = field(default_factory=dict)    # Head that was not examined → the shape of what it gives of a position
 
 # %% ../../nbs/judge/57_exam.ipynb #cf04e648
 @patch(as_prop=True)
@@ -731,6 +743,8 @@ def headline(self:Exam) -> list[tuple]:
 def about(self:Exam) -> list[str]:
     "Sentences on which exam this is, and on what the network knew of it"
     said = [f'Exam {self.version}, {self.sha256[:12]}: {self.asked}.']
+    for head, shape in self.left_out.items():
+        said.append(f'Its head {head} was not examined: it gives {tuple(shape)} of a position, and {HEADS[head] or 1} number(s) were expected.')
     if len({*self.known.values()}) == 1: return [*said, f'Seen in training: {next(iter(self.known.values()))}.']
     return said + [f'Seen in training of stage {stage}: {text}.' for stage, text in self.known.items()]
 
@@ -857,7 +871,11 @@ def kept_sentence(folder:str|Path) -> str:    # '' if there is none
 def _names(nets):
     "Head → the checkpoint whose network answers for it"
     name = lambda net: short_path(net.about['path']) if getattr(net, 'about', {}).get('path') else type(net.backbone).__name__
-    return {head: name(net) for net in reversed(nets) for head in net.heads if head in HEADS}
+    found = {}
+    for net in reversed(nets):
+        other = _left_out(net)
+        found |= {head: name(net) for head in net.heads if head in HEADS and head not in other}
+    return found
 
 # %% ../../nbs/judge/57_exam.ipynb #df9bb60e
 _UNTOLD = 'not known, as a network without its checkpoint does not tell'
@@ -879,7 +897,7 @@ def _examined(nets, asked, device):
     mask = next((options_of(net).policy_mask for net in nets if 'policy' in net.heads and getattr(net, 'about', {})), '')
     parts = {'rules': examine_rules(asked, fixed, mask), 'mates': examine_mates(asked, fixed), 'moves': examine_moves(asked, fixed),
              'value': examine_value(asked, fixed), 'mirror': examine_mirror(asked, fixed, mirrored, at)}
-    reach = next((net for net in nets if 'reachable' in net.heads), None)
+    reach = next((net for net in nets if 'reachable' in net.heads and 'reachable' not in _left_out(net)), None)
     if reach is not None: parts['reach'] = examine_reach(reach, device)
     return {k: part for k, part in parts.items() if part is not None}
 
@@ -894,11 +912,13 @@ def exam(
 ) -> Exam:
     "Examine a network on positions that are the same for everybody: rules, mates, moves, value"
     nets, asked, device = _nets(of, stage), read_exam(positions), torch_device(device)
-    names = _names(nets)
+    names, other = _names(nets), {k: v for net in nets for k, v in _left_out(net).items()}
     if not names:
-        raise ValueError(f'this network has the heads {", ".join(nets[0].heads)}: one of {", ".join(HEADS)} was expected for an exam')
+        heads = ', '.join(f'{h} {tuple(other[h])}' if h in other else h for h in nets[0].heads)
+        raise ValueError(f'this network has the heads {heads}: one of {", ".join(HEADS)} was expected for an exam')
     parts = _examined(nets, asked, device)
     if own_rows: parts['own'] = examine_own(nets[0], stage_of_net(nets[0]), device)
     last = getattr(nets[0], 'about', {}).get('path')
     return Exam(short_path(last) if last else type(nets[0].backbone).__name__, asked.version, asked.sha256, asked.sentence(),
-                parts, names, _known(nets, asked), getattr(nets[0], 'unfinished', ''))
+                parts, names, _known(nets, asked), getattr(nets[0], 'unfinished', ''),
+                {k: v for k, v in other.items() if k not in names})

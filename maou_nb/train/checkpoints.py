@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from upath import UPath
+from xxhash import xxh3_128
 
 from ..data.files import (FileError, OutsideError, as_path, atomic_file, file_sha256, found_again,
                                 is_remote, is_there, local_file, parsed_json, path_here, path_inside, read_json)
@@ -41,6 +42,14 @@ def check_labels(about:dict, where):
     raise CheckpointError(f'{where} numbers its move labels as {labels!r}: {LABEL_SCHEME!r} was expected')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b7002efe
+def _sum(tensors, about:str):
+    "The xxh3 of names, types, shapes and numbers, and of what is said of them"
+    found = xxh3_128(about.encode())
+    for name, of in sorted(tensors.items()):
+        found.update(f'{name} {of.dtype} {tuple(of.shape)}'.encode())
+        found.update(of.contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
 def save_tensors(
     path:str|Path,
     tensors:dict[str, Tensor],  # On any device
@@ -48,7 +57,8 @@ def save_tensors(
 ) -> str:                       # SHA-256 of the file
     "Write `tensors` and `about` to `path`, whole or not at all"
     on_host = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    data = save(on_host, {'maou_nb': json.dumps(about or {})})
+    said = json.dumps(about or {})
+    data = save(on_host, {'maou_nb': said, 'xxh3': _sum(on_host, said)})
     with atomic_file(path) as f: f.write(data)
     return hashlib.sha256(data).hexdigest()
 
@@ -66,12 +76,15 @@ def load_tensors(
                               'use an earlier checkpoint')
     try:
         with safe_open(path, 'pt') as f:
-            tensors = {k: f.get_tensor(k) for k in f.keys()} if whole else {}
-            return tensors, parsed_json((f.metadata() or {}).get('maou_nb', '{}'))
+            tensors, told = {k: f.get_tensor(k) for k in f.keys()} if whole else {}, f.metadata() or {}
+        about = parsed_json(text := told.get('maou_nb', '{}'))
     except (SafetensorError, ValueError, AttributeError) as e:      # what damaged bytes raise
         what = 'is not a safetensors file' if isinstance(e, SafetensorError) else 'cannot be read as a checkpoint'
         raise CheckpointError(f'{path} {what} ({" ".join(str(e).split())}): '
                               'a checkpoint of maou_nb was expected') from None
+    if whole and 'xxh3' in told and told['xxh3'] != _sum(tensors, text):
+        raise CheckpointError(f'{path} is damaged: its tensors are not those that were written; use another checkpoint')
+    return tensors, about
 
 # %% ../../nbs/train/41_checkpoints.ipynb #b1692c8d
 def optimizer_tensors(optimizer:torch.optim.Optimizer) -> dict[str, Tensor]:
