@@ -73,6 +73,13 @@ def command(page, name, **args):
     "Start a command of JupyterLab; its promise is not waited for, since it may never settle"
     page.evaluate('([c, a]) => { void window.jupyterapp.commands.execute(c, a) }', [name, args])
 
+def theme(page, name):
+    "Have the page in the theme `light` or `dark`, and wait until it is: what is typed meanwhile may be lost"
+    command(page, 'apputils:change-theme', theme=f'JupyterLab {name.title()}')
+    page.wait_for_function("""light => document.body.dataset.jpThemeLight === String(light)
+        && !document.querySelector('#jupyterlab-splash')""", arg=name == 'light')
+    page.wait_for_timeout(1000)           # until all is drawn again
+
 def wait_for_kernel(page):
     "Until the kernel is connected and idle, which the toolbar says too early"
     page.wait_for_function("""() => { const c = window.jupyterapp?.shell.currentWidget?.sessionContext;

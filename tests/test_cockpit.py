@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot
+from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot, theme
 from maou_nb.train.folder import RunFolder
 from samples import ONE_FILE, ROOT
 
@@ -149,7 +149,7 @@ def on_again(page, url, folder, done):
     assert cell.locator('.jp-RenderedPlotly').count() == 2                                             # and two have ended
     shot(page, '8-attached-by-a-new-kernel')
     button_of(page, 'Stop').click(); status(page, 'stopped')
-    command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+    theme(page, 'dark')
     shot(page, '9-dark')
 
 CELLS = ['''from pathlib import Path
@@ -189,7 +189,7 @@ def test_boards_browser_and_tensorboard(tmp_path):
         drawn = unquote(strip.locator('img').get_attribute('src'))
         assert drawn.count('aria-label=') == 4                     # three boards in one picture
         shot(page, '12-film-strip')
-        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+        theme(page, 'dark')
         rows.scroll_into_view_if_needed(); shot(page, '13-boards-dark')
         frame_cell = run_cell(page, 'tensorboard(result)'); frame = frame_cell.frame_locator('iframe')
         frame.get_by_text('stage3').first.wait_for(timeout=60_000)

@@ -5,7 +5,7 @@ import nbformat
 import pytest
 from nbconvert import HTMLExporter
 
-from lab import browser, button_of, command, lab, open_notebook, run_cell, shot
+from lab import browser, button_of, command, lab, open_notebook, run_cell, shot, theme
 from samples import ROOT
 from test_cockpit import ended_run, status
 
@@ -70,7 +70,7 @@ def test_a_run_of_another_process_is_live(tmp_path):
         page.wait_for_function("n => document.querySelector('.js-plotly-plot').data.length > n", arg=zoomed[2], timeout=10_000)
         button_of(page, 'log axis').click()
         page.wait_for_function("() => document.querySelector('.js-plotly-plot')._fullLayout.yaxis.type === 'log'", timeout=10_000)
-        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+        theme(page, 'dark')
         shot(page, 'live-2-dark')
         button_of(page, 'Stop').click(); status(page, 'stopped')
         cell.locator('.jp-RenderedPlotly img').first.wait_for(state='attached')                    # what has ended stays as a picture

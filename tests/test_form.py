@@ -4,7 +4,7 @@ import ast, contextlib, re
 import nbformat
 import pytest
 
-from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot
+from lab import browser, button_of, command, field, lab, open_notebook, restart_kernel, run_cell, shot, theme
 from maou_nb.front.panel import PAUSE
 from maou_nb.front.study import load_study
 from maou_nb.front.words import OPTIONS, TABS
@@ -79,17 +79,18 @@ def test_the_form(tmp_path):
         tabs(page).nth(1).click()
         assert 'bf16 · bfloat16' in field(page, 'precision').inner_text().replace('\xa0', ' ')
         assert page.get_by_text('今は無効: model_architecture=vit').count() > 3
-        command(page, 'apputils:change-theme', theme='JupyterLab Dark'); page.wait_for_timeout(1500)
+        theme(page, 'dark')
         shot(page, 'form-ja-dark', panel)
         panel.get_by_role('button', name='English').click(); page.get_by_text('number format · precision').wait_for()
         shot(page, 'form-en-dark', panel)
-        command(page, 'apputils:change-theme', theme='JupyterLab Light'); tabs(page).first.click()
+        theme(page, 'light'); tabs(page).first.click()
 
         # a path is as wide as the form, and completed as it is typed; a URL is not
         path = field(page, 'stage1_data_path')
         assert path.bounding_box()['width'] > 0.6*panel.bounding_box()['width']
         offered = "() => [...document.querySelectorAll('.maou-panel datalist')].flatMap(d => [...d.children].map(o => o.value))"
         path.fill(''); path.press_sequentially('records/s')
+        assert path.input_value() == 'records/s', 'keys were lost'
         page.wait_for_function(f"() => ({offered})().includes('records/second/')")
         path.fill('s3://bucket/x'); page.wait_for_function(f"() => !({offered})().includes('records/second/')")
         path.fill('nowhere'); page.wait_for_timeout(1000*PAUSE); page.locator('.maou-error').wait_for()

@@ -2,7 +2,7 @@
 import nbformat
 import pytest
 
-from lab import browser, command, lab, open_notebook, run_cell, shot
+from lab import browser, lab, open_notebook, run_cell, shot, theme
 from test_cockpit import ended_run
 
 BEGIN = '''from pathlib import Path
@@ -23,7 +23,6 @@ child = start_run(make_config(**options, run_dir='run'))'''
 SHOWN = {'attach': ("attach('run')  # live", True), 'follow': ("compare('run', 'short').follow()  # live", True),
          'compare': ("compare('short', 'other')  # two that ended", False), 'result': ("load_run('short')  # a result", False)}
 PRICES = r"display(HTML(html_table([('$5 and $6', r'\(x\)')], ('prices $1 to $2', 'formula')) + '<p>$a+b$</p>'))"
-THEMES = {'light': 'JupyterLab Light', 'dark': 'JupyterLab Dark'}
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
@@ -76,11 +75,6 @@ class Chart:
             if holds(): return
             self.page.wait_for_timeout(100)
         raise AssertionError(self.now())
-
-def theme(page, name):
-    command(page, 'apputils:change-theme', theme=THEMES[name])
-    page.wait_for_function("dark => document.body.dataset.jpThemeLight === String(!dark)", arg=name == 'dark')
-    page.wait_for_timeout(1000)
 
 @pytest.mark.parametrize('first', ['light', pytest.param('dark', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('what', SHOWN)

@@ -89,7 +89,8 @@ def test_what_fits_no_run_is_one_sentence(run, tmp_path, what):
 def test_a_turned_bit_is_seen_in_a_file_that_is_alone(tmp_path):
     from maou_nb.train.checkpoints import CheckpointError, load_tensors, save_tensors
     drawn, path = random.Random(0), tmp_path/'alone.safetensors'
-    tensors = {'a': torch.randn(5, 3), 'b': torch.arange(7), 'c': torch.randn(()).bfloat16(), 'd': torch.zeros(0), 'e': torch.tensor([True])}
+    tensors = {'a': torch.randn(5, 3), 'b': torch.arange(7), 'c': torch.randn(()).bfloat16(), 'd': torch.zeros(0),
+               'e': torch.tensor([True])}
     save_tensors(path, tensors, {'epoch': 3})
     good, about = load_tensors(path)
     data, seen = path.read_bytes(), 0

@@ -3,7 +3,7 @@ from cshogi import CSA
 import nbformat
 import pytest
 
-from lab import browser, command, lab, open_notebook, restart_kernel, run_cell, shot
+from lab import browser, command, lab, open_notebook, restart_kernel, run_cell, shot, theme
 
 CELLS = ["""import numpy as np
 from maou_nb.play.search import NetPlayer, Thinking
@@ -72,7 +72,7 @@ def test_a_game_is_played_on_the_board(folder):
         assert cell.locator('.arrow').count() == 0
         cell.get_by_role('button', name='Resign').click()
         settled(page, cell, 'you lost: resignation')
-        command(page, 'apputils:change-theme', theme='JupyterLab Dark')
+        theme(page, 'dark')
         near = run_cell(page, 'near = play_against')
         settled(page, near, 'your move')
         square(near, '5d'); square(near, '5c')         # may promote
@@ -89,8 +89,7 @@ def test_a_game_is_played_on_the_board(folder):
             seen = run_cell(page, text)
             page.wait_for_timeout(700)
             shot(page, f'play-{k}-dark', seen)
-        command(page, 'apputils:change-theme', theme='JupyterLab Light')
-        page.wait_for_timeout(1500)
+        theme(page, 'light')
         shot(page, 'play-all-light')
         command(page, 'docmanager:save')
         page.wait_for_timeout(1500)

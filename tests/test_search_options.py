@@ -213,8 +213,8 @@ def test_an_option_of_one_choice_may_be_varied_beside_it(base):
 
 def test_options_that_do_nothing_beside_others_are_left_out_of_a_trial(base):
     bare = {n: v for n, v in base.items() if 'resnet' not in n}
-    found = search(bare | {'stage1_max_epochs': 1, 'stage1_batch_size': 600}, {'model_architecture': ['resnet', 'vit'], 'vit_dropout': [0.1, 0.2]},
-                   trials=4, sampler='grid', name='both')
+    short, space = {'stage1_max_epochs': 1, 'stage1_batch_size': 600}, {'model_architecture': ['resnet', 'vit'], 'vit_dropout': [0.1, 0.2]}
+    found = search(bare | short, space, trials=4, sampler='grid', name='both')
     assert [t.state for t in found.trials] == ['finished']*4
     assert {t.options['model_architecture']: 'vit_dropout' in t.options for t in found.trials} == {'resnet': False, 'vit': True}
     room.make_config(**found.best_options, run_dir='again')

@@ -76,9 +76,10 @@ def grid(
     return made
 
 # %% ../../nbs/front/65_study.ipynb #893204da
-SET_BY_STUDY = {'run_dir': 'each run has a folder in the study', 'run_name': 'each run has a folder in the study',
-        'resume_from': 'a study goes on by itself', 'seed': 'seeds says which', 'gpus': 'each run has one GPU',
-        'row_results': 'a study keeps them', 'log_dir': 'logs are in the run folders', 'model_dir': 'checkpoints are in the run folders'}
+SET_BY_STUDY = {
+    'run_dir': 'each run has a folder in the study', 'run_name': 'each run has a folder in the study',
+    'resume_from': 'a study goes on by itself', 'seed': 'seeds says which', 'gpus': 'each run has one GPU',
+    'row_results': 'a study keeps them', 'log_dir': 'logs are in the run folders', 'model_dir': 'checkpoints are in the run folders'}
 
 def _refuse_own(whose, options):
     "Refuse options that a study sets itself, and what is none"

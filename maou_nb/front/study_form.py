@@ -40,7 +40,8 @@ def study_text(
 ) -> str:
     "The file of a study; `arms` are lines of YAML"
     amount = int(amount) if float(amount).is_integer() else amount
-    head = {'name': name, 'folder': folder, 'base': as_json(base, default=str), 'seeds': seeds} | ({'budget': {budget: amount}} if budget else {})
+    head = {'name': name, 'folder': folder, 'base': as_json(base, default=str), 'seeds': seeds}
+    if budget: head['budget'] = {budget: amount}
     inside = '\n'.join(f'  {line}' for line in arms.splitlines())
     return f'{FIRST}{yaml.dump(head, Dumper=_Writer, sort_keys=False, allow_unicode=True)}arms:\n{inside}\n'
 

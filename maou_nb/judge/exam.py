@@ -744,7 +744,7 @@ def about(self:Exam) -> list[str]:
     "Sentences on which exam this is, and on what the network knew of it"
     said = [f'Exam {self.version}, {self.sha256[:12]}: {self.asked}.']
     for head, shape in self.left_out.items():
-        said.append(f'Its head {head} was not examined: it gives {tuple(shape)} of a position, and {HEADS[head] or 1} number(s) were expected.')
+        said.append(f'Its head {head} was not examined: it gives {tuple(shape)} for a position; ({HEADS[head] or 1},) was expected.')
     if len({*self.known.values()}) == 1: return [*said, f'Seen in training: {next(iter(self.known.values()))}.']
     return said + [f'Seen in training of stage {stage}: {text}.' for stage, text in self.known.items()]
 
