@@ -724,7 +724,10 @@ PRESETS = {
         stage1_batch_size=16, stage1_max_epochs=40, stage2_test_ratio=0.2),
     'vit': dict(
         model_architecture='vit', model_size='small', learning_ratio=0.001,
-        stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2)}
+        stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2),
+    'tuned-resnet': dict(model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.03, weight_decay=0.3),
+    'tuned-vit': dict(
+        model_architecture='vit', model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.015)}
 
 # %% ../../nbs/front/60_options.ipynb #8d640b5a
 def without_idle(

@@ -292,7 +292,8 @@ class LearnPanel:
 # %% ../../nbs/front/67_panel.ipynb #39f9032d
 FIRST = 'run_dir'     # Stands above the tabs
 CALLED = {'': 'defaults', 'quick': 'quick try on a CPU', 'small-resnet': 'small ResNet', 'gpu-24gb': 'one GPU of 24 GB',
-          'mlp-mixer': 'MLP-Mixer', 'vit': 'ViT'}       # Presets, as the panel calls them
+          'mlp-mixer': 'MLP-Mixer', 'vit': 'ViT', 'tuned-resnet': 'tuned tiny ResNet',
+          'tuned-vit': 'tuned tiny ViT'}       # Presets, as the panel calls them
 
 # %% ../../nbs/front/67_panel.ipynb #b681eb45
 @patch

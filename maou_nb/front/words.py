@@ -273,6 +273,7 @@ SENTENCES = {
     'Preset': 'プリセット', 'Run': '実行',
     'defaults': '既定値', 'quick try on a CPU': 'CPU で手早く試す', 'small ResNet': '小さな ResNet',
     'one GPU of 24 GB': '24 GB の GPU 一枚', 'MLP-Mixer': 'MLP-Mixer', 'ViT': 'ViT',
+    'tuned tiny ResNet': '調整済みの tiny ResNet', 'tuned tiny ViT': '調整済みの tiny ViT',
     'in a process of its own': '別プロセスで', 'in this kernel': 'このカーネルで',
     'A process outlives the kernel; a thread of the kernel can be debugged':
         '別プロセスならカーネルが終わっても続く。カーネルのスレッドならデバッグできる',
