@@ -129,6 +129,11 @@ def test_what_a_budget_means(base, shards):
     assert [p.steps for p in one] == [100] and two[-1].steps == 100 and two[0].positions == 32
     assert one[-1].flops == two[-1].flops > 0
 
+def test_runs_in_threads_of_one_process_take_turns(base, whole, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        made = study('threads', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path, executor=pool, show=False)
+    assert figures(made).equals(figures(whole))
+
 def test_functions_as_arms_and_any_executor(base, tmp_path):
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
         made = study('functions', base, {'twice': twice, 'once': {}}, seeds=1, budget={'positions': 640}, folder=tmp_path,
@@ -153,7 +158,7 @@ ODD = {
     'name=': dict(name='../up'),
     'base: seed is set': dict(base=dict(seed=3)), "arm 'a': lerning_ratio": dict(arms={'a': {'lerning_ratio': 1}}),
     'arms=': dict(arms={}), "arms['a']": dict(arms={'a': 3}), 'seeds=': dict(seeds=0), 'budget=': dict(budget={'hours': 1}),
-    'executor=': dict(executor=ThreadPoolExecutor(2)), 'does not fork': dict(executor=ProcessPoolExecutor(1)),
+    'executor=': dict(executor=ThreadPoolExecutor), 'does not fork': dict(executor=ProcessPoolExecutor(1)),
     'at_once=': dict(at_once=0), 'as their last stage': dict(arms={'a': {}, 'b': {'stage': 1}}),
     'stage1_threshold may end': dict(arms={'a': dict(stage=(1, 3))}),
     'but the stages before the last take': dict(arms={'a': dict(stage=(1, 3), stage1_threshold=None)}),

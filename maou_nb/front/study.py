@@ -17,9 +17,10 @@ import pickle
 import platform
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, product
@@ -406,6 +407,8 @@ def _trained(options, does, stage):
         if e.result.stages_completed[-1].stage != stage.id: raise
         return e.result
 
+_turns = threading.Lock()     # runs of one process share its random numbers, as those of threads of a Dask worker would
+
 def train_arm(
     folder:str,      # Of the study
     arm:str,
@@ -417,7 +420,7 @@ def train_arm(
     load_plugins(options.get('plugins') or ())
     records, run, stage = Records(folder), RunFolder(options['run_dir']), stage_of(options_stage(options))
     _await_end(run)
-    result = _trained(options, pickle.loads(does) if does else None, stage)
+    with _turns: result = _trained(options, pickle.loads(does) if does else None, stage)
     _check_result(result, arm, seed, stage)
     if result.stopped: return result.stopped
     try: rows = row_results(result.run_dir, stage.key)
@@ -843,8 +846,6 @@ def _check_executor(executor):
     "Refuse what can't train several runs"
     if not hasattr(executor, 'submit') or isinstance(executor, type):
         refuse('executor', executor, 'an Executor of concurrent.futures, or None,')
-    if isinstance(executor, ThreadPoolExecutor) and executor._max_workers > 1:
-        refuse('executor', executor, 'one whose calls have processes of their own, as runs in one process would share random numbers,')
     if _forks(executor):
         refuse('executor', executor, "one that does not fork, as torch may hang in a fork: mp_context=multiprocessing.get_context('spawn')")
 
