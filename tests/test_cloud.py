@@ -153,6 +153,7 @@ def test_a_silent_server_is_given_up(monkeypatch):
         server.listen(64)
         for name, value in (('AWS_ACCESS_KEY_ID', 'a'), ('AWS_SECRET_ACCESS_KEY', 'b'), ('AWS_DEFAULT_REGION', 'us-east-1'),
                             ('AWS_ENDPOINT_URL', f'http://127.0.0.1:{server.getsockname()[1]}')): monkeypatch.setenv(name, value)
+        monkeypatch.delitem(files.conf, 's3', raising=False)          # a server of another test
         said, began = [], time.monotonic()
         monkeypatch.setattr(warnings, 'warn', lambda text, *rest: said.append(time.monotonic() - began))
         with pytest.raises(FileError, match='is the network up'): is_there(as_path('s3://silent/x'))

@@ -2,7 +2,7 @@
 
 What is looked for is another exception, so the fuzz runs in a process of its own, whose memory is measured.
 """
-import random, re, shutil, sys, time, warnings
+import json, random, re, shutil, sys, time, warnings
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,16 @@ def test_a_resume_mends_them(whole, tmp_path, content):
     assert read_lines(run/'history.jsonl') == read_lines(folder/'run'/'history.jsonl')
     assert 'result.json' in said and 'asked of the checkpoints' in said
     if content not in (None, b''): assert all(str(run/n) in said for n in ('history.jsonl', 'steps.jsonl', 'watched.jsonl'))
+
+@pytest.mark.parametrize('places', [{'checkpoints': 'é'*50}, {'checkpoints': 'elsewhere', 'logs': 'nowhere'}, {'checkpoints': ''}])
+def test_a_place_in_the_folder_that_is_not_there_hides_no_checkpoints(whole, tmp_path, places):
+    from maou_nb import load_run
+    folder, options = whole
+    shutil.copytree(folder/'run', tmp_path/'run')
+    about = json.loads((tmp_path/'run'/'run.json').read_text())
+    (tmp_path/'run'/'run.json').write_text(json.dumps(about | {'places': places}))
+    result, _ = went_on(tmp_path/'run', options)
+    assert [s.model_dump() for s in result.stages()] == [s.model_dump() for s in load_run(folder/'run').stages()]
 
 @pytest.mark.parametrize('name', ['steps.jsonl', 'watched.jsonl'])
 def test_good_lines_beside_damaged_ones_stay(whole, tmp_path, name):

@@ -279,7 +279,7 @@ def _said_place(self:RunFolder, what) -> Path:
 def _noted(self:RunFolder, what) -> Path:
     "Where checkpoints or logs are: where run.json says if that is this run's, else inside"
     said, inside = self._said_place(what), self.path/what
-    if said.is_relative_to(self.path): return said
+    if said.is_relative_to(self.path): return inside if inside.exists() and not said.exists() else said     # run.json is damaged
     id, home = owner_of(said)
     if not id or id != self.read_about().get('id'): return inside
     fetched = home != str(self.path) and any(inside.glob(f'*/{MANIFEST}'))      # the run came with what it kept elsewhere
