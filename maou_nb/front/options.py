@@ -725,9 +725,10 @@ PRESETS = {
     'vit': dict(
         model_architecture='vit', model_size='small', learning_ratio=0.001,
         stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2),
-    'tuned-resnet': dict(model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.03, weight_decay=0.3),
+    'tuned-resnet': dict(
+        model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.03, weight_decay=0.3, value_loss_ratio=0.5),
     'tuned-vit': dict(
-        model_architecture='vit', model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.015)}
+        model_architecture='vit', model_size='tiny', batch_size=64, optimizer='muon', learning_ratio=0.015, value_loss_ratio=0.5)}
 
 # %% ../../nbs/front/60_options.ipynb #8d640b5a
 def without_idle(
