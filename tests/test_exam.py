@@ -521,6 +521,7 @@ def test_a_head_that_is_only_called_alike_is_left_out_and_said(run):
     assert 'value/brier' in one.figures and not one.left_out
     many = exam(Net(net.backbone, {'policy': net.heads['policy'], 'value': Classes(51)}), own_rows=False, device='cpu')
     assert 'value' not in many.parts and 'value' not in many.heads and 'Its head value was not examined: it gives (51,)' in repr(many)
+    assert many.as_json()['left_out'] == {'value': [51]} and json.dumps(many.as_json())
     with pytest.raises(ValueError, match=re.escape('the heads policy (7,), value (51,): one of')) as e:
         exam(Net(net.backbone, {'policy': Classes(7), 'value': Classes(51)}), own_rows=False, device='cpu')
     said(e)

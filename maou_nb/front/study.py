@@ -1021,6 +1021,7 @@ def _named(file, what, found) -> dict:
             raise FileError(f'{file}: {what} has the name {said(name)}, which is no text; in quotes it would be one')
     return found
 
+# %% ../../nbs/front/65_study.ipynb #93726213
 def read_study(
     file:str|Path,     # YAML, or JSON, which is YAML too
 ) -> dict:             # Arguments of `study`; a `FileError` or `ValueError` of one sentence
@@ -1038,6 +1039,7 @@ def read_study(
     if not arms: raise FileError(f'{file}: arms, or grid, is missing: what is compared')
     return {n: v for n, v in asked.items() if v is not None} | {'arms': arms}
 
+# %% ../../nbs/front/65_study.ipynb #574e8a6c
 def study_of_file(
     file:str|Path,              # YAML: name, base, arms or grid, seeds, budget
     at_once:int|None=None,      # How many runs train at once; none: one a GPU or one a core
@@ -1051,6 +1053,7 @@ def study_of_file(
     why = next(iter(made.failed.values()), 'they were ended')
     raise ValueError(f'{len(left)} of {len(made.cells)} runs are not done ({why}); the same command goes on with them')
 
+# %% ../../nbs/front/65_study.ipynb #50030864
 @patch
 def to_dicts(self:Study) -> list[dict]:
     "A row a run, for JSON"

@@ -708,6 +708,7 @@ def as_json(self:Exam) -> dict:
     "All figures, and of which exam they are"
     which = {'version': self.version, 'sha256': self.sha256}
     return {'exam': which, 'of': self.of, 'maou_nb': __version__, 'heads': self.heads, 'known': self.known,
+            'left_out': {head: list(shape) for head, shape in self.left_out.items()},
             'figures': self.figures, 'intervals': {k: list(v) for k, v in self.intervals.items()}}
 
 # %% ../../nbs/judge/57_exam.ipynb #f476377c
