@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 
 from maou_nb import OptionError, load_study, note, runs, study
 from maou_nb.data.files import FileError
@@ -130,8 +131,12 @@ def test_what_a_budget_means(base, shards):
     assert one[-1].flops == two[-1].flops > 0
 
 def test_runs_in_threads_of_one_process_take_turns(base, whole, tmp_path):
-    with ThreadPoolExecutor(2) as pool:
-        made = study('threads', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path, executor=pool, show=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)            # as `whole`'s processes have: sums of other numbers of threads round otherwise
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            made = study('threads', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path, executor=pool, show=False)
+    finally: torch.set_num_threads(threads)
     assert figures(made).equals(figures(whole))
 
 def test_functions_as_arms_and_any_executor(base, tmp_path):

@@ -17,7 +17,6 @@ import pickle
 import platform
 import re
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -46,7 +45,7 @@ from .cli import chosen
 from .learn import LearnResult, learn_multi_stage, new_backbone
 from .options import make_config
 from .runs import STATE_COLORS, clock, config_of, known_here_only
-from .workers import Workers
+from .workers import Workers, in_turn
 from ..judge.exam import figure_better, kept_exam
 from ..judge.verdict import Verdict, bands, better_of, verdict
 from ..model.backbones import flops_per_position
@@ -407,8 +406,6 @@ def _trained(options, does, stage):
         if e.result.stages_completed[-1].stage != stage.id: raise
         return e.result
 
-_turns = threading.Lock()     # runs of one process share its random numbers, as those of threads of a Dask worker would
-
 def train_arm(
     folder:str,      # Of the study
     arm:str,
@@ -420,7 +417,7 @@ def train_arm(
     load_plugins(options.get('plugins') or ())
     records, run, stage = Records(folder), RunFolder(options['run_dir']), stage_of(options_stage(options))
     _await_end(run)
-    with _turns: result = _trained(options, pickle.loads(does) if does else None, stage)
+    with in_turn(): result = _trained(options, pickle.loads(does) if does else None, stage)
     _check_result(result, arm, seed, stage)
     if result.stopped: return result.stopped
     try: rows = row_results(result.run_dir, stage.key)
