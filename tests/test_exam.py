@@ -24,8 +24,8 @@ from maou_nb.front import cli
 from maou_nb.front.study import record_of
 from maou_nb.judge.ask import load_net
 from maou_nb.judge.broken import CODES, RULES, turned_round
-from maou_nb.judge.exam import (BINS, Drawn, calibration, check_page, examine_mates, examine_mirror, examine_moves, examine_rules,
-                                examine_value, figure_better, fitted_temperature, kept_exam, log_loss, phases)
+from maou_nb.judge.exam import (BINS, Drawn, _difference, calibration, check_page, examine_mates, examine_mirror, examine_moves,
+                                examine_rules, examine_value, figure_better, fitted_temperature, kept_exam, log_loss, phases)
 from maou_nb.judge.exam_set import EXAM, VERSION, read_exam
 from maou_nb.model.heads import Net
 from maou_nb.show.boards import origin_of
@@ -343,7 +343,8 @@ def test_a_study_keeps_the_exams_of_its_runs(run, examined):
     assert record_of(run, 'plain', 0)['exam'] == pytest.approx(examined.figures)
     ways = {n: figure_better(n) for n in examined.figures}
     assert {ways[n] for n in ('rules/policy/illegal', 'rules/legal_moves/missed', 'value/brier', 'mirror/policy_kl')} == {'lower'}
-    assert {ways[n] for n in ('rules/legal_moves/exact', 'mates/found/1', 'moves/top1', 'value/accuracy', 'reach/exact')} == {'higher'}
+    assert {ways[n] for n in ('rules/legal_moves/exact', 'mates/found/1', 'moves/top1', 'value/accuracy', 'reach/exact',
+                                'mirror/same_top1')} == {'higher'}
     assert {w for n, w in ways.items() if 'guess' in n or 'cases' in n or 'temperature' == n.split('/')[1]} == {None}
 
 def test_an_exam_is_held_once(shards, tmp_path, capsys):
@@ -366,6 +367,24 @@ def test_the_page_names_the_exam(examined, tmp_path):
     assert table.columns == ['part', 'figure', 'value', 'low', 'high'] and len(table) == len(examined.figures)
     assert all(low <= examined.figures[k] <= high for k, (low, high) in examined.intervals.items() if 'temperature' not in k)
     json.loads(json.dumps(examined.as_json(), allow_nan=False))
+
+def test_one_exam_against_another(examined):
+    "Draw by draw: known differences are covered, none is found where there is none, exams of other positions are refused"
+    rng, games, covered, sides, runs = np.random.default_rng(1), np.repeat(np.arange(200), 4), 0, set(), 600
+    for _ in range(runs):
+        hard = rng.normal(size=200)[games] + rng.normal(size=800)
+        mine, theirs = (Drawn(games).mean(x) for x in (hard + 0.1 + rng.normal(size=800)*0.3, hard))
+        *_, low, high, better = _difference('moves/top1', mine[0], theirs[0], mine.draws - theirs.draws)
+        covered += low <= 0.1 <= high
+        sides.add(better)
+        assert high - low < 0.5*(mine[2] - mine[1])
+    assert abs(covered/runs - 0.95) < 0.025 and sides == {'this'}
+    table = examined.against(examined)
+    assert {f'{p}/{f}' for p, f in table['part', 'figure'].rows()} == examined.intervals.keys()
+    assert table['part', 'figure'].row(0) == ('rules', 'policy/illegal') and not table['low', 'high', 'difference'].to_numpy().any()
+    with pytest.raises(ValueError, match=r'exam ff3be61e3bd5 against 000000000000: two of the same positions were expected'):
+        examined.against(replace(examined, sha256='0'*64))
+    with pytest.raises(ValueError, match=r"other='runs/a': an Exam was expected, as exam\(...\) gives it"): examined.against('runs/a')
 
 def test_every_door_is_the_same_exam(run, examined):
     for of in (run.run_dir, run.checkpoint(3), load_net(run.run_dir)):

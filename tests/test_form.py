@@ -144,6 +144,7 @@ def kept(page):
     "The line under the panel"
     return page.locator('.jp-CodeCell').filter(has_text='panel = LearnPanel').locator('.maou-kept').text_content()
 
+@pytest.mark.slow
 def test_without_its_kernel(tmp_path):
     "A run goes on; the saved notebook says where it is, how it stood and when, and how to see it"
     with opened(tmp_path) as (page, url):

@@ -45,6 +45,7 @@ def change_and_save(page, file):
     assert not (said := page.evaluate(ASK_DIALOG)), said
     assert 'written by a test' in nbformat.read(file, as_version=4).cells[-1].source
 
+@pytest.mark.slow
 def test_saving_at_the_root(clone):
     "JupyterLab over the clone itself, with whatever the environment of developers adds to it"
     before = {*clone.rglob('*')}

@@ -3,6 +3,7 @@ import nbformat
 import pytest
 
 from lab import browser, lab, open_notebook, run_cell, shot, theme
+from samples import thinned
 from test_cockpit import ended_run
 
 BEGIN = '''from pathlib import Path
@@ -77,7 +78,7 @@ class Chart:
         raise AssertionError(self.now())
 
 @pytest.mark.parametrize('first', ['light', pytest.param('dark', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('what', SHOWN)
+@pytest.mark.parametrize('what', thinned(SHOWN, 2))
 def test_under_the_mouse(page, what, first):
     source, live = SHOWN[what]
     theme(page, first)

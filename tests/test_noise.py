@@ -24,6 +24,7 @@ from maou_nb.train.runner import close_sources, go_on, stage_loop
 from maou_nb.train.trials import batch_trial
 from options import TINY, few, moved, run, weights      # noqa: F401, fixtures
 from pair import Pair, done
+from samples import thinned
 
 @pytest.fixture
 def loop_of(few):
@@ -119,10 +120,10 @@ def test_the_averages(loop_of):
     assert torch.allclose(scale.means.double(), mean, rtol=1e-5) and scale.scale() == pytest.approx(float(mean[0]/mean[1]), rel=1e-5)
     assert loop.history[-1]['noise_scale'] == pytest.approx(scale.scale())
 
-@pytest.mark.parametrize('architecture, more', [
+@pytest.mark.parametrize('architecture, more', thinned([
     ('resnet', {}), ('resnet', dict(gradient_checkpointing=True)), ('vit', dict(vit_dropout=0.3, ema_decay=0.9)),
     ('mlp-mixer', dict(mixer_dropout=0.3, gradient_accumulation_steps=3)), ('resnet', dict(precision='bf16')),
-    ('vit', dict(vit_dropout=0.3, gradient_checkpointing=True)), ('resnet', dict(auxiliary='2', soft_policy_ratio=1.))])
+    ('vit', dict(vit_dropout=0.3, gradient_checkpointing=True)), ('resnet', dict(auxiliary='2', soft_policy_ratio=1.))], 2))
 def test_to_be_measured_changes_nothing(run, architecture, more):
     options = dict(model_architecture=architecture, stage3_batch_size=37, epoch=2, **TINY[architecture]) | more
     plain, watched = run(**options), run(**options, noise_scale=True)

@@ -15,7 +15,7 @@ from maou_nb.judge.ask import load_net
 from maou_nb.model.backbones import make_backbone
 from maou_nb.model.heads import Net, make_heads
 from maou_nb.model.onnx import OnnxError, TOLERANCES, onnx_problem, write_onnx
-from samples import ROOT, said
+from samples import ROOT, said, thinned
 
 KINDS = {'gated': ('resnet', dict(channels=16, blocks=2, squeeze_excitation=True)),
          'mixer': ('mlp-mixer', dict(embed_dim=24, num_layers=2, dropout=0.1)),
@@ -63,7 +63,7 @@ def exported(tmp_path_factory, positions):
         return made[kind]
     return get
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', thinned(KINDS, 2))
 def test_files_answer_as_the_net(kind, positions, exported):
     (net, files), (boards, hands) = exported(kind), positions
     with torch.no_grad(): want = net(torch.tensor(boards), torch.tensor(hands))

@@ -14,6 +14,7 @@ from maou_nb.front.runs import start_run, state_of, train_here
 from maou_nb.front.study import read_study
 from maou_nb.train.options import LearnConfig
 from maou_nb.front.options import make_config
+from samples import thinned
 
 def until(holds, seconds=90):
     "Wait until `holds()`"
@@ -86,7 +87,7 @@ def test_start_stop_and_on_again(options, tmp_path):
     until(lambda: state_of(run)[0] == 'failed')
     assert 'was it killed?' in state_of(run)[1]
 
-@pytest.mark.parametrize('start', ['a process', 'this process'])
+@pytest.mark.parametrize('start', thinned(['a process', 'this process'], 2))
 def test_two_processes_train_from_the_panel(options, tmp_path, start, monkeypatch):
     monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)      # as in a shell
     panel = LearnPanel(**options, gpus=2)

@@ -205,6 +205,7 @@ def test_processes_of_a_machine_unpack_a_shard_once(pair, few, tmp_path, more, t
     if more.get('input_cache_mode') == 'memory': assert '2 processes of this machine hold their rows once' in two[0]['heard'][0]
     assert not any(a['folder'] and Path(a['folder']).exists() for a in two) and bool(two[0]['folder']) == (not more)
 
+@pytest.mark.slow
 def test_srun_starts_processes_as_well(few, tmp_path):
     node = dict(MASTER_ADDR='', MASTER_PORT='', SLURM_JOB_ID=str(os.getpid()), SLURM_STEP_ID='0', SLURM_NTASKS='8',
                 SLURM_STEP_NODELIST='localhost')

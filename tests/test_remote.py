@@ -15,7 +15,7 @@ from maou_nb.data.records import read_games
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
 from buckets import free_port
-from samples import GAMES, ONE_FILE, said
+from samples import GAMES, ONE_FILE, said, thinned
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'cache'))
@@ -36,6 +36,7 @@ def test_from_bucket_to_bucket(bucket, tmp_path):
     plan = near.plan(500, seed=1)
     assert all(far.take(plan, k).fixed.tobytes() == near.take(plan, k).fixed.tobytes() for k in range(len(plan)))
 
+@pytest.mark.parametrize('bucket', thinned(['s3', 'gcs'], 2), indirect=True)
 def test_a_line_that_breaks_half_way(bucket, tmp_path):
     "Sending and fetching are tried again; what arrives is whole"
     url, line = bucket
@@ -50,6 +51,7 @@ def test_a_line_that_breaks_half_way(bucket, tmp_path):
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
     assert [p.name for p in find_files(url, ('',), 'files')] == ['a.bin']
 
+@pytest.mark.parametrize('bucket', thinned(['gcs', 's3'], 2), indirect=True)
 def test_preparing_over_a_line_that_breaks(bucket, tmp_path):
     url, line = bucket
     line.breaks = [100_000, 60_000, 150_000]

@@ -170,3 +170,30 @@ def test_a_budget_of_steps_is_kept_to_over_a_stop(tmp_path, shards, stop_at):
     assert timeless(again) == timeless(whole)
     with pytest.raises(OptionError, match='max_steps'):
         learn_multi_stage(**{**options, 'max_steps': 30}, run_dir=tmp_path/'cut', resume_from='latest')
+
+class Overflow(Callback):
+    "Says of some steps that they overflow, as those of fp16 may: `overflowing` takes none of these"
+    def before_step(self, loop): loop.optimizer.overflows = loop.step + loop.skipped in (2, 7, 8)
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    from accelerate.optimizer import AcceleratedOptimizer
+    step = AcceleratedOptimizer.step
+    monkeypatch.setattr(AcceleratedOptimizer, 'step', lambda self, closure=None: None if self.overflows else step(self, closure))
+    monkeypatch.setattr(AcceleratedOptimizer, 'step_was_skipped', property(lambda self: self.overflows))
+
+@pytest.mark.parametrize('length', [{'max_steps': 14}, {'epoch': 1}])
+@pytest.mark.parametrize('stop_at', [3, 7, 12])
+def test_steps_that_overflowed_are_no_reason_to_refuse(tmp_path, shards, overflowing, length, stop_at):
+    class StopAt(Callback):
+        def after_step(self, loop):
+            if loop.step == stop_at: raise RuntimeError('enough')
+    options = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=96, learning_ratio=0.01,
+                   checkpoint_every=1, **length, **shards)
+    whole = learn_multi_stage(**options, run_dir=tmp_path/'whole', callbacks=[Overflow()])
+    with pytest.raises(RuntimeError, match='enough'):
+        learn_multi_stage(**options, run_dir=tmp_path/'cut', callbacks=[Overflow(), StopAt()])
+    cut = learn_multi_stage(**options, run_dir=tmp_path/'cut', callbacks=[Overflow()], resume_from='latest')
+    (ours, about), (theirs, _) = (load_tensors(r.checkpoint(3, 'last')) for r in (cut, whole))
+    assert about['skipped'] == 3 and about['step'] == whole[3].history[-1]['step']
+    assert all(ours[k].equal(theirs[k]) for k in part(ours, 'net.', strip=False))

@@ -175,7 +175,7 @@ def test_an_option_says_which_numbers_a_range_has(base):
 
 def test_a_large_grid_is_not_laid_out():
     dists = {n: optuna.distributions.CategoricalDistribution(range(2_000)) for n in ('warmup_steps', 'batch_size', 'epoch')}
-    assert room._grid(dists, 2) == [{'warmup_steps': 0, 'batch_size': 0, 'epoch': n} for n in (0, 1)]
+    assert room._grid({}, dists, 2) == [{'warmup_steps': 0, 'batch_size': 0, 'epoch': n} for n in (0, 1)]
 
 class Second(Callback):
     "Begins the same search while it goes on"
@@ -212,11 +212,10 @@ def test_an_option_of_one_choice_may_be_varied_beside_it(base):
     assert set(room.checked_space(base, {'momentum': (0.5, 0.9), 'optimizer': ['adamw', 'sgd']})) == {'momentum', 'optimizer'}
 
 def test_options_that_do_nothing_beside_others_are_left_out_of_a_trial(base):
-    bare = {n: v for n, v in base.items() if 'resnet' not in n}
-    short, space = {'stage1_max_epochs': 1, 'stage1_batch_size': 600}, {'model_architecture': ['resnet', 'vit'], 'vit_dropout': [0.1, 0.2]}
-    found = search(bare | short, space, trials=4, sampler='grid', name='both')
-    assert [t.state for t in found.trials] == ['finished']*4
-    assert {t.options['model_architecture']: 'vit_dropout' in t.options for t in found.trials} == {'resnet': False, 'vit': True}
+    space = {'optimizer': ['adamw', 'sgd'], 'momentum': [0.8, 0.9]}
+    found = search(base, space, trials=4, sampler='grid', name='both')
+    assert [t.state for t in found.trials] == ['finished']*3         # AdamW is tried once
+    assert {t.options['optimizer']: 'momentum' in t.options for t in found.trials} == {'adamw': False, 'sgd': True}
     room.make_config(**found.best_options, run_dir='again')
 
 def test_without_optuna_the_extra_is_named(base, monkeypatch):

@@ -629,6 +629,16 @@ def remarks(self:Comparison) -> list[str]:
         said += [text for a in known for b in known for text in self._pair(n, a, b)]
     return said + [f'{name}: {text}' for name, f in self.folders.items() if (text := unfinished(f.path))]
 
+# %% ../../nbs/front/64_runs.ipynb #cd371122
+@patch
+def luck(self:Comparison) -> str:      # '' where seeds are repeated, or nothing differs
+    "How far these runs can tell what their options do"
+    values = [v for n, *v in self.differences() if n != 'seed']
+    if not values: return 'They differ in the seed alone: what lies between them is luck.'*bool(self.differences())
+    settings = [repr(s) for s in zip(*values)]
+    if len({*settings}) < len(settings): return ''
+    return 'One run of each: another seed would move the figures, too. study(...) trains several, and says what is more than luck.'
+
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)
 
@@ -638,7 +648,7 @@ def __repr__(self:Comparison):
     table = lambda rows: [' | '.join(map(_cell_text, row)) for row in rows]
     differ, reached = table(self.differences()), table(self.figures())
     options = ['differ in:', *differ] if differ else ['the options are the same']
-    return '\n'.join([f'runs: {", ".join(self.runs)}', *options, 'reached:', *reached, *self.remarks()])
+    return '\n'.join([f'runs: {", ".join(self.runs)}', *options, 'reached:', *reached, *self.remarks(), *filter(None, [self.luck()])])
 
 # %% ../../nbs/front/64_runs.ipynb #d2b26df8
 def first_row(runs:dict, stage) -> dict:
@@ -697,7 +707,7 @@ def _tables_html(self:Comparison):
     options = [tag('p', 'The options are the same.')]
     if differ := self.differences(): options = [tag('p', tag('b', 'differ in')), table(['option'], differ)]
     reached = [tag('p', tag('b', 'reached')), table(['stage', 'figure'], self.figures())]
-    return join_html([*options, *reached, *(tag('p', text) for text in self.remarks())])
+    return join_html([*options, *reached, *(tag('p', text) for text in (*self.remarks(), self.luck()) if text)])
 
 # %% ../../nbs/front/64_runs.ipynb #a1dd203f
 @patch

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -316,11 +316,16 @@ def _pruner(pruner):
     return getattr(_optuna().pruners, name)(**keywords)
 
 # %% ../../nbs/front/69_search.ipynb #4c43e61b
-def _grid(dists, trials:int) -> list[dict]:
-    "The first `trials` of all there is to try where options have choices alone"
+def _grid(base, dists, trials:int) -> list[dict]:
+    "The first `trials` of all there is to try where options have choices alone; two that act alike are one"
     ranges = [n for n, d in dists.items() if not hasattr(d, 'choices')]
     if ranges: raise OptionError(f"sampler='grid': {ranges[0]} is a range; a list of choices was expected")
-    return [dict(zip(dists, values)) for values in islice(product(*(d.choices for d in dists.values())), trials)]
+    found = {}
+    for values in product(*(d.choices for d in dists.values())):
+        if len(found) == trials: break
+        options = dict(zip(dists, values))
+        found.setdefault(repr(without_idle({**base, **options}, options)), options)
+    return [*found.values()]
 
 # %% ../../nbs/front/69_search.ipynb #dba21e85
 def _sampler(sampler, seed:int):
@@ -597,7 +602,7 @@ def search(
     dists, folder = checked_space(base, space), study_folder(name)
     callbacks, pruned = tuple(check_callbacks(callbacks)), _pruner(pruner)
     _sampler(sampler, seed)
-    grid = _grid(dists, trials) if sampler == 'grid' else []
+    grid = _grid(base, dists, trials) if sampler == 'grid' else []
     first = {n: _ends(d)[0] for n, d in dists.items()}
     stage, figure, lower = metric_of(try_config({**first, **base})[0], metric)
     _check_free(folder)

@@ -278,7 +278,7 @@ class Loop:
         self.gauges = {}                                 # figure → what gives it, for history and curves
         self.averaged = None                             # the averaged network, from `Averaging`
         self.board = None                                # TensorBoard's writer, for who logs more
-        self.error, self.whole, self.resumed = None, True, False
+        self.error, self.whole, self.resumed, self.skipped = None, True, False, 0
         self.wait, self.decoded = 0., {}                 # seconds for the loader; decoded rows
         self.counted = 0                                 # rows in running statistics since they were averaged
         self._take(net)
@@ -565,7 +565,8 @@ def take_step(self:Loop):
     self.optimizer.zero_grad()
     average_statistics(self.net, self.counted)
     self.counted, self.whole, self.together.amid = 0, True, False
-    if not self.optimizer.step_was_skipped: self._step_taken()
+    if self.optimizer.step_was_skipped: self.skipped += 1
+    else: self._step_taken()
     self.check_stop()
 
 # %% ../../nbs/train/43_loop.ipynb #68e6c5d3
@@ -853,6 +854,7 @@ def state(self:Loop) -> tuple[dict, dict]:
              'history': self.history, 'scaler': scaler}
     if self.together.world > 1: about['processes'] = self.together.world
     if self.steered: about['batches_a_step'] = self.batches_a_step
+    if self.skipped: about['skipped'] = self.skipped
     return tensors, about | ({'callbacks': facts} if facts else {})
 
 # %% ../../nbs/train/43_loop.ipynb #be458c42
@@ -888,6 +890,7 @@ def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks 
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
     self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
     self.resumed, self.batches_a_step = True, about.get('batches_a_step', self.batches_a_step)
+    self.skipped = about.get('skipped', 0)
     if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])
     left = self._load_callbacks(tensors, about.get('callbacks', {}))
     self.go_to_step(about['step'])

@@ -692,16 +692,16 @@ def _check_net(loop, tensors):
 _SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': is_count,
          'epoch': is_count, 'batch': is_count, 'step': is_count, 'history': lambda x: isinstance(x, list),
          'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict),
-         'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16}
+         'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16, 'skipped': lambda x: x is None or is_count(x)}
 
 def _judged_by(loop):
     "The figures that an epoch of `loop` is judged by, as its history calls them"
     return [f'{loop.judged_on}/{name}' for name in {loop.stage.main, *loop.stage.best_by(loop.cfg).values()}]
 
-def _steps_at(loop, epoch, batch):
-    "How many steps were taken before a batch, at least and at most"
+def _steps_at(loop, epoch, batch, skipped=0):
+    "How many steps were taken before a batch, at least and at most; so many were none, as in fp16 they overflowed"
     least, most = batches_a_step(loop.cfg, loop.stage)
-    taken = lambda n: epoch*-(-loop.batches_per_epoch // n) + -(-batch // n)
+    taken = lambda n: epoch*-(-loop.batches_per_epoch // n) + -(-batch // n) - skipped
     limit = loop.settings.steps or math.inf      # asked-for steps may end within an epoch; fewer epochs than before end nothing
     return min(taken(most), limit), min(taken(least), limit)
 
@@ -713,7 +713,7 @@ def _odd_facts(loop, about):
     epoch, batch, history = about['epoch'], about['batch'], about['history']
     if about.get('stage') != loop.stage.id: yield f'it is of stage {str(about.get("stage"))[:40]!r}'
     if batch > loop.batches_per_epoch: yield f'batch {batch} is beyond the {loop.batches_per_epoch} of an epoch'
-    fewest, steps = _steps_at(loop, epoch, batch)
+    fewest, steps = _steps_at(loop, epoch, batch, about.get('skipped') or 0)
     if not fewest <= about['step'] <= steps: yield f'its step is {about["step"]} where {steps} were taken'
     least, most = batches_a_step(loop.cfg, loop.stage)
     now = about.get('batches_a_step', least)
