@@ -806,6 +806,7 @@ _CSS = '''
 .maou-exam th, .maou-exam td { padding: .2rem .7rem; border-bottom: 1px solid #8884; background: none }
 .maou-exam h3 { margin: 1.6rem 0 .4rem }
 .maou-exam .side { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start }
+.maou-exam .side td:not(:first-child) { white-space: nowrap }
 .maou-exam .side img { max-width: 100%; height: auto }
 .maou-exam p { overflow-wrap: anywhere }
 .maou-exam .boards { display: flex; flex-wrap: wrap; gap: 1rem }
