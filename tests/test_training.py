@@ -1,12 +1,14 @@
 "Each architecture learns each stage, and what a run promises whatever the architecture"
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from maou_nb import learn_multi_stage
-from maou_nb.train.checkpoints import load_tensors
+from maou_nb.front.options import make_config
+from maou_nb.train.checkpoints import load_tensors, part
 
 SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=2),
          'mlp-mixer': dict(mixer_embed_dim=24, mixer_num_layers=2, mixer_token_dim=24, mixer_channel_dim=48, mixer_dropout=0.),
@@ -59,3 +61,16 @@ def test_result_json_has_the_old_tools_fields(run):
 def test_result_shows_itself(run):
     html = run._repr_html_()
     assert '0.9021' in html and html.count('<img') == 3 and 'alt="stage 3' in html
+
+def test_options_that_are_tried_meanwhile_draw_nothing_of_a_run(shards):
+    "As where a run trains in the kernel and the form is changed: weights are those of a run that trained alone"
+    def weights(meanwhile):
+        with ThreadPoolExecutor(1) as pool:
+            run = pool.submit(learn_multi_stage, stage='1', model_architecture='vit', model_size='tiny', vit_embed_dim=32, vit_num_layers=1,
+                              vit_num_heads=2, vit_dropout=0.2, gpu='cpu', stage1_max_epochs=2, stage1_threshold=0., stage1_batch_size=32,
+                              stage1_data_path=shards['stage1_data_path'], run_dir=f'{shards["stage1_data_path"]}-{meanwhile}')
+            while meanwhile and not run.done(): make_config(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny')
+            tensors, _ = load_tensors(run.result().checkpoint(1, 'last'))
+        return part(tensors, 'net.')
+    alone, beside = weights(False), weights(True)
+    assert all(torch.equal(alone[k], beside[k]) for k in alone)

@@ -38,7 +38,7 @@ from ..data.explained import comments_of
 from ..data.files import FileError, as_path, read_json
 from ..data.options import OptionError, is_path
 from ..data.plugins import PluginError, load_plugins, missing_plugins
-from .options import OTHER_NAMES, make_config
+from .options import OTHER_NAMES, make_config, with_preset
 from ..train.folder import RunFolder
 from ..train.options import (
     LearnConfig, as_begun, choices_of, config_class, default_text, help_of,
@@ -303,9 +303,10 @@ def read_flags(
 def chosen(
     cfg:LearnConfig,
 ) -> dict:           # Options as JSON has them
-    "What of `cfg` is not the default"
+    "What of `cfg` is not the default, or would not be by its preset"
     fields, values = _fields(), cfg.model_dump(mode='json')
-    return {n: v for n, v in values.items() if getattr(cfg, n) != fields[n].default}
+    told = {n: v for n, v in values.items() if getattr(cfg, n) != fields[n].default}
+    return {n: v for n, v in values.items() if n in with_preset(told)}
 
 # %% ../../nbs/front/63_cli.ipynb #39510c18
 def _words_of(name, value):

@@ -558,6 +558,20 @@ def _opened(cfg, run, say):
     for folder in (run.models, run.logs): clear_parts(folder)      # now that they are this run's
     return cfg, run
 
+# %% ../../nbs/front/62_learn.ipynb #5c3f0c4a
+def _left(run) -> tuple:
+    "(the newest checkpoint of each stage, the text of config.json)"
+    newest = {s.key: Checkpoints(run.checkpoints(s)).path('last') for s in run.begun([*STAGES.values()])}
+    return newest, run.config_file.read_text(encoding='utf-8') if newest and run.config_file.exists() else ''
+
+@contextmanager
+def _config_of_steps(cfg, run, left, main):
+    "Put config.json back if a run that goes on has trained no step since `left`"
+    try: yield
+    finally:
+        newest, text = left
+        if main and cfg.resume_from and text and _left(run)[0] == newest: run.write(run.config_file, text)
+
 # %% ../../nbs/front/62_learn.ipynb #6d11d575
 def _launched(cfg, processes, stop, say, callbacks):
     "What `processes` reached that train `cfg`"
@@ -586,8 +600,10 @@ def train_run(
         run = together.tell(lambda: _made_folder(cfg))
         import_compiler()
         with disk_in_words(run.path), run.claimed():
+            left = together.tell(lambda: _left(run))
             cfg, run = together.tell(lambda: _opened(cfg, run, say))
-            with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror:
+            kept = _config_of_steps(cfg, run, left, together.main)
+            with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror, kept:
                 return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 
 # %% ../../nbs/front/62_learn.ipynb #53ef2ab7

@@ -8,7 +8,8 @@ __all__ = ['OTHER_NAMES', 'BY_US', 'PRESETS', 'RULES', 'field_problem', 'valid_p
            'part_problems', 'keyword_problems', 'trial_problems', 'layer_problems', 'along_problems', 'loss_problems',
            'training_problems', 'processes_of', 'process_problems', 'compiler_problems', 'onnx_problems',
            'resume_problems', 'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'without_idle',
-           'with_preset', 'preset_problems', 'option_of', 'needed_plugins', 'try_config', 'make_config']
+           'with_preset', 'below', 'preset_problems', 'option_of', 'needed_plugins', 'OwnNumbers', 'try_config',
+           'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -16,13 +17,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 
 import torch
 from pydantic import ValidationError
 from rsshogi.core import Board
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric
 
 from ..data.batches import DenseBatch
@@ -726,7 +728,8 @@ PRESETS = {
         model_architecture='vit', model_size='small', learning_ratio=0.001,
         stage1_batch_size=16, stage1_max_epochs=60, stage2_test_ratio=0.2),
     'tuned-resnet': dict(
-        model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.03, weight_decay=0.3, value_loss_ratio=0.5),
+        model_architecture='resnet', model_size='tiny', batch_size=128, optimizer='muon', learning_ratio=0.03, weight_decay=0.3,
+        value_loss_ratio=0.5),
     'tuned-vit': dict(
         model_architecture='vit', model_size='tiny', batch_size=64, optimizer='muon', learning_ratio=0.015, value_loss_ratio=0.5)}
 
@@ -746,10 +749,18 @@ def with_preset(options:dict) -> dict:
     if recipe is None: return options
     return without_idle({**recipe, **options}, recipe.keys() - options.keys())
 
+def below(base:dict, change:dict) -> dict:
+    "`base` without what a preset of `change` says: with `change`, whose preset counts more than `base`"
+    recipe = PRESETS.get(change.get('preset'), {}) if isinstance(change.get('preset'), str) else {}
+    return {n: v for n, v in base.items() if n not in recipe} | change
+
 def preset_problems(cfg) -> Iterator[str]:
-    "A preset that is not there"
-    if cfg.preset is not None and cfg.preset not in PRESETS:
-        yield f'preset={cfg.preset!r}: one of {", ".join(PRESETS)} was expected'
+    "A preset that is not there, or that is of another net"
+    if cfg.preset is None: return
+    if cfg.preset not in PRESETS: yield f'preset={cfg.preset!r}: one of {", ".join(PRESETS)} was expected'
+    elif (net := PRESETS[cfg.preset].get('model_architecture', cfg.model_architecture)) != cfg.model_architecture:
+        yield (f'preset={cfg.preset!r}: it is of {net}, and model_architecture={cfg.model_architecture!r}; '
+               'a preset of that, or none, was expected')
 
 # %% ../../nbs/front/60_options.ipynb #371a08bb
 def option_of(problem:str) -> str:
@@ -777,6 +788,23 @@ def needed_plugins(cfg) -> list[str]:
     return missing_plugins(run.read_about().get('plugins'))
 
 # %% ../../nbs/front/60_options.ipynb #0b50c067
+def _takes_generator(op): return any(a.name == 'generator' for a in op._schema.arguments)
+
+class OwnNumbers(TorchDispatchMode):
+    "What this thread draws meanwhile is drawn from generators of its own, a device each"
+    def __init__(self):
+        super().__init__()
+        self.of = cache(torch.Generator)
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        kwargs, drawing = kwargs or {}, getattr(op.overloadpacket, 'generator', op)     # as randn has it beside its default
+        drawing = op if _takes_generator(op) else drawing
+        if not _takes_generator(drawing) or kwargs.get('generator') is not None: return op(*args, **kwargs)
+        device = next((a.device for a in args if isinstance(a, torch.Tensor)), torch.device(kwargs.get('device') or 'cpu'))
+        own = {} if device.type == 'meta' else {'generator': self.of(device)}
+        return drawing(*args, **(kwargs | own)) if own else op(*args, **kwargs)
+
+# %% ../../nbs/front/60_options.ipynb #1f4e1a19
 def try_config(
     options:dict,
 ) -> tuple[LearnConfig, list[str]]:   # And everything that is wrong, a sentence each
@@ -787,7 +815,7 @@ def try_config(
     except ValidationError: pass          # `valid_part` says it
     cfg, problems, bad = valid_part(with_preset(options))
     problems = [p for p in problems if not option_of(p).startswith(_slugs_unknown(cfg))]
-    with torch.random.fork_rng():        # nets that are tried draw no number of the run's
+    with OwnNumbers():
         found = [p for rule in RULES for p in rule(cfg) if option_of(p) not in bad]
     found = unknown + problems + found
     return cfg, found + [f'plugins: {remark}' for remark in needed_plugins(cfg)*bool(found)]

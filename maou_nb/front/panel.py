@@ -26,7 +26,7 @@ from .study import SET_BY_STUDY, base_of
 from .study_form import StudyForm
 from .words import LANGUAGES, Words
 from ..data.options import OptionError, is_path
-from .options import PRESETS, make_config, option_of, try_config, valid_part, with_preset
+from .options import PRESETS, make_config, option_of, try_config, valid_part
 from ..data.html import BAD, GOOD, QUIET, html_table, join_html, style_sheet, tag
 from ..stages.stage import section_of, stages_of
 from ..train.folder import begun_folder
@@ -580,9 +580,10 @@ def check(self:LearnPanel) -> 'LearnPanel':
 # %% ../../nbs/front/67_panel.ipynb #87f55137
 @patch
 def set(self:LearnPanel, **options) -> 'LearnPanel':
-    "Choose `options`; the others stay"
+    "Choose `options`; the others stay, but a preset first goes back to the defaults"
+    if options.get('preset') is not None: self.choose(options['preset'])
     self._quiet = True
-    for n, v in with_preset(options).items():
+    for n, v in options.items():
         if n == 'preset': continue             # its options are what the form shows
         if n not in self.fields: raise OptionError(f'{n}: the form has no such field; the names of options were expected')
         f = self.fields[n]
@@ -595,7 +596,7 @@ def set(self:LearnPanel, **options) -> 'LearnPanel':
 @patch
 def choose(self:LearnPanel, preset:str):
     "Take the options of a preset, '' for the defaults; paths and places stay"
-    if preset not in CALLED: raise OptionError(f'preset={preset!r}: one of {", ".join(PRESETS)} was expected')
+    if preset not in [*CALLED]: raise OptionError(f'preset={preset!r}: one of {", ".join(PRESETS)} was expected')
     keep = ('Data', 'Logs & output')
     also = ('test_ratio', 'stage2_test_ratio', 'dataloader_workers', 'pin_memory')
     back = {n: f.option.default for n, f in self.fields.items()

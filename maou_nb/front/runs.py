@@ -544,7 +544,7 @@ class Comparison:
         "(option, its value in each run) where they differ; places and names of the run apart"
         own = ('run_dir', 'run_name', 'log_dir', 'model_dir', 'resume_from')
         names = [n for n in config_class().model_fields if n not in own]
-        values = {n: [getattr(cfg, n) for cfg, _ in self.runs.values()] for n in names}
+        values = {n: [getattr(cfg, n, None) for cfg, _ in self.runs.values()] for n in names}    # registered since: none of theirs
         return [(n, *v) for n, v in values.items() if any(x != v[0] for x in v)]
 
 # %% ../../nbs/front/64_runs.ipynb #e38937bc
@@ -633,11 +633,12 @@ def remarks(self:Comparison) -> list[str]:
 @patch
 def luck(self:Comparison) -> str:      # '' where seeds are repeated, or nothing differs
     "How far these runs can tell what their options do"
-    values = [v for n, *v in self.differences() if n != 'seed']
-    if not values: return 'They differ in the seed alone: what lies between them is luck.'*bool(self.differences())
-    settings = [repr(s) for s in zip(*values)]
-    if len({*settings}) < len(settings): return ''
-    return 'One run of each: another seed would move the figures, too. study(...) trains several, and says what is more than luck.'
+    values = [v for n, *v in self.differences() if n not in ('seed', 'preset')]      # a preset's options are among them
+    settings = [repr(s) for s in zip(*values)] or ['']*len(self.runs)
+    seeds = {s: {cfg.seed for (cfg, _), t in zip(self.runs.values(), settings) if t == s} for s in settings}
+    if not values: return 'Their options differ in the seed alone.'*(len(seeds['']) > 1)
+    if min(map(len, seeds.values())) > 1: return ''
+    return 'One seed of a setting: another would move the figures, too. study(...) trains several, and says what is more than luck.'
 
 # %% ../../nbs/front/64_runs.ipynb #279ec00c
 def _cell_text(c): return '–' if c is None else f'{c:.4f}' if isinstance(c, float) else str(c)

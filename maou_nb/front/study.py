@@ -43,7 +43,7 @@ from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from .cli import chosen
 from .learn import LearnResult, learn_multi_stage, new_backbone
-from .options import make_config
+from .options import below, make_config
 from .runs import STATE_COLORS, clock, config_of, known_here_only
 from .workers import Workers, in_turn
 from ..judge.exam import figure_better, kept_exam
@@ -781,7 +781,7 @@ def _options_for(study, base, arm, seed):
     scores = type(study.stage).row_figures is not Stage.row_figures
     kept = {'row_results': True} if scores else {}
     every = {'checkpoint_every': 200} if 'checkpoint_every' not in base | arm.options else {}
-    return {**base, **arm.options, **kept, **every, **({} if steps is None else {'max_steps': steps}), **own}
+    return {**below(base, arm.options), **kept, **every, **({} if steps is None else {'max_steps': steps}), **own}
 
 def said_error(error:BaseException) -> str:
     "What went wrong, in a line; the kind of an error that is no sentence of ours"
@@ -868,7 +868,7 @@ def _checked(base, arms, budget, folder, known):
     "(the stage that all end with, `max_steps` of each arm); an `OptionError` names the arm of what is wrong"
     stages, steps, held = {}, {}, {}
     for name, arm in arms.items():
-        options = {**base, **arm.options}
+        options = below(base, arm.options)
         if budget is not None and base.get('max_steps') is not None:
             raise OptionError(f'base: max_steps={base["max_steps"]} beside a budget of {budget}; one of them was expected')
         try: cfg = make_config(**options, run_dir=str(folder/'runs'/name/'0'))
