@@ -2,7 +2,7 @@
 
 python studies/curriculum/run.py GAMES [--work FOLDER] [--hours 2] [--nets resnet vit] [--seeds 5] [--at-once 2]
 GAMES is a folder of game records. What is prepared from them, and the weights, go to FOLDER; the records of the runs stay beside
-this script. It ends after so many hours, and the same call goes on; `python studies/curriculum/run.py --report` writes report.md.
+this script. It ends after so many hours, and the same call goes on. nbs/guides/89_curriculum.ipynb is the report.
 """
 import argparse
 import os

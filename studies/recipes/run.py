@@ -1,8 +1,8 @@
 """Two recipes against the README's settings, on the sample games, at equal time
 
 python studies/recipes/run.py [--seconds 60] [--seeds 1 2 3 4 5] [--explore] [--work FOLDER]
-The machine should be quiet: seconds are measured once for each arm, and become steps. The recipes were chosen with
-seed 0 on the games that are held out here, too; they are judged with other seeds.
+The machine should be quiet: seconds are measured once for each arm, and become steps. --explore tries each change of TRIED in
+the same way; nbs/guides/89_recipes.ipynb says what of it was done, and is the report.
 """
 import argparse
 import os
