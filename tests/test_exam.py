@@ -606,6 +606,20 @@ def test_an_exam_that_fails_loses_no_run(shards, tmp_path, monkeypatch, capsys):
     assert done.stages_completed and 'no exam was held: it is out of paper' in capsys.readouterr().out
     assert not (tmp_path/'run'/'exam.json').exists()
 
+def test_a_stage_that_is_not_there_names_those_that_are(run, tmp_path, capfd):
+    for of in (run, run.run_dir):
+        with pytest.raises(ValueError, match='1, 2, 3') as e: exam(of, stage=7)
+        assert '7' in said(e)
+    with pytest.raises(ValueError, match='is of stage 3, so stage=3 was expected'): exam(run.checkpoint(3), stage=7)
+    assert cli.main(['exam', run.run_dir, '--stage', '7', '--page', str(tmp_path/'e.html')]) == 1
+    assert 'has the stages 1, 2, 3, one of which was expected' in capfd.readouterr().err
+
+def test_the_maker_of_an_exam_wants_games(tmp_path):
+    for folder, why in ((tmp_path, 'no game of folds 0 to 9 is there'), (tmp_path/'nowhere', 'this is no folder'), (GAMES, 'in samples/')):
+        words = [sys.executable, 'tools/make_exam.py', str(folder), '--version', '9', '--out', str(tmp_path/'x.feather')]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count('\n') == 1 and why in done.stderr and 'expected' in done.stderr, done.stderr
+
 # --- the command
 def test_the_command(run, tmp_path, capfd):
     assert cli.main(['exam', run.run_dir, '--page', str(tmp_path/'e.html'), '--device', 'cpu', '--own-rows=false']) == 0
