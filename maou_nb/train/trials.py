@@ -51,7 +51,7 @@ def try_batches_of_step(self:Loop, rows, batches) -> float:
     told = []
     for batch in batches:
         loss, of_all = self._asked(batch)
-        self.accelerator.backward(loss if len(batch) == rows else loss*(len(batch)*len(of_all) / rows))
+        self.accelerator.backward(loss*(len(batch)*len(of_all) / rows))
         told += of_all
     self.clip()
     self.optimizer.step()
