@@ -134,7 +134,7 @@ def why(self:RateTrial) -> str:    # Empty: it shows one
     "Why the curve shows no rate"
     change, n, last = self.change, len(self.rates), f'{self.rates[-1] if self.rates else 0:.2g}'
     if self.odd: return self.odd
-    if n < _FEWEST: return f'{n} rate{" was" if n == 1 else "s were"} tried before it ended: more steps, or a lower `low`, would help'
+    if n < _FEWEST: return f'{n} rate{" was" if n == 1 else "s were"} tried before it ended: more steps, or a lower `low`, were expected'
     at, depth = int(change.argmin()), -float(change.min())
     noise = 1.4826*float(np.median(np.abs(np.subtract(self.losses, self.before) - change)[:at + 1]))
     if depth <= max(1.5*noise, 1e-4*abs(float(np.mean(self.before)))):
