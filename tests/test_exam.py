@@ -342,9 +342,10 @@ def test_a_study_keeps_the_exams_of_its_runs(run, examined):
     "And knows of each figure which way is better, if either is"
     assert record_of(run, 'plain', 0)['exam'] == pytest.approx(examined.figures)
     ways = {n: figure_better(n) for n in examined.figures}
-    assert {ways[n] for n in ('rules/policy/illegal', 'rules/legal_moves/missed', 'value/brier', 'mirror/policy_kl')} == {'lower'}
-    assert {ways[n] for n in ('rules/legal_moves/exact', 'mates/found/1', 'moves/top1', 'value/accuracy', 'reach/exact',
-                                'mirror/same_top1')} == {'higher'}
+    assert {ways[n] for n in ('rules/policy/illegal', 'rules/legal_moves/missed', 'value/brier')} == {'lower'}
+    assert {ways[n] for n in ('rules/legal_moves/exact', 'mates/found/1', 'moves/top1', 'value/accuracy', 'reach/exact')} == {'higher'}
+    # one that says the same of every board is perfectly consistent, and no better for it
+    assert {w for n, w in ways.items() if n.startswith('mirror/')} == {None}
     assert {w for n, w in ways.items() if 'guess' in n or 'cases' in n or 'temperature' == n.split('/')[1]} == {None}
 
 def test_an_exam_is_held_once(shards, tmp_path, capsys):
@@ -385,6 +386,60 @@ def test_one_exam_against_another(examined):
     with pytest.raises(ValueError, match=r'exam ff3be61e3bd5 against 000000000000: two of the same positions were expected'):
         examined.against(replace(examined, sha256='0'*64))
     with pytest.raises(ValueError, match=r"other='runs/a': an Exam was expected, as exam\(...\) gives it"): examined.against('runs/a')
+
+def test_what_cannot_be_compared(run, examined):
+    "Exams without a common figure, and what illegal labels get after training with a mask"
+    first = exam(run, stage=1, own_rows=False)
+    words = 'an exam of the parts rules, mates, moves, value, mirror, reach, own against one of the parts reach: no figure'
+    with pytest.raises(ValueError, match=words) as e: examined.against(first)
+    said(e)
+    examined = replace(examined, masked=False)
+    worse = replace(examined, parts={k: replace(p, draws={n: d*0.9 - 0.01 for n, d in p.draws.items()}) for k, p in examined.parts.items()})
+    better = lambda a, b: {f'{p}/{f}': w for p, f, w in a.against(b)['part', 'figure', 'better'].rows()}
+    plain, masked = better(examined, worse), better(replace(examined, masked=True), worse)
+    assert better(examined, replace(worse, masked=True)) == masked
+    names = {n for n in plain if n.startswith('rules/policy/') or n == 'moves/top1_dlshogi'}
+    assert len(names) > 5 and {masked[n] for n in names} == {None} != {plain[n] for n in names}
+    assert {n: w for n, w in plain.items() if n not in names} == {n: w for n, w in masked.items() if n not in names}
+
+def shown(found): return re.sub('data:[^"]*', '', found._repr_html_())      # without its pictures
+
+def test_few_games_give_no_interval(asked, run, monkeypatch):
+    "Nor is either network better by them"
+    from maou_nb.judge.exam import FEWEST_GAMES
+    games, net = np.unique(asked.game[asked.rows('ordinary')]), load_net(run.run_dir)
+    for n in (1, FEWEST_GAMES - 1, FEWEST_GAMES):
+        few = part_of(asked, np.flatnonzero(np.isin(asked.game, games[:n])))
+        monkeypatch.setattr('maou_nb.judge.exam.read_exam', lambda path: few)
+        found = exam(net, device='cpu', own_rows=False)
+        assert ('moves/top1' in found.intervals) == (n == FEWEST_GAMES) and 'nan' not in repr(found) + shown(found), n
+        assert ('–' in found.headline()[0][1].split(',')[0]) == (n == FEWEST_GAMES)
+        if n == FEWEST_GAMES: assert len(found.against(found))
+        else:
+            assert not found.intervals
+            with pytest.raises(ValueError, match='no figure with an interval is in both'): found.against(found)
+
+@pytest.mark.parametrize('lost, parts', [('value', ['rules', 'mates', 'moves', 'mirror', 'own']), ('policy', ['value', 'mirror', 'own'])])
+def test_a_network_without_one_of_its_heads(run, examined, lost, parts):
+    net = load_net(run.run_dir)
+    del net.heads[lost]
+    found = exam(net, device='cpu')
+    assert [*found.parts] == parts and 'is of no stage' in found.parts['own'].said[0] and found.known == {3: examined.known[3]}
+    assert all(found.figures[k] == examined.figures[k] for k in ('moves/top1', 'value/brier') if k in found.figures)
+    bare = exam(Net(net.backbone, dict(net.heads)), device='cpu', own_rows=False)
+    assert 'not known' in repr(bare) and found.against(bare)['better'].null_count() == len(found.against(bare))
+
+def test_an_exam_that_was_edited_is_none(examined, tmp_path):
+    examined.keep(tmp_path)
+    kept = json.loads((tmp_path/'exam.json').read_text())
+    assert kept_exam(tmp_path) == kept
+    exam_of, top1 = kept['exam'], lambda v: {'figures': kept['figures'] | {'moves/top1': v}}
+    for odd in (top1(7.5), top1(True), top1('0.4'), top1(-0.1), top1(None), {'figures': {}}, {'exam': exam_of | {'version': [1]}},
+                {'exam': exam_of | {'sha256': ''}}, {'exam': exam_of | {'version': True}}, {'exam': 3}, {'left_out': {'value': ['x']}}):
+        (tmp_path/'exam.json').write_text(json.dumps(kept | odd))
+        assert kept_exam(tmp_path) is None, odd
+    (tmp_path/'exam.json').write_text('[1]')
+    assert kept_exam(tmp_path) is None
 
 def test_every_door_is_the_same_exam(run, examined):
     for of in (run.run_dir, run.checkpoint(3), load_net(run.run_dir)):
@@ -499,7 +554,7 @@ def test_an_exam_of_one_kind_alone_or_of_one_game(asked, run, monkeypatch):
         few = part_of(asked, asked.rows(kind)[:3] if kind != 'ordinary' else asked.rows(kind)[:1])
         monkeypatch.setattr('maou_nb.judge.exam.read_exam', lambda path: few)
         found = exam(net, device='cpu', own_rows=False)
-        assert [*found.parts] == parts and 'nan' not in found._repr_html_(), kind
+        assert [*found.parts] == parts and 'nan' not in shown(found), kind
 
 def test_answers_that_are_no_numbers_are_no_answers(run):
     "A network that diverged would have every move right: nothing is greater than what is no number"
@@ -550,6 +605,20 @@ def test_an_exam_that_fails_loses_no_run(shards, tmp_path, monkeypatch, capsys):
     done = learn_multi_stage(stage=1, run_dir=tmp_path/'run', exam_after=True, **TINY, stage1_data_path=shards['stage1_data_path'])
     assert done.stages_completed and 'no exam was held: it is out of paper' in capsys.readouterr().out
     assert not (tmp_path/'run'/'exam.json').exists()
+
+def test_a_stage_that_is_not_there_names_those_that_are(run, tmp_path, capfd):
+    for of in (run, run.run_dir):
+        with pytest.raises(ValueError, match='1, 2, 3') as e: exam(of, stage=7)
+        assert '7' in said(e)
+    with pytest.raises(ValueError, match='is of stage 3, so stage=3 was expected'): exam(run.checkpoint(3), stage=7)
+    assert cli.main(['exam', run.run_dir, '--stage', '7', '--page', str(tmp_path/'e.html')]) == 1
+    assert 'has the stages 1, 2, 3, one of which was expected' in capfd.readouterr().err
+
+def test_the_maker_of_an_exam_wants_games(tmp_path):
+    for folder, why in ((tmp_path, 'no game of folds 0 to 9 is there'), (tmp_path/'nowhere', 'this is no folder'), (GAMES, 'in samples/')):
+        words = [sys.executable, 'tools/make_exam.py', str(folder), '--version', '9', '--out', str(tmp_path/'x.feather')]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.count('\n') == 1 and why in done.stderr and 'expected' in done.stderr, done.stderr
 
 # --- the command
 def test_the_command(run, tmp_path, capfd):

@@ -1,11 +1,16 @@
 "The rate that `find_lr` suggests: near the best of a swept grid whatever the seed, and none where the curve shows none"
-import importlib.util, json, math
+import importlib.util, json, math, re
 from pathlib import Path
 
 import pytest
+import torch
 
 from maou_nb import find_lr
-from maou_nb.train.runner import close_sources
+from maou_nb.front.learn import new_backbone
+from maou_nb.stages.stage import STAGES
+from maou_nb.train.loop import make_accelerator
+from maou_nb.train.options import LearnConfig
+from maou_nb.train.runner import close_sources, stage_loop
 from maou_nb.train.trials import RateTrial
 from samples import said
 
@@ -76,3 +81,72 @@ def test_a_single_peak_is_left_out():
     was = trial.suggestion
     trial.losses[20], trial.losses[70] = 90., -90.
     assert trial.suggestion == pytest.approx(was, rel=0.05)
+
+# --- a step is that of the run
+def trial_loop(data, **changed):
+    "A loop of stage 1 on a CPU"
+    cfg = LearnConfig(**{**SMALL, 'stage1_data_path': data, **changed})
+    return stage_loop(cfg, STAGES['1'], new_backbone(cfg), make_accelerator('cpu', 'fp32'), say=lambda text: None)[0]
+
+def test_batches_of_a_step_are_accumulated(shards):
+    "As in the run: batches of 32, four a step, cost and change what batches of 128 do"
+    made = {}
+    for name, changed in (('alone', dict(stage1_batch_size=32)), ('four', dict(stage1_batch_size=32, gradient_accumulation_steps=4)),
+                          ('big', dict(stage1_batch_size=128))):
+        loop = trial_loop(shards['stage1_data_path'], seed=3, **changed)
+        before = {k: v.clone() for k, v in loop.net.state_dict().items()}
+        made[name] = loop.find_lr(steps=20)
+        assert all(v.equal(before[k]) for k, v in loop.net.state_dict().items())
+        close_sources(loop)
+    assert made['four'].losses != made['alone'].losses and made['four'].rates == made['big'].rates[:len(made['four'].rates)]
+    assert made['four'].before == pytest.approx(made['big'].before, rel=0.05)      # but for batch norm, the same rows
+    assert 'a step has 4 batches' in repr(made['four']) and 'a step has' not in repr(made['big'])
+
+def test_the_trial_of_a_step_is_that_of_the_loop(shards):
+    "The same weights, in a net that counts no batches"
+    data, changed = shards['stage1_data_path'], dict(model_architecture='mlp-mixer', mixer_embed_dim=16, mixer_num_layers=1)
+    changed |= dict(gradient_accumulation_steps=5, max_steps=8, learning_ratio=1e-3, stage1_batch_size=96, stage1_threshold=1.)
+    changed |= dict(stage12_lr_scheduler='none', gradient_clip_norm=1e9, mirror_augmentation=False)
+    run, tried = (trial_loop(data, **changed) for _ in range(2))
+    run.fit()
+    steps = tried.steps_forever()
+    for _ in range(8): tried.try_batches_of_step(*next(steps))
+    steps.close()
+    for (k, a), b in zip(run.net.state_dict().items(), tried.net.state_dict().values()): assert torch.allclose(a, b, atol=1e-6), k
+    for loop in (run, tried): close_sources(loop)
+
+def test_adaptive_batch_is_tried_as_it_begins(shards):
+    found = find_lr(steps=3, stage=3, stage3_data_path=shards['stage3_data_path'], stage3_batch_size=32, adaptive_batch=True,
+                    model_size='tiny', resnet_channels=8, resnet_blocks=1, gpu='cpu')
+    assert 'a step has 2 batches, the fewest of adaptive_batch, with which it begins' in repr(found)
+
+# --- what is said
+def test_a_loss_that_is_no_number_is_not_blamed_on_the_rates(shards):
+    loop = trial_loop(shards['stage1_data_path'])
+    with torch.no_grad(): next(loop.net.parameters()).fill_(math.nan)
+    trial = loop.find_lr(steps=20)
+    close_sources(loop)
+    assert 'of 31 steps is not a number before the first is taken, whatever the rate' in trial.why and trial.suggestion is None
+
+def test_rates_out_of_bounds_and_too_few_steps(shards):
+    options = dict(SMALL, stage1_data_path=shards['stage1_data_path'])
+    for asked, why in ((dict(low=1e-300, high=1e300), 'low=1e-300: a rate of at least 1e-12 was expected'),
+                       (dict(high=1e7), 'high=10000000.0: a rate of at most 1e+06 was expected')):
+        with pytest.raises(ValueError, match=re.escape(why)) as error: find_lr(**asked, **options)
+        assert said(error)
+    assert '10 steps are too few for a curve: more steps, 30 at least, were expected' in find_lr(steps=10, **options).why
+    assert RateTrial([1.], [1.], [1.]).why.startswith('1 rate was tried before it ended')
+    assert repr(RateTrial([1.], [1.], [1.])).startswith('1 rate from 1 to 1; none')
+
+def test_few_rows_are_said(shards):
+    "Each is seen again and again"
+    few = find_lr(**{**SMALL, 'stage1_batch_size': 256}, steps=20, stage1_data_path=shards['stage1_data_path'])
+    many = find_lr(**{**SMALL, 'stage1_batch_size': 32}, steps=20, stage1_data_path=shards['stage1_data_path'])
+    assert 'learnt by heart' in repr(few) and 'learnt by heart' not in repr(many)
+
+def test_a_trial_takes_no_random_numbers(shards):
+    torch.manual_seed(5)
+    find_lr(steps=20, **SMALL, stage1_data_path=shards['stage1_data_path'])
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.rand(1).equal(after)

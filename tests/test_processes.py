@@ -184,11 +184,13 @@ def test_processes_steer_alike_and_go_on(pair, few, tmp_path):
     assert timeless(history(again[0])) == timeless(history(whole[0]))
     for k, v in saved(tmp_path/'b')[0].items(): assert torch.equal(v, tensors[k]), k
 
-def test_the_same_rate_is_found_by_all(pair, few):
-    first, second = pair('rates', options=options(few, 1, stage1_batch_size=69))
+@pytest.mark.parametrize('steps', [1, 3])
+def test_the_same_rate_is_found_by_all(pair, few, steps):
+    asked = options(few, 1, stage1_batch_size=69, gradient_accumulation_steps=steps)
+    first, second = pair('rates', options=asked)
     assert 'rates' in first, first
     assert (first['rates'], first['losses']) == (second['rates'], second['losses'])
-    one = done('rates', dict(options=options(few, 1, stage1_batch_size=69)))
+    one = done('rates', dict(options=asked))
     assert first['losses'] == pytest.approx(one['losses'], rel=1e-3)
 
 # of files for a look at the first rows, and in two epochs; of a map once, the held-out rows with them

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from maou_nb import OptionError, learn_multi_stage, load_run
+from maou_nb.data.files import file_sha256
 from maou_nb.stages.rows import prepare_stage1, prepare_stage2, prepare_stage3
-from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
+from maou_nb.train.checkpoints import MANIFEST, Checkpoints, load_tensors, part, save_tensors
 from maou_nb.train.loop import TIMINGS, Callback
 from samples import ONE_FILE
 
@@ -197,3 +198,22 @@ def test_steps_that_overflowed_are_no_reason_to_refuse(tmp_path, shards, overflo
     (ours, about), (theirs, _) = (load_tensors(r.checkpoint(3, 'last')) for r in (cut, whole))
     assert about['skipped'] == 3 and about['step'] == whole[3].history[-1]['step']
     assert all(ours[k].equal(theirs[k]) for k in part(ours, 'net.', strip=False))
+    steps = about['step'] + 3
+    assert cut[3].skipped == 3 and f'3 of {steps} steps overflowed in fp16 and were not taken' in cut[3].sentence() in repr(cut)
+
+def test_skipped_steps_that_the_optimizer_counted_are_refused(tmp_path, shards):
+    "A checkpoint says that a step was not taken, and its optimizer took it"
+    class StopAt(Callback):
+        def after_step(self, loop):
+            if loop.step == 5: raise RuntimeError('enough')
+    options = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=96, checkpoint_every=1,
+                   epoch=1, run_dir=tmp_path/'run', **shards)
+    with pytest.raises(RuntimeError, match='enough'): learn_multi_stage(**options, callbacks=[StopAt()])
+    kept = Checkpoints(tmp_path/'run'/'checkpoints'/'stage3')
+    tensors, about = kept.load_newest()
+    save_tensors(kept.path('last'), tensors, {**about, 'skipped': 1, 'step': about['step'] - 1})
+    manifest = json.loads((kept.folder/MANIFEST).read_text())
+    manifest['files'][kept.path('last').name]['sha256'] = file_sha256(kept.path('last'))
+    (kept.folder/MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match='its optimizer counts 5 steps where its step is 4, not taken: 1;'):
+        learn_multi_stage(**options, resume_from='latest')

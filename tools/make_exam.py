@@ -133,9 +133,13 @@ def spread(numbers, most):
     "`most` of `numbers`, evenly"
     return [numbers[i*len(numbers)//most] for i in range(most)] if len(numbers) > most else list(numbers)
 
+def refuse(folders, why): raise SystemExit(f'{", ".join(map(str, folders))}: {why}')
+
 def make(folders, out, version):
+    if lost := [f for f in folders if not Path(f).is_dir()]: refuse(lost, 'this is no folder; one with CSA games was expected')
     known = positions(all_games([ROOT/'samples']), ends=False, legal=False)
     games = all_games(folders, lambda key: key % FOLDS < FOLDS_TAKEN)
+    if not games: refuse(folders, f'no game of folds 0 to {FOLDS_TAKEN - 1} is there; CSA games with results were expected')
     cols = positions(games, ends=False, legal=False)
     own, theirs = marks_in(cols), marks_in(known)
     left = np.isin(cols['game'], np.concatenate([np.unique(known['game']), copied_games(theirs, own)]))
@@ -143,6 +147,7 @@ def make(folders, out, version):
     first = np.zeros(len(left), bool)
     first[np.unique(cols['id'], return_index=True)[1]] = True      # of a position in several games the first
     free = first & ~left
+    if not free.any(): refuse(folders, f'all {len(games):,} games are in samples/, or copies of such; others were expected')
     starts = np.cumsum([0, *map(len, games)])
     print(f'{len(games):,} games of these folds, {int(free.sum()):,} of {len(free):,} positions free')
 

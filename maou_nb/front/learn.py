@@ -41,7 +41,7 @@ from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, drawing_of, stages_of
 from ..data.columns import stage_key
 from ..train.checkpoints import (
-    CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint)
+    CONFIG, MANIFEST, MODELS, CheckpointError, Checkpoints, find_checkpoint, named_checkpoint, same_random)
 from ..train.folder import EXAM_PAGE, RunFolder, begun_folder, came_from, fits_row
 from ..train.loop import Callback, Stopped, StopWish, import_compiler, make_accelerator, precision_of
 from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_url, sends_to, standing, unfinished
@@ -647,15 +647,17 @@ def _trial_loop(options, of_stage):
     "The loop of one stage under `options`"
     cfg = make_config(**options)
     stage = _tried(cfg, of_stage)
-    accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
     print(f'stage {stage.id} is tried; of_stage chooses another')
     if cfg.resume_from: print('resume_from: a trial begins anew; resume_backbone_from takes what a run has learnt')
-    loop, _ = stage_loop(cfg, stage, backbone, accelerator)
-    try: yield loop
-    finally: close_sources(loop)
+    with same_random():
+        accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
+        loop, _ = stage_loop(cfg, stage, backbone, accelerator)
+        try: yield loop
+        finally: close_sources(loop)
 
 # %% ../../nbs/front/62_learn.ipynb #37679c23
 _longest_trial = 100_000     # Steps
+_LOWEST, _HIGHEST = 1e-12, 1e6    # Rates beyond which float32 tells no steps apart, or ends
 
 def _check_stage(of_stage):
     "Refuse what is no stage, such as a run, whatever the options are"
@@ -677,6 +679,8 @@ def find_lr(
     check_whole(1, _longest_trial, steps=steps)
     check_above_0(low=low, high=high)
     if low >= high: refuse('low', low, f'a rate below high={high:g}')
+    if low < _LOWEST: refuse('low', low, f'a rate of at least {_LOWEST:g}')
+    if high > _HIGHEST: refuse('high', high, f'a rate of at most {_HIGHEST:g}')
     _check_stage(of_stage)
     with _trial_loop(options, of_stage) as loop: return loop.find_lr(low, high, steps)
 

@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS', 'load_net', 'stage_of_net', 'evaluating', 'has_net', 'as_n
 
 # %% ../../nbs/judge/51_ask.ipynb #7c2b768d
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +108,14 @@ def _of_result(of, stage):
     except KeyError as e: raise ValueError(f'{e.args[0]}, and one that it has was expected') from None
 
 # %% ../../nbs/judge/51_ask.ipynb #df99af90
+def _stages_in(path) -> list[str]:
+    "The stages that a run has checkpoints of; one or none where `path` is no folder of a run"
+    found = {}
+    for s in STAGES.values():
+        with suppress(ValueError, OSError): found.setdefault(str(find_checkpoint(path, stage=s.key)[0]), s.key)
+    return sorted(found.values())
+
+# %% ../../nbs/judge/51_ask.ipynb #c81557a4
 @hinted
 def load_net(
     path:str|Path,             # A checkpoint, a folder of a run, the URL of either, or a result: the best there is
@@ -116,9 +124,12 @@ def load_net(
 ) -> Net:                      # On the CPU, in evaluation mode; `about` is what its checkpoint says,
                                # and `unfinished` a sentence on its run, if that has not come to its end
     "The network that the checkpoint at `path` holds; a `CheckpointError` of one sentence if there is none"
-    tensors, about, path = _read(_of_result(path, stage), stage)
+    asked = _of_result(path, stage)
+    tensors, about, path = _read(asked, stage)
     if stage is not None and str(stage) != str(about['stage']):
+        has = _stages_in(asked)
         why = f'stage={stage!r}: {path} is of stage {about["stage"]}, so stage={about["stage"]!r} was expected'
+        if len(has) > 1: why = f'stage={stage!r}: {as_path(asked)} has the stages {", ".join(has)}, one of which was expected'
         raise CheckpointError('; '.join([why, *missing_plugins(about.get('plugins'))]))
     net = _net_said(about, path)
     weights = _weights(tensors, which_weights, path)

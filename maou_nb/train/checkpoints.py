@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
-           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'part',
-           'Checkpoints', 'manifest_in', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts', 'load_part',
-           'adapter_of', 'MisfitError', 'put_part']
+           'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'same_random',
+           'part', 'Checkpoints', 'manifest_in', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts',
+           'load_part', 'adapter_of', 'MisfitError', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -128,6 +128,14 @@ def load_random(
         return
     for i in range(torch.cuda.device_count()):
         if f'random.cuda.{i}' in tensors: torch.cuda.set_rng_state(tensors[f'random.cuda.{i}'], i)
+
+# %% ../../nbs/train/41_checkpoints.ipynb #547b561f
+@contextmanager
+def same_random():
+    "Whatever is drawn inside, torch's random generators are afterwards where they were"
+    before = random_tensors()
+    try: yield
+    finally: load_random(before)
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cb06c6de
 def part(

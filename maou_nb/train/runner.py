@@ -531,6 +531,7 @@ class StageResult(BaseModel):
     baselines: dict[str, float] = Field(default_factory=dict)  # What guessing scores on these rows
     rows: dict[str, int] = Field(default_factory=dict)         # Of training and validation
     batch_size: int = 0                # Rows of a batch; 0: an earlier version wrote this
+    skipped: int = 0                   # Steps that overflowed in fp16, and so were not taken
     batch_capped: int = 0              # The batch_size that was asked for, where that would have been too large; else 0
     parameters: int = 0                # Of backbone and heads
     split: str = ''                    # How rows were held out
@@ -553,7 +554,14 @@ def sentence(self:StageResult) -> str:
     what = f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f}'
     after = f'after {self.epochs_trained} epoch{"s"*(self.epochs_trained > 1)}'
     return (f'{what} on {self.judged_on}{guessing}{goal}; '
-            f'{after}, of which the best was {self.best_epoch}')
+            f'{after}, of which the best was {self.best_epoch}{self._overflowed()}')
+
+@patch
+def _overflowed(self:StageResult) -> str:
+    "What to say of steps that were not taken; '' if all were"
+    if not self.skipped: return ''
+    steps = self.skipped + (self.history[-1].get('step', 0) if self.history else 0)
+    return f'; {self.skipped:,} of {steps:,} steps overflowed in fp16 and {"were" if self.skipped > 1 else "was"} not taken'
 
 # %% ../../nbs/train/48_runner.ipynb #1fedb721
 class StageThresholdNotMet(RuntimeError):
@@ -597,7 +605,7 @@ def stage_result(
         epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
-        batch_size=loop.settings.batch_size, batch_capped=capped_from(loop.cfg, stage, rows['train']),
+        batch_size=loop.settings.batch_size, skipped=loop.skipped, batch_capped=capped_from(loop.cfg, stage, rows['train']),
         rows=rows, split=split, fingerprint=fingerprint(loop.train), overlap=shared_figures(trained_of(loop)),
         before=[None if s is None else s.brief() for s in trained_of(loop).before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
@@ -758,6 +766,14 @@ def _odd_optimizer(loop, tensors):
     counts = {k: float(v) for k, v in tensors.items() if k.endswith('.step') and v.numel() == 1}
     yield from (f'{k} is {n:g}, and steps are counted from 0' for k, n in counts.items() if not (n >= 0 and n.is_integer()))
 
+# %% ../../nbs/train/48_runner.ipynb #28b31b65
+def _odd_counts(loop, tensors, about):
+    "Where the optimizer counts other steps than `about` says, of which some were not taken"
+    counts = [float(v) for k, v in tensors.items() if k.startswith('optimizer.') and k.endswith('.step') and v.numel() == 1]
+    begun = (about['config'].get(loop.stage.option('start_epoch')) or 0)*loop.steps_per_epoch
+    if not about.get('skipped') or not counts or max(counts) == about['step'] - begun: return
+    yield f'its optimizer counts {max(counts):g} steps where its step is {about["step"]}, not taken: {about["skipped"]}'
+
 # %% ../../nbs/train/48_runner.ipynb #a26b63cd
 def _odd_means(loop, tensors, batch):
     "What of the sums of an epoch that is not over cannot be"
@@ -840,6 +856,7 @@ def go_on(loop:Loop, tensors:dict, about:dict, say:Callable, where=''):
     free = check_goes_on(loop, about, where)
     _check_net(loop, tensors)
     _refuse_odd(loop, _odd_tensors(loop, tensors, about['batch'], about.get('processes') or 1), where)
+    _refuse_odd(loop, _odd_counts(loop, tensors, about), where)
     if (wrote := about.get('version')) != __version__:
         say(f'  version {wrote} wrote the checkpoint, and {__version__} goes on')
     for change in free: say(f'  changed since the run began: {change}')
