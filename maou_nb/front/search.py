@@ -260,6 +260,13 @@ def _check_free(folder):
     if why: raise OptionError(f'name={folder.name!r}: {short_path(folder)} {why}; another name was expected')
     if (folder/_journal).exists() and not (folder/_about).exists():
         raise OptionError(f'{short_path(folder/_about)} is gone, and trials are there: that file, or another name, was expected')
+    if not (folder/_journal).exists(): _check_known(folder, ())
+
+def _check_known(folder, names):
+    "Refuse folders of trials that the journal does not name: they are of other options"
+    if strange := sorted(p.name for p in folder.glob('trial-*') if p.name not in names):
+        raise OptionError(f'name={folder.name!r}: no journal in {short_path(folder)} knows {strange[0]}, which is of another search; '
+                          'another name was expected')
 
 # %% ../../nbs/front/69_search.ipynb #d8c88daa
 def _keep_about(folder, about):
@@ -378,6 +385,10 @@ class Task:
     def run(self, number:int) -> RunFolder:
         "The folder of a trial"
         return RunFolder(study_folder(self.study.study_name)/f'trial-{number:03}')
+
+    def folders(self) -> set[str]:
+        "The names of all that were begun"
+        return {self.run(t.number).path.name for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING'}
 
 # %% ../../nbs/front/69_search.ipynb #bee619ac
 def _suggest(trial, name, dist):
@@ -610,6 +621,7 @@ def search(
         _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))
         with _journal_in_words(folder): study = _opened(name, lower, pruned, _first(base, dists), grid)
         task = Task(study, base, dists, stage, figure, lower, callbacks)
+        _check_known(folder, task.folders())
         return task.go_on(min(trials, len(grid) or trials), sampler, seed, say)
 
 # %% ../../nbs/front/69_search.ipynb #3b00c036

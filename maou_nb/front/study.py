@@ -905,6 +905,8 @@ def _check_home(home:Path):
     "Refuse a place that is another's: a file, or a folder with runs of something else"
     what = next((p for p in (home, *home.parents) if p.exists()), home)
     if not what.is_dir(): raise FileError(f'{short_path(what)} is a file: a folder, or nothing, was expected there')
+    if (home/'search.json').exists():
+        raise FileError(f'{short_path(home)} holds a search: another name was expected')
     if (home/'study.json').exists(): return
     if there := [n for n in ('runs', 'results') if (home/n).is_dir() and any((home/n).iterdir())]:
         raise FileError(f'{short_path(home)} has {" and ".join(there)} in it but no study.json, so they are of something else: '
