@@ -202,6 +202,20 @@ def test_a_study_is_not_made_where_a_search_lies(base):
     with pytest.raises(FileError, match='holds a search: another name was expected') as error: study('mine', base, {'a': {}}, seeds=1)
     assert said(error) and not Path('studies/mine/study.json').exists()
 
+@pytest.mark.parametrize('sampler', [optuna.samplers.GridSampler({'optimizer': ['adamw', 'sgd']}), optuna.samplers.BruteForceSampler()])
+def test_a_sampler_that_has_tried_all_ends_the_search(base, sampler):
+    call = lambda: search({**base, 'stage1_max_epochs': 1}, {'optimizer': ['adamw', 'sgd']}, trials=5, sampler=sampler, name='all',
+                          pruner='none', say=lambda text: None)
+    found = call()
+    assert {t.options['optimizer']: t.state for t in found.trials} == {'adamw': 'finished', 'sgd': 'finished'}
+    assert bare(call()) == bare(found)
+
+def test_a_sampler_of_values_outside_the_space_is_a_sentence(base):
+    sampler = optuna.samplers.PartialFixedSampler({'optimizer': 'lion'}, optuna.samplers.RandomSampler())
+    with pytest.raises(OptionError, match='it tries what is not in the space') as error:
+        search(base, {'optimizer': ['adamw', 'sgd']}, sampler=sampler, name='fixed')
+    assert said(error)
+
 def test_two_searches_in_one_folder(base):
     "The second is refused; what lies there is kept, or named if it cannot be gone on with"
     go = lambda **more: search(base, **{'space': SPACE, 'trials': 1, 'name': 'twice', 'say': lambda text: None, **more})

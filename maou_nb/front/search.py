@@ -351,10 +351,13 @@ def _storage(folder):
     return storages.JournalStorage(storages.journal.JournalFileBackend(str(folder/_journal)))
 
 # %% ../../nbs/front/69_search.ipynb #a27ce9b2
+_ALL = 'all there is was tried'
+
 def _opened(name, lower, pruner, first:dict, grid:list=()):
     "The Optuna study; a new one tries `first` first, and what `grid` says is tried in turn"
     study = _optuna().create_study(study_name=name, storage=_storage(study_folder(name)), pruner=pruner,
                                    direction='minimize' if lower else 'maximize', load_if_exists=True)
+    study.stop = lambda: study.set_user_attr(_ALL, True)      # some samplers end by themselves
     if first and not grid and not study.trials: study.enqueue_trial(first)
     known = [t.system_attrs.get('fixed_params', t.params) for t in study.get_trials(deepcopy=False)] if grid else []
     known = {*(repr(sorted(options.items())) for options in known)}
@@ -406,7 +409,10 @@ def begin(self:Task, sampler, seed:int):
     number = left[0].number if left else sum(t.state is not states.WAITING for t in self.study.get_trials(deepcopy=False))
     self.study.sampler = _sampler(sampler, (seed + number*7919) % (1 << 32))
     trial = kind(self.study, left[0]._trial_id) if left else self.study.ask()
-    return trial, {n: _suggest(trial, n, d) for n, d in self.dists.items()}
+    try: return trial, {n: _suggest(trial, n, d) for n, d in self.dists.items()}
+    except (ValueError, TypeError, LookupError) as e:
+        raise OptionError(f'sampler={said(sampler)}: it tries what is not in the space ({" ".join(str(e).split())}); '
+                          'one of values in the space was expected') from None
 
 # %% ../../nbs/front/69_search.ipynb #be9f4019
 _quiet = lambda text: None
@@ -629,7 +635,7 @@ def search(
 def go_on(self:Task, trials:int, sampler, seed:int, say:Callable) -> SearchResult:
     "Train trials until there are so many, or one is interrupted"
     ended = lambda: sum(t.state.is_finished() for t in self.study.get_trials(deepcopy=False))
-    while ended() < trials:
+    while ended() < trials and _ALL not in self.study.user_attrs:
         trial, options = self.begin(sampler, seed)
         pruning = Pruning(trial, self.stage, self.figure)
         done = self.end(trial, *self.train(options, self.run(trial.number), pruning), pruning)
