@@ -125,7 +125,12 @@ def test_records_of_others(folder):
     path = Records(folder).path('b', 1)
     good = json.loads(path.read_text())
     for odd in ({'arm': 'a'}, {'seed': 0}, {'seed': '1'}, {'figures': []}, {'figures': {'top1': 'x'}}, {'history': [3]},
-                {'taken': [{'steps': 'x'}]},
+                {'taken': [{'steps': 'x'}]}, {'taken': [{'steps': math.nan}]}, {'taken': [{'positions': -1}]},
+                {'taken': [{'steps': 1 << 70}]},
+                {'exam': [1]}, {'exam': {'x': 'y'}}, {'guesses': [1]}, {'guesses': {'top1': 'x'}}, {'guesses': {'top1': None}},
+                {'rows': [1]},
+                {'rows': {'valid': 'x'}}, {'machine': 'x'}, {'fingerprint': [1]}, {'judged_on': [1]}, {'options': 3}, {'history': [{}]},
+                {'figures': {'top1': 10**400}},
                 {'held_out': '../../../etc'}, {'held_out': 3}):
         path.write_text(json.dumps(good | odd))
         says("no record of arm 'b', seed 1", lambda: load_study(folder))
@@ -133,6 +138,13 @@ def test_records_of_others(folder):
     says('is of stage 1', lambda: load_study(folder))
     path.write_text('{"arm": "b"')
     says('not readable JSON', lambda: load_study(folder))
+
+def test_a_record_forgives_that_its_run_failed(folder):
+    Records(folder).fail('b', 1, 'the loss is nan')
+    made = load_study(folder)
+    assert made.failed == {} and made.cells['b', 1].state == 'finished' and 'failed' not in made.verdict().words()
+    Records(folder).path('b', 1).unlink()
+    assert load_study(folder).failed == {('b', 1): 'the loss is nan'}
 
 def test_rows_that_are_damaged_or_others(folder):
     path = Records(folder).path('b', 1).with_suffix('.feather')

@@ -438,8 +438,9 @@ def end(self:Task, trial, result, failed:str, pruning:Pruning) -> bool:    # Fal
     value = _best_of(history, self.figure, self.lower)
     if result is not None and value is None: failed = f'no {self.figure} was judged'
     seconds = 0 if result is None else sum(row.get('seconds') or 0 for s in result.stages() for row in s.history)
-    for k, v in dict(why=failed or (result.stopped if pruning.why else ''), steps=pruning.steps, seconds=seconds, figure=value).items():
-        trial.set_user_attr(k, v)
+    held = [] if result is None else [s.judged_on for s in result.stages() if s.stage == self.stage.id]
+    for k, v in dict(why=failed or (result.stopped if pruning.why else ''), steps=pruning.steps, seconds=seconds, figure=value,
+                     held=''.join(held)).items(): trial.set_user_attr(k, v)
     state = states.FAIL if failed else states.PRUNED if pruning.why else states.COMPLETE
     self.study.tell(trial, value if state is states.COMPLETE else None, state)
     return True
@@ -476,6 +477,7 @@ class SearchResult:
     base: dict
     trials: list[Trial]
     importance: dict = field(default_factory=dict)    # Option → its share in what differs, where Optuna can tell
+    held: str = ''                # What the rows are that trials are judged on, where that is known: held-out games, training rows, …
 
     def __post_init__(self):
         order = {'finished': 0, 'pruned': 1, 'failed': 2}
@@ -512,6 +514,7 @@ def __repr__(self:SearchResult):
     ended = [sum(t.state == s for t in self.trials) for s in ('finished', 'pruned', 'failed')]
     said = [f'search {self.name}: {ended[0]} trial{"s"*(ended[0] != 1)} finished, {ended[1]} pruned, {ended[2]} failed']
     if self.best: said.append(f'best {self.figure} {self.best.figure:.4f} in trial {self.best.number}: ' + _words(self.best.options))
+    if self.held: said.append(f'judged on {self.held}')
     if self.importance: said.append('matters: ' + ', '.join(f'{n} {v:.0%}' for n, v in self.importance.items()))
     return '\n'.join(said)
 
@@ -577,7 +580,9 @@ def _importance(study) -> dict:
 def result(self:Task) -> SearchResult:
     "What the trials reached so far"
     trials = [_told(t, self) for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING']
-    return SearchResult(self.study.study_name, self.figure, self.lower, self.base, trials, _importance(self.study))
+    held = [t.user_attrs['held'] for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get('held')]
+    held = min(held, key=lambda kind: kind.startswith('held-out'), default='')
+    return SearchResult(self.study.study_name, self.figure, self.lower, self.base, trials, _importance(self.study), held)
 
 # %% ../../nbs/front/69_search.ipynb #9047e647
 def _check_base(base):

@@ -285,17 +285,33 @@ def record_of(result:LearnResult, arm:str, seed:int) -> dict:
 
 # %% ../../nbs/front/65_study.ipynb #d36464cf
 _record = {'figures': dict, 'history': list, 'taken': list}
+_also = {'exam': dict, 'guesses': dict, 'rows': dict, 'machine': dict, 'options': dict, 'fingerprint': str, 'judged_on': str}    # if any
 _costs = 'steps', 'positions', 'seconds'
+
+def _is_number(x) -> bool:
+    "Whether a figure is a number of a size that one can count with, or no number that came of counting"
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and not 1e100 < abs(x) < math.inf
+
+def _is_figure(x) -> bool: return x is None or _is_number(x)
+
+def _is_cost(x) -> bool: return x is None or _is_number(x) and 0 <= x < 2**53
+
+# %% ../../nbs/front/65_study.ipynb #587373e6
+def _has_kinds(found) -> bool:
+    "Whether each part of a record is of its kind"
+    kinds = all(isinstance(found.get(k), kind) for k, kind in _record.items())
+    return kinds and all(isinstance(found[k], kind) for k, kind in _also.items() if found.get(k) is not None)
 
 def is_record(found, arm:str, seed:int) -> bool:
     "Whether `found` is what a run of a study left"
-    number = lambda x: x is None or isinstance(x, (int, float)) and not isinstance(x, bool)
-    if not isinstance(found, dict) or (found.get('arm'), found.get('seed')) != (arm, seed): return False
-    if not all(isinstance(found.get(k), kind) for k, kind in _record.items()): return False
+    if not isinstance(found, dict) or (found.get('arm'), found.get('seed')) != (arm, seed) or not _has_kinds(found): return False
     if not all(isinstance(row, dict) for row in (*found['history'], *found['taken'])): return False
-    told = [*found['figures'].values(), *(row.get(k) for row in found['taken'] for k in _costs)]
-    held = found.get('held_out', 'unknown')
-    return all(map(number, told)) and isinstance(held, str) and re.fullmatch('[0-9a-f]{16}|unknown', held) is not None
+    told = [*found['figures'].values(), *(found.get('exam') or {}).values()]
+    always = [v for k in ('guesses', 'rows') for v in (found.get(k) or {}).values()]
+    took, held = [row.get(k) for row in found['taken'] for k in _costs], found.get('held_out', 'unknown')
+    return (all(map(_is_figure, told)) and all(map(_is_number, always)) and all(map(_is_cost, took))
+            and all('stage' in row for row in found['history'])
+            and isinstance(held, str) and re.fullmatch('[0-9a-f]{16}|unknown', held) is not None)
 
 # %% ../../nbs/front/65_study.ipynb #ec865e3a
 class Records:
@@ -338,9 +354,10 @@ def fail(self:Records, arm:str, seed:int, why:str):
 
 @patch
 def why_failed(self:Records, arm:str, seed:int) -> str:    # '' if it did not
-    "Why a run failed when it was last tried"
+    "Why a run failed when it was last tried; a record forgives it"
     path = _failure(self.path(arm, seed))
-    return str(read_json(path).get('failed', 'it is not told')) if path.exists() else ''
+    failed = path.exists() and not self.path(arm, seed).exists()
+    return str(read_json(path).get('failed', 'it is not told')) if failed else ''
 
 @patch
 def forgive(self:Records, arm:str, seed:int):
@@ -663,6 +680,18 @@ def _guessed(self:Study) -> str:
     told = next((r.get('guesses') or {} for key in self.cells if (r := self.record(*key)) is not None), {})
     return 'Guessing scores ' + ', '.join(f'{n.replace("_", " ")} {v:.4f}' for n, v in told.items()) + ' on these rows.' if told else ''
 
+# %% ../../nbs/front/65_study.ipynb #87e37836
+@patch
+def held(self:Study) -> str:     # '' where no record tells
+    "What the rows are that the runs are judged on: of several kinds the one that is in doubt"
+    kinds = [r['judged_on'] for records in self._by_arm().values() for r in records if r.get('judged_on')]
+    return min(kinds, key=lambda kind: kind.startswith('held-out'), default='')
+
+def _held_told(held) -> list[str]:
+    "What to say of rows that may have been trained on"
+    if not held or held.startswith('held-out'): return []
+    return [f'The runs are judged on {held}: of rows that are trained on, figures may look better than they are.']
+
 # %% ../../nbs/front/65_study.ipynb #e06c04df
 @patch
 def troubles(self:Study) -> list[str]:
@@ -677,7 +706,7 @@ def remarks(self:Study) -> list[str]:
     "What stands in the way of a comparison of arms: runs that failed, unequal budgets, other rows, other machines"
     found = self._by_arm()
     said = [f'{told} (it failed, and is left out: what stays of its arm may look better than the arm is)' for told in self.troubles()]
-    said += self._costs_told(found)
+    said += [*_held_told(self.held()), *self._costs_told(found)]
     if told := self._guessed(): said.append(told)
     if functions := [a for a in found if 'function' in self.asked['arms'][a]]:
         said.append(f'{", ".join(functions)}: of a function only its last run is counted; what it trained before that is not.')
@@ -715,6 +744,7 @@ def verdict(self:Study,
         refuse('baseline', baseline, f'an arm of which a run is done, {", ".join(dict.fromkeys(arm for arm, _ in found))},')
     better = {n: good[n] for n in names} | (better or {})
     made = verdict(kept, baseline=baseline, margin=margin, better=better, **how)
+    made.held = self.held()
     made.notes.extend(self.remarks())
     return made
 

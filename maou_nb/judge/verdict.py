@@ -404,6 +404,7 @@ class Verdict:
     games: int|None              # Held-out games; None: no rows were kept
     rows: int
     notes: list[str]             # What was left out, and why
+    held: str = ''               # What the rows are, where that is known: held-out games, validation rows, whose games …
 
 # %% ../../nbs/judge/54_verdict.ipynb #c8b2f3ce
 def _check_asked(study, baseline, margin, better, level):
@@ -542,21 +543,29 @@ def _about_figures(self:Verdict) -> list[str]:
     return told
 
 # %% ../../nbs/judge/54_verdict.ipynb #bc6b0f40
+def _many(n, what): return f'{n:,} {what}{"s"*(n != 1)}'
+
+@patch
+def _rows_told(self:Verdict) -> str:
+    "On which rows the arms were judged, in a sentence"
+    whole = not self.held or self.held.startswith('held-out games')
+    if not self.games: return f'No results of rows are kept: intervals are over seeds, for these {"held-out "*whole}rows.'
+    if not whole: return f'{self.rows:,} {self.held}; the intervals take them for {_many(self.games, "game")}.'
+    if self.games == self.rows: return f'{_many(self.rows, "held-out row")}, each taken for a game of its own.'
+    return f'{_many(self.games, "held-out game")} with {_many(self.rows, "row")}.'
+
+# %% ../../nbs/judge/54_verdict.ipynb #45c16849
 @patch
 def design(self:Verdict) -> list[str]:
     "What was compared, in sentences"
     counts, some = {a: len(s) for a, s in self.seeds.items()}, {*map(len, self.seeds.values())}
-    many = lambda n, what: f'{n:,} {what}{"s"*(n != 1)}'
     comma = '; ' if any(',' in a for a in counts) else ', '
-    each = comma.join(f'{a} {many(n, "seed")}' for a, n in counts.items())
-    if len(some) == 1: each = f'{many(some.pop(), "seed")} each'
-    told = [f'{many(len(counts), "arm")}: {each}.']
+    each = comma.join(f'{a} {_many(n, "seed")}' for a, n in counts.items())
+    if len(some) == 1: each = f'{_many(some.pop(), "seed")} each'
+    told = [f'{_many(len(counts), "arm")}: {each}.']
     short = [a for a, s in self.seeds.items() if {*s} != {*self.seeds[self.baseline]}]
     if short: told.append(f'{comma.join(short)} and {self.baseline} are compared on the seeds that both have.')
-    if not self.games:
-        told.append('No results of rows are kept: intervals are over seeds, for these held-out rows.')
-    elif self.games == self.rows: told.append(f'{many(self.rows, "held-out row")}, each taken for a game of its own.')
-    else: told.append(f'{many(self.games, "held-out game")} with {many(self.rows, "row")}.')
+    told.append(self._rows_told())
     if self.games == 1: told.append('Of one game nobody knows what another would say: intervals are over seeds alone.')
     if 1 < (self.games or 0) < _FEW:
         told.append(f'Fewer than {_FEW} games are a small sample: intervals may hold less often than they say.')
