@@ -139,6 +139,31 @@ def test_positions_whose_games_are_unknown_are_not_called_held_out_games(base, w
     found = search(loose | {'stage': 3, 'epoch': 1}, {'weight_decay': [0.1, 0.2]}, trials=1, say=lambda text: None)
     assert f'judged on {DOUBTED}' in repr(found) and DOUBTED in found._repr_html_()
 
+COMMITTED = sorted((Path(__file__).parents[1]/'studies').glob('*/*/study.json'))
+
+@pytest.mark.parametrize('path', COMMITTED, ids=lambda p: '/'.join(p.parts[-3:-1]))
+def test_committed_studies_are_read(path):
+    assert {c.state for c in load_study(path.parent).cells.values()} == {'finished'}
+
+OTHERS = {'base': lambda a: a['base'].update(resnet_channels=24), 'budget': lambda a: a['max_steps'].update(plain=61),
+          'arm': lambda a: a['arms']['sgd'].update(momentum=.5), 'less': lambda a: a['base'].pop('batch_size')}
+
+@pytest.mark.parametrize('what', OTHERS)
+def test_records_of_another_study_are_not_taken(whole, tmp_path, what):
+    made = spoiled(whole, tmp_path/'all', lambda record: None)
+    OTHERS[what](asked := json.loads((made.folder/'study.json').read_text()))
+    (made.folder/'study.json').write_text(json.dumps(asked))
+    with pytest.raises(FileError, match=r'\.json is of another study, with .* instead of .*: delete it') as error: load_study(made.folder)
+    assert '\n' not in str(error.value)
+
+def test_records_of_other_places_and_older_versions_are_taken(whole, tmp_path):
+    def changed(record): record['options'] |= {'gone': 3, 'checkpoint_every': 7}
+    made = spoiled(whole, tmp_path/'all', changed)
+    asked = json.loads((made.folder/'study.json').read_text())
+    asked['base'] |= {'gpu': 'cuda', 'stage3_data_path': 'elsewhere', 'unknown': 3}
+    (made.folder/'study.json').write_text(json.dumps(asked))
+    assert load_study(made.folder).table().height == 4
+
 def test_records_that_do_not_say_on_what_they_were_judged(whole, tmp_path):
     old = spoiled(whole, tmp_path/'old', lambda record: record.pop('judged_on'))
     assert 'judged on' not in old.verdict().words() and 'held-out games with' in old.verdict().words()

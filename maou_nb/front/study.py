@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SET_BY_STUDY', 'KINDS', 'VERSION', 'NOT_JUDGED', 'POWERS', 'grid', 'is_folder_name', 'sent', 'Arm', 'arms_of',
            'StagePlan', 'plan_of', 'budget_of', 'steps_within', 'steps_for', 'record_of', 'is_record', 'Records',
-           'options_stage', 'train_arm', 'seeds_of', 'base_of', 'is_asked', 'Cell', 'Study', 'cost_of', 'StudyView',
-           'said_error', 'speed_of', 'study', 'load_study', 'read_study', 'study_of_file']
+           'contradicted', 'options_stage', 'train_arm', 'seeds_of', 'base_of', 'is_asked', 'Cell', 'Study', 'cost_of',
+           'StudyView', 'said_error', 'speed_of', 'study', 'load_study', 'read_study', 'study_of_file']
 
 # %% ../../nbs/front/65_study.ipynb #efb394a6
 import hashlib
@@ -43,7 +43,7 @@ from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from .cli import chosen
 from .learn import LearnResult, learn_multi_stage, new_backbone
-from .options import make_config
+from .options import make_config, valid_part, with_preset
 from .runs import STATE_COLORS, clock, config_of, known_here_only
 from .workers import Workers, in_turn
 from ..judge.exam import figure_better, kept_exam
@@ -54,7 +54,8 @@ from ..stages.stage import Stage, stage_of, stages_of
 from ..train.folder import RunFolder
 from ..train.loop import make_accelerator
 from ..train.mirror import find_run
-from ..train.options import LearnConfig
+from ..train.options import LearnConfig, config_class
+from ..train.options import about as about_option
 from ..train.row_results import read_table, row_results
 from ..train.runner import StageThresholdNotMet, close_sources, stage_loop
 
@@ -269,14 +270,17 @@ def _taken(result:LearnResult, cfg) -> list[dict]:
              'seconds': sum(e.get('seconds') or 0 for e in s.history)} for s in result.stages_completed]
 
 # %% ../../nbs/front/65_study.ipynb #1d65fae6
+def _places() -> set[str]:
+    "Options that are of a run or a machine, and in no record"
+    return {*SET_BY_STUDY, 'plugins', *(n for n in LearnConfig.model_fields if n.endswith(('_path', '_from')))}
+
 _timings = ('seconds', 'positions_per_second', 'loader_wait')
 
 def record_of(result:LearnResult, arm:str, seed:int) -> dict:
     "What is kept of a run"
     run = RunFolder(result.run_dir)
     cfg, last = config_of(run), result.stages_completed[-1]
-    places = {*SET_BY_STUDY, 'plugins', *(n for n in LearnConfig.model_fields if n.endswith(('_path', '_from')))}
-    options = {n: v for n, v in chosen(cfg).items() if n not in places}
+    options = {n: v for n, v in chosen(cfg).items() if n not in _places()}
     history = [{k: v for k, v in row.items() if k not in _timings} for s in result.stages_completed for row in s.history]
     return {'arm': arm, 'seed': seed, 'stage': last.stage, 'judged_on': last.judged_on, 'figures': last.metrics,
             'guesses': last.baselines, 'exam': (kept_exam(run.path) or {}).get('figures', {}),
@@ -329,6 +333,26 @@ class Records:
         found = read_json(path)
         if is_record(found, arm, seed): return found
         raise FileError(f'{short_path(path)} is no record of arm {arm!r}, seed {seed}: delete it, and the run is trained again')
+
+# %% ../../nbs/front/65_study.ipynb #747cf3ed
+def _asked_of(asked:dict, arm:str) -> dict:
+    "The options that a study asks a run of `arm` for"
+    steps = asked['max_steps'].get(arm)
+    return {**asked['base'], **asked['arms'][arm], **({} if steps is None else {'max_steps': steps})}
+
+def _compared(name) -> bool:
+    "Whether an option says what is learnt"
+    field = config_class().model_fields.get(name)
+    return field is not None and name not in _places() | {'gpu'} and about_option(field).group != 'Logs & output'
+
+def contradicted(asked:dict, arm:str, had:dict|None) -> dict[str, tuple]:
+    "Option → what a study asks of `arm`, and what a record of it had instead"
+    if had is None or 'function' in asked['arms'][arm]: return {}
+    every = with_preset(options := _asked_of(asked, arm))
+    cfg, _, bad = valid_part(every)
+    wants, usual = (c.model_dump(mode='json') for c in (cfg, type(cfg)()))
+    names = [n for n in {**options, **had} if _compared(n) and n not in bad | (every.keys() - options.keys())]
+    return {n: (wants[n], had.get(n, usual[n])) for n in names if wants[n] != had.get(n, usual[n])}
 
 # %% ../../nbs/front/65_study.ipynb #1a05339a
 @patch
@@ -541,9 +565,18 @@ class Study:
     def record(self, arm:str, seed:int) -> dict|None:
         "What a run left; None if it is not done"
         if (arm, seed) in self._found or (found := self.records.read(arm, seed)) is None: return self._found.get((arm, seed))
-        if str(found.get('stage')) == str(self.stage.id): return self._found.setdefault((arm, seed), found)
-        raise FileError(f'{short_path(self.records.path(arm, seed))} is of stage {said(found.get("stage"))}, '
-                        f'and the study of {self.stage.id}: delete it, and the run is trained again')
+        self._check_own(found)
+        return self._found.setdefault((arm, seed), found)
+
+    def _check_own(self, found:dict):
+        "Refuse the record of another study"
+        path = short_path(self.records.path(found['arm'], found['seed']))
+        other = contradicted(self.asked, found['arm'], found.get('options'))
+        if str(found.get('stage')) != str(self.stage.id):
+            raise FileError(f'{path} is of stage {said(found.get("stage"))}, '
+                            f'and the study of {self.stage.id}: delete it, and the run is trained again')
+        if told := ', '.join(f'{n}={said(had)} instead of {said(wants)}' for n, (wants, had) in other.items()):
+            raise FileError(f'{path} is of another study, with {told}: delete it, and the run is trained again')
 
     def run_folder(self, arm:str, seed:int) -> Path:
         "Where a run trains"
