@@ -9,7 +9,7 @@ import pytest
 
 from maou_nb import load_study, study
 from maou_nb.data.files import FileError
-from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, arms_of, _asked_in, budget_of, grid, read_study,
+from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, _agreed, arms_of, _asked_in, budget_of, grid, read_study,
                                  said_error, seeds_of, sent)
 from maou_nb.front.study_form import StudyForm, study_text
 from maou_nb.front.workers import Workers
@@ -74,6 +74,33 @@ def test_functions_are_known_by_what_they_do_and_hold():
     assert Arm('a', does=functools.partial(made, 1)).noted()['function'] == 'partial'
     assert pickle.loads(sent(made(3), 'a'))({}) == 3
     says('cannot be sent', lambda: sent(functools.partial(made, threading.Lock()), 'a'))
+
+FACTOR = 1
+
+def scaled(options): return FACTOR
+def calls(options): return scaled(options)
+
+def test_what_is_around_a_function_is_noted(monkeypatch):
+    key = lambda does: Arm('a', does=does).noted()
+    for one, other in (({1, 'b'}, {2}), (np.zeros(3), np.ones(3)), (Path('a'), Path('b')), (b'a', b'b'), ([{1: {2}}], [{1: {3}}])):
+        for make in (made, Caller, lambda n: functools.partial(made, n)):
+            assert key(make(one)) == key(make(one)) != key(make(other)) and 'untold' not in key(make(one))
+    bare = [eval(f'lambda options: {n}') for n in (1, 1, 2)]                 # without a text
+    assert key(bare[0]) == key(bare[1]) != key(bare[2])
+    before = key(scaled), key(calls)
+    monkeypatch.setitem(globals(), 'FACTOR', 2)
+    assert not [a for a, b in zip(before, (key(scaled), key(calls))) if a == b]
+    assert key(made(threading.Lock()))['untold'] == ['lock']
+
+def test_a_function_that_cannot_be_told_is_said_and_an_earlier_note_is_enough(folder):
+    noted = Arm('b', does=made(threading.Lock())).noted()
+    asked = ASKED | {'arms': {'a': {}, 'b': noted}}
+    (folder/'study.json').write_text(json.dumps(asked))
+    assert 'Whether the function of b is the one it was cannot be told, as it holds lock.' in load_study(folder).remarks()
+    old = ASKED | {'arms': {'a': {}, 'b': {n: noted[n] for n in ('function', 'source')}}}
+    assert _agreed(old, asked, 'x')['arms']['b'] == noted
+    changed = {'arms': {'a': {}, 'b': noted | {'around': 'other'}}}
+    says('was begun with', lambda: _agreed(asked, asked | changed, 'x'), lambda: _agreed(old, asked | {'arms': {'b': {'epoch': 2}}}, 'x'))
 
 def test_what_a_function_returns_is_looked_at():
     says('its function returned None', lambda: _check_result(None, 'a', 0, stage_of(3)))
