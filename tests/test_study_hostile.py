@@ -225,6 +225,42 @@ def test_what_is_no_fair_comparison_is_said(folder):
     said = ' '.join(load_study(folder).remarks())
     assert 'only its last run is counted' in said and 'does not reproduce elsewhere' in said
 
+def options_of(folder, arm, **more):
+    for seed in (0, 1):
+        path = Records(folder).path(arm, seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'options': {'max_steps': 9, **more}}))
+
+WEIGHTS = {'value_loss_ratio': .5, 'policy_loss_ratio': 2., 'soft_policy_ratio': 1., 'auxiliary': ['2']}
+
+@pytest.mark.parametrize('name, value', WEIGHTS.items())
+def test_losses_that_are_different_quantities_are_not_compared(folder, name, value):
+    arms = {'a': {}, 'b': {name: value}}
+    (folder/'study.json').write_text(json.dumps(ASKED | {'arms': arms}))
+    options_of(folder, 'a')
+    options_of(folder, 'b', **{name: value})
+    for seed in (0, 1):                      # surely lower
+        path = Records(folder).path('b', seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'figures': {'loss': 1. - seed/1e6}}))
+    made = load_study(folder).verdict('loss')
+    assert made.differences['verdict'].to_list() == ['not comparable'] and 'not comparable' in repr(made) + made._repr_html_()
+    assert f'The loss of b is another quantity, with {name}=' in made.words() and 'better' not in made.words()
+    assert 'another quantity' not in load_study(folder).verdict('top1').words()
+    options_of(folder, 'b')
+    (folder/'study.json').write_text(json.dumps(ASKED | {'arms': {'a': {}, 'b': {}}}))
+    assert load_study(folder).verdict('loss').differences['verdict'].to_list() == ['better']
+
+def test_figures_of_an_exam_are_of_its_positions(folder):
+    says('exam_after=True', lambda: load_study(folder).verdict('exam/mates/found/1'))
+    for arm, seed in load_study(folder).cells:
+        path = Records(folder).path(arm, seed)
+        more = {'exam': {'mates/found/1': .5 + seed/10}, 'guesses': {'top1': .1}, 'judged_on': 'validation rows, whose …'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    made = load_study(folder)
+    words = made.verdict('exam/mates/found/1').words()
+    assert 'Intervals are over seeds, for the positions of the exam.' in words
+    assert not any(what in words for what in ('held-out', 'rows', 'Guessing', 'judged on'))
+    assert 'Guessing' in made.verdict('top1').words()
+
 def test_the_first_arm_is_the_baseline_or_nothing_is_said(folder):
     made = load_study(folder)
     assert made.verdict('top1').baseline == 'a' and made.verdict(['top1'], better={'top1': 'lower'}).better == {'top1': 'lower'}
