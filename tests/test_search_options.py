@@ -6,9 +6,11 @@ import numpy as np
 import optuna
 import pytest
 
-from maou_nb import Callback, OptionError, load_run, search
+from maou_nb import Callback, OptionError, load_run, search, study
 from maou_nb.data.files import FileError
 from maou_nb.front import search as room
+from maou_nb.front.runs import config_of
+from maou_nb.train.folder import RunFolder
 from samples import said
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -184,6 +186,36 @@ class Second(Callback):
         with pytest.raises(FileError, match='the search in studies/twice is going on by another process') as error: self.again()
         self.heard.append(said(error))
 
+def test_trials_that_no_journal_knows_are_of_another_search(base):
+    "Their figures are not taken for those of other options"
+    search(base, SPACE, trials=1, name='old', say=lambda text: None)
+    folder = Path('studies/old')
+    (folder/'trial-007').mkdir()
+    with pytest.raises(OptionError, match='knows trial-007, which is of another search') as error: search(base, SPACE, trials=2, name='old')
+    assert said(error)
+    for lost in ('optuna.log', 'search.json'): (folder/lost).unlink()
+    with pytest.raises(OptionError, match='knows trial-000') as error: search(base, SPACE, trials=1, name='old')
+    assert said(error) and not (folder/'search.json').exists()
+
+def test_a_study_is_not_made_where_a_search_lies(base):
+    search(base, SPACE, trials=1, name='mine', say=lambda text: None)
+    with pytest.raises(FileError, match='holds a search: another name was expected') as error: study('mine', base, {'a': {}}, seeds=1)
+    assert said(error) and not Path('studies/mine/study.json').exists()
+
+@pytest.mark.parametrize('sampler', [optuna.samplers.GridSampler({'optimizer': ['adamw', 'sgd']}), optuna.samplers.BruteForceSampler()])
+def test_a_sampler_that_has_tried_all_ends_the_search(base, sampler):
+    call = lambda: search({**base, 'stage1_max_epochs': 1}, {'optimizer': ['adamw', 'sgd']}, trials=5, sampler=sampler, name='all',
+                          pruner='none', say=lambda text: None)
+    found = call()
+    assert {t.options['optimizer']: t.state for t in found.trials} == {'adamw': 'finished', 'sgd': 'finished'}
+    assert bare(call()) == bare(found)
+
+def test_a_sampler_of_values_outside_the_space_is_a_sentence(base):
+    sampler = optuna.samplers.PartialFixedSampler({'optimizer': 'lion'}, optuna.samplers.RandomSampler())
+    with pytest.raises(OptionError, match='it tries what is not in the space') as error:
+        search(base, {'optimizer': ['adamw', 'sgd']}, sampler=sampler, name='fixed')
+    assert said(error)
+
 def test_two_searches_in_one_folder(base):
     "The second is refused; what lies there is kept, or named if it cannot be gone on with"
     go = lambda **more: search(base, **{'space': SPACE, 'trials': 1, 'name': 'twice', 'say': lambda text: None, **more})
@@ -217,6 +249,16 @@ def test_options_that_do_nothing_beside_others_are_left_out_of_a_trial(base):
     assert [t.state for t in found.trials] == ['finished']*3         # AdamW is tried once
     assert {t.options['optimizer']: 'momentum' in t.options for t in found.trials} == {'adamw': False, 'sgd': True}
     room.make_config(**found.best_options, run_dir='again')
+
+@pytest.mark.parametrize('space', [{'vit_num_layers': [1, 2]}, {'vit_num_layers': [1, 2], 'preset': ['vit', 'small-resnet']}])
+def test_what_a_preset_says_counts_as_said(base, space):
+    base = {'preset': 'vit', 'model_size': 'tiny'} | {n: v for n, v in base.items() if 'resnet' not in n}
+    found = search(base, space, trials=9, sampler='grid', name='preset', say=lambda text: None)
+    assert sorted(map(str, (t.options for t in found.trials))) == sorted(map(str, (
+        [{'vit_num_layers': 1}, {'vit_num_layers': 2}] if len(space) == 1 else
+        [{'vit_num_layers': 1, 'preset': 'vit'}, {'vit_num_layers': 2, 'preset': 'vit'}, {'preset': 'small-resnet'}])))
+    layers = {config_of(RunFolder(t.run_dir)).vit_num_layers for t in found.trials if 'vit_num_layers' in t.options}
+    assert layers == {1, 2}
 
 def test_without_optuna_the_extra_is_named(base, monkeypatch):
     room._optuna.cache_clear()

@@ -4,12 +4,15 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 
-from maou_nb import OptionError, load_study, note, runs, study
+from maou_nb import OptionError, load_study, note, runs, search, study
 from maou_nb.data.files import FileError
+from maou_nb.data.packed import HCPE, write_hcpe
+from maou_nb.data.records import read_games
 from maou_nb.front.study import Records, base_of, plan_of, read_study
 from maou_nb.front.options import make_config
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
@@ -118,6 +121,52 @@ def test_a_run_that_failed_is_said_wherever_its_study_is_read(whole, tmp_path):
     assert told.startswith('sgd, seed 1: the loss is nan (it failed, and is left out') and told in repr(again)
     again.forget_failure('sgd', 1)
     assert load_study(made.folder).cells['sgd', 1].state == 'waiting'
+
+DOUBTED = 'validation rows, whose games may have been trained on'
+
+def test_positions_whose_games_are_unknown_are_not_called_held_out_games(base, whole, tmp_path, monkeypatch):
+    "As preparation, run, evaluation and comparison say it"
+    write_hcpe(list(read_games(SAMPLES/'selfplay-0.csa')), tmp_path/'all')
+    np.random.default_rng(0).permutation(np.fromfile(tmp_path/'all', HCPE)).tofile(tmp_path/'loose.hcpe')
+    prepare_stage3(tmp_path/'loose.hcpe', tmp_path/'loose')
+    loose = base | {'stage3_data_path': str(tmp_path/'loose')}
+    made = study('compared', loose, {'a': {}, 'b': {'weight_decay': 0.1}}, 1, budget={'steps': 4}, folder=tmp_path, show=False)
+    words = made.verdict().words()
+    assert f'{DOUBTED}; the intervals take them' in words and f'The runs are judged on {DOUBTED}' in words
+    assert 'held-out' not in words and 'held-out' not in made._repr_html_()
+    assert 'held-out games with' in whole.verdict().words() and DOUBTED not in whole.verdict().words()
+    monkeypatch.chdir(tmp_path)
+    found = search(loose | {'stage': 3, 'epoch': 1}, {'weight_decay': [0.1, 0.2]}, trials=1, say=lambda text: None)
+    assert f'judged on {DOUBTED}' in repr(found) and DOUBTED in found._repr_html_()
+
+COMMITTED = sorted((Path(__file__).parents[1]/'studies').glob('*/*/study.json'))
+
+@pytest.mark.parametrize('path', COMMITTED, ids=lambda p: '/'.join(p.parts[-3:-1]))
+def test_committed_studies_are_read(path):
+    assert {c.state for c in load_study(path.parent).cells.values()} == {'finished'}
+
+OTHERS = {'base': lambda a: a['base'].update(resnet_channels=24), 'budget': lambda a: a['max_steps'].update(plain=61),
+          'arm': lambda a: a['arms']['sgd'].update(momentum=.5), 'less': lambda a: a['base'].pop('batch_size')}
+
+@pytest.mark.parametrize('what', OTHERS)
+def test_records_of_another_study_are_not_taken(whole, tmp_path, what):
+    made = spoiled(whole, tmp_path/'all', lambda record: None)
+    OTHERS[what](asked := json.loads((made.folder/'study.json').read_text()))
+    (made.folder/'study.json').write_text(json.dumps(asked))
+    with pytest.raises(FileError, match=r'\.json is of another study, with .* instead of .*: delete it') as error: load_study(made.folder)
+    assert '\n' not in str(error.value)
+
+def test_records_of_other_places_and_older_versions_are_taken(whole, tmp_path):
+    def changed(record): record['options'] |= {'gone': 3, 'checkpoint_every': 7}
+    made = spoiled(whole, tmp_path/'all', changed)
+    asked = json.loads((made.folder/'study.json').read_text())
+    asked['base'] |= {'gpu': 'cuda', 'stage3_data_path': 'elsewhere', 'unknown': 3}
+    (made.folder/'study.json').write_text(json.dumps(asked))
+    assert load_study(made.folder).table().height == len(made.cells)
+
+def test_records_that_do_not_say_on_what_they_were_judged(whole, tmp_path):
+    old = spoiled(whole, tmp_path/'old', lambda record: record.pop('judged_on'))
+    assert 'judged on' not in old.verdict().words() and 'held-out games with' in old.verdict().words()
 
 def test_a_base_may_not_go_before_the_budget(base, whole, tmp_path):
     with pytest.raises(OptionError, match=r"base: max_steps=10 beside a budget of .*; one of them was expected"):

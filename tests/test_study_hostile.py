@@ -9,7 +9,7 @@ import pytest
 
 from maou_nb import load_study, study
 from maou_nb.data.files import FileError
-from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, arms_of, _asked_in, budget_of, grid, read_study,
+from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, _agreed, arms_of, _asked_in, budget_of, grid, read_study,
                                  said_error, seeds_of, sent)
 from maou_nb.front.study_form import StudyForm, study_text
 from maou_nb.front.workers import Workers
@@ -75,6 +75,33 @@ def test_functions_are_known_by_what_they_do_and_hold():
     assert pickle.loads(sent(made(3), 'a'))({}) == 3
     says('cannot be sent', lambda: sent(functools.partial(made, threading.Lock()), 'a'))
 
+FACTOR = 1
+
+def scaled(options): return FACTOR
+def calls(options): return scaled(options)
+
+def test_what_is_around_a_function_is_noted(monkeypatch):
+    key = lambda does: Arm('a', does=does).noted()
+    for one, other in (({1, 'b'}, {2}), (np.zeros(3), np.ones(3)), (Path('a'), Path('b')), (b'a', b'b'), ([{1: {2}}], [{1: {3}}])):
+        for make in (made, Caller, lambda n: functools.partial(made, n)):
+            assert key(make(one)) == key(make(one)) != key(make(other)) and 'untold' not in key(make(one))
+    bare = [eval(f'lambda options: {n}') for n in (1, 1, 2)]                 # without a text
+    assert key(bare[0]) == key(bare[1]) != key(bare[2])
+    before = key(scaled), key(calls)
+    monkeypatch.setitem(globals(), 'FACTOR', 2)
+    assert not [a for a, b in zip(before, (key(scaled), key(calls))) if a == b]
+    assert key(made(threading.Lock()))['untold'] == ['lock']
+
+def test_a_function_that_cannot_be_told_is_said_and_an_earlier_note_is_enough(folder):
+    noted = Arm('b', does=made(threading.Lock())).noted()
+    asked = ASKED | {'arms': {'a': {}, 'b': noted}}
+    (folder/'study.json').write_text(json.dumps(asked))
+    assert 'Whether the function of b is the one it was cannot be told, as it holds lock.' in load_study(folder).remarks()
+    old = ASKED | {'arms': {'a': {}, 'b': {n: noted[n] for n in ('function', 'source')}}}
+    assert _agreed(old, asked, 'x')['arms']['b'] == noted
+    changed = {'arms': {'a': {}, 'b': noted | {'around': 'other'}}}
+    says('was begun with', lambda: _agreed(asked, asked | changed, 'x'), lambda: _agreed(old, asked | {'arms': {'b': {'epoch': 2}}}, 'x'))
+
 def test_what_a_function_returns_is_looked_at():
     says('its function returned None', lambda: _check_result(None, 'a', 0, stage_of(3)))
     says('its function returned a dict', lambda: _check_result({'figures': {n: n for n in range(99)}}, 'a', 0, stage_of(3)))
@@ -125,7 +152,12 @@ def test_records_of_others(folder):
     path = Records(folder).path('b', 1)
     good = json.loads(path.read_text())
     for odd in ({'arm': 'a'}, {'seed': 0}, {'seed': '1'}, {'figures': []}, {'figures': {'top1': 'x'}}, {'history': [3]},
-                {'taken': [{'steps': 'x'}]},
+                {'taken': [{'steps': 'x'}]}, {'taken': [{'steps': math.nan}]}, {'taken': [{'positions': -1}]},
+                {'taken': [{'steps': 1 << 70}]},
+                {'exam': [1]}, {'exam': {'x': 'y'}}, {'guesses': [1]}, {'guesses': {'top1': 'x'}}, {'guesses': {'top1': None}},
+                {'rows': [1]},
+                {'rows': {'valid': 'x'}}, {'machine': 'x'}, {'fingerprint': [1]}, {'judged_on': [1]}, {'options': 3}, {'history': [{}]},
+                {'figures': {'top1': 10**400}},
                 {'held_out': '../../../etc'}, {'held_out': 3}):
         path.write_text(json.dumps(good | odd))
         says("no record of arm 'b', seed 1", lambda: load_study(folder))
@@ -133,6 +165,13 @@ def test_records_of_others(folder):
     says('is of stage 1', lambda: load_study(folder))
     path.write_text('{"arm": "b"')
     says('not readable JSON', lambda: load_study(folder))
+
+def test_a_record_forgives_that_its_run_failed(folder):
+    Records(folder).fail('b', 1, 'the loss is nan')
+    made = load_study(folder)
+    assert made.failed == {} and made.cells['b', 1].state == 'finished' and 'failed' not in made.verdict().words()
+    Records(folder).path('b', 1).unlink()
+    assert load_study(folder).failed == {('b', 1): 'the loss is nan'}
 
 def test_rows_that_are_damaged_or_others(folder):
     path = Records(folder).path('b', 1).with_suffix('.feather')
@@ -185,6 +224,42 @@ def test_what_is_no_fair_comparison_is_said(folder):
                                                          'arms': {'a': {}, 'b': {'function': 'f', 'source': 'x'}}}))
     said = ' '.join(load_study(folder).remarks())
     assert 'only its last run is counted' in said and 'does not reproduce elsewhere' in said
+
+def options_of(folder, arm, **more):
+    for seed in (0, 1):
+        path = Records(folder).path(arm, seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'options': {'max_steps': 9, **more}}))
+
+WEIGHTS = {'value_loss_ratio': .5, 'policy_loss_ratio': 2., 'soft_policy_ratio': 1., 'auxiliary': ['2']}
+
+@pytest.mark.parametrize('name, value', WEIGHTS.items())
+def test_losses_that_are_different_quantities_are_not_compared(folder, name, value):
+    arms = {'a': {}, 'b': {name: value}}
+    (folder/'study.json').write_text(json.dumps(ASKED | {'arms': arms}))
+    options_of(folder, 'a')
+    options_of(folder, 'b', **{name: value})
+    for seed in (0, 1):                      # surely lower
+        path = Records(folder).path('b', seed)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {'figures': {'loss': 1. - seed/1e6}}))
+    made = load_study(folder).verdict('loss')
+    assert made.differences['verdict'].to_list() == ['not comparable'] and 'not comparable' in repr(made) + made._repr_html_()
+    assert f'The loss of b is another quantity, with {name}=' in made.words() and 'better' not in made.words()
+    assert 'another quantity' not in load_study(folder).verdict('top1').words()
+    options_of(folder, 'b')
+    (folder/'study.json').write_text(json.dumps(ASKED | {'arms': {'a': {}, 'b': {}}}))
+    assert load_study(folder).verdict('loss').differences['verdict'].to_list() == ['better']
+
+def test_figures_of_an_exam_are_of_its_positions(folder):
+    says('exam_after=True', lambda: load_study(folder).verdict('exam/mates/found/1'))
+    for arm, seed in load_study(folder).cells:
+        path = Records(folder).path(arm, seed)
+        more = {'exam': {'mates/found/1': .5 + seed/10}, 'guesses': {'top1': .1}, 'judged_on': 'validation rows, whose …'}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    made = load_study(folder)
+    words = made.verdict('exam/mates/found/1').words()
+    assert 'Intervals are over seeds, for the positions of the exam.' in words
+    assert not any(what in words for what in ('held-out', 'rows', 'Guessing', 'judged on'))
+    assert 'Guessing' in made.verdict('top1').words()
 
 def test_the_first_arm_is_the_baseline_or_nothing_is_said(folder):
     made = load_study(folder)

@@ -734,24 +734,28 @@ PRESETS = {
         model_architecture='vit', model_size='tiny', batch_size=64, optimizer='muon', learning_ratio=0.015, value_loss_ratio=0.5)}
 
 # %% ../../nbs/front/60_options.ipynb #8d640b5a
+def _recipe(options) -> dict:
+    "What the preset that `options` name says; nothing where they name none"
+    named = options.get('preset')
+    return PRESETS.get(named, {}) if isinstance(named, str) else {}
+
 def without_idle(
     options:dict,
     names,           # Options that may be left out
 ) -> dict:
-    "`options` without those of `names` that do nothing beside the others"
-    cfg, *_ = valid_part(options)
+    "`options` without those of `names` that do nothing beside the others, and beside what a preset says"
+    cfg, *_ = valid_part({**_recipe(options), **options})
     return {n: v for n, v in options.items() if n not in names or not why_idle(cfg, n)}
 
-# %% ../../nbs/front/60_options.ipynb #ca36e524
+# %% ../../nbs/front/60_options.ipynb #d9151cae
 def with_preset(options:dict) -> dict:
     "`options`, and those of the preset that they name where they say nothing, as far as these act"
-    recipe = PRESETS.get(options.get('preset')) if isinstance(options.get('preset'), str) else None
-    if recipe is None: return options
+    recipe = _recipe(options)
     return without_idle({**recipe, **options}, recipe.keys() - options.keys())
 
 def below(base:dict, change:dict) -> dict:
     "`base` without what a preset of `change` says: with `change`, whose preset counts more than `base`"
-    recipe = PRESETS.get(change.get('preset'), {}) if isinstance(change.get('preset'), str) else {}
+    recipe = _recipe(change)
     return {n: v for n, v in base.items() if n not in recipe} | change
 
 def preset_problems(cfg) -> Iterator[str]:

@@ -260,6 +260,13 @@ def _check_free(folder):
     if why: raise OptionError(f'name={folder.name!r}: {short_path(folder)} {why}; another name was expected')
     if (folder/_journal).exists() and not (folder/_about).exists():
         raise OptionError(f'{short_path(folder/_about)} is gone, and trials are there: that file, or another name, was expected')
+    if not (folder/_journal).exists(): _check_known(folder, ())
+
+def _check_known(folder, names):
+    "Refuse folders of trials that the journal does not name: they are of other options"
+    if strange := sorted(p.name for p in folder.glob('trial-*') if p.name not in names):
+        raise OptionError(f'name={folder.name!r}: no journal in {short_path(folder)} knows {strange[0]}, which is of another search; '
+                          'another name was expected')
 
 # %% ../../nbs/front/69_search.ipynb #d8c88daa
 def _keep_about(folder, about):
@@ -344,10 +351,13 @@ def _storage(folder):
     return storages.JournalStorage(storages.journal.JournalFileBackend(str(folder/_journal)))
 
 # %% ../../nbs/front/69_search.ipynb #a27ce9b2
+_ALL = 'all there is was tried'
+
 def _opened(name, lower, pruner, first:dict, grid:list=()):
     "The Optuna study; a new one tries `first` first, and what `grid` says is tried in turn"
     study = _optuna().create_study(study_name=name, storage=_storage(study_folder(name)), pruner=pruner,
                                    direction='minimize' if lower else 'maximize', load_if_exists=True)
+    study.stop = lambda: study.set_user_attr(_ALL, True)      # some samplers end by themselves
     if first and not grid and not study.trials: study.enqueue_trial(first)
     known = [t.system_attrs.get('fixed_params', t.params) for t in study.get_trials(deepcopy=False)] if grid else []
     known = {*(repr(sorted(options.items())) for options in known)}
@@ -379,6 +389,10 @@ class Task:
         "The folder of a trial"
         return RunFolder(study_folder(self.study.study_name)/f'trial-{number:03}')
 
+    def folders(self) -> set[str]:
+        "The names of all that were begun"
+        return {self.run(t.number).path.name for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING'}
+
 # %% ../../nbs/front/69_search.ipynb #bee619ac
 def _suggest(trial, name, dist):
     "The value of an option in a trial"
@@ -395,7 +409,10 @@ def begin(self:Task, sampler, seed:int):
     number = left[0].number if left else sum(t.state is not states.WAITING for t in self.study.get_trials(deepcopy=False))
     self.study.sampler = _sampler(sampler, (seed + number*7919) % (1 << 32))
     trial = kind(self.study, left[0]._trial_id) if left else self.study.ask()
-    return trial, {n: _suggest(trial, n, d) for n, d in self.dists.items()}
+    try: return trial, {n: _suggest(trial, n, d) for n, d in self.dists.items()}
+    except (ValueError, TypeError, LookupError) as e:
+        raise OptionError(f'sampler={said(sampler)}: it tries what is not in the space ({" ".join(str(e).split())}); '
+                          'one of values in the space was expected') from None
 
 # %% ../../nbs/front/69_search.ipynb #be9f4019
 _quiet = lambda text: None
@@ -421,8 +438,9 @@ def end(self:Task, trial, result, failed:str, pruning:Pruning) -> bool:    # Fal
     value = _best_of(history, self.figure, self.lower)
     if result is not None and value is None: failed = f'no {self.figure} was judged'
     seconds = 0 if result is None else sum(row.get('seconds') or 0 for s in result.stages() for row in s.history)
-    for k, v in dict(why=failed or (result.stopped if pruning.why else ''), steps=pruning.steps, seconds=seconds, figure=value).items():
-        trial.set_user_attr(k, v)
+    held = [] if result is None else [s.judged_on for s in result.stages() if s.stage == self.stage.id]
+    for k, v in dict(why=failed or (result.stopped if pruning.why else ''), steps=pruning.steps, seconds=seconds, figure=value,
+                     held=''.join(held)).items(): trial.set_user_attr(k, v)
     state = states.FAIL if failed else states.PRUNED if pruning.why else states.COMPLETE
     self.study.tell(trial, value if state is states.COMPLETE else None, state)
     return True
@@ -459,6 +477,7 @@ class SearchResult:
     base: dict
     trials: list[Trial]
     importance: dict = field(default_factory=dict)    # Option → its share in what differs, where Optuna can tell
+    held: str = ''                # What the rows are that trials are judged on, where that is known: held-out games, training rows, …
 
     def __post_init__(self):
         order = {'finished': 0, 'pruned': 1, 'failed': 2}
@@ -495,6 +514,7 @@ def __repr__(self:SearchResult):
     ended = [sum(t.state == s for t in self.trials) for s in ('finished', 'pruned', 'failed')]
     said = [f'search {self.name}: {ended[0]} trial{"s"*(ended[0] != 1)} finished, {ended[1]} pruned, {ended[2]} failed']
     if self.best: said.append(f'best {self.figure} {self.best.figure:.4f} in trial {self.best.number}: ' + _words(self.best.options))
+    if self.held: said.append(f'judged on {self.held}')
     if self.importance: said.append('matters: ' + ', '.join(f'{n} {v:.0%}' for n, v in self.importance.items()))
     return '\n'.join(said)
 
@@ -560,7 +580,9 @@ def _importance(study) -> dict:
 def result(self:Task) -> SearchResult:
     "What the trials reached so far"
     trials = [_told(t, self) for t in self.study.get_trials(deepcopy=False) if t.state.name != 'WAITING']
-    return SearchResult(self.study.study_name, self.figure, self.lower, self.base, trials, _importance(self.study))
+    held = [t.user_attrs['held'] for t in self.study.get_trials(deepcopy=False) if t.user_attrs.get('held')]
+    held = min(held, key=lambda kind: kind.startswith('held-out'), default='')
+    return SearchResult(self.study.study_name, self.figure, self.lower, self.base, trials, _importance(self.study), held)
 
 # %% ../../nbs/front/69_search.ipynb #9047e647
 def _check_base(base):
@@ -610,6 +632,7 @@ def search(
         _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))
         with _journal_in_words(folder): study = _opened(name, lower, pruned, _first(base, dists), grid)
         task = Task(study, base, dists, stage, figure, lower, callbacks)
+        _check_known(folder, task.folders())
         return task.go_on(min(trials, len(grid) or trials), sampler, seed, say)
 
 # %% ../../nbs/front/69_search.ipynb #3b00c036
@@ -617,7 +640,7 @@ def search(
 def go_on(self:Task, trials:int, sampler, seed:int, say:Callable) -> SearchResult:
     "Train trials until there are so many, or one is interrupted"
     ended = lambda: sum(t.state.is_finished() for t in self.study.get_trials(deepcopy=False))
-    while ended() < trials:
+    while ended() < trials and _ALL not in self.study.user_attrs:
         trial, options = self.begin(sampler, seed)
         pruning = Pruning(trial, self.stage, self.figure)
         done = self.end(trial, *self.train(options, self.run(trial.number), pruning), pruning)
