@@ -408,7 +408,7 @@ class Records:
 def _asked_of(asked:dict, arm:str) -> dict:
     "The options that a study asks a run of `arm` for"
     steps = asked['max_steps'].get(arm)
-    return {**asked['base'], **asked['arms'][arm], **({} if steps is None else {'max_steps': steps})}
+    return {**below(asked['base'], asked['arms'][arm]), **({} if steps is None else {'max_steps': steps})}
 
 def _compared(name) -> bool:
     "Whether an option says what is learnt"
