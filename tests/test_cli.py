@@ -436,6 +436,7 @@ def test_json_is_alone_on_standard_output(trained, tmp_path):
         p = subprocess.Popen([*COMMAND, 'prepare', '3', tmp_path/'games', tmp_path/'out'], stdout=subprocess.PIPE, stderr=err, text=True)
         until = time.monotonic() + 60
         while 'reading records' not in (tmp_path/'err').read_text(): assert p.poll() is None and time.monotonic() < until; time.sleep(0.05)
+        time.sleep(1)            # its processes have begun: one that an interrupt meets before that may print that it ran out of input
         p.send_signal(signal.SIGINT)
         out = p.communicate(timeout=60)[0]
     said = (tmp_path/'err').read_text()

@@ -559,18 +559,22 @@ def _opened(cfg, run, say):
     return cfg, run
 
 # %% ../../nbs/front/62_learn.ipynb #5c3f0c4a
-def _left(run) -> tuple:
-    "(the newest checkpoint of each stage, the text of config.json)"
-    newest = {s.key: Checkpoints(run.checkpoints(s)).path('last') for s in run.begun([*STAGES.values()])}
-    return newest, run.config_file.read_text(encoding='utf-8') if newest and run.config_file.exists() else ''
+def _config_text(cfg, run) -> str:     # '' if the run begins, or it cannot be read
+    "What config.json says before a run goes on"
+    try: return json.dumps(run.read_config(), indent=1) if cfg.resume_from else ''
+    except (FileError, OSError): return ''
+
+def _newest(run) -> dict[str, Path|None]:
+    "The newest checkpoint of each stage"
+    return {s.key: Checkpoints(run.checkpoints(s)).path('last') for s in run.begun([*STAGES.values()])}
 
 @contextmanager
-def _config_of_steps(cfg, run, left, main):
-    "Put config.json back if a run that goes on has trained no step since `left`"
+def _config_of_steps(run, text):
+    "Put `text` back into config.json if no step is trained meanwhile; '' is none"
+    before = text and _newest(run)
     try: yield
     finally:
-        newest, text = left
-        if main and cfg.resume_from and text and _left(run)[0] == newest: run.write(run.config_file, text)
+        if before and _newest(run) == before: run.write(run.config_file, text)
 
 # %% ../../nbs/front/62_learn.ipynb #6d11d575
 def _launched(cfg, processes, stop, say, callbacks):
@@ -600,9 +604,9 @@ def train_run(
         run = together.tell(lambda: _made_folder(cfg))
         import_compiler()
         with disk_in_words(run.path), run.claimed():
-            left = together.tell(lambda: _left(run))
+            text = together.tell(lambda: _config_text(cfg, run))
             cfg, run = together.tell(lambda: _opened(cfg, run, say))
-            kept = _config_of_steps(cfg, run, left, together.main)
+            kept = _config_of_steps(run, together.main and text)
             with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror, kept:
                 return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 
