@@ -12,6 +12,7 @@ from maou_nb import OptionError, learn_multi_stage
 from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.data.sources import StreamingFileSource
 from maou_nb.front import learn
+from maou_nb.front.options import OwnNumbers
 from maou_nb.train import runner as stages
 from maou_nb.train.optim import OptimizerOptions, make_optimizer
 from maou_nb.train.options import LearnConfig
@@ -299,3 +300,22 @@ def test_config_comes_back_from_the_run_folder(run):
     r = run()
     again = learn_multi_stage(**{**json.loads((r.dir/'config.json').read_text()), 'run_dir': str(r.dir.with_name('again'))})
     assert again[3].metrics == r.stage.metrics
+
+DRAWING = {
+    'dropout': lambda: torch.nn.Dropout(.5)(torch.ones(4, 4)), 'weights': lambda: torch.nn.Linear(4, 4),
+    'lstm': lambda: torch.nn.LSTM(3, 4),
+    'attention': lambda: torch.nn.functional.scaled_dot_product_attention(*[torch.ones(1, 2, 3, 8)]*3, dropout_p=.2),
+    'orthogonal': lambda: torch.nn.init.orthogonal_(torch.empty(3, 3)), 'truncated': lambda: torch.nn.init.trunc_normal_(torch.empty(3, 3)),
+    'normal': lambda: torch.normal(0., 1., (2,)), 'bernoulli': lambda: torch.bernoulli(torch.full((3,), .5)),
+    'multinomial': lambda: torch.multinomial(torch.ones(3), 2), 'exponential': lambda: torch.empty(3).exponential_(),
+    'rand': lambda: torch.rand(3), 'randn_like': lambda: torch.randn_like(torch.ones(3)), 'randint': lambda: torch.randint(5, (3,)),
+    'randint_like': lambda: torch.randint_like(torch.ones(3), 5), 'permutation': lambda: torch.randperm(4)}
+
+@pytest.mark.parametrize('draw', DRAWING.values(), ids=DRAWING)
+def test_whatever_is_drawn_apart_takes_no_number_of_a_run(draw):
+    before = torch.get_rng_state()
+    with OwnNumbers(): draw()
+    assert torch.equal(torch.get_rng_state(), before)
+    draw()
+    assert not torch.equal(torch.get_rng_state(), before)      # as it would
+    torch.set_rng_state(before)
