@@ -158,7 +158,7 @@ def heard(door, reached, monkeypatch, within=10):
     assert words and words[0] - since < 2 + files.PATIENCE, said      # as it is 8 s, within 10
 
 FRONT = [d for d in doors() if d.values[0] in [getattr(maou_nb, n) for n in maou_nb.__all__]]
-FEW = {d.id for d in FRONT[::5]}       # each waits for its patience to end: the rest in `make test-all`
+FEW = {d.id for d in FRONT[::10]}       # each waits for its patience to end: the rest in `make test-all`
 
 @pytest.mark.parametrize('f, given', [d if d.id in FEW else pytest.param(*d.values, id=d.id, marks=pytest.mark.slow) for d in doors()])
 def test_a_silent_server(f, given, silent, tmp_path, shards, monkeypatch):

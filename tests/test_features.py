@@ -104,7 +104,7 @@ def net_of(architecture, **options):
     backbone = backbone_of(cfg)
     return Net(backbone, make_heads(backbone.channels, ['policy', 'value'])).eval()
 
-@pytest.mark.parametrize('given', thinned(variants(), 4), ids=lambda given: ' '.join(map(str, given.values())))
+@pytest.mark.parametrize('given', thinned(variants(), 8), ids=lambda given: ' '.join(map(str, given.values())))
 def test_onnx(given):
     net = net_of(given['model_architecture'], **{k: v for k, v in given.items() if k != 'model_architecture'})
     assert 'attacks' == LearnConfig().input_features and max(onnx_differences(onnx_bytes(net), net).values()) < 1e-5

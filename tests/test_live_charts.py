@@ -78,7 +78,7 @@ class Chart:
         raise AssertionError(self.now())
 
 @pytest.mark.parametrize('first', ['light', pytest.param('dark', marks=pytest.mark.slow)])
-@pytest.mark.parametrize('what', thinned(SHOWN, 2))
+@pytest.mark.parametrize('what', [what if what == 'compare' else pytest.param(what, marks=pytest.mark.slow) for what in SHOWN])
 def test_under_the_mouse(page, what, first):
     source, live = SHOWN[what]
     theme(page, first)

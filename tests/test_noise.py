@@ -68,9 +68,9 @@ def measured(loop):
     with patch.object(NoiseScale, 'after_step', spy): loop.fit()
     return torch.stack(found)
 
-@pytest.mark.parametrize('more, epochs', [
+@pytest.mark.parametrize('more, epochs', thinned([
     (dict(stage1_batch_size=64), 6),                                       # halves of a batch
-    (dict(stage1_batch_size=16, gradient_accumulation_steps=4), 6)])       # the batches of a step
+    (dict(stage1_batch_size=16, gradient_accumulation_steps=4), 6)], 2))   # the batches of a step
 def test_the_estimate_is_that_of_all_rows(loop_of, more, epochs):
     "Weights stay; the mean over epochs is the noise of single rows' gradients, and their slope"
     loop = loop_of(noise_scale=True, adaptive_batch_measurement_interval=1, stage1_threshold=1., stage1_max_epochs=epochs, **still, **more)
@@ -123,7 +123,7 @@ def test_the_averages(loop_of):
 @pytest.mark.parametrize('architecture, more', thinned([
     ('resnet', {}), ('resnet', dict(gradient_checkpointing=True)), ('vit', dict(vit_dropout=0.3, ema_decay=0.9)),
     ('mlp-mixer', dict(mixer_dropout=0.3, gradient_accumulation_steps=3)), ('resnet', dict(precision='bf16')),
-    ('vit', dict(vit_dropout=0.3, gradient_checkpointing=True)), ('resnet', dict(auxiliary='2', soft_policy_ratio=1.))], 2))
+    ('vit', dict(vit_dropout=0.3, gradient_checkpointing=True)), ('resnet', dict(auxiliary='2', soft_policy_ratio=1.))], 4))
 def test_to_be_measured_changes_nothing(run, architecture, more):
     options = dict(model_architecture=architecture, stage3_batch_size=37, epoch=2, **TINY[architecture]) | more
     plain, watched = run(**options), run(**options, noise_scale=True)

@@ -63,7 +63,7 @@ def exported(tmp_path_factory, positions):
         return made[kind]
     return get
 
-@pytest.mark.parametrize('kind', thinned(KINDS, 2))
+@pytest.mark.parametrize('kind', thinned(KINDS, 3))
 def test_files_answer_as_the_net(kind, positions, exported):
     (net, files), (boards, hands) = exported(kind), positions
     with torch.no_grad(): want = net(torch.tensor(boards), torch.tensor(hands))

@@ -842,5 +842,8 @@ def value_loss(run, few):
     halves(run(plugins=PARTS, value_loss='square'), run(), 'value_loss')
     with pytest.raises(OptionError, match="value_loss='kl': one of bce"): run(value_loss='kl')
 
-@pytest.mark.parametrize('name', ROWS)
+LONG = {'cache_transforms', 'compile_mode', 'dataloader_workers', 'early_stopping_metric', 'exam_after', 'export_onnx', 'freeze_backbone',
+        'gradient_checkpointing', 'output_gcs', 'output_s3', 'stage12_compilation', 'tensorboard_histogram_frequency'}
+
+@pytest.mark.parametrize('name', [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in ROWS])
 def test_option_acts(name, request): check(ROWS[name], request)

@@ -87,7 +87,7 @@ def test_start_stop_and_on_again(options, tmp_path):
     until(lambda: state_of(run)[0] == 'failed')
     assert 'was it killed?' in state_of(run)[1]
 
-@pytest.mark.parametrize('start', thinned(['a process', 'this process'], 2))
+@pytest.mark.parametrize('start', thinned(['this process', 'a process'], 2))
 def test_two_processes_train_from_the_panel(options, tmp_path, start, monkeypatch):
     monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)      # as in a shell
     panel = LearnPanel(**options, gpus=2)

@@ -128,6 +128,7 @@ def test_killed_twenty_times(options, uninterrupted, tmp_path):
         print(f'run {i}: ended {got} times, in stages {stages}')
         landed += got; i += 1
 
+@pytest.mark.slow
 def test_a_signal_saves_first(options, uninterrupted, tmp_path):
     "The process ends by itself, with the partial result, at a step that was saved; going on loses nothing"
     quiet = {**options, 'checkpoint_every': None}

@@ -25,7 +25,7 @@ from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.checkpoints import load_tensors, save_tensors
 from maou_nb.train.runner import sources_of
-from samples import ONE_FILE
+from samples import ONE_FILE, thinned
 
 TINY = dict(stage=3, gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, epoch=1, stage3_batch_size=1024)
 
@@ -288,8 +288,7 @@ def test_rows_that_know_no_games(sets, tmp_path):
     assert stage.judged_on == 'validation rows, whose games may have been trained on'
     assert 'not known: these rows know no games' in stage.split and stage.overlap == {}
 
-@pytest.mark.parametrize('kind', ['an old table', 'old tables', 'loose positions'])
-@pytest.mark.parametrize('same', [True, False])
+@pytest.mark.parametrize('same, kind', thinned([*itertools.product((True, False), ('an old table', 'old tables', 'loose positions'))], 2))
 def test_the_same_positions_without_games(sets, tmp_path, kind, same):
     "Rows of other files whose games nobody knows are not held out; their positions are compared"
     table = read_shard(find_shards(sets/'first', 3)[0])
@@ -436,7 +435,7 @@ def test_games_that_were_cut_early_are_suspected(sets, early, tmp_path):
                                                             'stage3_validation_data_path': cut}).lines}
     assert marks['split'] == 'look'
 
-@pytest.mark.parametrize('end, on', [*itertools.product((31, 34, 38, 44), ('judged', 'trained'))])
+@pytest.mark.parametrize('end, on', thinned([*itertools.product((31, 34, 38, 44), ('judged', 'trained'))], 3))
 def test_of_games_that_were_cut_early_no_door_makes_a_claim(sets, early, tmp_path, end, on):
     train, cut = (sets/'first', early(end)) if on == 'judged' else (early(end), sets/'first')
     result = learn_multi_stage(**{**TINY, 'stage3_data_path': train, 'stage3_validation_data_path': cut, 'run_dir': tmp_path/'run'})

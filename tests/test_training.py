@@ -9,12 +9,13 @@ import torch
 from maou_nb import learn_multi_stage
 from maou_nb.front.options import make_config
 from maou_nb.train.checkpoints import load_tensors, part
+from samples import thinned
 
 SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=2),
          'mlp-mixer': dict(mixer_embed_dim=24, mixer_num_layers=2, mixer_token_dim=24, mixer_channel_dim=48, mixer_dropout=0.),
          'vit': dict(vit_embed_dim=24, vit_num_layers=2, vit_num_heads=2, vit_mlp_ratio=2., vit_dropout=0.)}
 
-@pytest.fixture(scope='module', params=SIZES)
+@pytest.fixture(scope='module', params=thinned(SIZES, 3))
 def run(request, shards, tmp_path_factory):
     "A short run of all stages with one of the architectures"
     return learn_multi_stage(stage='all', model_architecture=request.param, model_size='tiny', gpu='cpu',

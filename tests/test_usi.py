@@ -249,6 +249,7 @@ def clean(ends):
     assert not [why for _, why, _ in ends if why.startswith('ours:')], ends
 
 @pytest.mark.skipif(FAIRY is None, reason='no fairy-stockfish here: tools/packages.sh installs it')
+@pytest.mark.slow
 def test_games_on_a_short_clock_against_fairy_stockfish(small_run): clean(games_against_fairy(small_run, 3))
 
 @pytest.mark.slow
