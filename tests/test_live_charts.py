@@ -3,7 +3,6 @@ import nbformat
 import pytest
 
 from lab import browser, lab, open_notebook, run_cell, shot, theme
-from samples import thinned
 from test_cockpit import ended_run
 
 BEGIN = '''from pathlib import Path

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.files import FileError, read_json
+from ..data.machine import end_at_once
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from .options import BY_US
@@ -42,6 +43,7 @@ def answer_of(train:Callable) -> dict:
 def _work():
     "Train what the folder that the command line names last asks for"
     from maou_nb.front.learn import learn_multi_stage
+    end_at_once()
     folder = Path(sys.argv[-1])
     asked = read_json(folder/'asked.json')
     load_plugins(asked['plugins'])

@@ -28,6 +28,7 @@ from fastcore.basics import patch
 
 from ..data.explained import check_whole
 from ..data.files import parsed_json
+from ..data.machine import end_at_once
 
 # %% ../../nbs/front/64_workers.ipynb #3fe26e9a
 def _end_with(parent:int, every:float=0.5):
@@ -50,6 +51,7 @@ def _answered(good:bool, value) -> bytes:
 def work():
     "Do the call in the folder that the command line names"
     folder, parent = Path(sys.argv[-2]), int(sys.argv[-1])
+    end_at_once()
     _end_with(parent)
     try:
         sys.path[:] = dict.fromkeys([*parsed_json((folder/'paths').read_text(), list), *sys.path])
