@@ -218,3 +218,24 @@ def test_skipped_steps_that_the_optimizer_counted_are_refused(tmp_path, shards):
     (kept.folder/MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match='its optimizer counts 5 steps where its step is 4, not taken: 1;'):
         learn_multi_stage(**options, resume_from='latest')
+
+def test_what_a_slow_disk_keeps_is_the_run_as_it_was(tmp_path, shards, monkeypatch):
+    "Training goes on while a checkpoint is written: each has the weights of its own step"
+    options = dict(stage='1', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=128, stage1_max_epochs=2,
+                   stage1_threshold=0., ema_decay=0.9, checkpoint_every=2, keep_checkpoints=100, **shards)
+    real, late = Checkpoints.save, []
+    def slow(self, *args):
+        time.sleep(0.2)
+        late.append(at.step)
+        return real(self, *args)
+    class At(Callback):
+        step = 0
+        def after_step(self, loop): self.step = loop.step
+    at = At()
+    learn_multi_stage(**options, run_dir=tmp_path/'prompt')
+    monkeypatch.setattr(Checkpoints, 'save', slow)
+    learn_multi_stage(**options, run_dir=tmp_path/'slow', callbacks=[at])
+    a, b = ({p.name: load_tensors(p)[0] for p in (tmp_path/run/'checkpoints'/'stage1').glob('*.safetensors')} for run in ('prompt', 'slow'))
+    steps = sorted(int(name.split('-')[-1].split('.')[0]) for name in b)
+    assert len(late) == len(steps) > 5 and sum(now > step for now, step in zip(late, steps)) > 3, (late, steps)
+    assert a.keys() == b.keys() and all(a[n][k].equal(b[n][k]) for n in a for k in a[n])

@@ -14,6 +14,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from fnmatch import fnmatch
 from itertools import count
@@ -27,7 +28,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
-from ..data.files import naming, open_append, path_here
+from ..data.files import as_json, naming, open_append, path_here
 from ..data.options import Globs, Section, option
 from ..stages.stage import Stage, stages_of
 from .checkpoints import Checkpoints, part, save_parts
@@ -451,7 +452,7 @@ class Saver(Callback):
                  say:Callable=print):      # Told of checkpoints that were deleted meanwhile
         self.checkpoints, self.say_about = Checkpoints(folder, keep, run, say), about
         self.every, self.parts = every, parts
-        self.about, self.at = {}, None
+        self.about, self.at, self.writing = {}, None, None
 
     def before_fit(self, loop):
         "Note where the run begins, which needs no saving"
@@ -460,6 +461,7 @@ class Saver(Callback):
 
     def after_step(self, loop):
         "Save, if it is time to"
+        if self.writing and self.writing.done(): self.written()
         if not self.every or loop.step % self.every: return
         loop.check_loss()
         self.save(loop)
@@ -472,22 +474,46 @@ class Saver(Callback):
 # %% ../../nbs/train/44_callbacks.ipynb #77b6e71c
 @patch
 def save(self:Saver, loop, marks=(), **figures):
-    "Save where the loop is"
+    "Begin to save where the loop is"
     self.at = (loop.epoch, loop.step)
     tensors, about = loop.state()        # for which all processes meet
     if not loop.main_process: return
-    name = f'epoch-{loop.epoch:04d}-step-{loop.step:08d}'
-    self.checkpoints.save(name, tensors, {**self.about, **about, **figures}, marks)
+    self.written()
+    copied = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
+    about = as_json({**self.about, **about, **figures})
+    thread = ThreadPoolExecutor(1, 'checkpoint')
+    self.writing = thread.submit(self._write, copied, about, marks)
+    thread.shutdown(wait=False)
+
+# %% ../../nbs/train/44_callbacks.ipynb #7c23f16f
+@patch
+def _write(self:Saver, tensors, about, marks):
+    "Write a checkpoint, and the net's parts if it is the best"
+    name = f'epoch-{about["epoch"]:04d}-step-{about["step"]:08d}'
+    self.checkpoints.save(name, tensors, about, marks)
     if not self.parts or 'best' not in marks: return
     weights = part(tensors, 'ema.') or part(tensors, 'net.')
-    about = {**self.about, 'stage': loop.stage.id, 'step': loop.step}
-    save_parts(self.checkpoints.folder/'parts', weights, about)
+    save_parts(self.checkpoints.folder/'parts', weights, {**self.about, 'stage': about['stage'], 'step': about['step']})
+
+# %% ../../nbs/train/44_callbacks.ipynb #a0c80df4
+@patch
+def written(self:Saver):
+    "Wait for what is being written; what went wrong with it is raised"
+    writing, self.writing = self.writing, None
+    if writing: writing.result()
 
 # %% ../../nbs/train/44_callbacks.ipynb #bda0d5b2
 @patch
-def after_fit(self:Saver, loop):
-    "Save where the run was stopped"
-    if loop.error is None or not loop.whole or loop.together.lost: return
+def _is_ahead(self:Saver, loop) -> bool:
+    "Whether a run was stopped behind its last checkpoint, and can save where it is"
+    if loop.error is None or not loop.whole or loop.together.lost: return False
     full = isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone)
-    if loop.together.anywhere(full or self.at in (None, (loop.epoch, loop.step))): return
-    self.save(loop)
+    return not loop.together.anywhere(full or self.at in (None, (loop.epoch, loop.step)))
+
+# %% ../../nbs/train/44_callbacks.ipynb #f6003a12
+@patch
+def after_fit(self:Saver, loop):
+    "Save where the run was stopped, and wait until all is written"
+    try:
+        if self._is_ahead(loop): self.save(loop)
+    finally: self.written()
