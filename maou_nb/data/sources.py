@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from multiprocessing import parent_process
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from xxhash import xxh3_128_hexdigest
 import maou_nb.data.old   # with it the older tool's tables are found and read like shards
 from .columns import FOLDS, INLINE, Columns, columns_of
 from .files import cache_folder, cache_limit, cached_file, is_remote, kept_paths, local_file, parsed_json
-from .machine import free_memory, free_shared, size_text
+from .machine import cores, free_memory, free_shared, size_text
 from .order import WINDOW_ROWS, Plan
 from .rows import (
     TARGETS, Rows, join_rows, load_rows, row_folds, rows_of_table, runs, shift_tails)
@@ -274,13 +275,18 @@ def _new_records(n, columns):
     return raw[at:len(raw) - 64 + at].view(columns.record)
 
 # %% ../../nbs/data/18_sources.ipynb #6d608943
+def _at_once() -> int:
+    "How many shards are unpacked at a time; a loader's worker has one core"
+    return 1 if parent_process() else min(cores(), 4)      # each has its columns beside its records meanwhile
+
+# %% ../../nbs/data/18_sources.ipynb #0b924c33
 @patch
 def _load(self:StreamingFileSource, files, make=_new_records):
     "The rows of `files`, shards by number, laid end to end in memory from `make`"
     ends = np.cumsum([0] + [self.row_counts[s] for s in files]).tolist()
     fixed = make(ends[-1], self.columns)
-    parts = [load_rows(self.shards[s], self.folds, fixed[i:j], self.policy, self.on_bad)
-             for s, i, j in zip(files, ends, ends[1:])]
+    load = lambda s, i, j: load_rows(self.shards[s], self.folds, fixed[i:j], self.policy, self.on_bad)
+    with ThreadPoolExecutor(_at_once(), 'shard') as pool: parts = [*pool.map(load, files, ends, ends[1:])]
     begins = np.cumsum([0] + [len(p.labels) for p in parts])
     for p, b in zip(parts, begins):
         if b and len(p.labels): shift_tails(p.fixed, b)
