@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 from maou_nb import learn_multi_stage, note, runs
+from maou_nb.front.cli import main
 from maou_nb.stages.rows import prepare_stage1
 
 @pytest.fixture(scope='module')
@@ -52,6 +53,16 @@ def test_whatever_lies_there_the_table_stands(home):
     for down in (True, False):
         last = every.sort('accuracy', down).frame['1/accuracy'].to_list()[-5:]
         assert all(v is None or math.isnan(v) for v in last)
+
+@pytest.mark.filterwarnings('ignore:.*damaged and left out')
+def test_the_command_tells_the_same(home, capsys, tmp_path):
+    assert main(['runs', str(home)]) == 0
+    told = capsys.readouterr()
+    rows = {r['run']: r for r in json.loads(told.out, parse_constant=pytest.fail)}
+    frame = runs(home).frame
+    assert [*rows] == [*frame['run']] and 'noted' in told.err and '\x1b' not in told.err
+    for r in frame.to_dicts(): assert rows[r['run']] == {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in r.items()}
+    assert main(['runs', str(tmp_path/'none')]) == 1 and 'is no folder' in capsys.readouterr().err
 
 def test_a_run_by_itself_has_its_name(run):
     assert [*runs(run).frame['run']] == ['run']

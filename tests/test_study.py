@@ -241,7 +241,10 @@ def test_the_command(base, shards, tmp_path):
                                 'folder': str(tmp_path)}))                # JSON is YAML
     done = subprocess.run([sys.executable, '-m', 'maou_nb', 'study', str(file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [r['arm'] for r in json.loads(done.stdout)] == ['learning_ratio=0.01', 'learning_ratio=0.03']
+    told, (a, b) = json.loads(done.stdout), ['learning_ratio=0.01', 'learning_ratio=0.03']
+    assert [r['arm'] for r in told['runs']] == [r['arm'] for r in told['arms'] if r['figure'] == 'top1'] == [a, b]
+    assert {(d['arm'], d['baseline']) for d in told['differences']} == {(b, a)}
+    assert told['sentences'] and all(s in done.stderr for s in told['sentences'])
     for text, says in (('name: [', 'this is no YAML'), ('5', 'were expected'),
                        ('name: a\nbse: {}', "'bse' is unknown"), ('name: a', 'base is missing')):
         file.write_text(text)

@@ -9,6 +9,7 @@ import pytest
 
 from maou_nb import load_study, study
 from maou_nb.data.files import FileError
+from maou_nb.front.cli import as_json
 from maou_nb.front.study import (VERSION, Arm, Records, StudyView, _check_result, _agreed, arms_of, _asked_in, budget_of, grid, read_study,
                                  said_error, seeds_of, sent)
 from maou_nb.front.study_form import StudyForm, study_text
@@ -200,7 +201,7 @@ def test_figures_that_are_no_number_or_missing(folder):
     made = load_study(folder)
     assert made.cells['b', 1].says == '–' and made.table()['3/steps'].to_list() == [None]*3 + [3.]
     assert made.table()['steps'].to_list() == [9]*4
-    json.dumps(made.to_dicts(), allow_nan=False)
+    json.dumps(as_json(made), allow_nan=False)
     assert 'b, seed 1, kept no results of rows' in made.verdict().words()
 
 def test_more_runs_than_polars_looks_at(folder):

@@ -473,6 +473,10 @@ def _load_study():
     from maou_nb.front.study import study_of_file
     return study_of_file,
 
+def _load_runs():
+    from maou_nb.front.run_table import runs
+    return runs,
+
 COMMANDS = {c.name: c for c in (
     Command('prepare', ('stage', 'paths', 'folder'), _load_prepare,
             (('stage', 'Its key: 1, 2, 3, or that of a stage of yours'),
@@ -483,6 +487,7 @@ COMMANDS = {c.name: c for c in (
              ('folds', 'Only these folds, 0 to 99, or "held out", those that its run held out; none: all rows that are named'))),
     Command('exam', ('run',), lambda: (exam,)),
     Command('show', ('run',), lambda: (show,)),
+    Command('runs', ('folder',), _load_runs),
     Command('study', ('file',), _load_study),
     Command('export', ('run', 'folder'), lambda: (export,)))}
 
@@ -839,6 +844,7 @@ USAGE = '''usage: maou-nb COMMAND …
   evaluate OF [DATA …]                  all figures of a network, on held-out rows or on other data
   show RUN [--position SFEN]            what a run reached, or what its network says of a position
   exam RUN [--page HTML]                one page on a network: rules, mates, moves, value
+  runs [FOLDER]                         all runs in a folder: options, figures, time, notes
   study FILE                            trains several arms with the same seeds, and says what is better
   export RUN FOLDER [--target dlshogi]  writes ONNX files for an engine
   usi --run RUN [--script FILE]         is a USI engine, or writes a script that starts it, for a GUI

@@ -114,6 +114,10 @@ class Runs:
         if name in self.folders: return self.folders[name]
         raise KeyError(f'{name}: one of {", ".join(self.frame["run"])} was expected')
 
+    def to_dicts(self) -> list[dict]:
+        "A row a run, for JSON"
+        return self.frame.to_dicts()
+
     def table(self) -> pl.DataFrame:
         "As a table of Polars"
         return self.frame

@@ -1229,7 +1229,8 @@ def study_of_file(
 
 # %% ../../nbs/front/65_study.ipynb #50030864
 @patch
-def to_dicts(self:Study) -> list[dict]:
-    "A row a run, for JSON"
-    finite = lambda v: None if isinstance(v, float) and not math.isfinite(v) else v
-    return [{k: finite(v) for k, v in row.items()} for row in self.table().to_dicts()]
+def as_json(self:Study) -> dict:
+    "A row a run, and the verdict, for JSON"
+    told, found = {'runs': self.table().to_dicts()}, self._said()
+    if isinstance(found, str): return told | {'sentences': [found]*bool(found)}
+    return told | {'sentences': found.sentences(), 'arms': found.arms.to_dicts(), 'differences': found.differences.to_dicts()}
