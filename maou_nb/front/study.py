@@ -599,8 +599,8 @@ def _agreed(known:dict|None, asked:dict, where:str) -> dict:
                               *((f'arm {n!r}', known['arms'][n], a) for n, a in asked['arms'].items() if n in known['arms'])):
         if 'function' in had and 'around' not in had: wants = {n: v for n, v in wants.items() if n in had}     # an earlier version's
         if other := [n for n in {**had, **wants} if n not in had or n not in wants or had[n] != wants[n]]:
-            raise OptionError(f'{whose}: {where} was begun with {_told_options(had, other)}, and not with {_told_options(wants, other)}; '
-                              'the same, or another name, was expected')
+            began, now = _told_options(had, other), _told_options(wants, other)
+            raise OptionError(f'{whose}: {where} was begun with {began}, and this call says {now}; the same, or another name, was expected')
     steps = asked['max_steps'] | known['max_steps']
     seeds = [*dict.fromkeys([*known['seeds'], *asked['seeds']])]
     _check_apart([*(arms := known['arms'] | asked['arms'])])
