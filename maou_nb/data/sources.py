@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from multiprocessing import parent_process
 from pathlib import Path
@@ -221,6 +221,11 @@ def plan(
                 self.window, shuffle, self.window_rows, mirror)
 
 # %% ../../nbs/data/18_sources.ipynb #188d1dcc
+def _at_once() -> int:
+    "How many shards of a window are unpacked at a time; a loader's worker has one core"
+    return 1 if parent_process() else min(cores(), 4)      # each has its columns beside its records meanwhile
+
+# %% ../../nbs/data/18_sources.ipynb #b2609411
 @patch
 def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by place: host, device, disk
     "What this source will take in its mode, from the row counts alone"
@@ -229,6 +234,7 @@ def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by plac
     order = 24*rows                  # 8 bytes a row, and three times that while it is drawn
     largest = sum(counts[:1])*size   # a shard on its way to its place
     if self.cache == 'file':
+        largest = sum(counts[:_at_once()])*size
         window = max(sum(counts[:self.window]), self.window_rows + sum(counts[:1]))
         return {'host': min(rows, 2*window)*(size + 24) + largest}     # this window and the next
     if self.cache == 'memory': return {'host': rows*size + order + largest}
@@ -275,18 +281,13 @@ def _new_records(n, columns):
     return raw[at:len(raw) - 64 + at].view(columns.record)
 
 # %% ../../nbs/data/18_sources.ipynb #6d608943
-def _at_once() -> int:
-    "How many shards are unpacked at a time; a loader's worker has one core"
-    return 1 if parent_process() else min(cores(), 4)      # each has its columns beside its records meanwhile
-
-# %% ../../nbs/data/18_sources.ipynb #0b924c33
 @patch
-def _load(self:StreamingFileSource, files, make=_new_records):
-    "The rows of `files`, shards by number, laid end to end in memory from `make`"
+def _load(self:StreamingFileSource, files, make=_new_records, at_once=1):
+    "The rows of `files`, shards by number and so many at a time, laid end to end in memory from `make`"
     ends = np.cumsum([0] + [self.row_counts[s] for s in files]).tolist()
     fixed = make(ends[-1], self.columns)
     load = lambda s, i, j: load_rows(self.shards[s], self.folds, fixed[i:j], self.policy, self.on_bad)
-    with ThreadPoolExecutor(_at_once(), 'shard') as pool: parts = [*pool.map(load, files, ends, ends[1:])]
+    with ThreadPoolExecutor(at_once, 'shard') as pool: parts = [*pool.map(load, files, ends, ends[1:])]
     begins = np.cumsum([0] + [len(p.labels) for p in parts])
     for p, b in zip(parts, begins):
         if b and len(p.labels): shift_tails(p.fixed, b)
@@ -383,9 +384,10 @@ def _shared_window(self:StreamingFileSource, files):
 @patch
 def _load_window(self:StreamingFileSource, files):
     "The rows of `files`, by this process alone where nobody shares them"
-    if self._folder is None or not hasattr(os, 'posix_fallocate'): return self._load(files)
+    alone = partial(self._load, files, at_once=_at_once())
+    if self._folder is None or not hasattr(os, 'posix_fallocate'): return alone()
     try: return self._shared_window(files)
-    except OSError: return self._load(files)
+    except OSError: return alone()
 
 # %% ../../nbs/data/18_sources.ipynb #ee5dcd40
 @patch
