@@ -57,11 +57,13 @@ def test_a_copy_that_is_behind_is_said_while_it_trains(tmp_path):
     told = []
     mirror = SimpleNamespace(asked=0, done=0, say_behind=lambda: told.append(mirror.asked))
     mirror.sync = lambda: setattr(mirror, 'asked', mirror.asked + 1)
-    mirroring = Mirroring(mirror, every=None)
-    for _ in range(4): mirroring.after_epoch(None)
+    mirroring = Mirroring(mirror)
+    def epochs(n):
+        for _ in range(n): mirroring.after_epoch(None), mirroring.after_save(None)
+    epochs(4)
     assert told == [2, 3]
     mirror.done = mirror.asked
-    for _ in range(2): mirroring.after_epoch(None)
+    epochs(2)
     assert told == [2, 3]
 
 # --- one sender at a time

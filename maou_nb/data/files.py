@@ -805,14 +805,14 @@ _of_no_disk = ConnectionError, TimeoutError, ChildProcessError, ProcessLookupErr
 
 def disk_words(
     error:OSError,
-    at:str|Path='.',   # Where it was, if the error does not name a file
+    at:str|Path='',    # Where it was, if the error does not name a file
 ) -> str:              # Empty: it is no trouble of a disk
     "What `error` means for who wants to write: the path, what is wrong, what is free there"
     if isinstance(error, DiskError): return str(error)
     if error.errno is None or isinstance(error, _of_no_disk): return ''
     path, what = Path(os.fsdecode(error.filename or at)), _troubles.get(error.errno, 'the system refuses')
     there = next((p for p in (path, *path.absolute().parents) if os.path.exists(p)), Path('.'))
-    said = f'{path}: {what} ({error.strerror})'
+    said = f'{path}: '*bool(error.filename or at) + f'{what} ({error.strerror})'
     try: return f'{said}; {shutil.disk_usage(there).free / 1e9:,.1f} GB are free there'
     except OSError: return said
 

@@ -58,9 +58,13 @@ def size_text(n:int) -> str:
     return f'{n / 1e9:,.1f} GB' if n >= 1e8 else f'{n / 1e6:,.1f} MB'
 
 # %% ../../nbs/data/06_machine.ipynb #8475393e
+def _look_once():
+    gc.collect()
+    gc.freeze()       # what is frozen is not looked at again
+
 def end_at_once():
-    "Let this process end without a last search for garbage"
-    atexit.register(gc.freeze)       # what is frozen is not looked at
+    "Let this process end after one search for garbage instead of several"
+    atexit.register(_look_once)
 
 # %% ../../nbs/data/06_machine.ipynb #1856df01
 def _end_with_parent():

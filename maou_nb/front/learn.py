@@ -209,25 +209,20 @@ def mirror_folders(
 # %% ../../nbs/front/62_learn.ipynb #60adf0b8
 class Mirroring(Callback):
     "Has the run's copy brought up to date after each checkpoint"
-    def __init__(self,
-        mirror:Mirror,
-        every:int|None,   # Steps between checkpoints within an epoch; none: there are none
-    ):
-        self.mirror, self.every, self.behind = mirror, every, 0
+    def __init__(self, mirror:Mirror): self.mirror, self.behind = mirror, 0
 
     def before_fit(self, loop):
         "The line that says how far the run is tells how old its copy is"
         loop.copy_age = self.mirror.age
 
-    def after_step(self, loop):
-        "After a checkpoint between epochs"
-        if self.every and loop.step % self.every == 0: self.mirror.sync()
+    def after_save(self, loop):
+        "When there is something to send"
+        self.mirror.sync()
 
     def after_epoch(self, loop):
-        "After an epoch's; says so if the copy has not kept up since the one before"
+        "Say so if the copy has not kept up since the epoch before"
         if (behind := self.mirror.asked - self.mirror.done) > 1 and behind > self.behind: self.mirror.say_behind()
         self.behind = behind
-        self.mirror.sync()
 
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
 @contextmanager
@@ -457,7 +452,7 @@ def _shown(cfg, run, mirror, pictures):
     if not join().main: return []
     watched = [Watched(cfg.watched_positions, run.watched_file)] if cfg.watched_positions else []
     plots = [LivePlot()] if pictures and in_notebook() else []
-    copies = [Mirroring(mirror, cfg.checkpoint_every)] if mirror is not None else []
+    copies = [Mirroring(mirror)] if mirror is not None else []
     return [*watched, *plots, *copies]
 
 # %% ../../nbs/front/62_learn.ipynb #99203b27

@@ -31,9 +31,9 @@ from tqdm.auto import tqdm
 from ..data.files import as_json, naming, open_append, path_here
 from ..data.options import Globs, Section, option
 from ..stages.stage import Stage, stages_of
-from .checkpoints import Checkpoints, part, save_parts
+from .checkpoints import CheckpointError, Checkpoints, load_tensors, part, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
-from .loop import Callback, Loop, OutOfRoom, WorkerGone
+from .loop import Callback, Loop, OutOfRoom, WorkerGone, signals_wait
 from .optim import NoiseOptions, OptimizerOptions
 
 # %% ../../nbs/train/44_callbacks.ipynb #f529578d
@@ -456,12 +456,14 @@ class Saver(Callback):
 
     def before_fit(self, loop):
         "Note where the run begins, which needs no saving"
-        if loop.main_process: self.about = self.say_about(loop)
+        if loop.main_process:
+            self.about = self.say_about(loop)
+            if self.parts: self._mend_parts()
         self.at = loop.epoch, loop.step
 
     def after_step(self, loop):
         "Save, if it is time to"
-        if self.writing and self.writing.done(): self.written()
+        if self.writing and self.writing.done(): self.finish(loop)
         if not self.every or loop.step % self.every: return
         loop.check_loss()
         self.save(loop)
@@ -478,7 +480,7 @@ def save(self:Saver, loop, marks=(), **figures):
     self.at = (loop.epoch, loop.step)
     tensors, about = loop.state()        # for which all processes meet
     if not loop.main_process: return
-    self.written()
+    self.finish(loop)
     copied = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
     about = as_json({**self.about, **about, **figures})
     thread = ThreadPoolExecutor(1, 'checkpoint')
@@ -491,29 +493,62 @@ def _write(self:Saver, tensors, about, marks):
     "Write a checkpoint, and the net's parts if it is the best"
     name = f'epoch-{about["epoch"]:04d}-step-{about["step"]:08d}'
     self.checkpoints.save(name, tensors, about, marks)
-    if not self.parts or 'best' not in marks: return
-    weights = part(tensors, 'ema.') or part(tensors, 'net.')
-    save_parts(self.checkpoints.folder/'parts', weights, {**self.about, 'stage': about['stage'], 'step': about['step']})
+    if self.parts and 'best' in marks: self._write_parts(tensors, about)
 
 # %% ../../nbs/train/44_callbacks.ipynb #a0c80df4
 @patch
-def written(self:Saver):
-    "Wait for what is being written; what went wrong with it is raised"
-    writing, self.writing = self.writing, None
-    if writing: writing.result()
+def _write_parts(self:Saver, tensors, about):
+    "Write each part of the net of a checkpoint to a file of its own"
+    weights = part(tensors, 'ema.') or part(tensors, 'net.')
+    save_parts(self.checkpoints.folder/'parts', weights, {**self.about, 'stage': about['stage'], 'step': about['step']})
+
+def _step_of(path):
+    "The step that the checkpoint at `path` is of; None if it is damaged"
+    try: return load_tensors(path, whole=False)[1].get('step')
+    except CheckpointError: return None
+
+@patch
+def _mend_parts(self:Saver):
+    "Write the parts of the best net again, if a run that was killed left others"
+    best = self.checkpoints.folder/self.checkpoints.marks.get('best', '')
+    if not best.is_file(): return
+    there = {_step_of(path) for path in (best.parent/'parts').glob('[!.]*.safetensors')}
+    if there != {_step_of(best)}: self._write_parts(*load_tensors(best))
+
+# %% ../../nbs/train/44_callbacks.ipynb #ce93243f
+@patch
+def waited(self:Saver) -> BaseException|None:
+    "What went wrong with what was being written, once that is over; who wants to end the run waits, too"
+    if self.writing is None: return
+    with signals_wait(): failed = self.writing.exception()
+    self.writing = None
+    return failed
+
+@patch
+def finish(self:Saver, loop):
+    "Wait for what is being written, and tell all callbacks; what went wrong with it is raised"
+    begun, failed = self.writing, self.waited()
+    if failed: raise failed
+    if begun: loop.call('after_save')
 
 # %% ../../nbs/train/44_callbacks.ipynb #bda0d5b2
 @patch
-def _is_ahead(self:Saver, loop) -> bool:
-    "Whether a run was stopped behind its last checkpoint, and can save where it is"
+def _is_ahead(self:Saver, loop, failed) -> bool:
+    "Whether a run was stopped behind its last checkpoint, also by one that `failed`, and can save where it is"
     if loop.error is None or not loop.whole or loop.together.lost: return False
     full = isinstance(loop.error, (OutOfRoom, OSError)) and not isinstance(loop.error, WorkerGone)
-    return not loop.together.anywhere(full or self.at in (None, (loop.epoch, loop.step)))
+    there = failed is None and self.at == (loop.epoch, loop.step)
+    told = loop.together.gather((full or self.at is None, there))      # what is there the main process knows
+    return not told[0][1] and not any(cannot for cannot, _ in told)
 
 # %% ../../nbs/train/44_callbacks.ipynb #f6003a12
 @patch
 def after_fit(self:Saver, loop):
-    "Save where the run was stopped, and wait until all is written"
+    "Save where the run was stopped, and wait until all is written; what could not be is raised"
+    begun, failed = self.writing, self.waited()
     try:
-        if self._is_ahead(loop): self.save(loop)
-    finally: self.written()
+        if self._is_ahead(loop, failed): self.save(loop)
+        begun = self.writing or begun
+    finally: failed = self.waited() or failed
+    if failed: raise failed
+    if begun: loop.call('after_save')

@@ -173,6 +173,8 @@ class Callback:
         "After each optimizer step"
     def after_epoch(self, loop):
         "After an epoch was judged; its figures are `loop.history[-1]`"
+    def after_save(self, loop):
+        "When a checkpoint is on the disk, which may be some steps later; in the main process alone"
     def done(self, loop) -> bool:
         "Whether nothing is left to train; asked between epochs"
         return False
@@ -778,14 +780,18 @@ def _callback_states(self:Loop) -> tuple[dict, dict]:
 # %% ../../nbs/train/43_loop.ipynb #9c771512
 @patch
 def _end(self:Loop):
-    "Let every callback end, and then raise what went wrong with one of them, unless something had before"
+    "Let every callback end, and then raise what went wrong with one of them; of an error that came before it becomes a note"
     failed = None
     for cb in self.callbacks:
         try: cb.after_fit(self)
-        except Exception as e: failed = failed or e
-    if failed is None or self.error is not None: return
-    self.error = self.in_words(failed)
-    raise self.error from (None if self.error is failed else failed)
+        except BaseException as e: failed = failed or e       # the others have something to end, too
+    if failed is None: return
+    said, before = self.in_words(failed), self.error
+    if before is not None and not isinstance(before, Stopped):
+        if str(said) not in ('', str(before)): before.add_note(str(said))
+        return
+    self.error = said
+    raise said from (None if said is failed else failed)
 
 # %% ../../nbs/train/43_loop.ipynb #4fa979c9
 @patch
