@@ -22,8 +22,8 @@ def stage1(tmp_path_factory):
 def train(stage1, tmp_path):
     "Nine steps an epoch, two epochs"
     def run(*callbacks, **options):
-        given = dict(stage='1', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=128, stage1_max_epochs=2,
-                     stage1_threshold=0., stage1_data_path=stage1, run_dir=tmp_path/'run', checkpoint_every=6)
+        given = dict(stage='1', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, stage1_batch_size=128,
+                     stage1_max_epochs=2, stage1_threshold=None, stage1_data_path=stage1, run_dir=tmp_path/'run', checkpoint_every=6)
         return learn_multi_stage(**{**given, **options}, callbacks=[*callbacks])
     run.folder = tmp_path/'run'/'checkpoints'/'stage1'
     return run
@@ -86,7 +86,7 @@ def test_who_has_lost_patience_leaves_no_writer_behind(train, tmp_path, monkeypa
         mp.setattr(checkpoints, 'save_tensors', slow)
         with pytest.raises(KeyboardInterrupt): train(Send(s7=[signal.SIGINT, signal.SIGINT]))
         assert not [t for t in threading.enumerate() if t.name.startswith('checkpoint')]
-    assert steps_in(train.folder) == [6, 7]
+    assert steps_in(train.folder) == [6]
     same_end(train(resume_from='latest'), train(run_dir=tmp_path/'whole'))
 
 def test_the_copy_has_what_is_here(train, tmp_path, monkeypatch):
@@ -98,6 +98,7 @@ def test_the_copy_has_what_is_here(train, tmp_path, monkeypatch):
         def after_step(self, loop):
             if loop.step != 12: return
             far, until = fsspec.filesystem('memory'), time.monotonic() + 20
+            while not (tmp_path/last).exists(): time.sleep(0.05)
             here = json.loads((tmp_path/last).read_text())['last']
             at = f'{url.removeprefix("memory:/")}/{last.removeprefix("run/")}'
             while time.monotonic() < until and not (far.exists(at) and json.loads(far.cat(at))['last'] == here): time.sleep(0.05)
@@ -117,7 +118,7 @@ def test_callbacks_hear_of_each_checkpoint(train):
 def test_parts_are_those_of_the_best_net_however_a_run_ended(train, monkeypatch):
     train(save_split_params=True)
     parts, best = train.folder/'parts', load_run(train.folder.parents[1]).checkpoint(1)
-    good = {f.name: load_tensors(f)[0] for f in parts.glob('*.safetensors')}
+    good = {f.name: {k: v.clone() for k, v in load_tensors(f)[0].items()} for f in parts.glob('*.safetensors')}    # not of the file
     step = load_tensors(best)[1]['step']
     head = parts/'reachable_head.safetensors'
     for spoil in (lambda: head.write_bytes(head.read_bytes()[:-9]), head.unlink,

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm
 from ..data.files import as_json, naming, open_append, path_here
 from ..data.options import Globs, Section, option
 from ..stages.stage import Stage, stages_of
-from .checkpoints import CheckpointError, Checkpoints, load_tensors, part, save_parts
+from .checkpoints import CheckpointError, Checkpoints, load_tensors, part, parts_of, save_parts
 from .folder import FolderGone, RunFolder, add_line, cut_lines, read_lines
 from .loop import Callback, Loop, OutOfRoom, WorkerGone, signals_wait
 from .optim import NoiseOptions, OptimizerOptions
@@ -499,11 +499,12 @@ def _write(self:Saver, tensors, about, marks):
 @patch
 def _write_parts(self:Saver, tensors, about):
     "Write each part of the net of a checkpoint to a file of its own"
-    weights = part(tensors, 'ema.') or part(tensors, 'net.')
-    save_parts(self.checkpoints.folder/'parts', weights, {**self.about, 'stage': about['stage'], 'step': about['step']})
+    save_parts(self.checkpoints.folder/'parts', _judged_net(tensors), {**self.about, 'stage': about['stage'], 'step': about['step']})
+
+def _judged_net(tensors): return part(tensors, 'ema.') or part(tensors, 'net.')
 
 def _step_of(path):
-    "The step that the checkpoint at `path` is of; None if it is damaged"
+    "The step that the checkpoint at `path` is of; None if it is damaged or not there"
     try: return load_tensors(path, whole=False)[1].get('step')
     except CheckpointError: return None
 
@@ -512,8 +513,9 @@ def _mend_parts(self:Saver):
     "Write the parts of the best net again, if a run that was killed left others"
     best = self.checkpoints.folder/self.checkpoints.marks.get('best', '')
     if not best.is_file(): return
-    there = {_step_of(path) for path in (best.parent/'parts').glob('[!.]*.safetensors')}
-    if there != {_step_of(best)}: self._write_parts(*load_tensors(best))
+    tensors, about = load_tensors(best)
+    there = {_step_of(best.parent/'parts'/f'{name}.safetensors') for name in parts_of(_judged_net(tensors))}
+    if there != {about['step']}: self._write_parts(tensors, about)
 
 # %% ../../nbs/train/44_callbacks.ipynb #ce93243f
 @patch

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MANIFEST', 'CONFIG', 'ABOUT', 'RESULT', 'MODELS', 'PICKLES', 'CheckpointError', 'check_labels', 'save_tensors',
            'load_tensors', 'optimizer_tensors', 'load_optimizer', 'random_tensors', 'load_random', 'same_random',
-           'part', 'Checkpoints', 'manifest_in', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'save_parts',
-           'load_part', 'adapter_of', 'MisfitError', 'put_part']
+           'part', 'Checkpoints', 'manifest_in', 'saved_by', 'named_checkpoint', 'find_checkpoint', 'parts_of',
+           'save_parts', 'load_part', 'adapter_of', 'MisfitError', 'put_part']
 
 # %% ../../nbs/train/41_checkpoints.ipynb #043af157
 import hashlib
@@ -423,18 +423,22 @@ def find_checkpoint(
     return path, listed.get(path.name, {}).get('sha256')
 
 # %% ../../nbs/train/41_checkpoints.ipynb #428156a7
+def parts_of(
+    weights:dict[str, Tensor],   # Of a net: `backbone.…`, `heads.{name}.…`
+) -> dict[str, str]:             # Name → how its tensors begin
+    "Backbone, adapter and each head: backbone, policy_head, …"
+    heads = sorted({k.split('.')[1] for k in weights if k.startswith('heads.')})
+    adapter = {'adapter': 'adapter.'} if part(weights, 'adapter.') else {}
+    return {'backbone': 'backbone.', **{f'{h}_head': f'heads.{h}.' for h in heads}, **adapter}
+
 def save_parts(
     folder:str|Path,
-    weights:dict[str, Tensor],   # Of a net: `backbone.…`, `heads.{name}.…`
+    weights:dict[str, Tensor],   # As for `parts_of`
     about:dict,
 ):
-    "Write backbone, adapter and each head as files of their own: backbone.safetensors, policy_head.safetensors, …"
-    heads = sorted({k.split('.')[1] for k in weights if k.startswith('heads.')})
-    prefixes = {'backbone': 'backbone.', **{f'{h}_head': f'heads.{h}.' for h in heads}}
-    if part(weights, 'adapter.'): prefixes['adapter'] = 'adapter.'
-    for name, prefix in prefixes.items():
-        path = as_path(folder)/f'{name}.safetensors'
-        save_tensors(path, part(weights, prefix), {**about, 'part': name})
+    "Write each part of a net to a file of its own: backbone.safetensors, policy_head.safetensors, …"
+    for name, prefix in parts_of(weights).items():
+        save_tensors(as_path(folder)/f'{name}.safetensors', part(weights, prefix), {**about, 'part': name})
 
 # %% ../../nbs/train/41_checkpoints.ipynb #8564078a
 def _in_net(tensors:dict[str, Tensor], name:str) -> dict[str, Tensor]:
