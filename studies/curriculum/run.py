@@ -97,5 +97,7 @@ if __name__ == '__main__':
     parser.add_argument('--at-once', type=int, default=2)
     args = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)      # a shell that starts it in the background ignores it
-    threading.Timer(args.hours*3600, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    ends = threading.Timer(args.hours*3600, lambda: os.kill(os.getpid(), signal.SIGINT))
+    ends.daemon = True                   # it waits for no hour that isn't needed
+    ends.start()
     run(args)
