@@ -143,10 +143,7 @@ COMMITTED = sorted((Path(__file__).parents[1]/'studies').glob('*/*/study.json'))
 
 @pytest.mark.parametrize('path', COMMITTED, ids=lambda p: '/'.join(p.parts[-3:-1]))
 def test_committed_studies_are_read(path):
-    "A study that is still going on has runs to come; each record that is there is taken, and none says that a run failed"
-    states = [c.state for c in load_study(path.parent).cells.values()]
-    assert states.count('finished') == len([*(path.parent/'results').glob('*/*.json')]) > 0
-    assert set(states) <= {'finished', 'waiting'}
+    assert {c.state for c in load_study(path.parent).cells.values()} == {'finished'}
 
 OTHERS = {'base': lambda a: a['base'].update(resnet_channels=24), 'budget': lambda a: a['max_steps'].update(plain=61),
           'arm': lambda a: a['arms']['sgd'].update(momentum=.5), 'less': lambda a: a['base'].pop('batch_size')}
