@@ -164,6 +164,11 @@ def form():
     return ''.join(values)
 
 def hostile_game(): return Game(HOSTILE, f'{HOSTILE}2', ('7g7f', '3c3d'), 0, 'resignation', evals=(.5, .6), said=HOSTILE)
+def titled(fig, title):
+    "What `fig` shows, with a title"
+    fig.subplots().set_title(title)
+    return fig._repr_html_()
+
 def hostile_match(): return MatchResult(HOSTILE, f'{HOSTILE}2', [hostile_game()])
 
 def hostile_sitting():
@@ -267,6 +272,7 @@ MADE = {
     'html_table': lambda: html.html_table([[HOSTILE]], [HOSTILE], class_=HOSTILE),
     'join_html': lambda: html.join_html([HOSTILE, 1], HOSTILE), 'tag': lambda: html.tag('p', HOSTILE, title=HOSTILE),
     'picture': lambda: plots.picture(matplotlib.figure.Figure(figsize=(1, 1)), HOSTILE),
+    'Drawing': lambda: titled(plots.Drawing(figsize=(1, 1)), HOSTILE),
     'Comparison._tables_html': lambda: comparison()._tables_html(), 'LearnResult._table_html': lambda: learned()._table_html(),
     'Chart': lambda: shown(learn.curves_of(stage_result())), 'Picture': lambda: shown(Gallery(HOSTILE, said=HOSTILE)),
     'Review.drawn': lambda: found_rows.drawn(0, 'western')[1], '_line_svg': lambda: pictures._line_svg(html.words_of(HOSTILE), 1),
@@ -347,3 +353,9 @@ def test_what_is_taken_for_html_is_made_here():
 def test_a_picture_says_its_sfen_as_it_was():
     assert alternative(show_position(START, caption=HOSTILE).svgs[0]) == START
     assert alternative(svg(sfen=HOSTILE)) == HOSTILE
+
+def test_what_is_drawn_shows_itself():
+    "A plain `Figure` is seen only where pyplot was imported in the notebook, so none leaves the library"
+    own = {'plots.py', 'charts.py'}       # of pictures within HTML, and of the class that shows itself
+    rooms = [p for p in (Path(maou_nb.__file__).parent).rglob('*.py') if p.name not in own]
+    assert rooms and not [p.name for p in rooms if 'matplotlib.figure' in p.read_text()]

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from ..data.alone import alone_in
@@ -33,7 +32,7 @@ from .learn import check_callbacks, train_run
 from .options import field_problem, make_config, try_config, valid_part, without_idle
 from .runs import clock
 from ..show.charts import COLORS, GREY, as_label
-from ..show.plots import picture
+from ..show.plots import Drawing, picture
 from ..stages.stage import stages_of
 from ..train.folder import RunFolder
 from ..train.loop import Callback
@@ -546,11 +545,11 @@ def _draw_option(ax, name, trials, figure):
 
 # %% ../../nbs/front/69_search.ipynb #08c2f42b
 @patch
-def plot(self:SearchResult) -> Figure:
+def plot(self:SearchResult) -> Drawing:
     "The figure by trial with the best so far, and over each option"
     known = sorted((t for t in self.trials if t.figure is not None), key=lambda t: t.number)
     names = [*dict.fromkeys(n for t in known for n in t.options)][:5]
-    fig = Figure(figsize=(3.2*(1 + len(names)), 2.9), dpi=90, layout='constrained')
+    fig = Drawing(figsize=(3.2*(1 + len(names)), 2.9), dpi=90, layout='constrained')
     axes = fig.subplots(1, 1 + len(names), sharey=True, squeeze=False)[0]
     numbered = [Trial(t.number, {'trial': t.number}, t.figure, 0, 0., t.state) for t in known]
     for ax, name in zip(axes, ['trial', *names]): _draw_option(ax, name, numbered if name == 'trial' else known, self.figure)

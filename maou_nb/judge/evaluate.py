@@ -14,7 +14,6 @@ import numpy as np
 import polars as pl
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from ..data.batches import BatchStream, batch_loader
@@ -29,7 +28,7 @@ from ..data.trained import (Side, Trained, began_elsewhere, known_of, read_train
                                   trained_on)
 from .ask import as_net, evaluating, options_of, stage_of_net
 from ..model.heads import Net
-from ..show.plots import COLORS, picture
+from ..show.plots import COLORS, Drawing, picture
 from ..show.tables import Table
 from ..data.html import Html, html_table, join_html, tag
 from ..stages.policy_value import BINS
@@ -162,12 +161,12 @@ def _draw_reliability(ax, table):
     ax.grid(alpha=0.25)
 
 # %% ../../nbs/judge/52_evaluate.ipynb #b7798a60
-def evaluation_figure(e:Evaluation) -> Figure|None:    # None: it has no tables
+def evaluation_figure(e:Evaluation) -> Drawing|None:    # None: it has no tables
     "Curves by ply, and the reliability diagram, of an evaluation"
     groups = [] if e.by_ply is None else _groups(e.by_ply)
     count = len(groups) + (e.calibration is not None)
     if not count: return None
-    fig = Figure(figsize=(1 + 3*count, 3.2), dpi=90, layout='constrained')
+    fig = Drawing(figsize=(1 + 3*count, 3.2), dpi=90, layout='constrained')
     axes = np.atleast_1d(fig.subplots(1, count))
     for ax, names in zip(axes, groups): _draw_by_ply(ax, e.by_ply, names)
     if e.calibration is not None: _draw_reliability(axes[-1], e.calibration)

@@ -20,7 +20,6 @@ import numpy as np
 import polars as pl
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
@@ -45,7 +44,7 @@ from ..model.heads import Net
 from ..show.boards import Gallery, board_svg, move_text
 from ..show.charts import COLORS, GREY
 from ..show.pictures import image_tag
-from ..show.plots import picture
+from ..show.plots import Drawing, picture
 from ..stages.legal_moves import move_arrow
 from ..stages.rows import stage1_rows
 from ..stages.stage import INVENTED, STAGES, Stage
@@ -276,7 +275,7 @@ def _draw_rules(bars):
 # %% ../../nbs/judge/57_exam.ipynb #fc9e8ef3
 def _sheet(width, height):
     "A figure and its axes"
-    fig = Figure(figsize=(width, height), dpi=100, layout='constrained', facecolor='none')
+    fig = Drawing(figsize=(width, height), dpi=100, layout='constrained', facecolor='none')
     ax = fig.subplots()
     ax.set_facecolor('none')
     ax.tick_params(colors=GREY, labelsize=8)

@@ -30,7 +30,7 @@ from ..data.sources import StreamingFileSource
 from ..data.trained import AT_LEAST, CONTAINED, DEEP, Marks, copied_games, marks_of, source_columns
 from ..show.boards import Gallery, board_svg
 from ..show.pictures import image_tag
-from ..show.plots import picture
+from ..show.plots import Drawing, picture
 from ..data.html import html_table, join_html, tag
 from ..stages.stage import STAGES, stage_of
 
@@ -531,13 +531,12 @@ def __repr__(self:SplitAudit):
 
 # %% ../../nbs/judge/50_inspect.ipynb #15c8051d
 @patch
-def plot(self:SplitAudit):   # A matplotlib `Figure`; a `ValueError` where plies are not known
+def plot(self:SplitAudit) -> Drawing:   # A `ValueError` where plies are not known
     "The share of validation positions that are in training, by ply, above the number of rows"
     if self.by_ply is None:
         raise ValueError('these rows know no plies, so nothing can be drawn by ply: validation rows '
                          'of shards made by prepare_stage2 or prepare_stage3 were expected')
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7, 3), dpi=90, layout='constrained')
+    fig = Drawing(figsize=(7, 3), dpi=90, layout='constrained')
     top, below = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     ply, rows, shared = (self.by_ply[c].to_numpy() for c in ('ply', 'rows', 'shared'))
     share, red = 100*shared/rows, '#c2410c'
@@ -674,10 +673,9 @@ def __repr__(self:ShuffleMeter):
 
 # %% ../../nbs/judge/50_inspect.ipynb #1cf584ea
 @patch
-def plot(self:ShuffleMeter):   # A matplotlib `Figure`
+def plot(self:ShuffleMeter) -> Drawing:
     "Bars of games, in this order and in a perfect shuffle"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7, 1.9), dpi=90, layout='constrained')
+    fig = Drawing(figsize=(7, 1.9), dpi=90, layout='constrained')
     pairs = ((self.per_batch.mean(), self.perfect, 'distinct games a batch'),
              (self.together, self.perfect_together, f'distinct games in {self._batches()}'))
     for ax, (ours, perfect, title) in zip(fig.subplots(1, 2), pairs):

@@ -16,7 +16,6 @@ from itertools import cycle
 import numpy as np
 import polars as pl
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 from scipy import stats
 from scipy.optimize import brentq
 
@@ -24,7 +23,7 @@ from ..data.explained import check_above_0, check_one_of, check_whole, refuse, s
 from ..data.files import parsed_json
 from ..data.html import Html, html_table, join_html, tag
 from ..show.charts import COLORS, GREY, as_label, shortened
-from ..show.plots import picture
+from ..show.plots import Drawing, picture
 from ..show.tables import Table
 from ..train.options import STAGES      # with the library's stages in it
 
@@ -659,12 +658,12 @@ def _draw_forest(ax, rows, better, colors):
 
 # %% ../../nbs/judge/54_verdict.ipynb #f938cfb5
 @patch
-def forest(self:Verdict) -> Figure:
+def forest(self:Verdict) -> Drawing:
     "The differences with their intervals, a panel a figure"
     groups = [g.to_dicts() for g in self.differences.partition_by('figure', maintain_order=True)]
     wide, colors = min(len(groups), 3) or 1, dict(zip(self.seeds, cycle(COLORS)))
     high, most = -(-len(groups)//wide) or 1, len(self.seeds) - 1
-    fig = Figure(figsize=(1 + 3.6*wide, high*(1.05 + .34*max(most, 1))), dpi=90, facecolor='none', layout='constrained')
+    fig = Drawing(figsize=(1 + 3.6*wide, high*(1.05 + .34*max(most, 1))), dpi=90, facecolor='none', layout='constrained')
     axes = np.atleast_1d(fig.subplots(high, wide)).ravel()
     for ax, rows in zip(axes, groups):
         _bare(ax, rows[0]['figure'])
@@ -732,7 +731,7 @@ def _band(curves):
 def bands(
     histories:Mapping,   # (arm, seed) → a table of polars or a list of dicts, with `step` or `epoch`
     figure:str,          # Such as 'valid/policy_loss'
-) -> Figure:
+) -> Drawing:
     "A figure over training: an arm's mean over seeds, and its lowest and highest"
     if not isinstance(histories, Mapping) or not histories: refuse('histories', histories, 'a dict of (arm, seed) → history')
     for key in histories:
@@ -740,7 +739,7 @@ def bands(
     found = {k: _curve(k, h, figure) for k, h in histories.items()}
     arms, along = [*dict.fromkeys(a for a, _ in found)], {x for _, x in found.values()}
     if len(along) > 1: refuse('histories', [*along], 'histories that all know steps, or all epochs')
-    fig = Figure(figsize=(7, 3.4), dpi=90, facecolor='none', layout='constrained')
+    fig = Drawing(figsize=(7, 3.4), dpi=90, facecolor='none', layout='constrained')
     ax = fig.subplots()
     _bare(ax, figure, 'both')
     for arm, color in zip(arms, cycle(COLORS)):

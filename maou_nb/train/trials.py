@@ -16,11 +16,10 @@ from itertools import islice
 import numpy as np
 import torch
 from fastcore.basics import patch
-from matplotlib.figure import Figure
 
 from ..data.html import join_html, tag
 from ..show.charts import COLORS, GREY
-from ..show.plots import picture
+from ..show.plots import Drawing, picture
 from .loop import Loop, no_loss
 from .noise import noise_scale
 
@@ -174,9 +173,9 @@ def __repr__(self:RateTrial):
 
 # %% ../../nbs/train/45_trials.ipynb #5867878c
 @patch
-def plot(self:RateTrial) -> Figure:
+def plot(self:RateTrial) -> Drawing:
     "The curve, with the valley and the suggestion"
-    fig = Figure(figsize=(7, 2.8), dpi=90, layout='constrained')
+    fig = Drawing(figsize=(7, 2.8), dpi=90, layout='constrained')
     ax = fig.add_subplot(xlabel='learning rate', ylabel='loss, less that before', xscale='log')
     change = self.change
     if self.rates:
