@@ -140,10 +140,12 @@ def test_a_compiled_net_is_measured(loop_of):
     a, b = measured(eager), measured(compiled)
     assert torch.allclose(a, b, rtol=0.01)
     resnet = dict(architecture='resnet', stage1_batch_size=300, stage1_threshold=1., stage1_max_epochs=1, stage12_compilation=True)
+    ours = torch._functorch.config.donated_buffer, torch.compiler.config.cache_key_tag
     plain, watched = loop_of(**resnet), loop_of(**resnet, noise_scale=True)
-    for loop in (plain, watched): loop.fit()
+    for loop in (plain, watched): loop.fit()             # one that measures takes no graph of one that doesn't: of the kernel,
+    # or of the cache on the disk
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), watched.net.parameters()))
-    assert torch._functorch.config.donated_buffer        # as it was
+    assert (torch._functorch.config.donated_buffer, torch.compiler.config.cache_key_tag) == ours == (True, '')
 
 def test_scaled_losses_and_clipped_gradients(loop_of):
     "In fp16 losses are scaled; what is measured is not"

@@ -10,6 +10,7 @@ import math
 
 import torch
 import torch._functorch.config as functorch
+import torch.compiler.config as compiler
 import torch.distributed as dist
 from fastcore.basics import patch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -60,7 +61,7 @@ class NoiseScale(Callback):
                  smoothing:float=0.1):  # Share of the newest
         self.every, self.smoothing = every, smoothing
         self.parts = self.new = None
-        self.donated = functorch.donated_buffer
+        self.torch = functorch.donated_buffer, compiler.cache_key_tag
 
     def begin(self, loop):
         "Begin with no measurement, and be one of the figures of the run"
@@ -86,15 +87,17 @@ def _measured(scale:NoiseScale, bucket):
 @patch
 def before_fit(self:NoiseScale, loop):
     "See what processes send each other, or have compiled graphs stay for a second pass"
-    self.donated = functorch.donated_buffer
+    self.torch = functorch.donated_buffer, compiler.cache_key_tag
     if loop.together.world > 1: loop.net.register_comm_hook(self, _measured)
-    else: functorch.donated_buffer = False
+    else:
+        functorch.donated_buffer, compiler.cache_key_tag = False, f'{compiler.cache_key_tag}+kept'
+        torch.compiler.reset()
 
 # %% ../../nbs/train/44_noise.ipynb #20c5afda
 @patch
 def after_fit(self:NoiseScale, loop):
     "Leave torch as it was"
-    functorch.donated_buffer = self.donated
+    functorch.donated_buffer, compiler.cache_key_tag = self.torch
 
 # %% ../../nbs/train/44_noise.ipynb #034c629d
 @patch
