@@ -298,7 +298,9 @@ def test_a_file_that_cannot_be_read(run, tmp_path, monkeypatch):
     refuse = lambda: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))
     monkeypatch.setattr(room, '_sign', lambda p: real(p) if p.name != 'history.jsonl' else refuse())
     told = []
-    assert not Mirror({run: tmp_path/'far'}, told.append).close()
+    mirror = Mirror({run: tmp_path/'far'}, told.append)
+    mirror.sync()
+    assert not mirror.close() and mirror.whole_at is None         # and the copy is never said to be fresh
     assert set(contents(run)) - set(contents(tmp_path/'far')) == {'history.jsonl'} and 'Permission denied' in told[0]
 
 @pytest.mark.parametrize('silent', [False, True], ids=['refuses', 'never answers'])

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maou_nb.front.options import make_config, try_config
 from maou_nb.front.preflight import preflight
+from maou_nb.front.study import _taken
 from maou_nb.model.backbones import backbone_of, make_backbone
 from maou_nb.model.heads import Net
 from maou_nb.show.plots import stage_chart
@@ -395,3 +396,9 @@ def test_a_range_that_holds_what_is_true():
             if not math.isnan(tried.scale): given, right = given + 1, right + (tried.low < true < tried.high)
         assert given >= 300*claims and right >= 0.9*given - (3 if not claims else 0), (true, given, right)
         assert claims or given <= 15
+
+def test_a_study_counts_the_rows_that_steered_steps_had(run):
+    "Steps of so many rows each would say another number"
+    r = run(adaptive_batch=True, epoch=2, stage3_batch_size=37, adaptive_batch_interval=2)
+    [took] = _taken(r.result, LearnConfig(adaptive_batch=True))
+    assert took['positions'] == 2*r.stage.rows['train'] != took['steps']*37 and took['steps'] == r.last['step']

@@ -128,3 +128,16 @@ def test_parts_are_those_of_the_best_net_however_a_run_ended(train, monkeypatch)
         again = {f.name: load_tensors(f) for f in parts.glob('*.safetensors')}
         assert {about['step'] for _, about in again.values()} == {step} and again.keys() == good.keys()
         assert all(torch.equal(good[n][k], again[n][0][k]) for n in good for k in good[n])
+
+def test_a_best_checkpoint_that_is_damaged_hinders_no_resume(train):
+    train(save_split_params=True)
+    best = load_run(train.folder.parents[1]).checkpoint(1)
+    best.write_bytes(best.read_bytes()[:-9])
+    assert len(train(save_split_params=True, resume_from='latest', stage1_max_epochs=3)[1].history) == 3
+
+def test_what_was_judged_is_marked_whoever_ends_the_run(train):
+    class Fail(Callback):
+        def after_epoch(self, loop): raise RuntimeError('mine')
+    with pytest.raises(RuntimeError, match='mine'): train(Fail(), checkpoint_every=None)
+    there = Checkpoints(train.folder)
+    assert there.marks['best'] == there.marks['last'] == 'epoch-0001-step-00000009.safetensors'

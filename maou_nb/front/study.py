@@ -334,10 +334,15 @@ def _machine() -> dict:
 
 def _taken(result:LearnResult, cfg) -> list[dict]:
     "What each stage took"
+    seconds = lambda e: e.get('seconds') or 0
     rows = lambda s: s.batch_size*cfg.gradient_accumulation_steps
     steps = lambda s: s.history[-1]['step'] if s.history else 0
-    return [{'stage': s.stage, 'steps': steps(s), 'positions': steps(s)*rows(s), 'epochs': s.epochs_trained,
-             'seconds': sum(e.get('seconds') or 0 for e in s.history)} for s in result.stages_completed]
+    def positions(s):
+        # what a step has changes, so that the epochs say what they had
+        if cfg.adaptive_batch: return round(sum(e.get('positions_per_second', 0)*seconds(e) for e in s.history))
+        return steps(s)*rows(s)
+    return [{'stage': s.stage, 'steps': steps(s), 'positions': positions(s), 'epochs': s.epochs_trained,
+             'seconds': sum(map(seconds, s.history))} for s in result.stages_completed]
 
 # %% ../../nbs/front/65_study.ipynb #1d65fae6
 def _places() -> set[str]:
@@ -548,11 +553,23 @@ def seeds_of(seeds) -> list[int]:
     refuse('seeds', seeds, 'how many, up to 10,000, or a list of different whole numbers from 0,')
 
 # %% ../../nbs/front/65_study.ipynb #3006eade
+def _is_numbered(name, value): return name == 'gpu' and str(value).startswith('cuda:')
+
+def _refuse_numbered(base, arms):
+    "Refuse one GPU of several, where each run sees its own alone"
+    for whose, options in {'base': base, **{f'arm {n!r}': a.options for n, a in arms.items()}}.items():
+        for n, v in options.items():
+            if _is_numbered(n, v):
+                raise OptionError(f"{whose}: gpu={v!r} is one of several GPUs, and each run sees its own alone: 'cuda', "
+                                  "and CUDA_VISIBLE_DEVICES around the study, were expected")
+
+# %% ../../nbs/front/65_study.ipynb #52d18fd2
 def base_of(
     base,       # A dict of options, a `LearnConfig`, a result or the folder of a run, whose options are meant
 ) -> dict:
     "The options that all arms share"
-    if isinstance(base, LearnConfig): return {n: v for n, v in chosen(base).items() if n not in SET_BY_STUDY}
+    if isinstance(base, LearnConfig):
+        return {n: 'cuda' if _is_numbered(n, v) else v for n, v in chosen(base).items() if n not in SET_BY_STUDY}
     if isinstance(base, dict):
         _refuse_own('base', base)
         return {n: str(v) if isinstance(v, Path) else v for n, v in base.items()}
@@ -1109,6 +1126,7 @@ def study(
     if is_remote(as_path(folder)): refuse('folder', folder, 'a folder of this machine')
     base, arms, seeds, budget, home = base_of(base), arms_of(arms), seeds_of(seeds), budget_of(budget), Path(folder)/name
     _check_home(home)
+    if executor is None: _refuse_numbered(base, arms)
     stage, steps = _checked(base, arms, budget, home, (_asked_in(home) or {}).get('max_steps', {}))
     asked = {'version': VERSION, 'stage': stage, 'base': base, 'arms': {n: a.noted() for n, a in arms.items()},
              'seeds': seeds, 'budget': budget, 'max_steps': steps}

@@ -469,19 +469,25 @@ class Saver(Callback):
         self.save(loop)
 
     def after_epoch(self, loop):
-        "Save, and mark what is best so far"
-        marks = [m for m, i in loop.best_epochs().items() if i == len(loop.history) - 1]
-        self.save(loop, marks, **{f: loop.figure(f) for f in loop.stage.best_by(loop.cfg).values()})
+        "Save what was judged"
+        self.save(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #77b6e71c
+def _earned(loop) -> tuple[list[str], dict[str, float]]:
+    "Marks and figures of the epoch that has just been judged; none within an epoch"
+    if loop.batch or not loop.history or loop.history[-1]['step'] != loop.step: return [], {}
+    marks = [m for m, i in loop.best_epochs().items() if i == len(loop.history) - 1]
+    return marks, {f: loop.figure(f) for f in loop.stage.best_by(loop.cfg).values()}
+
 @patch
-def save(self:Saver, loop, marks=(), **figures):
-    "Begin to save where the loop is"
+def save(self:Saver, loop):
+    "Begin to save where the loop is, and mark what is best so far"
     self.at = (loop.epoch, loop.step)
     tensors, about = loop.state()        # for which all processes meet
     if not loop.main_process: return
     self.finish(loop)
     copied = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
+    marks, figures = _earned(loop)
     about = as_json({**self.about, **about, **figures})
     thread = ThreadPoolExecutor(1, 'checkpoint')
     self.writing = thread.submit(self._write, copied, about, marks)
@@ -513,7 +519,8 @@ def _mend_parts(self:Saver):
     "Write the parts of the best net again, if a run that was killed left others"
     best = self.checkpoints.folder/self.checkpoints.marks.get('best', '')
     if not best.is_file(): return
-    tensors, about = load_tensors(best)
+    try: tensors, about = load_tensors(best)
+    except CheckpointError: return           # who asks for the best net is told
     there = {_step_of(best.parent/'parts'/f'{name}.safetensors') for name in parts_of(_judged_net(tensors))}
     if there != {about['step']}: self._write_parts(tensors, about)
 

@@ -282,6 +282,7 @@ class Loop:
         self.board = None                                # TensorBoard's writer, for who logs more
         self.error, self.whole, self.resumed, self.skipped = None, True, False, 0
         self.wait, self.decoded = 0., {}                 # seconds for the loader; decoded rows
+        self.began, self.spent = None, 0.                # clock of this part of an epoch; seconds of those before
         self.counted = 0                                 # rows in running statistics since they were averaged
         self._take(net)
         self.go_to_step(settings.start_epoch*self.steps_per_epoch)
@@ -655,19 +656,21 @@ def read_gauges(self:Loop) -> dict[str, float]:
 @patch
 def one_epoch(self:Loop):
     "Train and judge an epoch, and write it into the history"
-    began, self.wait, done = time.perf_counter(), 0., self.batch
-    trained = self.train_epoch()
-    seconds = max(time.perf_counter() - began, 1e-9)
-    size = self.settings.batch_size
-    rows = min(self.train.total_rows, self.batch*size) - done*size      # those since the run went on
-    timings = dict(zip(TIMINGS, (max(rows, 0) / seconds, self.wait / seconds, seconds)))
+    self.began, self.wait = time.perf_counter(), 0.
+    unknown = 0 if self.spent else self.batch*self.settings.batch_size      # rows of an old run, which kept no seconds
+    try: trained = self.train_epoch()
+    finally:
+        own = max(time.perf_counter() - self.began, 1e-9)
+        self.began, self.spent = None, self.spent + own
+    rows = min(self.train.total_rows, self.batch*self.settings.batch_size) - unknown
+    timings = dict(zip(TIMINGS, (max(rows, 0) / self.spent, self.wait / own, self.spent)))
     figures = {self.judged_on: self.evaluate(self.valid or self.train)}
     row = {'stage': self.stage.id, 'epoch': self.epoch + 1, 'step': self.step,
            'lr': self.epoch_rate(), 'grad_norm': trained.pop('grad_norm', 0.), **self.read_gauges(), **timings}
     for on, found in {'train': trained, **figures}.items():
         row |= {f'{on}/{k}': v for k, v in found.items()}
     self.history.append(row)
-    self.epoch, self.batch, self.means = self.epoch + 1, 0, None
+    self.epoch, self.batch, self.means, self.spent = self.epoch + 1, 0, None, 0.
 
 # %% ../../nbs/train/43_loop.ipynb #a5e6e445
 @patch
@@ -861,6 +864,7 @@ def state(self:Loop) -> tuple[dict, dict]:
     if self.together.world > 1: about['processes'] = self.together.world
     if self.steered: about['batches_a_step'] = self.batches_a_step
     if self.skipped: about['skipped'] = self.skipped
+    if self.batch: about['spent'] = self.spent + (0. if self.began is None else time.perf_counter() - self.began)
     return tensors, about | ({'callbacks': facts} if facts else {})
 
 # %% ../../nbs/train/43_loop.ipynb #be458c42
@@ -896,7 +900,7 @@ def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks 
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
     self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
     self.resumed, self.batches_a_step = True, about.get('batches_a_step', self.batches_a_step)
-    self.skipped = about.get('skipped', 0)
+    self.skipped, self.spent = about.get('skipped', 0), about.get('spent', 0.)
     if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])
     left = self._load_callbacks(tensors, about.get('callbacks', {}))
     self.go_to_step(about['step'])

@@ -637,6 +637,7 @@ def _send_all(self:Mirror, pieces:list[Piece]):
     for p in pieces:
         if (p.fixed, bool(p.needs)) != kind:       # one kind must not hold up the next
             kind, row = (p.fixed, bool(p.needs)), 0
+        if p.sign is None: self.failed.add(p.url)   # it could not be read
         if p.sign is None or p.needs & missing or row == self.tries: continue
         try: _send(p)
         except Exception as e:

@@ -55,17 +55,18 @@ def rows_file(run:RunFolder, stage:Stage) -> Path:
 # %% ../../nbs/train/45_row_results.ipynb #5d6d9bfd
 class RowResults(Callback):
     "Writes what each held-out row scored, when a stage ends"
-    def __init__(self, path:Path): self.path, self.trained = path, False
+    def __init__(self, path:Path): self.path, self.dropped = path, False
 
     def after_step(self, loop):
-        "A table from before this step is no longer true"
-        self.trained = True
+        "Drop the table from before, which is no longer true"
+        if not self.dropped and loop.main_process: self.path.unlink(missing_ok=True)
+        self.dropped = True
 
     def wanted(self, loop) -> bool:
         "Whether there is something to score, and to write"
         asked = loop.cfg.row_results and loop.valid is not None and loop.error is None
         scores = type(loop.stage).row_figures is not Stage.row_figures
-        return asked and scores and (self.trained or not self.path.exists())
+        return asked and scores and not self.path.exists()
 
     def after_fit(self, loop):
         "Score the rows with the last weights, and write the table"
