@@ -28,15 +28,17 @@ def cores() -> int:
 # %% ../../nbs/data/06_machine.ipynb #a21f33c5
 _given_back = 'inactive_file', 'active_file', 'slab_reclaimable'
 
-def container_room(
-    group:str|Path='/sys/fs/cgroup',   # What its control group says
-) -> int|None:
-    "Bytes of memory that this container leaves; None where there is no limit"
+def _room_of(group):
+    "What the files of a control group say of its memory"
     try:
         most, used = (int(Path(group, f).read_text()) for f in ('memory.max', 'memory.current'))
         parts = dict(line.split() for line in Path(group, 'memory.stat').read_text().splitlines())
         return min(max(most - used + sum(int(parts.get(k, 0)) for k in _given_back), 0), most)
     except (OSError, ValueError): return None
+
+def container_room() -> int|None:
+    "Bytes of memory that this container leaves; None where there is no limit"
+    return _room_of('/sys/fs/cgroup')
 
 # %% ../../nbs/data/06_machine.ipynb #eefc2ded
 def free_memory() -> int:
