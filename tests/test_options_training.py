@@ -480,9 +480,11 @@ def value_result_weight_end(run, few):
     def spy(outputs, batch, cfg):
         if torch.is_grad_enabled(): shares.append(cfg.value_result_weight)
         return real(outputs, batch, cfg)
-    with patch.dict(LOSSES, bce=spy): r = run.afresh(**options)
-    total = r.last['step']
-    assert shares[-total:] == pytest.approx([1 - 0.8*n/total for n in range(total)])    # a trial batch comes before
+    for length in (dict(max_steps=17), dict(max_steps=20, adaptive_batch=True), {}):       # no number of epochs, or of batches a step
+        with patch.dict(LOSSES, bce=spy): r = run.afresh(**options | length)
+        total = r.last['step']
+        if length.get('adaptive_batch'): assert total == 20 and shares[-1] == pytest.approx(1 - 0.8*19/20)
+        else: assert shares[-total:] == pytest.approx([1 - 0.8*n/total for n in range(total)])    # a trial batch comes before
     outputs, batch = judged(r)
     known, value = ~batch.eval.isnan(), batch.value.double()
     target = torch.where(known, 0.2*value + 0.8/(1 + torch.exp(-batch.eval.double()/EVAL_SCALE)), value)

@@ -19,6 +19,7 @@ from maou_nb.model.losses import LOSSES, register_loss
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig
+from maou_nb.train.row_results import row_results
 from options import TINY, few      # noqa: F401, a fixture
 from pair import Pair, done
 
@@ -146,6 +147,16 @@ def test_resume_is_exact_and_dropout_differs_by_process(pair, few, tmp_path):
     again = pair('learn', options=given('b', resume_from='latest'))
     assert timeless(history(again[0])) == timeless(history(whole[0]))
     for a, b in zip(saved(tmp_path/'a')[0].items(), saved(tmp_path/'b')[0].items()): assert a[0] == b[0] and torch.equal(a[1], b[1]), a[0]
+
+def test_each_row_has_its_own_score(pair, few, tmp_path):
+    "Processes have every other row of a batch, and one writes the table"
+    given = options(few, 3, row_results=True, stage3_batch_size=37, learning_ratio=1e-9)
+    for a in pair('learn', options=given | dict(run_dir=tmp_path/'two')): assert 'result' in a, a
+    assert 'result' in done('learn', dict(options=given | dict(run_dir=tmp_path/'one')))
+    two, one = row_results(tmp_path/'two'), row_results(tmp_path/'one')
+    assert two['id'].equals(one['id']) and one['policy_loss'].n_unique() > len(one) // 2
+    for name in ('policy_loss', 'brier'):
+        assert two[name].to_list() == pytest.approx(one[name].to_list(), abs=1e-3), name
 
 def test_another_number_of_processes_goes_on(pair, few, tmp_path):
     given = lambda name, **o: vit(few, tmp_path/name, **o)

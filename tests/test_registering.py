@@ -15,7 +15,7 @@ from maou_nb.data.columns import COLUMNS, TAKEN, Columns
 from maou_nb.data.options import OptionError
 from maou_nb.data.plugins import PLUGINS, PluginError, load_plugins, missing_plugins
 from maou_nb.data.positions import tally_table
-from maou_nb.front.options import try_config
+from maou_nb.front.options import along_problems, try_config
 from maou_nb.data.sources import StreamingFileSource
 from maou_nb.front.runs import compare, known_here_only
 from maou_nb.judge.ask import load_net, read_position
@@ -24,7 +24,7 @@ from maou_nb.model.losses import LOSS_PARTS, LOSSES, register_loss
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.callbacks import threshold_met
 from maou_nb.train.checkpoints import CheckpointError
-from maou_nb.train.loop import Loop
+from maou_nb.train.loop import Loop, make_accelerator
 from maou_nb.train.options import LearnConfig, config_class
 from maou_nb.train.runner import StageThresholdNotMet, plugins_of
 from samples import ONE_FILE, said
@@ -477,7 +477,7 @@ from maou_nb import load_plugins
 from maou_nb.front.runs import known_here_only
 from maou_nb.train.callbacks import threshold_met
 from maou_nb.train.checkpoints import CheckpointError
-from maou_nb.train.loop import Loop
+from maou_nb.train.loop import Loop, make_accelerator
 from maou_nb.train.options import LearnConfig, config_class
 cfg = LearnConfig(stage='1', reachable_head='cell-head', plugins=['cell_head.py'])
 Path('cell_head.py').write_text(code.replace('depth = 1', 'depth = 5'))
@@ -593,3 +593,30 @@ def test_a_copy_of_rows_is_of_these_columns(tmp_path, monkeypatch, mine):
         prepare_stage('mine', ONE_FILE, tmp_path/'rows')
         keys.add(StreamingFileSource(tmp_path/'rows', 'mine')._copy_key())
     assert len(keys) == 3
+
+def test_lower_is_what_a_figure_says_else_what_it_is_called():
+    class S(Stage): figures = {'errors_found': Figure('mistakes found', lower=False), 'moves_off': Figure('moves off', lower=True),
+                               'error': Figure('error'), 'hits': Figure('hits')}
+    assert {f: S().lower(f) for f in (*S.figures, 'value_loss')} == \
+        {'errors_found': False, 'moves_off': True, 'error': True, 'hits': False, 'value_loss': True}
+
+def test_parts_of_one_name_are_refused():
+    "One head would learn both, and a loss be lost"
+    class Soft(Stage):
+        columns, figures = Columns('soft', (Column('legal', 'legalMoves', 'labels'),)), {'f1': Figure('f1')}
+        parts = (Part('soft_policy', 1496, 'legal_moves', 'bce'),)
+    STAGES['soft'] = soft = Soft()
+    try:
+        soft.key = 'soft'
+        cfg = LearnConfig(auxiliary='soft')
+        assert not [*along_problems(cfg)]
+        assert "two parts would be called 'soft_policy' with soft_policy_ratio=2" in \
+            [*along_problems(cfg.model_copy(update={'soft_policy_ratio': 2.}))][0]
+    finally: del STAGES['soft']
+
+def test_no_variable_of_accelerate_changes_a_run(monkeypatch):
+    "It divides losses, or compiles nets, where it is asked to by its own variables"
+    for name, value in {'GRADIENT_ACCUMULATION_STEPS': '4', 'DYNAMO_BACKEND': 'inductor', 'MIXED_PRECISION': 'bf16'}.items():
+        monkeypatch.setenv(f'ACCELERATE_{name}', value)
+    a = make_accelerator('cpu', 'fp32')
+    assert (a.gradient_accumulation_steps, a.mixed_precision, a.state.dynamo_plugin.backend.value) == (1, 'no', 'NO')

@@ -177,6 +177,8 @@ class Overflow(Callback):
     "Says of some steps that they overflow, as those of fp16 may: `overflowing` takes none of these"
     def before_step(self, loop): loop.optimizer.overflows = loop.step + loop.skipped in (2, 7, 8)
 
+SMALL = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=96)
+
 @pytest.fixture
 def overflowing(monkeypatch):
     from accelerate.optimizer import AcceleratedOptimizer
@@ -190,7 +192,7 @@ def test_steps_that_overflowed_are_no_reason_to_refuse(tmp_path, shards, overflo
     class StopAt(Callback):
         def after_step(self, loop):
             if loop.step == stop_at: raise RuntimeError('enough')
-    options = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=96, learning_ratio=0.01,
+    options = dict(**SMALL, learning_ratio=0.01,
                    checkpoint_every=1, **length, **shards)
     whole = learn_multi_stage(**options, run_dir=tmp_path/'whole', callbacks=[Overflow()])
     with pytest.raises(RuntimeError, match='enough'):
@@ -202,12 +204,52 @@ def test_steps_that_overflowed_are_no_reason_to_refuse(tmp_path, shards, overflo
     steps = about['step'] + 3
     assert cut[3].skipped == 3 and f'3 of {steps} steps overflowed in fp16 and were not taken' in cut[3].sentence() in repr(cut)
 
+def test_skipped_steps_are_made_up_for_and_the_history_has_the_rates_that_were(tmp_path, shards, overflowing):
+    began = {}
+    class Rates(Callback):
+        def after_step(self, loop):
+            if loop.batch < 2: began.setdefault(loop.epoch, loop.scheduler.base_lrs[0]*loop.scheduler.lr_lambdas[0](loop.step - 1))
+    common = dict(**SMALL, learning_ratio=0.01, **shards)
+    whole = learn_multi_stage(**common, run_dir=tmp_path/'epoch', epoch=1, callbacks=[Overflow()])
+    steps = 2*(whole[3].history[-1]['step'] + 3)      # of two whole epochs
+    r = learn_multi_stage(**common, run_dir=tmp_path/'run', max_steps=steps, callbacks=[Overflow(), Rates()])
+    assert r[3].history[-1]['step'] == steps and r[3].skipped == 3 and len(r[3].history) == 3
+    assert [h['lr'] for h in r[3].history][1:] == pytest.approx([began[e] for e in (1, 2)])
+
+def test_the_epoch_it_goes_on_with_may_be_named(tmp_path, shards):
+    "`start_epoch` then says nothing new: averages go on, too"
+    class End(Callback):
+        def after_epoch(self, loop):
+            if loop.epoch == 2: raise RuntimeError('enough')
+    options = dict(**SMALL, epoch=3, ema_decay=0.999, **shards)
+    whole = learn_multi_stage(**options, run_dir=tmp_path/'whole')
+    with pytest.raises(RuntimeError, match='enough'): learn_multi_stage(**options, run_dir=tmp_path/'cut', callbacks=[End()])
+    cut = learn_multi_stage(**options, run_dir=tmp_path/'cut', start_epoch=2, resume_from='latest')
+    a, b = (load_tensors(r.checkpoint(3, 'last'))[0] for r in (whole, cut))
+    assert any(k.startswith('ema.') for k in a) and all(a[k].equal(b[k]) for k in a)
+
+def test_best_is_what_the_history_has_as_the_best(tmp_path, shards):
+    "Also where the run went on from an earlier checkpoint, or is judged by another figure"
+    options = dict(**SMALL, learning_ratio=0.01, run_dir=tmp_path, **shards)
+    r = learn_multi_stage(**options, epoch=3)
+    assert r[3].best_epoch == 3
+    newest = r.checkpoint(3, 'last')
+    newest.write_bytes(newest.read_bytes()[:-9])
+    again = learn_multi_stage(**options | {'learning_ratio': 1.}, epoch=4, resume_from='latest')
+    losses = {h['epoch']: h['valid/loss'] for h in again[3].history}
+    assert min(losses, key=losses.get) == again[3].best_epoch == load_tensors(again.checkpoint(3))[1]['epoch'] == 2
+    for metric, figure in (('policy', 'policy_loss'), ('value', 'value_loss')):
+        r = learn_multi_stage(**options, epoch=4, early_stopping_metric=metric, resume_from='latest')
+        kept = [h for h in r[3].history if any(f'epoch-{h["epoch"]:04d}' in p.name for p in r.checkpoint(3).parent.glob('*.safetensors'))]
+        best = min(kept, key=lambda h: h[f'valid/{figure}'])['epoch']
+        assert r[3].best_epoch == load_tensors(r.checkpoint(3))[1]['epoch'] == best
+
 def test_skipped_steps_that_the_optimizer_counted_are_refused(tmp_path, shards):
     "A checkpoint says that a step was not taken, and its optimizer took it"
     class StopAt(Callback):
         def after_step(self, loop):
             if loop.step == 5: raise RuntimeError('enough')
-    options = dict(stage='3', gpu='cpu', model_size='tiny', resnet_channels=8, resnet_blocks=1, batch_size=96, checkpoint_every=1,
+    options = dict(**SMALL, checkpoint_every=1,
                    epoch=1, run_dir=tmp_path/'run', **shards)
     with pytest.raises(RuntimeError, match='enough'): learn_multi_stage(**options, callbacks=[StopAt()])
     kept = Checkpoints(tmp_path/'run'/'checkpoints'/'stage3')

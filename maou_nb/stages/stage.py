@@ -59,7 +59,7 @@ class Figure:
     label: str           # In plots
     guess: str = ''      # How one guesses, where there is a baseline
     drawn: bool = True   # In plots of a run
-    lower: bool = False  # Lower is better: an error
+    lower: bool|None = None  # Lower is better; None: if it is called a loss or an error
 
 # %% ../../nbs/stages/31_stage.ipynb #44368b95
 @dataclass(repr=False)
@@ -180,7 +180,7 @@ def main(self:Stage) -> str:
 def lower(self:Stage, figure:str) -> bool:
     "Whether less of `figure` is better, as of losses and errors"
     known = self.figures.get(figure)
-    return 'loss' in figure or 'error' in figure or bool(known and known.lower)
+    return 'loss' in figure or 'error' in figure if known is None or known.lower is None else known.lower
 
 # %% ../../nbs/stages/31_stage.ipynb #642f1d16
 @patch

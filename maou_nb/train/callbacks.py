@@ -458,6 +458,7 @@ class Saver(Callback):
         "Note where the run begins, which needs no saving"
         if loop.main_process:
             self.about = self.say_about(loop)
+            if loop.resumed: self.checkpoints.mark(_marks(loop, self.checkpoints.manifest['files']))
             if self.parts: self._mend_parts()
         self.at = loop.epoch, loop.step
 
@@ -473,6 +474,16 @@ class Saver(Callback):
         self.save(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #77b6e71c
+def _file_name(where:dict) -> str:
+    "How the checkpoint of an epoch and a step is called, or that of a row of the history"
+    return f'epoch-{where["epoch"]:04d}-step-{where["step"]:08d}'
+
+def _marks(loop, files) -> dict[str, str|None]:
+    "Which of `files` the history has as the best; what was trained on from an earlier checkpoint, or is gone, is none of them"
+    there = [i for i, row in enumerate(loop.history) if f'{_file_name(row)}.safetensors' in files]
+    best = {mark: loop._best(figure, there) if there else None for mark, figure in loop.stage.best_by(loop.cfg).items()}
+    return {mark: None if i is None else f'{_file_name(loop.history[i])}.safetensors' for mark, i in best.items()}
+
 def _earned(loop) -> tuple[list[str], dict[str, float]]:
     "Marks and figures of the epoch that has just been judged; none within an epoch"
     if loop.batch or not loop.history or loop.history[-1]['step'] != loop.step: return [], {}
@@ -497,8 +508,7 @@ def save(self:Saver, loop):
 @patch
 def _write(self:Saver, tensors, about, marks):
     "Write a checkpoint, and the net's parts if it is the best"
-    name = f'epoch-{about["epoch"]:04d}-step-{about["step"]:08d}'
-    self.checkpoints.save(name, tensors, about, marks)
+    self.checkpoints.save(_file_name(about), tensors, about, marks)
     if self.parts and 'best' in marks: self._write_parts(tensors, about)
 
 # %% ../../nbs/train/44_callbacks.ipynb #a0c80df4

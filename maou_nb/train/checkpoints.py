@@ -260,6 +260,16 @@ def save(
     for n in files.keys() - wanted: (self.folder/n).unlink(missing_ok=True)
     return self.folder/name
 
+# %% ../../nbs/train/41_checkpoints.ipynb #81d0682a
+@patch
+def mark(self:Checkpoints, marks:dict[str, str|None]):
+    "Say anew which file is the best by each of `marks`; None: none that is there"
+    old = self._left()
+    new = {**old, **marks}
+    if new == old or not old['files']: return
+    with atomic_file(self.folder/MANIFEST, 'w') as f: json.dump(new, f, indent=1)
+    self.written = new
+
 # %% ../../nbs/train/41_checkpoints.ipynb #9addfe4d
 def _tells(about:dict) -> bool:
     "Whether a checkpoint says enough of itself to be listed"

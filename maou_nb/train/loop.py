@@ -20,6 +20,7 @@ from typing import Annotated
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from fastcore.basics import patch
 from pydantic import BeforeValidator
 
@@ -131,7 +132,9 @@ def make_accelerator(
     # torch's own setting is tf32 in convolutions and fp32 in products
     for kind in (torch.backends.cuda.matmul, torch.backends.cudnn): kind.allow_tf32 = precision == 'tf32'
     mixed = 'no' if precision in ('fp32', 'tf32') else precision
-    return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed)
+    # of these accelerate would ask the environment
+    own = dict(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1), dynamo_plugin=TorchDynamoPlugin(backend='no'))
+    return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed, **own)
 
 # %% ../../nbs/train/43_loop.ipynb #3c0fbcf8
 def precision_of(accelerator:Accelerator) -> str:
@@ -314,14 +317,17 @@ def clock(self:Loop) -> int:
     return self.epoch*self.batches_per_epoch + self.batch if self.by_batches else self.step
 
 # %% ../../nbs/train/43_loop.ipynb #09d01ac8
+@patch(as_prop=True)
+def length(self:Loop) -> int:
+    "Where the schedule ends, by its clock"
+    return self.settings.epochs*self.batches_per_epoch if self.by_batches else self.total_steps
+
 @patch
 def _scheduler(self:Loop, optimizer):
     "The schedule of `optimizer`, to the last step or batch"
-    an_epoch, total, warm = self.steps_per_epoch, self.total_steps, self.cfg.warmup_steps
-    if self.by_batches:
-        an_epoch, total = self.batches_per_epoch, self.settings.epochs*self.batches_per_epoch
-        warm = None if warm is None else warm*self.batches_a_step
-    return make_scheduler(optimizer, self.settings.schedule, an_epoch, total, warm)
+    an_epoch, warm = self.steps_per_epoch, self.cfg.warmup_steps
+    if self.by_batches: an_epoch, warm = self.batches_per_epoch, None if warm is None else warm*self.batches_a_step
+    return make_scheduler(optimizer, self.settings.schedule, an_epoch, self.length, warm)
 
 # %% ../../nbs/train/43_loop.ipynb #f7ee3d34
 @patch
@@ -581,8 +587,7 @@ def no_loss(outputs:dict) -> dict:
 @patch(as_prop=True)
 def taught(self:Loop):
     "The options of the loss of the next step"
-    an_epoch = self.batches_per_epoch if self.by_batches else self.steps_per_epoch
-    return self.stage.at(self.cfg, min(1., self.clock / (an_epoch*self.settings.epochs)))
+    return self.stage.at(self.cfg, min(1., self.clock / self.length))
 
 # %% ../../nbs/train/43_loop.ipynb #8e381c7f
 @patch
@@ -641,8 +646,8 @@ TIMINGS = ('positions_per_second', 'loader_wait', 'seconds')
 @patch
 def epoch_rate(self:Loop) -> float:
     "The learning rate with which this epoch began"
-    at = self.epoch*(self.batches_per_epoch if self.by_batches else self.steps_per_epoch)
-    if self.steered and self.settings.steps: at = self.history[-1]['step'] if self.history else 0
+    began = self.history[-1]['step'] if self.history else self.settings.start_epoch*self.steps_per_epoch
+    at = self.epoch*self.batches_per_epoch if self.by_batches else began
     return self.scheduler.base_lrs[0] * self.scheduler.lr_lambdas[0](at)
 
 # %% ../../nbs/train/43_loop.ipynb #987b1468
@@ -680,11 +685,11 @@ def figure(self:Loop, name:str) -> float:
 
 # %% ../../nbs/train/43_loop.ipynb #420edabe
 @patch
-def _best(self:Loop, figure:str) -> int:
-    "The place in the history of the epoch with the best `figure`"
+def _best(self:Loop, figure:str, among=None) -> int:
+    "The place in the history of the epoch with the best `figure`; `among` some places"
     sign = 1 if self.stage.lower(figure) else -1
     scores = [sign*h.get(f'{self.judged_on}/{figure}', math.nan) for h in self.history]
-    return min(range(len(scores)), key=lambda i: (math.isnan(scores[i]), scores[i]))
+    return min(range(len(scores)) if among is None else among, key=lambda i: (math.isnan(scores[i]), scores[i]))
 
 # %% ../../nbs/train/43_loop.ipynb #56d19069
 @patch
@@ -733,8 +738,9 @@ def in_words(self:Loop, error:BaseException) -> BaseException:
 @patch(as_prop=True)
 def finished(self:Loop) -> bool:
     "Whether nothing is left to train"
-    steps_done = self.batch == 0 and self.step >= (self.settings.steps or math.inf)
-    return steps_done or self.epoch >= self.settings.epochs or any(cb.done(self) for cb in self.callbacks)
+    # steps that were skipped take further epochs
+    over = self.step >= self.settings.steps if self.settings.steps else self.epoch >= self.settings.epochs
+    return self.batch == 0 and over or any(cb.done(self) for cb in self.callbacks)
 
 # %% ../../nbs/train/43_loop.ipynb #30e4b6c2
 def state_name(cb:Callback) -> str:
@@ -899,6 +905,8 @@ def load_state(self:Loop, tensors:dict, about:dict) -> list[str]:   # Callbacks 
     a.unwrap_model(self.net).load_state_dict(part(tensors, 'net.'))
     load_optimizer(self.optimizer.optimizer, part(tensors, 'optimizer.', strip=False))
     self.epoch, self.batch, self.history = about['epoch'], about['batch'], list(about['history'])
+    # options may name the epoch that it goes on with
+    self.settings = replace(self.settings, start_epoch=self.history[0]['epoch'] - 1 if self.history else self.epoch)
     self.resumed, self.batches_a_step = True, about.get('batches_a_step', self.batches_a_step)
     self.skipped, self.spent = about.get('skipped', 0), about.get('spent', 0.)
     if about.get('scaler') and a.scaler is not None: a.scaler.load_state_dict(about['scaler'])

@@ -44,8 +44,11 @@ def laid_together(
     told:list,       # A list of batches of each process
 ) -> dict[str, np.ndarray]:
     "The scores of all processes, in the order of rows"
-    parts = [share for batch in zip(*told) for share in batch]
-    return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+    def whole(shares):
+        rows = np.empty((sum(map(len, shares)), *shares[0].shape[1:]), shares[0].dtype)
+        for rank, share in enumerate(shares): rows[rank::len(shares)] = share
+        return rows
+    return {k: np.concatenate([whole([share[k] for share in batch]) for batch in zip(*told)]) for k in told[0][0]}
 
 # %% ../../nbs/train/45_row_results.ipynb #a3c3cb64
 def rows_file(run:RunFolder, stage:Stage) -> Path:

@@ -598,11 +598,13 @@ def stage_result(
     metrics, baselines = _judged(loop)
     kept = Checkpoints(folder)
     marks = {k: from_folder(run.path, folder/v) for k, v in kept.marks.items()}
-    sums = {k: kept.manifest['files'][v]['sha256'] for k, v in kept.marks.items()}
+    files = kept.manifest['files']
+    sums = {k: files[v]['sha256'] for k, v in kept.marks.items()}
+    best = history[loop.best_epochs()['best']] | files.get(kept.marks.get('best'), {})     # of a better one the file may be gone
     return StageResult(
         stage=stage.id, stage_name=stage.name, metric=stage.main,
         achieved_accuracy=metrics[stage.main], final_loss=history[-1]['train/loss'],
-        epochs_trained=len(history), best_epoch=history[loop.best_epochs()['best']]['epoch'],
+        epochs_trained=len(history), best_epoch=best['epoch'],
         threshold=loop.settings.threshold, threshold_met=threshold_met(loop),
         judged_on=held_name(split) if loop.valid else 'training rows', metrics=metrics, baselines=baselines,
         batch_size=loop.settings.batch_size, skipped=loop.skipped, batch_capped=capped_from(loop.cfg, stage, rows['train']),
