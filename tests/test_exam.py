@@ -12,24 +12,27 @@ from rsshogi.core import Board
 import maou_nb
 from maou_nb import exam, learn_multi_stage
 from maou_nb.data.board import to_sfen
-from maou_nb.data.columns import FOLDS
+from maou_nb.data.columns import FOLDS, NO_PLY
 from maou_nb.data.labels import CLASSES, LABEL_CLASS, LABEL_MIRROR, LABEL_SQUARE, TO_DLSHOGI, legal_labels, move_labels
 from maou_nb.data.positions import positions
 from maou_nb.data.files import FileError
 from maou_nb.data.records import read_games
 from maou_nb.data.shards import fixed_bytes, fixed_lists, write_manifest, write_shard
 from maou_nb.data.board import position_ids
+from maou_nb.data.sources import FileSource
 from maou_nb.data.trained import copied_games
 from maou_nb.front import cli
 from maou_nb.front.study import record_of
+from maou_nb.judge import exam as exam_room
 from maou_nb.judge.ask import load_net
 from maou_nb.judge.broken import CODES, RULES, turned_round
 from maou_nb.judge.exam import (BINS, Drawn, _difference, calibration, check_page, examine_mates, examine_mirror, examine_moves,
-                                examine_rules, examine_value, figure_better, fitted_temperature, kept_exam, log_loss, phases)
+                                examine_rules, examine_value, figure_better, fitted_temperature, kept_exam, kept_sentence, log_loss, phases)
 from maou_nb.judge.exam_set import EXAM, VERSION, read_exam
 from maou_nb.model.heads import Net
 from maou_nb.show.boards import origin_of
 from maou_nb.stages.legal_moves import broken_rule
+from maou_nb.stages.stage import STAGES
 from samples import GAMES, ROOT, said
 
 SHA256 = 'ff3be61e3bd5245f085628f6251dd2a6f6c15dd39993a4a22bcf9627deee6795'
@@ -433,6 +436,10 @@ def test_an_exam_that_was_edited_is_none(examined, tmp_path):
     examined.keep(tmp_path)
     kept = json.loads((tmp_path/'exam.json').read_text())
     assert kept_exam(tmp_path) == kept
+    told = kept_sentence(tmp_path)
+    (tmp_path/'exam.json').write_text(json.dumps(kept | {'weights': {'3': 'a'}}))
+    assert told and kept_sentence(tmp_path, {'3': 'a'}) == told and 'of earlier weights' in kept_sentence(tmp_path, {'3': 'b'})
+    (tmp_path/'exam.json').write_text(json.dumps(kept))
     exam_of, top1 = kept['exam'], lambda v: {'figures': kept['figures'] | {'moves/top1': v}}
     for odd in (top1(7.5), top1(True), top1('0.4'), top1(-0.1), top1(None), {'figures': {}}, {'exam': exam_of | {'version': [1]}},
                 {'exam': exam_of | {'sha256': ''}}, {'exam': exam_of | {'version': True}}, {'exam': 3}, {'left_out': {'value': ['x']}}):
@@ -627,3 +634,12 @@ def test_the_command(run, tmp_path, capfd):
     assert told['exam']['sha256'] == SHA256 and 'moves/top1' in told['figures'] and (tmp_path/'e.html').exists()
     assert cli.main(['exam', 'nowhere', '--page', 'x.pdf']) == 1
     assert 'ends in .html' in capfd.readouterr().err
+
+def test_rows_of_no_known_ply_are_of_no_range(run, shards, monkeypatch):
+    "Of loose positions some formats know no plies"
+    net, source = load_net(run.run_dir), FileSource(shards['stage3_data_path'], STAGES['3'].columns)
+    real = exam_room.plies_of(source)
+    every = exam_room._sums_by_ply(net, STAGES['3'], source, None)
+    monkeypatch.setattr(exam_room, 'plies_of', lambda source: np.where(np.arange(len(real)) % 2, real, NO_PLY).astype(real.dtype))
+    half = exam_room._sums_by_ply(net, STAGES['3'], source, None)
+    assert 0 < half['rows'].sum() < 0.6*every['rows'].sum() and (half['rows'] <= every['rows'][:len(half['rows'])]).all()

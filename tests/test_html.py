@@ -235,7 +235,7 @@ def kept_exam_html():
         folder = Path(at)/HOSTILE.replace('/', '')
         folder.mkdir()
         examined().keep(folder)
-        return html.join_html(learn._exam_html(folder))
+        return html.join_html(learn._exam_html(learn.LearnResult(stage='3', stages_completed=[], run_dir=str(folder))))
 
 def searched():
     "A search with a hostile name, options, state and reason"

@@ -400,5 +400,5 @@ def test_a_range_that_holds_what_is_true():
 def test_a_study_counts_the_rows_that_steered_steps_had(run):
     "Steps of so many rows each would say another number"
     r = run(adaptive_batch=True, epoch=2, stage3_batch_size=37, adaptive_batch_interval=2)
-    [took] = _taken(r.result, LearnConfig(adaptive_batch=True))
+    [took] = _taken(r.result)
     assert took['positions'] == 2*r.stage.rows['train'] != took['steps']*37 and took['steps'] == r.last['step']

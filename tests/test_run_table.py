@@ -6,6 +6,7 @@ import pytest
 
 from maou_nb import learn_multi_stage, note, runs
 from maou_nb.front.cli import main
+from maou_nb.front.run_table import Runs
 from maou_nb.stages.rows import prepare_stage1
 
 @pytest.fixture(scope='module')
@@ -66,6 +67,11 @@ def test_the_command_tells_the_same(home, capsys, tmp_path):
 
 def test_a_run_by_itself_has_its_name(run):
     assert [*runs(run).frame['run']] == ['run']
+
+def test_a_figure_without_its_stage_is_the_last_stages():
+    "Whatever stage a run of the table had first"
+    frame = pl.DataFrame({'run': ['a', 'b'], '3/loss': [4.4, 4.5], '1/loss': [None, .1]})
+    assert Runs(frame, {}).column('loss') == '3/loss' and Runs(frame, {}).sort('loss').frame['run'].to_list() == ['b', 'a']
 
 def test_calls_that_cannot_be_are_a_sentence(home, run):
     every = runs(run.parent)

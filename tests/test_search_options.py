@@ -37,6 +37,16 @@ def test_it_finds_goes_on_and_tells(base):
     assert len(heard) == 4 and len(again.trials) == 4 and set(map(str, bare(found))) < set(map(str, bare(again)))
     assert found._repr_html_().count('<tr') == 4 and 'best accuracy' in repr(found)
 
+def test_a_loss_that_the_space_defines_is_no_metric(base, shards):
+    "The smallest weight would have the smallest loss"
+    for metric, option in (('loss', 'value_loss_ratio'), ('value_loss', 'value_result_weight'), ('policy_loss', 'policy_mask')):
+        values = ['legal', 'none'] if option == 'policy_mask' else [1., .1]
+        with pytest.raises(OptionError) as e:
+            search({**base, 'stage': 3, 'stage3_data_path': shards['stage3_data_path']},
+                   {option: values, 'learning_ratio': [.01, .02]}, trials=2, metric=metric)
+        assert f"metric={metric!r}: it is another quantity for each {option} that is tried; a figure" in said(e)
+    assert not Path('studies').exists()
+
 def test_equal_seeds_try_the_same_and_another_seed_does_not(base):
     runs = [search(base, SPACE, trials=2, name=n, seed=s, say=lambda t: None) for n, s in (('a', 0), ('b', 0), ('c', 1))]
     assert bare(runs[0]) == bare(runs[1]) != bare(runs[2])

@@ -250,6 +250,25 @@ def test_losses_that_are_different_quantities_are_not_compared(folder, name, val
     (folder/'study.json').write_text(json.dumps(ASKED | {'arms': {'a': {}, 'b': {}}}))
     assert load_study(folder).verdict('loss').differences['verdict'].to_list() == ['better']
 
+def test_a_part_of_a_loss_is_set_apart_by_its_own_options(folder):
+    "That of rows is the same quantity whatever was learnt by"
+    for name, value, figure in (('value_result_weight', .5, 'value_loss'), ('eval_scale', 400., 'value_loss'),
+                                ('policy_mask', 'none', 'policy_loss')):
+        (folder/'study.json').write_text(json.dumps(ASKED | {'arms': {'a': {}, 'b': {name: value}}}))
+        options_of(folder, 'a')
+        options_of(folder, 'b', **{name: value})
+        for arm, seed in load_study(folder).cells:
+            path, off = Records(folder).path(arm, seed), (arm == 'b')*(1 + seed/1e6)
+            figures = {'loss': 3. - off, 'value_loss': 2. - off, 'policy_loss': 2. - off}
+            path.write_text(json.dumps(json.loads(path.read_text()) | {'figures': figures}))
+        told = {f: load_study(folder).verdict(f).differences['verdict'].item() for f in ('loss', 'value_loss', 'policy_loss')}
+        other = {'value_loss': 'policy_loss', 'policy_loss': 'value_loss'}[figure]
+        assert told == {'loss': 'not comparable', figure: 'not comparable', other: 'better'}, name
+
+def test_arms_that_were_trained_on_other_rows_are_told(folder):
+    for seed in (0, 1): Records(folder).write(record('b', seed, fingerprint='g', rows={'train': 90, 'valid': 4}), None)
+    assert load_study(folder).remarks() == ['The runs are of different training rows: 80 (f); 90 (g).']
+
 def test_figures_of_an_exam_are_of_its_positions(folder):
     says('exam_after=True', lambda: load_study(folder).verdict('exam/mates/found/1'))
     for arm, seed in load_study(folder).cells:

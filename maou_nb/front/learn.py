@@ -55,6 +55,10 @@ from maou_nb.train.runner import (
 from ..train.trials import RateTrial
 
 # %% ../../nbs/front/62_learn.ipynb #59a55043
+def _best_weights(result) -> dict[str, str|None]:
+    "Stage → SHA-256 of its best checkpoint"
+    return {str(s.stage): s.sha256.get('best') for s in result.stages_completed}
+
 class LearnResult(BaseModel):
     "What a run reached: a table and curves in a notebook, JSON by `model_dump_json()`"
     stage: str | list[str]                # What was asked for: 1, 2, 3, all, or several
@@ -74,7 +78,7 @@ class LearnResult(BaseModel):
         said += [f'rows of a batch of stage {s.stage}: {batch_text(s.batch_size, s.batch_capped)}'
                  for s in self.stages_completed if s.batch_capped]
         stopped = [self.stopped] if self.stopped else []
-        examined = [*filter(None, [kept_sentence(self.run_dir)])]
+        examined = [*filter(None, [kept_sentence(self.run_dir, _best_weights(self))])]
         return '\n'.join([*said, *stopped, *examined, f'run folder: {short_path(self.run_dir)}'])
 
     def __str__(self): return repr(self)
@@ -151,9 +155,9 @@ def _batches(result):
     return f' Rows of a batch: {", ".join(said)}.'*bool(said)
 
 # %% ../../nbs/front/62_learn.ipynb #a5070c0a
-def _exam_html(folder):
+def _exam_html(result):
     "What an exam of a run came to, if it keeps one"
-    text = kept_sentence(folder)
+    folder, text = result.run_dir, kept_sentence(result.run_dir, _best_weights(result))
     return [tag('p', text, ' The page: ', tag('code', short_path(as_path(folder)/EXAM_PAGE)))] if text else []
 
 # %% ../../nbs/front/62_learn.ipynb #212ffe2b
@@ -166,7 +170,7 @@ def _table_html(self:LearnResult):
                      for s in self.stages_completed)
     said = tag('p', f'Figures of the last epoch; the best checkpoints are of epochs {best}.{_batches(self)}')
     folder = tag('p', 'run folder: ', tag('code', short_path(self.run_dir)))
-    return join_html([stopped, html_table(result_rows(self), heads), said, *_exam_html(self.run_dir), folder])
+    return join_html([stopped, html_table(result_rows(self), heads), said, *_exam_html(self), folder])
 
 # %% ../../nbs/front/62_learn.ipynb #9c9e814f
 @patch
@@ -473,7 +477,7 @@ def _export(result, run, say):
 # %% ../../nbs/front/62_learn.ipynb #96acd676
 def _examine(result, run, say):
     "Examine the last network, and keep the page and its figures"
-    marks = {str(s.stage): s.sha256.get('best') for s in result.stages_completed}
+    marks = _best_weights(result)
     if (kept := kept_exam(run.path)) and kept.get('weights') == marks: return
     try: exam(result).keep(run.path, weights=marks)
     except (ValueError, OSError) as e: return say(f'no exam was held: {e}')

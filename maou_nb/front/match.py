@@ -9,6 +9,7 @@ __all__ = ['as_player', 'Seat', 'match', 'Rung', 'rungs_of', 'pairings_of', 'Sta
 import base64
 import os
 import time
+from collections import deque
 from dataclasses import dataclass, field, replace
 from glob import glob, has_magic
 from contextlib import nullcontext
@@ -80,11 +81,22 @@ def _over(result, sprt):
     "Whether a test that was asked for has its answer"
     return sprt is not None and sprt.says(result.counts()[0])
 
+def _in_order(played, planned):
+    "Games as they were planned, each as soon as those before it are over"
+    there, waiting = {}, deque(p.number for p in planned)
+    for went in played:
+        there[went.number] = went
+        while waiting and waiting[0] in there: yield there.pop(waiting.popleft())
+
+# %% ../../nbs/front/68_match.ipynb #7383a53e
 def _play(a, b, planned, result, view, sprt, at_once, seed):
     "Play what is left of a match of two nets"
     if _over(result, sprt): return
     by_number = {p.number: p for p in planned}
-    for went in play_games(a, b, result.left(planned), at_once, seed):
+    left = result.left(planned)
+    played = play_games(a, b, left, at_once, seed)
+    # short games end first: a test that saw them so would believe whoever wins the faster
+    for went in played if sprt is None else _in_order(played, left):
         result.add(result.played(by_number[went.number], went.moves, went.result, went.end, went.evals))
         view.update()
         if _over(result, sprt): return

@@ -23,7 +23,7 @@ from ..data.options import OptionError
 from .cli import chosen
 from .learn import LearnResult
 from .runs import Comparison, clock, compare, config_of, judged_epochs, state_of
-from ..stages.stage import stage_of
+from ..stages.stage import STAGES, stage_of
 from ..train.checkpoints import CONFIG, CheckpointError
 from ..train.folder import RunFolder, add_line, read_lines
 from ..train.mirror import find_run
@@ -129,7 +129,9 @@ STATES = 'finished', 'training', 'stopped', 'failed', 'waiting', 'not readable'
 def column(self:Runs, name:str) -> str:
     "The column that `name` means: its own name, or that of a figure without its stage, the last stage's"
     if isinstance(name, str) and name in self.frame.columns: return name
-    if found := [c for c in self.frame.columns if c.partition('/')[2] == name]: return found[-1]
+    place = {s.key: i for i, s in enumerate(STAGES.values())}
+    found = [c for c in self.frame.columns if c.partition('/')[2] == name]
+    if found: return max(found, key=lambda c: place.get(c.partition('/')[0], -1))
     refuse('column', name, f'one of {", ".join(self.frame.columns)}')
 
 @patch

@@ -31,6 +31,7 @@ from ..data.options import OptionError
 from .learn import check_callbacks, train_run
 from .options import field_problem, make_config, try_config, valid_part, without_idle
 from .runs import clock
+from .study import LOSS_OPTIONS
 from ..show.charts import COLORS, GREY, as_label
 from ..show.plots import Drawing, picture
 from ..stages.stage import stages_of
@@ -626,6 +627,9 @@ def search(
     grid = _grid(base, dists, trials) if sampler == 'grid' else []
     first = {n: _ends(d)[0] for n, d in dists.items()}
     stage, figure, lower = metric_of(try_config({**first, **base})[0], metric)
+    if odd := [n for n in dists if n in LOSS_OPTIONS.get(figure, ())]:
+        raise OptionError(f'metric={figure!r}: it is another quantity for each {odd[0]} that is tried; '
+                          'a figure that means the same for all, such as top1, was expected')
     _check_free(folder)
     with alone_in(folder, f'the search in {short_path(folder)} is going on'):
         _keep_about(folder, _as_json(base, dists, figure, seed, sampler, pruner))

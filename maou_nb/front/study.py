@@ -18,6 +18,7 @@ import platform
 import re
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field, is_dataclass, replace
@@ -248,13 +249,20 @@ class StagePlan:
     "What a stage of an arm is going to take"
     stage:str
     steps:int
-    positions:int     # A step
-    flops:float       # A step: forward, and backward as twice that
+    positions:int     # A whole step
+    flops:float       # A whole step: forward, and backward as twice that
+    rows:int          # An epoch: its last step may have fewer
+
+    def taken(self, steps:int) -> int:
+        "The positions of so many steps"
+        epochs, rest = divmod(steps, math.ceil(self.rows/self.positions))
+        return epochs*self.rows + min(rest*self.positions, self.rows)
 
     @property
     def total(self) -> dict:
         "Of the whole stage, by kind of budget"
-        return {'steps': self.steps, 'positions': self.steps*self.positions, 'flops': self.steps*self.flops}
+        positions = self.taken(self.steps)
+        return {'steps': self.steps, 'positions': positions, 'flops': positions/self.positions*self.flops}
 
 # %% ../../nbs/front/65_study.ipynb #47d56029
 def _nothing(text): pass
@@ -265,7 +273,7 @@ def plan_of(cfg:LearnConfig) -> list[StagePlan]:
     for stage in stages_of(cfg):
         loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=_nothing)
         rows = loop.settings.batch_size*cfg.gradient_accumulation_steps
-        made.append(StagePlan(stage.key, loop.total_steps, rows, 3.*flops_per_position(loop.net)*rows))
+        made.append(StagePlan(stage.key, loop.total_steps, rows, 3.*flops_per_position(loop.net)*rows, loop.train.total_rows))
         close_sources(loop)
     return made
 
@@ -295,8 +303,10 @@ def steps_within(
     total:Callable=lambda p: p.total,     # A plan → what all its steps take, by kind
 ) -> int:                 # Below 1: the stages before leave nothing
     "How many steps the last stage may take, within a budget for all stages"
-    left = budget - sum(total(p)[kind] for p in plan[:-1])
-    return int(left/total(replace(plan[-1], steps=1))[kind]*(1 + 1e-12))
+    left, most = (budget - sum(total(p)[kind] for p in plan[:-1]))*(1 + 1e-12), 1
+    taken = lambda steps: total(replace(plan[-1], steps=steps))[kind]
+    while taken(most) <= left and most < 2**60: most *= 2
+    return bisect_right(range(most), left, lo=1, key=taken) - 1
 
 # %% ../../nbs/front/65_study.ipynb #7175149d
 def _too_small(name, plan, kind, most, total):
@@ -332,16 +342,11 @@ def _machine() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
     return {'maou_nb': __version__, 'torch': torch.__version__, 'python': platform.python_version(), 'device': gpu}
 
-def _taken(result:LearnResult, cfg) -> list[dict]:
-    "What each stage took"
+def _taken(result:LearnResult) -> list[dict]:
+    "What each stage took; a step may have fewer rows than another, so that the epochs say what they had"
     seconds = lambda e: e.get('seconds') or 0
-    rows = lambda s: s.batch_size*cfg.gradient_accumulation_steps
-    steps = lambda s: s.history[-1]['step'] if s.history else 0
-    def positions(s):
-        # what a step has changes, so that the epochs say what they had
-        if cfg.adaptive_batch: return round(sum(e.get('positions_per_second', 0)*seconds(e) for e in s.history))
-        return steps(s)*rows(s)
-    return [{'stage': s.stage, 'steps': steps(s), 'positions': positions(s), 'epochs': s.epochs_trained,
+    rows = lambda s: round(sum((e.get('positions_per_second') or 0)*seconds(e) for e in s.history))
+    return [{'stage': s.stage, 'steps': s.history[-1]['step'] if s.history else 0, 'positions': rows(s), 'epochs': s.epochs_trained,
              'seconds': sum(map(seconds, s.history))} for s in result.stages_completed]
 
 # %% ../../nbs/front/65_study.ipynb #1d65fae6
@@ -359,7 +364,7 @@ def record_of(result:LearnResult, arm:str, seed:int) -> dict:
     history = [{k: v for k, v in row.items() if k not in _timings} for s in result.stages_completed for row in s.history]
     return {'arm': arm, 'seed': seed, 'stage': last.stage, 'judged_on': last.judged_on, 'figures': last.metrics,
             'guesses': last.baselines, 'exam': (kept_exam(run.path) or {}).get('figures', {}),
-            'options': options, 'taken': _taken(result, cfg), 'parameters': last.parameters, 'rows': last.rows,
+            'options': options, 'taken': _taken(result), 'parameters': last.parameters, 'rows': last.rows,
             'fingerprint': last.fingerprint, 'machine': _machine(), 'history': history}
 
 # %% ../../nbs/front/65_study.ipynb #d36464cf
@@ -822,31 +827,33 @@ def troubles(self:Study) -> list[str]:
     return [f'{arm}, seed{"s"*(len(seeds) > 1)} {", ".join(seeds)}: {why}' for (arm, why), seeds in by.items()]
 
 # %% ../../nbs/front/65_study.ipynb #47d3ce3c
-LOSS_OPTIONS = (
-    'policy_loss_ratio', 'value_loss_ratio', 'soft_policy_ratio', 'auxiliary', 'auxiliary_ratio', 'policy_loss', 'gce_parameter',
-    'policy_mask', 'policy_target_mode', 'value_loss', 'value_result_weight', 'value_result_weight_end', 'eval_scale',
-    'reachable_loss', 'stage1_pos_weight',
-    'legal_moves_loss', 'stage2_pos_weight', 'stage2_gamma_pos', 'stage2_gamma_neg', 'stage2_clip')
+_OF_POLICY = 'policy_loss', 'gce_parameter', 'policy_mask', 'policy_target_mode'
+_OF_VALUE = 'value_loss', 'value_result_weight', 'value_result_weight_end', 'eval_scale'
+LOSS_OPTIONS = {       # figure → options that say what quantity it is
+    'policy_loss': _OF_POLICY, 'value_loss': _OF_VALUE,
+    'loss': ('policy_loss_ratio', 'value_loss_ratio', 'soft_policy_ratio', 'auxiliary', 'auxiliary_ratio', *_OF_POLICY, *_OF_VALUE,
+             'reachable_loss', 'stage1_pos_weight',
+             'legal_moves_loss', 'stage2_pos_weight', 'stage2_gamma_pos', 'stage2_gamma_neg', 'stage2_clip')}
 
 @patch
-def losses(self:Study) -> dict[str, dict]:     # Of arms whose records know their options
-    "Arm → options that say what the loss of the last stage is"
+def losses(self:Study, figure:str='loss') -> dict[str, dict]:     # Of arms whose records know their options
+    "Arm → options that say what a loss of the last stage is"
     cfg = config_class()()
     usual, fields = cfg.model_dump(mode='json'), type(cfg).model_fields
-    names = [n for n in LOSS_OPTIONS if self.stage.key in about_option(fields[n]).stages]
+    names = [n for n in LOSS_OPTIONS[figure] if self.stage.key in about_option(fields[n]).stages]
     had = {arm: records[0].get('options') for arm, records in self._by_arm().items()}
     return {arm: {n: own.get(n, usual[n]) for n in names} for arm, own in had.items() if own is not None}
 
 @patch
-def _set_apart(self:Study, made:Verdict):
-    "Compare no losses that are different quantities"
-    losses = self.losses()
-    one = losses.get(made.baseline, {})
-    other = {arm: [n for n in one if own[n] != one[n]] for arm, own in losses.items()}
-    made.set_apart('loss', arms := [arm for arm, names in other.items() if names and arm in made.seeds])
-    if 'loss' in made.better:
-        made.notes += [f'The loss of {a} is another quantity, with {_told_options(losses[a], other[a])}, than that of {made.baseline}, '
-                       f'with {_told_options(one, other[a])}.' for a in arms]
+def _set_apart(self:Study, made:Verdict, by_rows:list):
+    "Compare no losses that are different quantities; those of rows are the same whatever was learnt by"
+    for figure in (f for f in LOSS_OPTIONS if f in made.better and f not in by_rows):
+        losses = self.losses(figure)
+        one = losses.get(made.baseline, {})
+        other = {arm: [n for n in one if own[n] != one[n]] for arm, own in losses.items()}
+        made.set_apart(figure, arms := [arm for arm, names in other.items() if names and arm in made.seeds])
+        made.notes += [f'The {figure} of {a} is another quantity, with {_told_options(losses[a], other[a])}, than that of '
+                       f'{made.baseline}, with {_told_options(one, other[a])}.' for a in arms]
 
 # %% ../../nbs/front/65_study.ipynb #f04ee33a
 @patch
@@ -863,7 +870,9 @@ def remarks(self:Study, exam:bool=False) -> list[str]:      # Of figures of an e
     if 'seconds' in (self.asked['budget'] or ()):
         said.append('The budget of seconds became steps by the speed that was measured here; it does not reproduce elsewhere.')
     every = [r for records in found.values() for r in records]
-    for what, told in (('held-out rows', lambda r: f'{(r.get("rows") or {}).get("valid", 0):,} {r.get("judged_on")}'),
+    count = lambda r, side: f'{(r.get("rows") or {}).get(side, 0):,}'
+    for what, told in (('held-out rows', lambda r: f'{count(r, "valid")} {r.get("judged_on")}'),
+                       ('training rows', lambda r: f'{count(r, "train")} ({str(r.get("fingerprint"))[:8]})'),
                        ('machines', lambda r: ', '.join(f'{k} {v}' for k, v in (r.get('machine') or {}).items()))):
         if exam and what == 'held-out rows': continue
         if len(kinds := dict.fromkeys(map(told, every))) > 1: said.append(f'The runs are of different {what}: {"; ".join(kinds)}.')
@@ -906,7 +915,7 @@ def verdict(self:Study,
     better = {n: good[n] for n in names} | (better or {})
     made = verdict(kept, baseline=baseline, margin=margin, better=better, **how)
     made.held = EXAM if exam else self.held()
-    self._set_apart(made)
+    self._set_apart(made, [] if rows is None else rows.columns)
     made.notes.extend(self.remarks(exam))
     return made
 

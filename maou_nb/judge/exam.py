@@ -631,7 +631,7 @@ def _sums_by_ply(net, stage, source, device):
             figures = stage.row_figures(outputs, dense)
             if figures is None: return None
             add_figures(sums, figures, np.where(here == NO_PLY, count - 1, here//PLIES), count)
-    return sums
+    return {name: of[:-1] for name, of in sums.items()}        # the last are rows of no known ply
 
 # %% ../../nbs/judge/57_exam.ipynb #f67dfe19
 def _ratio_rows(part, held, train):
@@ -927,10 +927,15 @@ def kept_exam(folder:str|Path) -> dict|None:      # None: there is none, or none
     return found if fits and _are_figures(found.get('figures')) and _is_exam(found.get('exam')) else None
 
 # %% ../../nbs/judge/57_exam.ipynb #e4090b00
-def kept_sentence(folder:str|Path) -> str:    # '' if there is none
+def kept_sentence(
+    folder:str|Path,
+    weights:dict|None=None,    # Stage → SHA-256 of its best checkpoint now; None: whatever it is of
+) -> str:                      # '' if there is none
     "What an exam that a run keeps came to"
     found = kept_exam(folder)
     if found is None: return ''
+    if weights is not None and found.get('weights') not in (None, weights):
+        return 'The exam that is kept here is of earlier weights; exam(result) takes one of these.'
     told = [(words, found['figures'].get(name)) for name, words in _HEAD]
     text = [f'{words} {_number(v) if "Brier" in words else _percent(v)}' for words, v in told if isinstance(v, (int, float))]
     of = found['exam']

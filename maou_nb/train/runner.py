@@ -324,7 +324,7 @@ def judged_rows(
 def _budget(cfg, stage, settings, rows):
     "What to say of steps that were asked for in place of epochs"
     if settings.steps is None: return
-    least, most = (f'{settings.steps*settings.batch_size*n/max(rows, 1):.3g}' for n in batches_a_step(cfg, stage))
+    least, most = (f'{settings.steps/max(math.ceil(rows/(settings.batch_size*n)), 1):.3g}' for n in batches_a_step(cfg, stage))
     yield f'  max_steps={settings.steps}: about {least}{f" to {most}"*(least != most)} epochs'
 
 # %% ../../nbs/train/48_runner.ipynb #d935ef8f
