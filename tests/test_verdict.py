@@ -212,6 +212,18 @@ def test_the_same_draws_give_the_same_verdict_and_their_limit_is_written_out():
     assert one.differences.equals(again.differences) and not one.differences.equals(other.differences)
     assert one.differences['se'][0] == pytest.approx(limit.differences['se'][0], rel=.12)
 
+def test_rows_of_no_game_are_paired_whatever_their_order():
+    "Each by its id, else an order would hide what the pairs show"
+    rng, n = np.random.default_rng(1), 400
+    shared, found = rng.normal(0, 1, n), {}
+    for arm, off in (('a', 0.), ('b', .03)):
+        for seed in range(3):
+            rows = pl.DataFrame({'id': np.arange(n, dtype=np.uint64), 'x': shared + off + rng.normal(0, .05, n)})
+            found[arm, seed] = {'figures': {'x': rows['x'].mean()}, 'rows': rows}
+    mixed = {k: r | {'rows': r['rows'].sample(fraction=1., shuffle=True, seed=i)} for i, (k, r) in enumerate(found.items())}
+    one, other = (verdict(r, better={'x': 'higher'}).differences for r in (found, mixed))
+    assert one['p'].item() < 0.05 and other['p'].item() == pytest.approx(one['p'].item())
+
 def test_rows_may_come_in_another_order_and_games_may_be_names():
     results = study(np.random.default_rng(9))
     named = {}

@@ -247,6 +247,12 @@ def _check_rows(study, tables):
             raise ValueError(f'{_told([key])}, was judged on other held-out rows than {_told([first])}: '
                              'runs judged on the same rows of the same games were expected')
 
+def _in_one_order(tables):
+    "Tables whose rows lie in one order, as those of no game are paired by their place"
+    names = [n for n in ('id', 'game') if n in next(iter(tables.values())).columns]
+    first, *others = (t.select(names) for t in tables.values())
+    return tables if all(t.equals(first) for t in others) else {k: t.sort(names) for k, t in tables.items()}
+
 # %% ../../nbs/judge/54_verdict.ipynb #bbc9de81
 def _sums(table, figure, codes, games):
     "(sums, counts) of a figure by game"
@@ -285,6 +291,7 @@ def _read(results, draws, seed) -> _Study:
     tables = {k: t for k in study.keys if (t := results[k].get('rows')) is not None}
     if not tables: return study
     _check_rows(study, tables)
+    tables = _in_one_order(tables)
     codes = {k: _codes(t) for k, t in tables.items()}
     one = codes[next(iter(tables))]
     study.games, study.rows = int(one.max()) + 1, len(one)
