@@ -39,6 +39,7 @@ def test_gpu_check_runs_and_goes_on(tmp_path):
     left = lines_of(*asked, '--budget', 0, '--skip-done', out)
     assert len(left) == 1 + len(skipped(left)) and skipped(left) == skipped(lines)
 
+@pytest.mark.slow
 def test_gpu_check_refuses_what_there_is_not():
     assert 'no job is called sped: there are speed, ' in run('--only', 'sped').stderr
     assert 'nowhere.jsonl is no file' in run('--skip-done', 'nowhere.jsonl').stderr

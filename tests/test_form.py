@@ -61,6 +61,7 @@ def look_through(page, language, seen):
     page.set_viewport_size(dict(width=1280, height=1200)); page.wait_for_timeout(300)
     shot(page, f'form-{language}', page.locator('.maou-panel'))
 
+@pytest.mark.slow
 def test_the_form(tmp_path):
     (tmp_path/'records').mkdir(); (tmp_path/'records'/'second').mkdir()
     with opened(tmp_path) as (page, _):

@@ -102,6 +102,7 @@ def trains(folder, barrier, said):
         said.put(got); barrier.wait()
         lock.free(); barrier.wait()
 
+@pytest.mark.slow
 def test_the_lock_has_one_owner_200_times(tmp_path):
     many = multiprocessing.get_context('spawn')
     barrier, said = many.Barrier(2), many.Queue()

@@ -80,6 +80,7 @@ def started(folder, log, *words):
         try: p.wait(10)
         except subprocess.TimeoutExpired: os.killpg(p.pid, signal.SIGKILL)
 
+@pytest.mark.slow
 def test_make_lab(clone, tmp_path):
     "Opens the quickstart's copy by the address that is printed; saving it changes nothing that is tracked; a copy is never overwritten"
     own = clone/'notebooks'/'tutorials'/'71_your_games.ipynb'

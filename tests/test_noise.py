@@ -211,6 +211,7 @@ def test_it_steers_up_and_down():
     assert {*first} == {2} and loud.count(8) >= 10 and min(loud) > 3 and {*late} == {2}, counts
     assert {*counts} <= {*range(2, 9)}
 
+@pytest.mark.slow
 def test_the_number_is_what_the_scale_asks_for():
     "Of noise known by its formula, to the nearest number"
     class Keep(Callback):

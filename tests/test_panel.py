@@ -120,6 +120,7 @@ def test_an_error_of_the_process_is_told(options, tmp_path):
     until(lambda: not runs._lives(child))
     assert state_of(RunFolder(tmp_path/'run'))[0] == 'failed' and 'gone does not exist' in state_of(RunFolder(tmp_path/'run'))[1]
 
+@pytest.mark.slow
 def test_two_in_one_folder_are_refused(options, tmp_path):
     start_run(make_config(**options))
     until(lambda: RunFolder(tmp_path/'run').at_work())

@@ -25,6 +25,7 @@ def run_copy(folder, games, options):
     assert list(run.glob('checkpoints/stage*/*.safetensors')) and list(run.glob('logs/stage*/events*'))
     return json.loads((run/'result.json').read_text()), nbformat.read(run/'quickstart.ipynb', as_version=4), done.stdout
 
+@pytest.mark.slow
 def test_small(tmp_path):
     result, nb, said = run_copy(tmp_path, ONE_FILE, dict(stage1_max_epochs=30, stage1_threshold=0.95, stage2_threshold=0.1, epoch=1))
     assert [s['stage'] for s in result['stages_completed']] == [1, 2, 3]

@@ -47,6 +47,7 @@ def test_a_loss_that_the_space_defines_is_no_metric(base, shards):
         assert f"metric={metric!r}: it is another quantity for each {option} that is tried; a figure" in said(e)
     assert not Path('studies').exists()
 
+@pytest.mark.slow
 def test_equal_seeds_try_the_same_and_another_seed_does_not(base):
     runs = [search(base, SPACE, trials=2, name=n, seed=s, say=lambda t: None) for n, s in (('a', 0), ('b', 0), ('c', 1))]
     assert bare(runs[0]) == bare(runs[1]) != bare(runs[2])
@@ -97,6 +98,7 @@ class StopOnce(Callback):
     def after_step(self, loop):
         if StopOnce.runs == 2 and loop.step == 7: loop.stop.why = 'SIGINT'
 
+@pytest.mark.slow
 def test_an_interrupt_ends_the_search_and_the_same_call_goes_on(base):
     heard, quiet = [], lambda text: None
     whole = search(base, SPACE, trials=3, name='whole', say=quiet)

@@ -62,6 +62,7 @@ def test_resume_and_compare(tmp_path):
     assert any(o.get('data', {}).get('text/plain') == 'True' for o in shown)
     assert 'seed-1' in html(shown)
 
+@pytest.mark.slow
 def test_to_the_cloud(tmp_path):
     shown = run_copy(tmp_path, '76_to_the_cloud.ipynb')
     assert any('checkpoints/stage2/checkpoints.json' in o.get('data', {}).get('text/plain', '') for o in shown) and 'recall' in html(shown)
