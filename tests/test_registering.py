@@ -610,7 +610,7 @@ def test_parts_of_one_name_are_refused():
         soft.key = 'soft'
         cfg = LearnConfig(auxiliary='soft')
         assert not [*along_problems(cfg)]
-        assert "two parts would be called 'soft_policy' with soft_policy_ratio=2" in \
+        assert "two parts of stage 3 would be called 'soft_policy'; names that differ" in \
             [*along_problems(cfg.model_copy(update={'soft_policy_ratio': 2.}))][0]
     finally: del STAGES['soft']
 

@@ -523,11 +523,11 @@ def along_problems(cfg) -> Iterator[str]:
     can = [k for k, s in STAGES.items() if holds_targets_of(s)]
     for key in cfg.auxiliary:
         if key not in can: yield f'auxiliary={key!r}: rows of stage 3 hold the targets of {", ".join(can)} alone'
-    stage, own = STAGES['3'], 'soft_policy_ratio' if cfg.soft_policy_ratio else ''
-    names = [p.name for p in stage.parts_of(cfg)] + [s.slug for s in stage.along(cfg) if len(s.parts) > 1]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        yield (f'auxiliary={",".join(cfg.auxiliary)!r}: two parts would be called {name!r}'
-               f'{f" with {own}={cfg.soft_policy_ratio:g}" if own else ""}; names that differ were expected')
+    for stage in stages_of(cfg):
+        names = [p.name for p in stage.parts_of(cfg)] + [s.slug for s in stage.along(cfg) if len(s.parts) > 1]
+        for name in sorted({n for n in names if names.count(n) > 1}):
+            yield (f'auxiliary={",".join(cfg.auxiliary)!r}: two parts of stage {stage.id} would be called {name!r}; '
+                   'names that differ were expected')
 
 # %% ../../nbs/front/60_options.ipynb #038f4664
 def loss_problems(cfg) -> Iterator[str]:
