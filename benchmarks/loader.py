@@ -1,24 +1,33 @@
-"""How fast rows become batches, on one core: `python benchmarks/loader.py [--rows N] [--runs N] [--quick] [--json]`
+"""How fast rows become batches: `python benchmarks/loader.py [--rows N] [--runs N] [--cores N] [--quick] [--json]`
 
 Every mode of a source beside the plainest gather of the same records, in memory and in a map (whose small pages make far rows
 dearer), a copy of the same memory, and the dense layout of the older tool read with Polars. Each figure is the median of several
 runs, and the runs of all of them take turns, so that a busy machine is busy for all. A run is a whole epoch. `packed-gather` and the
 resident modes have their order before the clock starts; what drawing it costs, once a window, is `draw-order`. `compact-file` reads,
-unpacks and orders its windows while the clock runs.
+unpacks and orders its windows while the clock runs. All of it has one core, or as many as `--cores` says: then windows are unpacked
+beside the gathering, which nothing else here gains by.
 """
 import argparse, json, os, statistics, tempfile, time
 from pathlib import Path
 
-CORE = min(os.sched_getaffinity(0)) if hasattr(os, 'sched_setaffinity') else None
-if CORE is not None: os.sched_setaffinity(0, {CORE})                             # before Polars, Arrow and torch count the cores
-for name in ('OMP_NUM_THREADS', 'POLARS_MAX_THREADS', 'MKL_NUM_THREADS', 'ARROW_IO_THREADS'): os.environ[name] = '1'
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument('--rows', type=int, help='rows of the set; default 2,097,152, with --quick 524,288')
+parser.add_argument('--runs', type=int, help='runs of each; default 9, with --quick 7')
+parser.add_argument('--cores', type=int, default=1, help='cores that are used')
+parser.add_argument('--quick', action='store_true', help='under 40 seconds')
+parser.add_argument('--json', action='store_true', help='one JSON object a line')
+ARGUMENTS = parser.parse_args()
+
+# before Polars, Arrow and torch count the cores
+if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:ARGUMENTS.cores])
+for name in ('OMP_NUM_THREADS', 'POLARS_MAX_THREADS', 'MKL_NUM_THREADS', 'ARROW_IO_THREADS'): os.environ[name] = str(ARGUMENTS.cores)
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.ipc as ipc
 import torch
-torch.set_num_threads(1); pa.set_cpu_count(1)
+torch.set_num_threads(ARGUMENTS.cores); pa.set_cpu_count(ARGUMENTS.cores)
 
 from maou_nb.data.batches import Batch, BatchStream, batch_loader
 from maou_nb.stages.rows import prepare_stage3
@@ -129,12 +138,7 @@ GOALS = [('compact-memory', 'packed-gather', 0.75), ('compact-mmap', 'packed-gat
 
 def main():
     "Measure, and print medians with their ratios"
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('--rows', type=int, help='rows of the set; default 2,097,152, with --quick 524,288')
-    p.add_argument('--runs', type=int, help='runs of each; default 9, with --quick 7')
-    p.add_argument('--quick', action='store_true', help='under 40 seconds')
-    p.add_argument('--json', action='store_true', help='one JSON object a line')
-    a = p.parse_args()
+    a = ARGUMENTS
     rows, runs = a.rows or (1 << 19 if a.quick else 1 << 21), a.runs or (7 if a.quick else 9)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(folder, rows, 8_192 if a.quick else 16_384)

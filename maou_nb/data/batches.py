@@ -342,7 +342,7 @@ def take(self:DenseCache, idx:np.ndarray) -> DenseBatch:
     return DenseBatch(self.source.columns, taken.pop('board'), taken.pop('hands'), taken)
 
 # %% ../../nbs/data/20_batches.ipynb #091c9d28
-TOGETHER = 4096   # rows that one process gathers at once
+TOGETHER = 8192   # rows that one process gathers at once
 
 class BatchStream(IterableDataset):
     "The batches of `plan` over `source`, from batch `start` on"

@@ -70,6 +70,8 @@ POLICIES = ('games', 'visits', 'summed-visits', 'shares')
 EVAL_SCALE = 756.0864962951762   # centipawns: an eval of so many is a win rate of sigmoid(1), 73 %
 
 # %% ../../nbs/data/12_shards.ipynb #33f50e1c
+_ZSTD = 3   # the level
+
 def shard_bytes(
     table:pa.Table,        # In the schema of `stage`, or those columns of it that its source knows
     stage:int|str|Columns, # A stage's key, or its columns
@@ -84,8 +86,8 @@ def shard_bytes(
     if columns.played: about |= {'policy': policy, **more}
     schema = pa.schema([f for f in columns.schema if f.name in table.column_names])
     schema = schema.with_metadata({'maou_nb': json.dumps(about)})
-    out = pa.BufferOutputStream()
-    with ipc.new_file(out, schema, options=ipc.IpcWriteOptions(compression='zstd')) as w:
+    out, options = pa.BufferOutputStream(), ipc.IpcWriteOptions(compression=pa.Codec('zstd', compression_level=_ZSTD))
+    with ipc.new_file(out, schema, options=options) as w:
         w.write_table(table.select(schema.names).cast(schema), max_chunksize=1 << 16)
     return out.getvalue().to_pybytes()
 
