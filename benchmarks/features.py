@@ -196,7 +196,7 @@ def cost(args, say):
             took = {shown: [] for shown in loops}
             for turn in range(args.rounds + 1):
                 for shown, (loop, rows) in loops.items():
-                    seconds = timed(loop.device, lambda: pure(loop, rows, args.steps)) / args.steps
+                    seconds = timed(loop.device, lambda: pure(loop, [rows]*args.steps)) / args.steps
                     if turn: took[shown].append(seconds)     # the first warms up
             ratio = [a/b for a, b in zip(took['attacks'], took['pieces'])]
             say({'kind': 'cost', 'net': net, 'size': args.size, 'batch': args.batch, 'device': str(loop.device),

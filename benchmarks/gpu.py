@@ -133,7 +133,7 @@ def flops_of(loop):
 def in_turns(loop, rows, steps, rounds):
     "A round: seconds of bare steps, those of as many trained batches, the loader's share of these"
     for _ in range(rounds):
-        bare = timed(loop.device, lambda: pure(loop, rows, steps))
+        bare = timed(loop.device, lambda: pure(loop, [rows]*steps))
         whole = timed(loop.device, lambda: train_steps(loop, steps))
         yield bare, whole, loop.wait / whole
 
@@ -141,10 +141,10 @@ def rates(args, loop):
     "Figures of bare steps and of an epoch's, after warming up"
     device, batch, rows, flops = loop.device, loop.settings.batch_size, kept(loop), flops_of(loop)
     cuda = device.type == 'cuda'
-    first = timed(device, lambda: pure(loop, rows, 1))
-    pure(loop, rows, 3)
+    first = timed(device, lambda: pure(loop, [rows]))
+    pure(loop, [rows]*3)
     if cuda: torch.cuda.reset_peak_memory_stats(device)
-    step = timed(device, lambda: pure(loop, rows, 3)) / 3
+    step = timed(device, lambda: pure(loop, [rows]*3)) / 3
     steps = min(full_batches(loop), args.steps, max(4, int(args.seconds / step)))
     train_steps(loop, min(3, steps))
     bare, whole, waits = zip(*in_turns(loop, rows, steps, args.rounds))
@@ -185,8 +185,8 @@ def whatif(args, architecture, precision):
         with open_loop(args, architecture, precision, batch=batch) as loop:
             rows, steps = kept(loop), args.whatif_steps
             def rate():
-                pure(loop, rows, 3)
-                run = lambda: pure(loop, rows, steps)
+                pure(loop, [rows]*3)
+                run = lambda: pure(loop, [rows]*steps)
                 return round(steps*batch / min(timed(loop.device, run) for _ in range(2)))
             found = {'as it is': rate()}
             with cudnn_benchmark(): found['cudnn.benchmark'] = rate()

@@ -1,7 +1,7 @@
 """How much of pure compute a training epoch reaches: `python benchmarks/train.py [--rounds N] [--batch B] [--json]`
 
 For each stage and architecture an epoch through the loop, with loader, decoding, losses, metrics, clipping and
-callbacks, against the same number of steps of forward, loss, backward and optimizer on one decoded batch. Both are
+callbacks, against as many steps of as many rows of forward, loss, backward and optimizer on one decoded batch. Both are
 timed in turn, and ratios are taken round by round, so that a noisy machine disturbs both alike. With a GPU: bf16,
 compilation and rows on the device each on and off, and the share of the peak of a large matrix product.
 """
@@ -38,11 +38,16 @@ def kept(loop):
     return replace(batch, room={}, board=batch.board.clone(), hands=batch.hands.clone(),
                    targets={k: t.clone() for k, t in batch.targets.items()})
 
-def pure(loop, batch, steps, optimizer=None):
-    "Steps on one batch and nothing else, by the loop's optimizer or another one"
+def of_an_epoch(loop, batch):
+    "`batch` as often as an epoch has batches; the last has fewer rows"
+    full, rest = divmod(loop.train.total_rows, len(batch))
+    return [batch]*full + [batch.rows(slice(rest))]*bool(rest)
+
+def pure(loop, batches, optimizer=None):
+    "Steps on decoded batches and nothing else, by the loop's optimizer or another one"
     loop.net.train()
     optimizer = optimizer or loop.optimizer
-    for _ in range(steps):
+    for batch in batches:
         with loop.accelerator.autocast(): outputs = loop.net(batch.board, batch.hands)
         loop.accelerator.backward(loop.stage.loss(outputs, batch, loop.cfg)['loss'])
         loop.accelerator.clip_grad_norm_(loop.net.parameters(), 1.)
@@ -60,17 +65,16 @@ def measure(cfg, stage, rounds, least=20_000):
     accelerator = make_accelerator(cfg.gpu, cfg.precision)
     backbone = backbone_of(cfg)
     loop, _ = stage_loop(cfg, STAGES[str(stage)], backbone, accelerator, say=lambda text: None)
-    rows, steps = loop.train.total_rows, loop.batches_per_epoch
+    rows = loop.train.total_rows
     repeats = math.ceil(least / rows)                 # of a stage with few rows several epochs
     batch = kept(loop)
-    for _ in range(2): pure(loop, batch, 5)
+    batches = of_an_epoch(loop, batch)*repeats
+    for _ in range(2): pure(loop, [batch]*5)
     epoch(loop)
     if loop.device.type == 'cuda': torch.cuda.reset_peak_memory_stats(loop.device)
     whole, bare, waits = [], [], []
     for _ in range(rounds):
-        # the last batch of an epoch is shorter
-        bare.append(timed(loop.device, lambda: pure(loop, batch, steps*repeats)) * rows
-                    / (steps*loop.settings.batch_size))
+        bare.append(timed(loop.device, lambda: pure(loop, batches)))
         waits.append(0.)
         def epochs():
             for _ in range(repeats): epoch(loop); waits[-1] += loop.wait

@@ -475,6 +475,7 @@ def batch_loader(
         raise ValueError(
             "cache='device' gathers batches where the rows are, so it takes no workers and no pinned "
             f'memory: workers=0 and pin_memory=False were expected, not {workers} and {pin_memory}')
-    # rows that are held, and few, are gathered in less time than a thread begins
-    held = stream.source.cache != 'file' and stream.plan.rows <= TOGETHER
-    return BatchLoader(stream, workers, 0 if held and not workers else prefetch, pin_memory and torch.cuda.is_available())
+    # rows that are held, and few, are gathered in less time than a thread begins; files of one window are read once
+    held = stream.source.cache != 'file' or len(stream.plan.windows) == 1
+    few = held and stream.plan.rows <= TOGETHER
+    return BatchLoader(stream, workers, 0 if few and not workers else prefetch, pin_memory and torch.cuda.is_available())

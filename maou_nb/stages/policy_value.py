@@ -257,17 +257,15 @@ class PolicyValueMetrics(SumMetric):
         batch,         # legal: bool (B, 1496); played: int64 (B,); value: float (B,), win rate
     ):
         "Count what `outputs` say about the moves and results of `batch`"
-        legal, value = batch.legal.bool(), batch.value.float()
+        legal, value, p = batch.legal.bool(), batch.value.float(), outputs['value'].float().sigmoid()
         rank, n = rank_of(batch.played, outputs['policy'], legal), legal.sum(1).clamp(min=1)
-        self.add(rows=len(value), top1=(rank < 1).sum(), top5=(rank < 5).sum())
-        self.add(guess1=fixed(1/n).sum(), guess5=fixed((5/n).clamp(max=1)).sum())
-
         decided, won = value != 0.5, value > 0.5
         agree = decided & ((outputs['value'] > 0) == won)
-        self.add(decided=decided.sum(), agree=agree.sum(), wins=won.sum())
-
-        p = outputs['value'].float().sigmoid()
-        self.add(squared=fixed((p - value)**2).sum(), value_squares=fixed(value**2).sum())
+        # together, as each operation costs more than its numbers
+        counts = torch.stack([rank < 1, rank < 5, decided, agree, won]).sum(1)
+        parts = fixed(torch.stack([1/n, (5/n).clamp(max=1), (p - value)**2, value**2])).sum(1)
+        self.add(rows=len(value), **dict(zip(('top1', 'top5', 'decided', 'agree', 'wins'), counts)))
+        self.add(**dict(zip(('guess1', 'guess5', 'squared', 'value_squares'), parts)))
         self.add(in_bins=bin_sums(p, value).flatten())
 
     def compute(self) -> dict[str, torch.Tensor]:
