@@ -109,11 +109,11 @@ def test_texts_of_notebooks(clone):
     assert run(nb).stdout == 'wrote .nbtext/data/01_labels.py\n' and run(nb).stdout == ''
     was = text.read_text()
     assert '#| export' in was and 'jupytext' not in was
-    text.write_text(was.replace('# # ', '# # Changed ', 1))
+    text.write_text(was.replace('\n# ', '\n#!/bin/bash\n# Changed ', 1))      # a shebang stays one
     os.utime(text, (time.time() + 5,)*2)
     assert run(text).stdout == 'wrote nbs/data/01_labels.ipynb\n'
     after = nbformat.read(nb, as_version=4)
-    assert 'Changed' in after.cells[0].source and after.metadata == before.metadata
+    assert after.cells[0].source.startswith('#!/bin/bash\n# Changed ') and after.metadata == before.metadata
     assert [c.id for c in after.cells[1:]] == [c.id for c in before.cells[1:]]
     assert [c.get('outputs') for c in after.cells[1:]] == [c.get('outputs') for c in before.cells[1:]]
     assert run(clone/'README.md').returncode == 1 and run(clone/'nbs'/'none.ipynb').returncode == 1

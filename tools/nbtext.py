@@ -9,7 +9,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS, TEXTS = ROOT/'nbs', ROOT/'.nbtext'
-PLAIN = '--opt', 'notebook_metadata_filter=kernelspec,-all', '--opt', 'cell_metadata_filter=-all'
+# prose stands between quotes: behind a # of its own a line such as #!/bin/bash would lose its first character
+KEPT = 'notebook_metadata_filter=kernelspec,-all', 'cell_metadata_filter=-all', 'cell_markers="""'
+PLAIN = [word for one in KEPT for word in ('--opt', one)]
 
 def pair(path):
     "(notebook, text) of either; a `ValueError` if `path` is neither"
