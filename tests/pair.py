@@ -47,11 +47,14 @@ def acts(rank=None, at=None, how='stop', **more):
             else: raise ValueError('odd')
     class Amid(Callback):
         def before_step(self, loop):
-            if loop.step == at and rank == join().rank: raise ValueError('odd in a step')
+            if loop.step != at: return
+            if rank != join().rank: time.sleep(600*(how == 'waits'))      # as one does that waits for NCCL
+            elif how == 'waits': os.kill(os.getpid(), signal.SIGKILL)
+            else: raise ValueError('odd in a step')
     class Noisy(Callback):
         def after_step(self, loop):
             for p in loop.net.parameters(): p.data.fill_(float('nan'))
-    return [{'nan': Noisy, 'amid': Amid}.get(how, Act)()] if how == 'nan' or at else []
+    return [{'nan': Noisy, 'amid': Amid, 'waits': Amid}.get(how, Act)()] if how == 'nan' or at else []
 
 def learn(options, act=None, cwd=None):
     "A run; its result or its error, and what was said"

@@ -109,7 +109,7 @@ def test_texts_of_notebooks(clone):
     assert run(nb).stdout == 'wrote .nbtext/data/01_labels.py\n' and run(nb).stdout == ''
     was = text.read_text()
     assert '#| export' in was and 'jupytext' not in was
-    text.write_text(was.replace('\n# ', '\n#!/bin/bash\n# Changed ', 1))      # a shebang stays one
+    text.write_text(was.replace('"""\n# ', '"""\n#!/bin/bash\n# Changed ', 1))      # a shebang stays one
     os.utime(text, (time.time() + 5,)*2)
     assert run(text).stdout == 'wrote nbs/data/01_labels.ipynb\n'
     after = nbformat.read(nb, as_version=4)

@@ -20,6 +20,7 @@ from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.row_results import row_results
+from lab import free_port
 from options import TINY, few      # noqa: F401, a fixture
 from pair import Pair, done
 
@@ -279,6 +280,26 @@ def test_no_process_waits_for_one_that_was_killed(few, tmp_path):
     pair = Pair(tmp_path)
     try: assert ends(pair, few, tmp_path/'r', 'killed', 'gone without a word') == {'gone': True}
     finally: pair.close()
+
+@pytest.mark.slow
+def test_no_process_waits_in_a_step_for_one_that_was_killed(few, tmp_path):
+    # NCCL does not notice it as gloo does
+    pair, begun = Pair(tmp_path), time.monotonic()
+    try: told = pair('learn', may_go=True, options=options(few, 1, run_dir=tmp_path/'r'), act=dict(rank=1, at=5, how='waits'))
+    finally: pair.close()
+    assert told == [{'gone': True}]*2 and time.monotonic() - begun < 60
+    assert pair.all[0].returncode == 1 and 'process 1 on' in (said := pair.logs[0].read_text()) and 'gone without a word' in said
+
+def test_nobody_watches_when_the_interpreter_ends(tmp_path):
+    "A thread inside torch would abort it, whatever the run had come to"
+    look = ('import atexit, threading; atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n'
+            'from maou_nb.train.processes import join; print(join().world, [t.name for t in threading.enumerate()])')
+    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(free_port())}
+    both = [subprocess.Popen([sys.executable, '-c', look], stdout=subprocess.PIPE, text=True,
+                             env={**env, 'RANK': str(r), 'LOCAL_RANK': str(r)}) for r in range(2)]
+    for p in both:
+        joined, left = p.communicate(timeout=120)[0].splitlines()
+        assert p.returncode == 0 and 'watch-over' in joined and 'watch-over' not in left, (joined, left)
 
 @pytest.mark.slow
 def test_four_processes_are_one(few, tmp_path):

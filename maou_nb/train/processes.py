@@ -7,10 +7,12 @@ __all__ = ['launched', 'local_rank', 'speaks', 'Ended', 'Together', 'join', 'lau
            'share_norms', 'average_statistics']
 
 # %% ../../nbs/train/39_processes.ipynb #543bdd7f
+import atexit
 import logging
 import os
 import platform
 import re
+import select
 import signal
 import sys
 import threading
@@ -69,6 +71,7 @@ class Ended(RuntimeError):
 
 # %% ../../nbs/train/39_processes.ipynb #c29e8b83
 _WHY = 'maou_nb/why'      # the key under which a process that cannot meet leaves its reason
+_GONE = 'is gone without a word: was it killed, or was memory short? resume_from="latest" goes on'
 
 class Together:
     "The processes that train together, and which of them this is"
@@ -80,6 +83,7 @@ class Together:
         self.rank, self.world, self.group, self.norms = rank, world, group, norms
         self.main = rank == 0    # the one that writes and speaks
         self.here = [rank]       # those on this machine
+        self.beside = {}         # of those that can be seen from here, what the system says of each
         self.amid = False        # in a step, whose gradients the others wait for
         self.failed = ''         # what ended the run, once that is known
         self.lost = ''           # why they cannot meet any more
@@ -102,6 +106,31 @@ def _gathered(self:Together, value) -> list:
     return found
 
 # %% ../../nbs/train/39_processes.ipynb #205130c5
+def _as_seen():
+    "This process for those that see it: its machine, whose numbers it goes by, and its number"
+    try: return platform.node(), os.readlink('/proc/self/ns/pid'), os.getpid()
+    except OSError: return None      # not Linux
+
+@patch
+def _see(self:Together, told:list):
+    "Hold on to those of `told`, which each gave by `_as_seen`, that can be seen from here"
+    own = told[self.rank]
+    for rank, seen in enumerate(told):
+        if rank == self.rank or own is None or seen is None or seen[:2] != own[:2]: continue
+        try: self.beside[rank] = os.pidfd_open(seen[2])
+        except OSError: pass        # an older kernel
+
+# %% ../../nbs/train/39_processes.ipynb #455cd3c0
+@patch
+def one_gone(self:Together) -> str:
+    "Which process on this machine is gone, in a sentence; empty: none is"
+    for rank, seen in self.beside.items():
+        look = select.poll()
+        look.register(seen, select.POLLIN)
+        if look.poll(0): return f'process {rank} on {platform.node()} {_GONE}'
+    return ''
+
+# %% ../../nbs/train/39_processes.ipynb #edface69
 @patch
 @contextmanager
 def _there(self:Together):
@@ -110,8 +139,7 @@ def _there(self:Together):
     try: yield
     except RuntimeError as e:
         if isinstance(e, Ended): raise
-        self.lost = self.failed = self.said() or ('another process of the run is gone without a word: was it killed, '
-                                                  'or was memory short? resume_from="latest" goes on')
+        self.lost = self.failed = self.said() or self.one_gone() or f'another process of the run {_GONE}'
         raise Ended(self.lost) from e
 
 # %% ../../nbs/train/39_processes.ipynb #6a011618
@@ -196,8 +224,7 @@ def fail(self:Together, error:BaseException):
         except Ended: pass
         return
     self.lost = self.failed
-    try:
-        if not self.said(): _get_default_store().set(_WHY, self.failed)
+    try: self._leave_word(self.failed, _get_default_store())
     except (RuntimeError, ValueError): pass
 
 # %% ../../nbs/train/39_processes.ipynb #72680b04
@@ -208,23 +235,42 @@ def in_words(self:Together, error:BaseException) -> BaseException:
     if why := self.said(): return Ended(why)
     gone = 'connection', 'gloo', 'nccl', 'socket', 'peer'
     if not any(word in str(error).lower() for word in gone): return error
-    return Ended('another process of the run is gone without a word: was it killed, or was memory short? '
-                 'resume_from="latest" goes on')
+    return Ended(self.one_gone() or f'another process of the run {_GONE}')
 
 # %% ../../nbs/train/39_processes.ipynb #16cd209a
+@patch
+def _leave_word(self:Together, why, store):
+    "Leave `why` where the others find it, unless there is a reason already"
+    if not store.check([_WHY]): store.set(_WHY, why)
+
+# %% ../../nbs/train/39_processes.ipynb #ef87cb94
 _PATIENCE = 15.      # Seconds for which a step may go on after another process failed
 
-def _watch_over(together, store):
-    "End this process if it waits for one that has failed"
-    done = threading.Event()
-    while not done.wait(1.):
+def _watch_over(together, store, over):
+    "End this process if it waits for one that has failed, until the event `over`"
+    while not over.wait(1.):
         try:
-            if not store.check([_WHY]): continue
-        except RuntimeError: return
-        done.wait(_PATIENCE)
-        if not together.amid or together.lost: return
-        print(together.said(), file=sys.stderr, flush=True)
+            gone = together.one_gone() if together.amid else ''
+            if gone: together._leave_word(gone, store)
+            elif not store.check([_WHY]): continue
+        except RuntimeError:     # who keeps the store is gone, too
+            if not gone: return
+        if over.wait(_PATIENCE) or not together.amid or together.lost: return
+        print(together.said() or gone, file=sys.stderr, flush=True)
         os._exit(1)
+
+# %% ../../nbs/train/39_processes.ipynb #42003cba
+@patch
+def watch(self:Together):
+    "Have a thread watch over the others"
+    over = threading.Event()
+    thread = threading.Thread(target=_watch_over, args=(self, _get_default_store(), over), name='watch-over', daemon=True)
+    thread.start()
+    def end():
+        over.set()
+        thread.join(_PATIENCE)
+    # one that comes back from torch when the interpreter is gone would abort the process
+    atexit.register(end)
 
 # %% ../../nbs/train/39_processes.ipynb #fc5b7a4e
 @patch
@@ -258,7 +304,8 @@ def _joined() -> Together:
     group, norms = dist.new_group(backend='gloo', timeout=long), dist.new_group()
     together = Together(dist.get_rank(), dist.get_world_size(), group, norms)
     together.here = [r for r, name in enumerate(together._gathered(platform.node())) if name == platform.node()]
-    threading.Thread(target=_watch_over, args=(together, _get_default_store()), name='watch-over', daemon=True).start()
+    together._see(together._gathered(_as_seen()))
+    together.watch()
     return together
 
 # %% ../../nbs/train/39_processes.ipynb #c3fccef3
