@@ -1,7 +1,8 @@
 "The docs site: built from the notebooks, read at two widths in two themes, searched; no link broken, no export without a docstring"
-import functools, http.server, re, subprocess, sys, threading, types
+import functools, http.server, json, re, subprocess, sys, threading, types
 
 import pytest
+import yaml
 
 from lab import browser, shot
 from maou_nb.train.options import LearnConfig
@@ -199,3 +200,24 @@ class Data:
     module.__all__ = ['said', 'silent', 'Thing', 'Child', 'Data']
     for name in module.__all__: getattr(module, name).__module__ = 'room'
     assert [*docs_build.undocumented([module])] == ['room.silent', 'room.Thing.hidden', 'room.Data']
+
+def blocks(language):
+    "Each block of `language` in the prose of README and guides, with where it stands"
+    for path in [*ROOT.glob('README*.md'), *sorted((ROOT/'nbs').rglob('*.ipynb'))]:
+        text = path.read_text(encoding='utf-8')
+        if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+        for block in re.findall(rf'```{language}\n(.*?)```', text, re.S): yield path.name, block
+
+def test_scripts_are_scripts():
+    scripts = [*blocks('bash')]
+    for name, script in scripts:
+        read = subprocess.run(['bash', '-n'], input=script, capture_output=True, text=True)
+        assert read.returncode == 0, (name, read.stderr)
+        assert '#SBATCH' not in script or script.startswith('#!/bin/bash\n'), f'{name}: sbatch takes no script without a shebang'
+        assert not re.search(r'^!', script, re.M), f'{name}: a line begins with !'
+    assert any('#SBATCH' in s for _, s in scripts)
+
+def test_settings_are_yaml():
+    found = [*blocks('yaml')]
+    for name, text in found: assert isinstance(yaml.safe_load(text), dict), name
+    assert found
