@@ -205,7 +205,8 @@ def blocks(language):
     "Each block of `language` in the prose of README and guides, with where it stands"
     for path in [*ROOT.glob('README*.md'), *sorted((ROOT/'nbs').rglob('*.ipynb'))]:
         text = path.read_text(encoding='utf-8')
-        if path.suffix == '.ipynb': text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
+        if path.suffix == '.ipynb':
+            text = '\n'.join(''.join(c['source']) for c in json.loads(text)['cells'] if c['cell_type'] == 'markdown')
         for block in re.findall(rf'```{language}\n(.*?)```', text, re.S): yield path.name, block
 
 def test_scripts_are_scripts():
