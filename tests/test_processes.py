@@ -127,6 +127,12 @@ def test_a_loss_that_is_no_number_ends_all(pair, few, tmp_path):
     for a in told: assert a['kind'] == 'Diverged' and 'stage 1 diverged' in a['error'], a
     assert not Checkpoints(tmp_path/'r'/'checkpoints'/'stage1').manifest['files']
 
+def test_norms_of_gpus_are_torchs_and_can_be_copied(pair):
+    "Averaged weights are a copy, made when the norms are shared already"
+    for told in pair('gpu_norms'):
+        assert 'broken' not in told, told['broken']
+        assert told['shared'] == told['copied'] == [True]*3 and told['held']
+
 def test_options_are_refused_once(pair, few, tmp_path):
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', epochs=0))
     assert [a['kind'] for a in told] == ['OptionError']*2 and not (tmp_path/'r').exists()

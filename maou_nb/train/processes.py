@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['launched', 'local_rank', 'speaks', 'Ended', 'Together', 'join', 'launcher', 'process_seed', 'SharedNorm',
-           'share_norms', 'average_statistics']
+           'SyncedNorm', 'share_norms', 'average_statistics']
 
 # %% ../../nbs/train/39_processes.ipynb #543bdd7f
 import atexit
@@ -396,14 +396,24 @@ class SharedNorm(_BatchNorm):
         for own, new in ((self.running_mean, mean), (self.running_var, variance)): own.lerp_(new.to(own), share)
 
 # %% ../../nbs/train/39_processes.ipynb #7f2a2fc2
+class SyncedNorm(nn.SyncBatchNorm):
+    "torch's batch norm over all processes, on GPUs; it can be copied"
+    def __getstate__(self): return {**self.__dict__, 'process_group': None}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.process_group = join().norms
+
+# %% ../../nbs/train/39_processes.ipynb #f1089167
 def share_norms(net:nn.Module, device:torch.device):
     "Have the batch norms in `net` go over all processes"
-    if device.type == 'cuda':
-        nn.SyncBatchNorm.convert_sync_batchnorm(net, join().norms)
-        return
-    SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))      # said here, as it takes a second to import the compiler
+    cuda = device.type == 'cuda'
+    # said here, as it takes a second to import the compiler
+    if not cuda: SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))
     for m in net.modules():
-        if isinstance(m, _BatchNorm): m.__class__ = SharedNorm      # parameters and buffers stay what they are
+        if not isinstance(m, _BatchNorm): continue
+        m.__class__ = SyncedNorm if cuda else SharedNorm
+        if cuda: m.process_group = join().norms
 
 # %% ../../nbs/train/39_processes.ipynb #b4a8755e
 @torch.no_grad()
