@@ -162,7 +162,22 @@ def gpu_norms():
         answers[name] = [same, kinds, weights.keys() == theirs.keys() and all(weights[k].equal(theirs[k]) for k in theirs)]
     return answers | {'held': all(a is b for a, b in zip(held, net))}
 
-JOBS = {f.__name__: f for f in (learn, epoch, rates, rows, gpu_norms)}
+def gpu_wrap(options):
+    "Which devices the wrapped net is told of, where accelerate takes this process for one with a GPU"
+    from accelerate import Accelerator
+    from unittest.mock import PropertyMock, patch
+    from maou_nb.front.learn import new_backbone
+    from maou_nb.front.options import make_config
+    from maou_nb.stages.stage import stages_of
+    from maou_nb.train.loop import make_accelerator
+    from maou_nb.train.runner import close_sources, stage_loop
+    cfg = make_config(**options)
+    with patch.object(Accelerator, 'multi_device', PropertyMock(return_value=True)):
+        loop, _ = stage_loop(cfg, stages_of(cfg)[0], new_backbone(cfg), make_accelerator('cpu', 'fp32'), say=lambda text: None)
+    close_sources(loop)
+    return {'kind': type(loop.net).__name__, 'devices': loop.net.device_ids}
+
+JOBS = {f.__name__: f for f in (learn, epoch, rates, rows, gpu_norms, gpu_wrap)}
 
 def done(job, given):
     "The answer of a job, with what it printed"

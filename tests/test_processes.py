@@ -133,6 +133,12 @@ def test_norms_of_gpus_are_torchs_and_can_be_copied(pair):
         assert 'broken' not in told, told['broken']
         assert told['shared'] == told['copied'] == [True]*3 and told['held']
 
+def test_a_process_may_see_its_own_gpu_alone(pair, few):
+    "Which is number 0 there, whatever number the process has"
+    for told in pair('gpu_wrap', options=options(few, 1)):
+        assert 'broken' not in told, told['broken']
+        assert (told['kind'], told['devices']) == ('DistributedDataParallel', None)
+
 def test_options_are_refused_once(pair, few, tmp_path):
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', epochs=0))
     assert [a['kind'] for a in told] == ['OptionError']*2 and not (tmp_path/'r').exists()

@@ -20,7 +20,7 @@ from typing import Annotated
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin, patch_environment
 from fastcore.basics import patch
 from pydantic import BeforeValidator
 
@@ -374,7 +374,9 @@ def _take(self:Loop, net):
     if s.compile: self._compile(net, self.averaged)
     # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
     self.scheduler = self._scheduler(optimizer)
-    self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
+    # else accelerate takes the number among the processes of a machine for that of the GPU, of which a launcher may show one alone
+    with patch_environment(accelerate_bypass_device_map='true'):
+        self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
     if self.together.world > 1: self.net.broadcast_buffers = False
     self.parameters = [p for p in self.net.parameters() if p.requires_grad]
