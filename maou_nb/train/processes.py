@@ -408,8 +408,9 @@ class SyncedNorm(nn.SyncBatchNorm):
 def share_norms(net:nn.Module, device:torch.device):
     "Have the batch norms in `net` go over all processes"
     cuda = device.type == 'cuda'
-    # said here, as it takes a second to import the compiler
-    if not cuda: SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))
+    # torch's compiler cannot look into what speaks to other processes; said here, as it takes a second to import it
+    if cuda: SyncedNorm.forward = torch.compiler.disable(nn.SyncBatchNorm.forward)
+    else: SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))
     for m in net.modules():
         if not isinstance(m, _BatchNorm): continue
         m.__class__ = SyncedNorm if cuda else SharedNorm
