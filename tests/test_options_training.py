@@ -144,6 +144,7 @@ def prefetch_factor(run, few):
                 loops.time.sleep(0.1); at_first.append(len(made))
             return real_train(self, batch)
         with (patch.object(batches, '_ahead', lambda stream, *more: real_ahead(counted(stream), *more)),
+              patch.object(batches, 'TOGETHER', 1),      # else so few rows need nobody who works ahead
               patch.object(Loop, 'train_batch', train)):
             r = run.afresh(prefetch_factor=n)
         return r, at_first[0]
