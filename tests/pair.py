@@ -148,18 +148,19 @@ def gpu_norms():
     "What batch norms become that go over several GPUs, beside what torch makes of them"
     import copy
     import torch
-    from maou_nb.train.processes import join, share_norms
+    from maou_nb.train.processes import share_norms
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, eps=1e-3), torch.nn.BatchNorm1d(4, affine=False))
-    made = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net), join().norms)
+    made = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
     held = [*net]
     share_norms(net, torch.device('cuda'))
     answers = {}
     for name, mine in (('shared', net), ('copied', copy.deepcopy(net))):
-        facts = [{k: v for k, v in vars(m).items() if k[0] != '_'} for m in made[1:]]
-        same = facts == [{k: v for k, v in vars(m).items() if k[0] != '_'} for m in mine[1:]]
-        kinds = all(isinstance(m, torch.nn.SyncBatchNorm) and m.process_group is join().norms for m in mine[1:])
-        weights, theirs = mine.state_dict(), made.state_dict()
-        answers[name] = [same, kinds, weights.keys() == theirs.keys() and all(weights[k].equal(theirs[k]) for k in theirs)]
+        theirs, own = ([{k: v for k, v in vars(m).items() if k[0] != '_'} | {'process_group': m.process_group} for m in n[1:]]
+                       for n in (made, mine))
+        kinds = all(isinstance(m, torch.nn.SyncBatchNorm) and m.process_group is None for m in mine[1:])
+        weights, expected = mine.state_dict(), made.state_dict()
+        alike = weights.keys() == expected.keys() and all(weights[k].equal(expected[k]) for k in expected)
+        answers[name] = [theirs == own, kinds, alike]
     return answers | {'held': all(a is b for a, b in zip(held, net))}
 
 def gpu_wrap(options):

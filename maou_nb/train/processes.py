@@ -397,12 +397,8 @@ class SharedNorm(_BatchNorm):
 
 # %% ../../nbs/train/39_processes.ipynb #7f2a2fc2
 class SyncedNorm(nn.SyncBatchNorm):
-    "torch's batch norm over all processes, on GPUs; it can be copied"
-    def __getstate__(self): return {**self.__dict__, 'process_group': None}
-
-    def __setstate__(self, state):
-        super().__setstate__(state)
-        self.process_group = join().norms
+    "torch's batch norm over all processes, on GPUs"
+    process_group = None
 
 # %% ../../nbs/train/39_processes.ipynb #f1089167
 def share_norms(net:nn.Module, device:torch.device):
@@ -412,9 +408,7 @@ def share_norms(net:nn.Module, device:torch.device):
     if cuda: SyncedNorm.forward = torch.compiler.disable(nn.SyncBatchNorm.forward)
     else: SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))
     for m in net.modules():
-        if not isinstance(m, _BatchNorm): continue
-        m.__class__ = SyncedNorm if cuda else SharedNorm
-        if cuda: m.process_group = join().norms
+        if isinstance(m, _BatchNorm): m.__class__ = SyncedNorm if cuda else SharedNorm
 
 # %% ../../nbs/train/39_processes.ipynb #b4a8755e
 @torch.no_grad()
