@@ -5,7 +5,7 @@ dearer), a copy of the same memory, and the dense layout of the older tool read 
 runs, and the runs of all of them take turns, so that a busy machine is busy for all. A run is a whole epoch. `packed-gather` and the
 resident modes have their order before the clock starts; what drawing it costs, once a window, is `draw-order`. `compact-file` reads,
 unpacks and orders its windows while the clock runs. All of it has one core, or as many as `--cores` says: then windows are unpacked
-beside the gathering, which nothing else here gains by.
+beside the gathering; copies gain by more cores, too, so the goals are those of one.
 """
 import argparse, json, os, statistics, tempfile, time
 from pathlib import Path

@@ -19,6 +19,7 @@ from maou_nb.model.losses import LOSSES, register_loss
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig
+from maou_nb.train.processes import Together, _as_seen
 from maou_nb.train.row_results import row_results
 from lab import free_port
 from options import TINY, few      # noqa: F401, a fixture
@@ -293,7 +294,24 @@ def test_no_process_waits_for_one_that_was_killed(few, tmp_path):
     try: assert ends(pair, few, tmp_path/'r', 'killed', 'gone without a word') == {'gone': True}
     finally: pair.close()
 
+def test_a_python_that_sees_no_other_process_trains_as_well(monkeypatch):
+    monkeypatch.delattr(os, 'pidfd_open', raising=False)
+    together = Together(0, 2)
+    together._see([_as_seen(), ('another machine', 'pid:[4026531836]', 1)])
+    assert _as_seen() is None and not together.beside and together.one_gone() == ''
+
+@pytest.mark.skipif(_as_seen() is None, reason='no process can be seen here')
+def test_a_process_of_another_machine_is_not_looked_for():
+    "Its number may be that of any process here; first namespaces are called alike everywhere"
+    together, own = Together(0, 2), _as_seen()
+    together._see([own, ('another boot', *own[1:])])
+    assert not together.beside
+    together._see([own, own])
+    assert [*together.beside] == [1]
+    os.close(together.beside[1])
+
 @pytest.mark.slow
+@pytest.mark.skipif(_as_seen() is None, reason='no process can be seen here')
 def test_no_process_waits_in_a_step_for_one_that_was_killed(few, tmp_path):
     # NCCL does not notice it as gloo does
     pair, begun = Pair(tmp_path), time.monotonic()

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -107,9 +108,11 @@ def _gathered(self:Together, value) -> list:
 
 # %% ../../nbs/train/39_processes.ipynb #205130c5
 def _as_seen():
-    "This process for those that see it: its machine, whose numbers it goes by, and its number"
-    try: return platform.node(), os.readlink('/proc/self/ns/pid'), os.getpid()
-    except OSError: return None      # not Linux
+    "This process for those that see it: its machine, whose numbers it goes by, and its number; None where nobody can"
+    if not hasattr(os, 'pidfd_open'): return None      # not Linux, or a Python that was built on an old one
+    # machines may have one name, and all have the same first namespace
+    try: return Path('/proc/sys/kernel/random/boot_id').read_text(), os.readlink('/proc/self/ns/pid'), os.getpid()
+    except OSError: return None
 
 @patch
 def _see(self:Together, told:list):
