@@ -116,6 +116,11 @@ def test_texts_of_notebooks(clone):
     assert after.cells[0].source.startswith('#!/bin/bash\n# Changed ') and after.metadata == before.metadata
     assert [c.id for c in after.cells[1:]] == [c.id for c in before.cells[1:]]
     assert [c.get('outputs') for c in after.cells[1:]] == [c.get('outputs') for c in before.cells[1:]]
+    after.cells[0].source += '\n\na """ b'
+    nbformat.write(after, nb)
+    os.utime(nb, (time.time() + 10,)*2)
+    odd = run(nb)
+    assert odd.returncode == 1 and 'cell 1 would come back changed' in odd.stderr and not text.exists(), odd
     assert run(clone/'README.md').returncode == 1 and run(clone/'nbs'/'none.ipynb').returncode == 1
 
 def test_nothing_pairs_notebooks():

@@ -5,6 +5,7 @@ older one. Cell ids and the outputs of cells that did not change survive. The pa
 that jupytext's extension of JupyterLab would find: saving a notebook there would fail, as it may write no hidden folder.
 """
 import os, subprocess, sys
+from itertools import zip_longest
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,6 +24,15 @@ def pair(path):
 
 def jupytext(*words): subprocess.run([sys.executable, '-m', 'jupytext', '--quiet', *PLAIN, *map(str, words)], check=True, cwd=ROOT)
 
+def check_whole(nb, text):
+    "Remove a text of which another notebook would be made, and say so in a `ValueError`"
+    from jupytext import read
+    for n, cells in enumerate(zip_longest(read(nb).cells, read(text).cells), 1):
+        if cells[0] and cells[1] and cells[0].source == cells[1].source: continue
+        text.unlink()
+        raise ValueError(f'{nb.relative_to(ROOT)}: cell {n} would come back changed from a text, as by three double quotes '
+                         'in the midst of a line of prose: edit it in Jupyter, or write it otherwise')
+
 def sync(path):
     "Write the older side of a pair anew; which that was, None if both are of the same time"
     nb, text = pair(path)
@@ -31,6 +41,7 @@ def sync(path):
     if when(nb) > when(text):
         text.parent.mkdir(parents=True, exist_ok=True)
         jupytext('--to', 'py:percent', '-o', text, nb)
+        check_whole(nb, text)
         newer, older = nb, text
     else:
         jupytext(*['--update']*nb.exists(), '--to', 'ipynb', '-o', nb, text)
