@@ -1,5 +1,5 @@
 "What only a GPU can show; skipped where there is none"
-import contextlib, itertools
+import contextlib, itertools, time
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from maou_nb.model import backbones, heads
 from maou_nb.model.backbones import backbone_of
 from maou_nb.stages.rows import prepare_stage1
 from maou_nb.stages.stage import STAGES
-from maou_nb.train.callbacks import Averaging
+from maou_nb.train.callbacks import Averaging, Saver
 from maou_nb.train.loop import Means, make_accelerator
 from maou_nb.train.options import LearnConfig
 from maou_nb.train.runner import close_sources, stage_loop
@@ -134,6 +134,33 @@ def test_a_step_that_overflows_is_not_counted(rows):
         assert all(torch.equal(before[k], v) for k, v in loop.averaged.state_dict().items())
         for batch in itertools.islice(loop.batches(loop.train, start=1), 8): loop.train_batch(batch)
         assert 0 < loop.step < 9 and torch.isfinite(loop.means.norms)
+
+@pytest.mark.parametrize('room', [True, False])
+def test_a_checkpoint_is_what_it_was(rows, tmp_path, monkeypatch, room):
+    "Copied beside the steps that follow, or before them where the card has no room: never with what they change"
+    if not room: monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device=None: (0, 1 << 40))
+    with loop_of(rows, 'resnet', Averaging(0.9)) as loop:
+        train(loop, 3)
+        saver = Saver(tmp_path)
+        wanted = {k: v.detach().cpu().clone() for k, v in loop.state()[0].items()}
+        torch.cuda._sleep(1_000_000_000)       # the GPU is half a second behind
+        began = time.perf_counter()
+        saver.save(loop)
+        assert (time.perf_counter() - began < 0.2) is room
+        loop.net.train()
+        for batch in itertools.islice(loop.batches(loop.train), 5): loop.train_batch(batch)
+        assert saver.waited() is None
+        tensors, about = saver.checkpoints.load('last')
+        assert about['step'] == 3 and tensors.keys() == wanted.keys() and all(torch.equal(tensors[k], v) for k, v in wanted.items())
+
+@architectures
+def test_memory_of_a_step(rows, architecture):
+    "What is left free for steps where rows lie on the device is what a step takes, a third more or less"
+    with loop_of(rows, architecture, batch=1024, precision='fp32') as loop:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        train(loop, 2)
+        assert 0.75 < loop.step_memory() / (torch.cuda.max_memory_allocated() - before) < 1.33
 
 def test_what_is_chosen_by_itself(rows):
     half = 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 'no'

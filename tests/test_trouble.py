@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from maou_nb import learn_multi_stage
+from maou_nb.data.sources import StreamingFileSource
 from maou_nb.model.backbones import BACKBONES, SIZES, ResNet
 from maou_nb.front import learn
+from maou_nb.stages.rows import prepare_stage3
 from maou_nb.train import checkpoints, loop
 from maou_nb.train.checkpoints import Checkpoints
-from maou_nb.train.loop import Diverged, OutOfRoom
-from samples import said, thinned
+from maou_nb.train.loop import Callback, Diverged, OutOfRoom
+from samples import GAMES, said, thinned
 
 @pytest.fixture
 def run(shards, tmp_path, monkeypatch):
@@ -135,3 +137,30 @@ def test_workers_end_with_a_parent_that_is_killed(who, wait, shards, tmp_path):
     gone, alive = psutil.wait_procs(workers, timeout=30)
     for w in alive: w.kill()
     assert not alive
+
+@pytest.mark.parametrize('cache', ['memory', 'device'])
+def test_rows_that_fit_alone(shards, tmp_path, monkeypatch, cache):
+    "What is judged on, and the steps where rows lie on the device, are counted before the first epoch begins"
+    usual = dict(stage=3, gpu='cpu', epoch=1, resnet_channels=8, resnet_blocks=1, stage3_data_path=shards['stage3_data_path'],
+                 input_cache_mode=cache, test_ratio=0.2)
+    def free(more):
+        monkeypatch.setattr(StreamingFileSource, 'memory_free', lambda self: {p: n + more for p, n in self.memory_needed().items()})
+    free(100_000)
+    with pytest.raises(MemoryError) as e: learn_multi_stage(**usual, run_dir=tmp_path/'tight')
+    more = 'rows to judge on and for steps' if cache == 'device' else 'rows to judge on'
+    assert f"cache='{cache}' needs" in said(e) and f'more are wanted for {more}, and' in said(e)
+    assert "input_cache_mode='file' of a run" in said(e) and not [*tmp_path.glob('tight/checkpoints/*/*.safetensors')]
+    free(100_000_000)
+    result = learn_multi_stage(**usual, run_dir=tmp_path/'wide')
+    assert len(result.stages_completed) == 1
+
+def test_copies_on_disk_are_made_before_the_first_epoch(shards, tmp_path, monkeypatch):
+    "That of the rows that are judged on, too"
+    monkeypatch.setenv('MAOU_NB_CACHE', str(tmp_path/'cache'))
+    prepare_stage3(GAMES/'selfplay-1.csa', tmp_path/'judged')
+    made = []
+    class Look(Callback):
+        def before_fit(self, loop): made.extend((tmp_path/'cache').rglob('*.safetensors'))
+    learn_multi_stage(stage=3, gpu='cpu', epoch=1, resnet_channels=8, resnet_blocks=1, input_cache_mode='mmap', run_dir=tmp_path/'run',
+                      stage3_data_path=shards['stage3_data_path'], stage3_validation_data_path=str(tmp_path/'judged'), callbacks=[Look()])
+    assert len(made) == 2

@@ -30,7 +30,7 @@ from torchmetrics import Metric
 from ..data.batches import DenseBatch
 from ..data.columns import slug_of
 from ..data.files import FileError, as_path, is_remote, whole
-from ..data.machine import free_memory, size_text
+from ..data.machine import free_memory, free_on, size_text
 from ..data.options import OptionError, shown
 from ..data.plugins import PluginError, load_plugins, missing_plugins, plugin_at
 from ..data.records import is_record, record_files
@@ -270,7 +270,7 @@ def _made(cfg):
 def _room(cfg) -> int:
     "Bytes that are free on the device of `cfg`"
     if any(device_problems(cfg)) or (device := torch.device(cfg.gpu or best_device())).type != 'cuda': return free_memory()
-    return torch.cuda.mem_get_info(device)[0]
+    return free_on(device)
 
 # %% ../../nbs/front/60_options.ipynb #93b5f02a
 def _known_heads(cfg):

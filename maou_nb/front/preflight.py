@@ -20,7 +20,8 @@ from fastcore.basics import patch
 import maou_nb.train.trials             # with it a loop may be tried
 from ..data.files import FileError, as_path, is_remote, short_path
 from ..data.shards import ShardError
-from ..data.machine import size_text
+from ..data.machine import free_on, size_text
+from ..data.sources import needed_together
 from ..data.options import OptionError
 from ..data.splits import held_name
 from ..data.explained import hinted, said
@@ -165,11 +166,16 @@ def _times(cfg) -> tuple[int, str]:
     return (1, f', held once by {n} processes') if together else (n, '')
 
 # %% ../../nbs/front/65_preflight.ipynb #2091662e
+def _rows_needed(loop):
+    "Bytes by place that the rows of one stage take"
+    return needed_together([source for source in (loop.train, loop.valid) if source is not None])
+
+# %% ../../nbs/front/65_preflight.ipynb #6da353cc
 def _look_at_data(found, loop, split):
     "Rows, games, split and memory of one stage"
     _look_at_rows(found, loop, split)
     _look_at_split(found, loop.train, loop.valid, loop.stage)
-    _look_at_memory(found, loop.train.memory_needed(), loop.train.memory_free(), loop.stage, *_times(loop.cfg))
+    _look_at_memory(found, _rows_needed(loop), loop.train.memory_free(), loop.stage, *_times(loop.cfg))
 
 # %% ../../nbs/front/65_preflight.ipynb #bd1a6666
 def spoken(seconds:float) -> str:
@@ -193,12 +199,14 @@ def _seconds_a_step(loop, sync, steps=5):
 
 # %% ../../nbs/front/65_preflight.ipynb #114fca42
 def _time_steps(loop):
-    "(seconds a batch, bytes of memory it took)"
+    "(seconds a batch, bytes of memory it took beside weights and rows)"
     resident = lambda: psutil.Process().memory_info().rss
     if loop.device.type == 'cuda':
-        torch.cuda.reset_peak_memory_stats()
+        if loop.train.cache == 'device': loop.train.resident     # read before, they are not counted as the step's
+        torch.cuda.reset_peak_memory_stats(loop.device)
+        before = torch.cuda.memory_allocated(loop.device)
         seconds = loop.left_as_it_was(lambda: _seconds_a_step(loop, torch.cuda.synchronize))
-        return seconds, torch.cuda.max_memory_allocated()
+        return seconds, torch.cuda.max_memory_allocated(loop.device) - before
     before = resident()
     seconds = loop.left_as_it_was(lambda: _seconds_a_step(loop, lambda: None))
     return seconds, max(resident() - before, 0)
@@ -221,12 +229,12 @@ def _look_at_batch(found, loop, seconds, history):
 # %% ../../nbs/front/65_preflight.ipynb #00a5ae08
 def _need_of_steps(found, loop, memory):
     "Note what rows and steps of one stage take together, on a GPU or in the memory of the machine"
-    rows = loop.train.memory_needed()
+    rows = _rows_needed(loop)
     if loop.device.type == 'cuda':
-        free = torch.cuda.mem_get_info(loop.device)[0]
-        return found.need('device', rows.get('device', 0) + memory, free)
+        read = loop.train.memory_needed().get('device', 0)      # lie there already
+        return found.need('device', rows['device'] + memory, free_on(loop.device) + read)
     steps = memory*processes_of(loop.cfg)
-    found.need('host', rows.get('host', 0)*_times(loop.cfg)[0] + steps, loop.train.memory_free()['host'])
+    found.need('host', rows['host']*_times(loop.cfg)[0] + steps, loop.train.memory_free()['host'])
 
 # %% ../../nbs/front/65_preflight.ipynb #1db632c6
 def _look_at_steps(found, loop, history=()):

@@ -474,6 +474,22 @@ class Saver(Callback):
         self.save(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #77b6e71c
+class _Snapshot:
+    "Tensors as they are now, for a thread that takes them to the host"
+    def __init__(self, tensors:dict):
+        on_gpu = [v for v in tensors.values() if v.is_cuda]
+        gpu, size = on_gpu[0].device if on_gpu else None, sum(v.nbytes for v in on_gpu)
+        # of what torch holds already, free or not, the next step needs all
+        beside = on_gpu and torch.cuda.mem_get_info(gpu)[0] > 2*size
+        self.stream = torch.cuda.Stream(gpu) if beside else None
+        self.tensors = {k: v.detach().to(v.device if beside else 'cpu', copy=True) for k, v in tensors.items()}
+        if beside: self.stream.wait_stream(torch.cuda.current_stream(gpu))
+
+    def on_host(self) -> dict:
+        "The tensors, once; what they take on a GPU is free again"
+        with torch.cuda.stream(self.stream): return {k: self.tensors.pop(k).cpu() for k in [*self.tensors]}
+
+# %% ../../nbs/train/44_callbacks.ipynb #e9a66e9b
 def _file_name(where:dict) -> str:
     "How the checkpoint of an epoch and a step is called, or that of a row of the history"
     return f'epoch-{where["epoch"]:04d}-step-{where["step"]:08d}'
@@ -497,17 +513,18 @@ def save(self:Saver, loop):
     tensors, about = loop.state()        # for which all processes meet
     if not loop.main_process: return
     self.finish(loop)
-    copied = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
+    snapshot = _Snapshot(tensors)
     marks, figures = _earned(loop)
     about = as_json({**self.about, **about, **figures})
     thread = ThreadPoolExecutor(1, 'checkpoint')
-    self.writing = thread.submit(self._write, copied, about, marks)
+    self.writing = thread.submit(self._write, snapshot, about, marks)
     thread.shutdown(wait=False)
 
-# %% ../../nbs/train/44_callbacks.ipynb #7c23f16f
+# %% ../../nbs/train/44_callbacks.ipynb #d8d0c5d4
 @patch
-def _write(self:Saver, tensors, about, marks):
+def _write(self:Saver, snapshot, about, marks):
     "Write a checkpoint, and the net's parts if it is the best"
+    tensors = snapshot.on_host()
     self.checkpoints.save(_file_name(about), tensors, about, marks)
     if self.parts and 'best' in marks: self._write_parts(tensors, about)
 

@@ -131,11 +131,13 @@ def load_random(
 
 # %% ../../nbs/train/41_checkpoints.ipynb #547b561f
 @contextmanager
-def same_random():
+def same_random(
+    device:torch.device|None=None,   # As in `random_tensors`
+):
     "Whatever is drawn inside, torch's random generators are afterwards where they were"
-    before = random_tensors()
+    before = random_tensors(device)
     try: yield
-    finally: load_random(before)
+    finally: load_random(before, device)
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cb06c6de
 def part(
