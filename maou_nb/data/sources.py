@@ -285,8 +285,8 @@ def check_fits(
             f'cache={self.cache!r} needs {size_text(need)} of {names[place]} '
             f'for {self.total_rows:,} rows of stage {self.stage}, '
             f'{f"{size_text(more)} more are wanted for {whose}, "*bool(more)}'
-            f"and {size_text(free[place])} are free: input_cache_mode='file' of a run, or a StreamingFileSource "
-            f"with cache='file', would take {size_text(less.memory_needed()['host'])}")
+            f"and {size_text(free[place])} are free: input_cache_mode='file' of a run or a StreamingFileSource "
+            f"with cache='file' would take {size_text(less.memory_needed()['host'])}")
 
 # %% ../../nbs/data/18_sources.ipynb #6514c8a3
 def _new_records(n, columns):
