@@ -78,4 +78,9 @@ def test_the_guide_shows_what_was_measured():
     assert f"{lines[newest]['date']};" in '\n'.join(guide)
     net, *_, rate, share = (cell.strip() for cell in rows[0])
     assert f'{net} at {rate} positions a second, {share} of' in (ROOT/'README.md').read_text()
+    h100 = [json.loads(line) for line in (ROOT/'benchmarks'/'results'/'gpu-h100-80gb-hbm3.jsonl').read_text().splitlines()]
+    for compiled, said in ((False, 'trains at {} of the rate'), (True, 'compiled at {} (H100)')):
+        learned, relative = ([x['epoch'] for x in h100 if x['kind'] == 'speed' and x['architecture'] == 'vit' and x['precision'] == 'bf16'
+                              and x['compiled'] is compiled and x.get('vit_position') == p][-1] for p in (None, 'relative'))
+        assert said.format(f'{relative/learned:.2f}') in '\n'.join(guide)
     assert of('resume') and all(x['resumed_equal'] for x in lines if x['kind'] == 'resume')

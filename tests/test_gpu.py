@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from maou_nb.data.machine import free_on
 from maou_nb.model import backbones, heads
 from maou_nb.model.backbones import backbone_of
 from maou_nb.stages.rows import prepare_stage1
@@ -152,6 +153,12 @@ def test_a_checkpoint_is_what_it_was(rows, tmp_path, monkeypatch, room):
         assert saver.waited() is None
         tensors, about = saver.checkpoints.load('last')
         assert about['step'] == 3 and tensors.keys() == wanted.keys() and all(torch.equal(tensors[k], v) for k, v in wanted.items())
+
+def test_what_torch_holds_for_later_is_free():
+    torch.cuda.empty_cache()
+    before = free_on('cuda:0')
+    torch.empty(1 << 28, dtype=torch.uint8, device='cuda:0')       # given back at once, and held by torch
+    assert torch.cuda.mem_get_info(0)[0] < before - (1 << 27) and free_on(torch.device('cuda:0')) > before - (1 << 26)
 
 @architectures
 def test_memory_of_a_step(rows, architecture):
