@@ -27,12 +27,12 @@ def check(chart):
     assert chart.png()[:4] == b'\x89PNG'
     return drawn
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(*[ODD]*len(FIGURES)), max_size=4), st.lists(st.tuples(*[ODD]*len(FIGURES)), max_size=4), ODD, st.booleans())
 def test_any_numbers_are_drawn(history, steps, threshold, log):
     check(stage_chart(rows(history), threshold, 5, rows(steps), 'mine', log=log, smooth=0.5))
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=60), min_size=1, max_size=12, unique=True), st.integers(1, 3))
 def test_names_stay_text(names, epochs):
     "Neither HTML nor a formula, in a legend that has each name once"

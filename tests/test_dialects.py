@@ -155,7 +155,7 @@ def in_a_process(*args):
 def test_every_game_comes_out(format, n): in_a_process(format, n, 1)
 
 @pytest.mark.parametrize('format', ['csa', 'kif'])
-@pytest.mark.parametrize('n', [400, pytest.param(20_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('n', [200, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_spoiled_starts_never_end_the_process(format, n): in_a_process(f'spoiled {format}', n, 1)
 
 # --- what others wrote, or might: (name, text, what comes out), each game as (plies, ending, result) or words of a sentence

@@ -128,7 +128,7 @@ def spoiled_shards(n, seed, folder):
         assert time.monotonic() - began < 10
     return fine, refused
 
-@pytest.mark.parametrize('n', [400, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [200, pytest.param(10_000, marks=LONG)])
 def test_spoiled_shards(n):
     fine, refused = run_apart(__file__, 'shards', n)
     assert fine + refused == n and refused > n/2 and fine > n/20

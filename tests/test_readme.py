@@ -81,7 +81,8 @@ def test_its_cells_run(tmp_path, monkeypatch, small_run):
     shutil.copytree(ROOT/'samples', tmp_path/'samples')
     for p in (tmp_path/'samples'/'games').iterdir():
         if p.name != ONE_FILE.name: p.unlink()
-    result = run_cells(tmp_path, monkeypatch, small_run, ('stage2_threshold=0.9', 'stage2_threshold=0.1'), ('epoch=3', 'epoch=1'), ('games=20', 'games=2'),
+    result = run_cells(tmp_path, monkeypatch, small_run, ('stage2_threshold=0.9', 'stage2_threshold=0.1'),
+                       ('epoch=3', 'epoch=1'), ('games=20', 'games=2'),
                        ("model_size='tiny'", "model_size='tiny', resnet_channels=24, resnet_blocks=2, stage1_threshold=0.9"))['result']
     assert all(result[n].history for n in (1, 2, 3)) and (tmp_path/'runs'/'first'/'result.json').exists()
 

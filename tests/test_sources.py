@@ -111,7 +111,8 @@ def test_map_style_rows_by_number(visits, cache):
     with pytest.raises(IndexError): source[len(source)]
 
 @pytest.mark.parametrize('cache, workers',
-                         [('file', 1), ('memory', 2), ('mmap', 1),
+                         [('file', 1), ('memory', 2),
+                          pytest.param('mmap', 1, marks=pytest.mark.slow),
                           pytest.param('file', 4, marks=pytest.mark.slow),
                           pytest.param('memory', 4, marks=pytest.mark.slow)])
 def test_order_is_the_same_with_workers(visits, cache, workers):
