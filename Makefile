@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # A process a core, of one thread each: small networks gain nothing from more, and threads that wait for each other while spinning lose much
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests start hundreds of processes, which write no bytecode themselves
+COMPILED := $(BIN)/python -m compileall -q maou_nb
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo lab test test-all gpu-check export notebooks docs clean
@@ -25,10 +27,12 @@ lab: $(READY) ## open JupyterLab on copies of the tutorials, in notebooks/
 
 test: $(READY) ## run the tests, without the long ones
 	@tools/packages.sh
+	@$(COMPILED)
 	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(READY) ## run all tests
 	@tools/packages.sh
+	@$(COMPILED)
 	@$(PYTEST) $(ARGS)
 
 gpu-check: $(READY) ## measure and check training on a GPU, in about eight minutes
