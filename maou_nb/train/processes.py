@@ -147,10 +147,13 @@ def _there(self:Together):
 
 # %% ../../nbs/train/39_processes.ipynb #6a011618
 @patch
-def said(self:Together) -> str:
+def said(
+    self:Together,
+    store=None,     # Of the processes; None: the one that this thread may ask
+) -> str:
     "What a process that could not meet left as its reason, if one did"
     try:
-        store = _get_default_store()
+        store = _get_default_store() if store is None else store
         return store.get(_WHY).decode() if store.check([_WHY]) else ''
     except (RuntimeError, ValueError): return ''      # who keeps the store is gone, too
 
@@ -259,15 +262,18 @@ def _watch_over(together, store, over):
         except RuntimeError:     # who keeps the store is gone, too
             if not gone: return
         if over.wait(_PATIENCE) or not together.amid or together.lost: return
-        print(together.said() or gone, file=sys.stderr, flush=True)
+        print(together.said(store) or gone, file=sys.stderr, flush=True)
         os._exit(1)
 
 # %% ../../nbs/train/39_processes.ipynb #42003cba
 @patch
 def watch(self:Together):
     "Have a thread watch over the others"
-    over = threading.Event()
-    thread = threading.Thread(target=_watch_over, args=(self, _get_default_store(), over), name='watch-over', daemon=True)
+    over, store = threading.Event(), _get_default_store()
+    # a thread waits for whoever waits in the same store, as NCCL does for processes that are gone
+    try: own = store.clone()
+    except (AttributeError, RuntimeError): own = store
+    thread = threading.Thread(target=_watch_over, args=(self, own, over), name='watch-over', daemon=True)
     thread.start()
     def end():
         over.set()
