@@ -168,10 +168,8 @@ def speed(args, architecture, precision, compiled, cache, **options):
         with opened as loop, tempfile.TemporaryDirectory() as folder:
             loop.callbacks = [Watch(), Steps(Path(folder)/'steps.jsonl')]
             loop.call('before_fit')
-            # what `input_cache_mode=device` counts on: to be compared with the peak
-            estimated = round((loop.step_memory() + sum(p.nbytes for p in loop.parameters)) / 1e9, 2)
             return dict(architecture=architecture, precision=precision, compiled=compiled, cache=cache,
-                        batch=batch, **rates(args, loop), estimated_gb=estimated, **options)
+                        batch=batch, **rates(args, loop), **options)
     return halving(measure, args.batch)
 
 @contextmanager

@@ -160,15 +160,6 @@ def test_what_torch_holds_for_later_is_free():
     torch.empty(1 << 28, dtype=torch.uint8, device='cuda:0')       # given back at once, and held by torch
     assert torch.cuda.mem_get_info(0)[0] < before - (1 << 27) and free_on(torch.device('cuda:0')) > before - (1 << 26)
 
-@architectures
-def test_memory_of_a_step(rows, architecture):
-    "What is left free for steps where rows lie on the device is what a step takes, a third more or less"
-    with loop_of(rows, architecture, batch=1024, precision='fp32') as loop:
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        train(loop, 2)
-        assert 0.75 < loop.step_memory() / (torch.cuda.max_memory_allocated() - before) < 1.33
-
 def test_what_is_chosen_by_itself(rows):
     half = 'bf16' if torch.cuda.get_device_capability() >= (8, 0) else 'no'
     with loop_of(rows, 'resnet') as loop:

@@ -243,6 +243,12 @@ def memory_needed(self:StreamingFileSource) -> dict[str, int]:   # Bytes by plac
     copy = sum(s.rows for s in self.shards)*(size + 1)
     return {'disk': copy, 'host': order + 4*rows*(self.folds is not None)}
 
+# %% ../../nbs/data/18_sources.ipynb #12643214
+@patch
+def memory_wanted(self:StreamingFileSource) -> dict[str, int]:   # Bytes by place, as `memory_needed` gives them
+    "What this source will take beside what it has taken; nothing once all its rows are there"
+    return self.memory_needed() if self._held is None else {}
+
 # %% ../../nbs/data/18_sources.ipynb #a5a924da
 @patch
 def memory_free(self:StreamingFileSource) -> dict[str, int|None]:   # Bytes by place; None: not known
@@ -263,7 +269,8 @@ def needed_together(sources:Iterable[StreamingFileSource]) -> Counter:   # Bytes
     whole = sum(map(Counter, needs), Counter())
     # of the same shards there is one copy, whatever the folds
     copies = {tuple(s.path for s in source.shards): n.get('disk', 0) for source, n in zip(sources, needs)}
-    return whole | {'disk': sum(copies.values())} if whole['disk'] else whole
+    if whole['disk']: whole['disk'] = sum(copies.values())
+    return whole
 
 # %% ../../nbs/data/18_sources.ipynb #8f8e3306
 @patch
@@ -276,9 +283,10 @@ def check_fits(
     beside, free, names = beside or {}, self.memory_free(), {
         'host': 'memory', 'device': f'memory of {self.device}',
         'disk': f'disk in {cache_folder()}, of which MAOU_NB_CACHE_GB bounds the use,'}
+    wanted = self.memory_wanted()
     for place, need in self.memory_needed().items():
         more = beside.get(place, 0)
-        if free.get(place) is None or need + more <= free[place]: continue
+        if free.get(place) is None or wanted.get(place, 0) + more <= free[place]: continue
         less = StreamingFileSource(
             self.paths, self.columns, self.folds, 4, limit=self.limit, shards=self.shards)
         raise MemoryError(

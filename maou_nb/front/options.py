@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from rsshogi.core import Board
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchmetrics import Metric
 
 from ..data.batches import DenseBatch
 from ..data.columns import slug_of
@@ -43,7 +44,6 @@ from ..model.backbones import (
 from ..model.features import FEATURES
 from ..model.heads import HEADS
 from ..model.losses import LOSS_PARTS, LOSSES
-from ..model.metrics import Metric
 from ..model.onnx import onnx_problem
 from ..show.boards import Position
 from ..stages.policy_value import holds_targets_of

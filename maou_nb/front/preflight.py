@@ -232,7 +232,11 @@ def _need_of_steps(found, loop, memory):
     rows = _rows_needed(loop)
     if loop.device.type == 'cuda':
         read = loop.train.memory_needed().get('device', 0)      # lie there already
-        return found.need('device', rows['device'] + memory, free_on(loop.device) + read)
+        need, free = rows['device'] + memory, free_on(loop.device) + read
+        if need > free:
+            said = f'{size_text(need)} for rows and a step, {size_text(free)} are free'
+            found.add('device memory', said, 'bad', loop.stage.id)
+        return found.need('device', need, free)
     steps = memory*processes_of(loop.cfg)
     found.need('host', rows['host']*_times(loop.cfg)[0] + steps, loop.train.memory_free()['host'])
 

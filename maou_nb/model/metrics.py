@@ -6,26 +6,8 @@
 __all__ = ['UNIT', 'fixed', 'ratio', 'SumMetric']
 
 # %% ../../nbs/model/24_metrics.ipynb #ac9234d4
-import sys
-from contextlib import contextmanager
-from types import ModuleType
-
 import torch
-
-# %% ../../nbs/model/24_metrics.ipynb #8a8b0cda
-@contextmanager
-def _stand_in(module:str, name:str):
-    "Have who imports `module` within find one that has `name` alone, unless it was imported already"
-    if module in sys.modules:
-        yield
-        return
-    sys.modules[module] = empty = ModuleType(module)
-    setattr(empty, name, None)
-    try: yield
-    finally: del sys.modules[module]
-
-# %% ../../nbs/model/24_metrics.ipynb #4f82e804
-with _stand_in('scipy.signal', 'hamming'): from torchmetrics import Metric
+from torchmetrics import Metric
 
 # %% ../../nbs/model/24_metrics.ipynb #7ac3fdfc
 UNIT = 1 << 24   # what 1.0 counts as in a sum

@@ -10,7 +10,7 @@ __all__ = ['SOFTNESS', 'UNPLAYED', 'BINS', 'Stage3Data', 'Stage3Steps', 'Stage3L
 
 # %% ../../nbs/stages/34_policy_value.ipynb #7919db68
 from copy import copy
-from functools import cache, partial
+from functools import partial
 
 import numpy as np
 import torch
@@ -220,23 +220,20 @@ def holds_targets_of(stage:Stage) -> bool:
     return stage.key != '3' and stage.columns.tensors.keys() <= POLICY_VALUE.tensors.keys()
 
 # %% ../../nbs/stages/34_policy_value.ipynb #4c4df813
-@cache
-def _from_on(n:int, device:torch.device) -> torch.Tensor:
-    "bool (n, n): in row i, whether each column is i or comes later"
-    return torch.ones(n, n, dtype=torch.bool, device=device).triu()
-
-# %% ../../nbs/stages/34_policy_value.ipynb #096f88e0
 def rank_of(
     labels:torch.Tensor,  # int64 (B,)
     logits:torch.Tensor,  # float (B, 1496)
     legal:torch.Tensor,   # bool (B, 1496)
 ) -> torch.Tensor:        # int64 (B,): 0 is the first choice
     "How many `legal` moves `logits` put before each of `labels`"
-    own = logits.gather(1, labels[:, None]).float()
+    own = logits.gather(1, labels[:, None])
+    own = own.to(torch.promote_types(own.dtype, torch.float32))
     # earlier ones are behind if they are at most the next smaller number: one comparison of all logits in place of two
     lowest = torch.full_like(own, -torch.inf)
     smaller = torch.nextafter(own, lowest).masked_fill(own == lowest, torch.nan)
-    behind = logits <= torch.where(_from_on(logits.shape[1], logits.device)[labels], own, smaller)
+    smaller = smaller.masked_fill(own == 0, -torch.finfo(own.dtype).tiny)     # where numbers below it are taken for 0, too
+    later = torch.arange(logits.shape[1], device=logits.device) >= labels[:, None]
+    behind = logits <= torch.where(later, own, smaller)
     return (legal & ~behind).sum(1)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #a79fdf34

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from pydantic import BeforeValidator, create_model
+from torchmetrics import Metric
 from xxhash import xxh3_64_intdigest
 
 from ..data.columns import COLUMNS, Column, Columns, register_columns, slug_of, stage_id, stage_key
@@ -26,7 +27,7 @@ from ..data.options import About, DataPath, Globs, Name, OnePath, Section, lower
 from ..data.plugins import Registry, check_spelling
 from ..model.heads import HEADS
 from ..model.losses import LOSSES
-from ..model.metrics import Metric, SumMetric, ratio
+from ..model.metrics import SumMetric, ratio
 from ..show.boards import board_svg, show_position, turned
 from ..show.pictures import Block, Picture, below, beside, block_of, picture_of, table_block, text_block
 from ..data.html import Html

@@ -131,13 +131,11 @@ def load_random(
 
 # %% ../../nbs/train/41_checkpoints.ipynb #547b561f
 @contextmanager
-def same_random(
-    device:torch.device|None=None,   # As in `random_tensors`
-):
+def same_random():
     "Whatever is drawn inside, torch's random generators are afterwards where they were"
-    before = random_tensors(device)
+    before = random_tensors()
     try: yield
-    finally: load_random(before, device)
+    finally: load_random(before)
 
 # %% ../../nbs/train/41_checkpoints.ipynb #cb06c6de
 def part(

@@ -33,7 +33,7 @@ from ..data.machine import shared_folder
 from ..data.options import OptionError
 from ..data.plugins import PLUGINS, modules_of, plugin_at
 from ..data.shards import ShardError, find_shards
-from ..data.sources import FileSource, StreamingFileSource, needed_together
+from ..data.sources import FileSource, StreamingFileSource
 from ..data.splits import (clamp_workers, held_name, packed_problem, scale_problem,
                                  split_problem, split_sources)
 from ..data.trained import (Trained, apart_split, began_elsewhere, on_both_sides, read_trained, said_split,
@@ -376,25 +376,13 @@ def _with_workers(cfg, stage, train, settings, say):
 def _read_beside_others(cfg, source):
     "Have the processes of each machine read `source` together"
     together = join()
-    if source is None: return
+    if source is None or together.world == 1: return
     together.first(lambda: source.resident if source.cache == 'mmap' else None, here=True)
-    if together.world == 1: return
     leads = together.rank == together.here[0]
     own = shared_folder(2*source.memory_needed()['host']) if leads and source.cache == 'file' else None
     told = together.gather(own and own.name)[together.here[0]]
     if told and len(together.here) > 1 and not cfg.dataloader_workers:
         source.read_together(told, len(together.here), own)
-
-# %% ../../nbs/train/48_runner.ipynb #82943936
-def _check_room(loop):
-    "Refuse rows that will not fit beside those that are judged on, and on the device beside training"
-    train, valid = loop.train, loop.valid
-    if train.cache not in ('memory', 'device'): return
-    beside, whose = needed_together([valid] if valid else []), 'rows to judge on'
-    if train.cache == 'device':
-        beside['device'] += loop.step_memory()
-        whose += ' and for steps'
-    train.check_fits(beside, whose)
 
 # %% ../../nbs/train/48_runner.ipynb #76952d4d
 def stage_loop(
@@ -410,6 +398,9 @@ def stage_loop(
     train, valid, split = sources_of(cfg, stage, accelerator.device, say)
     settings = settings_of(cfg, stage, train.total_rows)
     cfg = _with_workers(cfg, stage, train, settings, say)
+    for source in (train, valid): _read_beside_others(cfg, source)
+    if type(stage).check_rows is not Stage.check_rows:
+        stage.check_rows(cfg, _first_rows(cfg, stage, train, settings))
     torch.manual_seed(stage.seed(cfg.seed))
     net = net_of(cfg, stage, backbone)
     for name in net.heads: put_head(cfg, net, name)
@@ -418,10 +409,6 @@ def stage_loop(
     loop = Loop(net=net, stage=stage, cfg=cfg, settings=settings, train=train, valid=valid,
                 split=split, accelerator=accelerator, callbacks=[*own_callbacks(cfg, stage), *callbacks],
                 before=before, stop=stop)
-    _check_room(loop)
-    for source in (train, valid): _read_beside_others(cfg, source)
-    if type(stage).check_rows is not Stage.check_rows:
-        stage.check_rows(cfg, _first_rows(cfg, stage, train, settings))
     return loop, split
 
 # %% ../../nbs/train/48_runner.ipynb #223da255
@@ -911,7 +898,15 @@ def _introduce(cfg, loop, run, rows, newest, say):
     for remark in remarks(cfg, stage, rows, loop.split, loop.settings, newest is not None): say(remark)
     for remark in loop_remarks(loop): say(f'  {remark}')
 
-# %% ../../nbs/train/48_runner.ipynb #d45de358
+# %% ../../nbs/train/48_runner.ipynb #82943936
+def _check_room(loop):
+    "Refuse rows to judge on that will not fit beside those to train on; where rows are mapped, their copies are made"
+    train, valid = loop.train, loop.valid
+    if valid is None or loop.step >= loop.total_steps: return
+    if valid.cache == 'mmap': train.resident, valid.resident
+    elif valid.cache != 'file': train.check_fits(valid.memory_wanted(), 'rows to judge on')
+
+# %% ../../nbs/train/48_runner.ipynb #4b40c588
 def run_stage(
     cfg,
     stage:Stage,
@@ -932,6 +927,7 @@ def run_stage(
     result = lambda: together.tell(lambda: stage_result(loop, rows, loop.split, run)) if loop.history else None
     try:
         if newest: go_on(loop, *newest, say, run.checkpoints(stage))
+        _check_room(loop)
         loop.fit()
         # what was judged is what goes on
         if loop.averaged is not None: backbone.load_state_dict(loop.averaged.backbone.state_dict())

@@ -20,7 +20,6 @@ from fastcore.basics import patch
 from ..data.html import join_html, tag
 from ..show.charts import COLORS, GREY
 from ..show.plots import Drawing, picture
-from .checkpoints import same_random
 from .loop import Loop, no_loss
 from .noise import noise_scale
 
@@ -89,29 +88,6 @@ def left_as_it_was(self:Loop, trial:Callable):
         self.optimizer.optimizer.state.clear()
         self.load_state(tensors, about)
         self.resumed = resumed
-
-# %% ../../nbs/train/45_trials.ipynb #0645b1a3
-def _kept_for_backward(net, board, hands) -> int:
-    "Bytes that a forward pass of `net` keeps, its own weights left out"
-    own = {t.untyped_storage().data_ptr() for t in (*net.parameters(), *net.buffers())}
-    kept = {}        # the tensors too: else a later one may lie at the same place
-    def note(t):
-        kept[t.untyped_storage().data_ptr()] = t
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t): net(board, hands)
-    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
-
-# %% ../../nbs/train/45_trials.ipynb #e2d10673
-@patch
-def step_memory(self:Loop) -> int:
-    "About how many bytes of its device a step takes beside the weights"
-    # of a copy, which is not compiled, the running statistics may change
-    net, share = copy.deepcopy(self.accelerator.unwrap_model(self.net)).train(), -(-self.settings.batch_size // self.together.world)
-    def kept(rows):
-        board, hands = (torch.zeros(rows, n, dtype=torch.uint8, device=self.device) for n in (81, 14))
-        with same_random(self.device), self.accelerator.autocast(): return _kept_for_backward(net, board, hands)
-    a_row = (kept(6) - kept(2)) / 4
-    return int(1.1*share*a_row) + 3*sum(p.nbytes for p in self.parameters)
 
 # %% ../../nbs/train/45_trials.ipynb #11a4b0fc
 @dataclass
