@@ -139,7 +139,7 @@ def test_a_step_that_overflows_is_not_counted(rows):
 @pytest.mark.parametrize('room', [True, False])
 def test_a_checkpoint_is_what_it_was(rows, tmp_path, monkeypatch, room):
     "Copied beside the steps that follow, or before them where the card has no room: never with what they change"
-    if not room: monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device=None: (0, 1 << 40))
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device=None: ((1 << 40)*room, 1 << 40))
     with loop_of(rows, 'resnet', Averaging(0.9)) as loop:
         train(loop, 3)
         saver = Saver(tmp_path)

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import torch
 from fastcore.basics import patch
+from scipy.optimize import minimize_scalar
 from scipy.special import expit
 
 from .. import __version__
@@ -448,7 +449,6 @@ def log_loss(
 # %% ../../nbs/judge/57_exam.ipynb #1d4fb68b
 def fitted_temperature(logits:np.ndarray, results:np.ndarray) -> float:
     "By what to divide `logits` so that their log loss is least, from 1/20 to 20"
-    from scipy.optimize import minimize_scalar     # not at every start: it takes a fifth of a second
     x, y = np.asarray(logits, float), np.asarray(results, float)
     best = minimize_scalar(lambda t: log_loss(x/np.exp(t), y).mean(), bounds=(-3, 3), method='bounded')
     return float(np.exp(best.x))

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from fnmatch import fnmatch
 from itertools import count
@@ -478,15 +479,23 @@ class _Snapshot:
     "Tensors as they are now, for a thread that takes them to the host"
     def __init__(self, tensors:dict):
         on_gpu = [v for v in tensors.values() if v.is_cuda]
-        gpu, size = on_gpu[0].device if on_gpu else None, sum(v.nbytes for v in on_gpu)
-        # of what torch holds already, free or not, the next step needs all
-        beside = on_gpu and torch.cuda.mem_get_info(gpu)[0] > 2*size
-        self.stream = torch.cuda.Stream(gpu) if beside else None
-        self.tensors = {k: v.detach().to(v.device if beside else 'cpu', copy=True) for k, v in tensors.items()}
-        if beside: self.stream.wait_stream(torch.cuda.current_stream(gpu))
+        self.gpu, self.stream = on_gpu[0].device if on_gpu else None, None
+        if on_gpu and self._has_room(sum(v.nbytes for v in on_gpu)):
+            with suppress(torch.OutOfMemoryError):      # of a process that may not have the whole card
+                self.tensors = {k: v.detach().clone() for k, v in tensors.items()}
+                self.stream = torch.cuda.Stream(self.gpu)
+                self.stream.wait_stream(torch.cuda.current_stream(self.gpu))
+        if self.stream is None: self.tensors = {k: v.detach().to('cpu', copy=True) for k, v in tensors.items()}
+
+    def _has_room(self, size):
+        "Whether the card has so many bytes, and as much again as torch has free, beside what torch holds"
+        free = torch.cuda.memory_reserved(self.gpu) - torch.cuda.memory_allocated(self.gpu)
+        return torch.cuda.mem_get_info(self.gpu)[0] > 2*size + free
 
     def on_host(self) -> dict:
         "The tensors, once; what they take on a GPU is free again"
+        if self.stream is None: return self.tensors
+        torch.cuda.set_device(self.gpu)     # of this thread: else the first GPU would be taken, too
         with torch.cuda.stream(self.stream): return {k: self.tensors.pop(k).cpu() for k in [*self.tensors]}
 
 # %% ../../nbs/train/44_callbacks.ipynb #e9a66e9b

@@ -26,6 +26,7 @@ from pydantic import BeforeValidator
 
 from ..data.batches import BatchStream, DenseBatch, DenseCache, batch_loader
 from ..data.files import DiskError, as_json, disk_words
+from ..data.machine import size_text
 from ..data.options import Section, lower, one_of, option
 from ..data.sources import StreamingFileSource
 from ..model.heads import Net
@@ -714,9 +715,11 @@ def _half_the_memory(self:Loop) -> str:
     half, (least, most) = max(1, size // 2), batches_a_step(self.cfg, stage)
     steps = f'gradient_accumulation_steps={2*least}'
     if self.steered: steps = f'adaptive_batch_min_steps={2*least} and adaptive_batch_max_steps={2*most}'
+    rows = self.train.memory_needed().get('device', 0)      # of a GPU the same memory
+    beside = f", and input_cache_mode='file' leaves it the {size_text(rows)} of the rows"*bool(rows)
     return (f'stage {stage.id} ran out of memory of {self.device} with {size} rows a batch; '
             f'{stage.option("batch_size")}={half} with {steps} '
-            'would be the same training in half the memory, gradient_checkpointing=True takes less too')
+            'would be the same training in half the memory, gradient_checkpointing=True takes less too' + beside)
 
 # %% ../../nbs/train/43_loop.ipynb #fc01d8df
 @patch

@@ -902,7 +902,7 @@ def _introduce(cfg, loop, run, rows, newest, say):
 def _check_room(loop):
     "Refuse rows to judge on that will not fit beside those to train on; where rows are mapped, their copies are made"
     train, valid = loop.train, loop.valid
-    if valid is None or loop.step >= loop.total_steps: return
+    if valid is None or loop.finished: return
     if valid.cache == 'mmap': train.resident, valid.resident
     elif valid.cache != 'file': train.check_fits(valid.memory_wanted(), 'rows to judge on')
 
