@@ -191,7 +191,7 @@ arena(Engine(sys.argv[2:], 'a', nodes=1), Engine(sys.argv[2:], 'b', nodes=1), ga
       on_game=lambda game: print(game.number, flush=True))
 '''
 
-@pytest.mark.parametrize('how', [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize('how', [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_engines_end_with_the_match(it, tmp_path, how):
     "Ctrl-C and kill -9 of the match: its engines are gone, its games are not"
     child = subprocess.Popen([sys.executable, '-c', STARTS, tmp_path/'m', *it('play')], stdout=subprocess.PIPE,

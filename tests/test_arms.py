@@ -172,7 +172,7 @@ def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
     assert sorted(before) == sorted(after) and sum(a == b for a, b in zip(before, after)) < len(before)/20
     again = placebo_stage2(few/'twelve'/'stage2', tmp_path/'again', seed=3)['shards']
     assert [e['sha256'] for e in again] == [e['sha256'] for e in entries]
-    long = dict(stage=2, stage2_max_epochs=8, stage2_threshold=1., stage2_batch_size=32)
+    long = dict(stage=2, stage2_max_epochs=3, stage2_threshold=1., stage2_batch_size=32)
     taught, fed = run(**long), run(stage2_data_path=tmp_path/'placebo', **long)
     f1 = [r.last['train_eval/f1'] for r in (taught, fed)]
     print('F1 of the rules and of the placebo', f1)
@@ -180,7 +180,7 @@ def test_a_placebo_has_everything_but_the_sense(run, few, tmp_path):
 
 SUCH = {'nested': dict(resnet_block='nested'), 'smolgen': dict(model_architecture='vit', vit_position='smolgen')}
 
-@pytest.mark.parametrize('net', SUCH.values(), ids=SUCH)
+@pytest.mark.parametrize('net', [pytest.param(SUCH['nested'], marks=pytest.mark.slow), SUCH['smolgen']], ids=SUCH)
 def test_a_run_of_such_a_net_goes_on_exactly(run, net, tmp_path):
     "Its checkpoint holds all of it: two epochs in two parts end in the bits of two, and the net that is loaded is the one that was saved"
     given = dict(lr_scheduler='none', batch_size=64, ema_decay=0.9, **net)

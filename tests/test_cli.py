@@ -253,15 +253,13 @@ def run(*argv): return subprocess.run([*COMMAND, 'learn-model', *argv], capture_
 
 def paths(shards): return [x for n in (1, 2, 3) for x in (f'--stage{n}-data-path', shards[f'stage{n}_data_path'])]
 
-def test_a_whole_run(shards, tmp_path, capfd):
-    "The result alone on standard output; its folder's config gives the same run again"
-    done = run('--stage', 'all', *paths(shards), *TINY, '--stage1-threshold', '0', '--stage2-threshold', '0',
-               '--epoch', '1', '--run-dir', str(tmp_path/'run'))
+def test_a_whole_run(trained, tmp_path):
+    "Of a process of its own: the result alone on standard output; a folder's config gives the same run again"
+    done = run('--config', str(trained/'config.json'), '--run-dir', str(tmp_path/'again'))
     assert done.returncode == 0, done.stderr
     result = LearnResult.model_validate_json(done.stdout)
     assert [s.stage for s in result.stages_completed] == [1, 2, 3] and 'rows to train on' in done.stderr
-    assert cli.main(['learn-model', '--config', str(tmp_path/'run'/'config.json'), '--run-dir', str(tmp_path/'again')]) == 0
-    assert LearnResult.model_validate_json(capfd.readouterr().out)[3].metrics == result[3].metrics
+    assert learn.load_run(trained)[3].metrics == result[3].metrics
 
 def test_a_threshold_that_is_not_met(shards, tmp_path, capfd):
     argv = ['--stage', '1', *paths(shards), *TINY, '--stage1-threshold', '1', '--stage1-max-epochs', '1', '--run-dir', str(tmp_path/'run')]
@@ -424,10 +422,13 @@ def test_a_terminal_shows_the_result_once(trained):
     os.close(here)
     assert json.loads(shown)['says'] and 'win rate' not in progress
 
-def test_json_is_alone_on_standard_output(trained, tmp_path):
-    "Of a process of its own, `python -m maou_nb`; and an interrupt ends it"
+@pytest.mark.slow      # as in the whole run above
+def test_json_is_alone_on_standard_output(trained):
+    "Of a process of its own, `python -m maou_nb`"
     done = subprocess.run([*COMMAND, 'show', trained, '--position', 'startpos'], capture_output=True, text=True)
     assert done.returncode == 0 and json.loads(done.stdout)['value'] and 'win rate' in done.stderr
+
+def test_an_interrupt_ends_a_process_of_its_own(tmp_path):
     for n in range(40):
         for path in GAMES.glob('*.csa'):
             (tmp_path/'games').mkdir(exist_ok=True)

@@ -183,15 +183,20 @@ def test_every_error_of_the_system_has_words(number):
 LARGE = '''
 import json, resource, sys
 from maou_nb import learn_multi_stage
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),)*2)
-try: learn_multi_stage(**json.loads(sys.argv[1]))
-except Exception as e: print(f'said: {e}')
+options, hard = json.loads(sys.argv[1]), resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+for most in map(int, sys.argv[2:]):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try: learn_multi_stage(**options, run_dir=f'run{most}')
+    except Exception as e: print(f'said: {e}')
 '''
 
-@pytest.mark.parametrize('most', [0, 3_000, pytest.param(20_000, marks=pytest.mark.slow)])
-def test_files_that_may_not_be_so_large(tmp_path, most):
+def test_files_that_may_not_be_so_large(tmp_path):
+    "One after the other in one process: the options, the first lines, a checkpoint"
     prepare_stage1(tmp_path/'stage1')
-    options = dict(SMALL, stage1_data_path=str(tmp_path/'stage1'), run_dir=str(tmp_path/'run'), stage1_threshold=0.)
-    done = subprocess.run([sys.executable, '-c', LARGE, json.dumps(options), str(most)], capture_output=True, text=True)
-    text = next(l for l in done.stdout.splitlines() if l.startswith('said: '))
-    assert str(tmp_path/'run') in text and 'a file may not be so large here' in text and 'Traceback' not in done.stderr
+    options = dict(SMALL, stage1_data_path=str(tmp_path/'stage1'), stage1_threshold=0.)
+    words = [sys.executable, '-c', LARGE, json.dumps(options), '0', '3000', '20000']
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
+    texts = [l for l in done.stdout.splitlines() if l.startswith('said: ')]
+    assert len(texts) == 3 and 'Traceback' not in done.stderr
+    for text, most in zip(texts, (0, 3_000, 20_000)):
+        assert str(tmp_path/f'run{most}') in text and 'a file may not be so large here' in text

@@ -1,5 +1,5 @@
 "The exam: rules against two libraries, figures against loops, the file's version and hash, and what is said to whom"
-import json, math, re, subprocess, sys, time
+import json, math, re, runpy, subprocess, sys, time
 from dataclasses import replace
 
 import cshogi
@@ -200,7 +200,8 @@ def answers(thousand):
 
 def softmax(logits):
     e = [math.exp(x) for x in logits]
-    return [x/sum(e) for x in e]
+    whole = sum(e)
+    return [x/whole for x in e]
 
 def test_rules_are_counted_right(thousand, answers):
     part = examine_rules(thousand, answers)
@@ -351,8 +352,10 @@ def test_a_study_keeps_the_exams_of_its_runs(run, examined):
     assert {w for n, w in ways.items() if n.startswith('mirror/')} == {None}
     assert {w for n, w in ways.items() if 'guess' in n or 'cases' in n or 'temperature' == n.split('/')[1]} == {None}
 
-def test_an_exam_is_held_once(shards, tmp_path, capsys):
-    "Of the same checkpoints"
+def test_an_exam_is_held_once(asked, shards, tmp_path, capsys, monkeypatch):
+    "Of the same checkpoints; here of an eighth of its positions"
+    few = part_of(asked, np.arange(0, len(asked), 8))
+    monkeypatch.setattr('maou_nb.judge.exam.read_exam', lambda path: few)
     kept = tmp_path/'run'/'exam.json'
     options = dict(stage=3, run_dir=tmp_path/'run', resume_from='latest', exam_after=True, **TINY, **shards)
     learn_multi_stage(**options)
@@ -622,10 +625,13 @@ def test_a_stage_that_is_not_there_names_those_that_are(run, tmp_path, capfd):
     assert 'has the stages 1, 2, 3, one of which was expected' in capfd.readouterr().err
 
 def test_the_maker_of_an_exam_wants_games(tmp_path):
-    for folder, why in ((tmp_path, 'no game of folds 0 to 9 is there'), (tmp_path/'nowhere', 'this is no folder'), (GAMES, 'in samples/')):
-        words = [sys.executable, 'tools/make_exam.py', str(folder), '--version', '9', '--out', str(tmp_path/'x.feather')]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.count('\n') == 1 and why in done.stderr and 'expected' in done.stderr, done.stderr
+    words = [sys.executable, 'tools/make_exam.py', str(tmp_path/'nowhere'), '--version', '9', '--out', str(tmp_path/'x.feather')]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count('\n') == 1 and 'this is no folder' in done.stderr and 'expected' in done.stderr
+    make = runpy.run_path(str(ROOT/'tools'/'make_exam.py'))['make']      # a process each would cost its imports
+    for folder, why in ((tmp_path, 'no game of folds 0 to 9 is there'), (GAMES, 'in samples/')):
+        with pytest.raises(SystemExit) as e: make([folder], tmp_path/'x.feather', 9)
+        assert why in said(e) and 'expected' in said(e) and not (tmp_path/'x.feather').exists()
 
 # --- the command
 def test_the_command(run, tmp_path, capfd):

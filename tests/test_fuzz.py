@@ -103,12 +103,12 @@ def in_a_process(what, n, seed=1):
 LONG = pytest.mark.slow
 
 @pytest.mark.parametrize('format', SIGNS)
-@pytest.mark.parametrize('n', [700, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [300, pytest.param(10_000, marks=LONG)])
 def test_spoiled_records(format, n):
     fine, refused = in_a_process(format, n)
     assert fine + refused >= n*0.9 and fine > n/20 and refused > n/20
 
-@pytest.mark.parametrize('n', [600, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [300, pytest.param(10_000, marks=LONG)])
 def test_damaged_shards(n):
     fine, refused = in_a_process('shards', n)
     assert fine + refused == n and refused > n/2
@@ -141,7 +141,7 @@ def any_bytes(n, seed):
         run()
     print(json.dumps([count[0], 0]))
 
-@pytest.mark.parametrize('n', [700, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [300, pytest.param(10_000, marks=LONG)])
 def test_any_bytes_under_any_name(n):
     assert in_a_process('bytes', n)[0] >= n*0.9
 

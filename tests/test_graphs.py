@@ -12,13 +12,20 @@ BATCH = torch.zeros(4, 81, dtype=torch.uint8), torch.zeros(4, 14, dtype=torch.ui
 
 VARIANTS = {' '.join(map(str, given.values())): given for given in variants()}
 
+def case(variant, training):
+    "In `make test` each variant trains, if no other is the same net, and each architecture judges"
+    given = VARIANTS[variant]
+    slow = 'plain' in variant or 'learned' in variant or not training and len(given) > 1
+    return pytest.param(variant, training, marks=pytest.mark.slow if slow else (), id=f'{"training" if training else "judging"}-{variant}')
+
+CASES = [case(variant, training) for training in (True, False) for variant in VARIANTS]
+
 def net(stage, **given):
     cfg = LearnConfig(stage=stage, model_size='tiny', **given)
     return net_of(cfg, STAGES[stage], backbone_of(cfg))
 
 @pytest.mark.parametrize('stage', [s if s == '3' else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
-@pytest.mark.parametrize('variant', VARIANTS)
-@pytest.mark.parametrize('training', [True, False], ids=['training', 'judging'])
+@pytest.mark.parametrize('variant, training', CASES)
 def test_one_graph(variant, stage, training):
     torch._dynamo.reset()
     seen = torch._dynamo.explain(net(stage, **VARIANTS[variant]).train(training))(*BATCH)

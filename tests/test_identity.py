@@ -138,7 +138,7 @@ def start_both(small, count):
         assert 'is training in' in refused and trained == 'trained', got
         assert not list(Path(f'run{n}').glob('earlier-*')) and not RunFolder(f'run{n}').was_killed()
 
-def test_of_two_starts_one_trains(small): start_both(small, 3)
+def test_of_two_starts_one_trains(small): start_both(small, 2)
 
 @pytest.mark.slow
 def test_of_two_starts_one_trains_twenty_times(small): start_both(small, 20)

@@ -25,7 +25,7 @@ START = 'lnsgkgsnl/1r5b1/ppppppppp/9/9/9/PPPPPPPPP/1B5R1/LNSGKGSNL b - 1'
 @pytest.fixture(scope='module')
 def run(shards, tmp_path_factory):
     "A short run of all stages"
-    return learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=2, gpu='cpu',
+    return learn_multi_stage(stage='all', model_size='tiny', resnet_channels=16, resnet_blocks=1, gpu='cpu',
                              learning_ratio=0.005, epoch=2, stage1_max_epochs=1, stage2_max_epochs=1,
                              stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64,
                              stage3_batch_size=64, stage2_test_ratio=0.2,

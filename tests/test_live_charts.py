@@ -13,12 +13,12 @@ from maou_nb.front.options import make_config
 from maou_nb.front.runs import start_run
 from maou_nb.train.runner import StageThresholdNotMet
 prepare_stage1('stage1')
-options = dict(stage='1', stage1_data_path='stage1', gpu='cpu', resnet_channels=16, resnet_blocks=1,
+options = dict(stage='1', stage1_data_path='stage1', gpu='cpu', resnet_channels=8, resnet_blocks=1,
                stage1_batch_size=64, stage1_threshold=0.9999, stage1_max_epochs=4000, learning_ratio=1e-5)
 for name, epochs in (('short', 5), ('other', 6)):
     try: learn_multi_stage(**options | dict(stage1_max_epochs=epochs, run_dir=name))
-    except StageThresholdNotMet: pass
-child = start_run(make_config(**options, run_dir='run'))'''
+    except StageThresholdNotMet: pass'''
+GOES_ON = "child = start_run(make_config(**options, run_dir='run'))"
 # what shows a chart → its cell, and whether it goes on
 SHOWN = {'attach': ("attach('run')  # live", True), 'follow': ("compare('run', 'short').follow()  # live", True),
          'compare': ("compare('short', 'other')  # two that ended", False), 'result': ("load_run('short')  # a result", False)}
@@ -26,15 +26,20 @@ PRICES = r"display(HTML(html_table([('$5 and $6', r'\(x\)')], ('prices $1 to $2'
 
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
-    "A notebook with all of them, and a run that trains beside it"
+    "A notebook with all of them"
     folder = tmp_path_factory.mktemp('charts')
     kernel = dict(name='python3', display_name='python3', language='python')
-    cells = [nbformat.v4.new_code_cell(c) for c in (BEGIN, *(c for c, _ in SHOWN.values()), PRICES)]
+    cells = [nbformat.v4.new_code_cell(c) for c in (BEGIN, GOES_ON, *(c for c, _ in SHOWN.values()), PRICES)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel)), folder/'charts.ipynb')
     with ended_run(folder/'run'), lab(folder) as url, browser(height=1300) as page:
         open_notebook(page, url, 'charts.ipynb')
         run_cell(page, 'prepare_stage1')
         yield page
+
+@pytest.fixture(scope='module')
+def living(page):
+    "A run that trains beside it"
+    run_cell(page, GOES_ON)
 
 STATE = """g => ({points: g.data.map(t => t.x.length).join(), zoom: g._fullLayout.xaxis.range.map(v => v.toFixed(3)).join(),
                  lines: g.querySelectorAll('.scatterlayer path').length, said: g.querySelectorAll('.hoverlayer text').length,
@@ -78,8 +83,9 @@ class Chart:
 
 @pytest.mark.parametrize('first', ['light', pytest.param('dark', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('what', [what if what == 'compare' else pytest.param(what, marks=pytest.mark.slow) for what in SHOWN])
-def test_under_the_mouse(page, what, first):
+def test_under_the_mouse(page, what, first, request):
     source, live = SHOWN[what]
+    if live: request.getfixturevalue('living')
     theme(page, first)
     chart = Chart(run_cell(page, source), live)
     if live: chart.until(lambda: chart.now()['lines'] and max(map(int, chart.now()['points'].split(','))) > 3, 60)

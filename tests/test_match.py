@@ -76,14 +76,15 @@ def test_what_cannot_play_is_said_in_a_sentence(wrong):
     said(e)
 
 def test_a_run_plays_and_a_ladder_has_all_its_checkpoints(small_run, tmp_path):
-    result = match(small_run, random_player(), games=4, nodes=30, show=False)
+    result = match(small_run, random_player(), games=2, nodes=8, show=False, max_moves=60)
     assert result.a == 'small step 17' or result.a.startswith('small step')
-    found = ladder(small_run, games=2, nodes=8, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=80)
+    how = dict(games=2, nodes=4, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=40)
+    found = ladder(small_run, **how)
     assert {r['player'] for r in found.ladder.rows} >= {'random'} and any(r.step for r in found.rungs) and any(r.top1 for r in found.rungs)
     assert found.chart().png()[:4] == b'\x89PNG'
     assert 'top-1, held out' in repr(found) and 'step' in repr(found).splitlines()[0]
     for note in found.ladder.notes: assert note in repr(found) and note in found._repr_mimebundle_()['text/html']
-    again = ladder(small_run, games=2, nodes=8, references=[random_player()], folder=tmp_path/'ladder', show=False, max_moves=80)
+    again = ladder(small_run, **how)
     assert again.ladder.rows == found.ladder.rows
 
 @pytest.mark.parametrize('how', ['result', 'folder', 'checkpoint', 'URL'])
@@ -180,12 +181,9 @@ def test_another_net_does_not_go_on_with_a_match(tmp_path, small_run):
 
 def test_two_matches_in_one_folder_at_once(tmp_path):
     from maou_nb.data.alone import alone_in
-    with alone_in(tmp_path/'m', 'it is held'):
-        code = f"""import sys; sys.path.insert(0, {str(GAMES.parents[1]/"tests")!r})
-from test_match import *
-match(fickle('a'), fickle('b'), games=2, folder={str(tmp_path/'m')!r}, show=False)"""
-        done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 1 and 'by another process' in done.stderr
+    with alone_in(tmp_path/'m', 'it is held'), pytest.raises(ValueError) as e:
+        match(fickle('a'), fickle('b'), games=2, folder=tmp_path/'m', show=False)
+    assert 'by another process' in said(e)
 
 def test_a_ladder_that_grows_goes_on(tmp_path):
     floor = random_player()

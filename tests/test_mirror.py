@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fsspec.config
 import pytest
+from fsspec.registry import _registry
 
 from maou_nb.data import files
 from maou_nb.data.files import FileError, as_path, atomic_file
@@ -438,12 +439,12 @@ def test_killed_while_it_sends(place, tmp_path, request, monkeypatch):
         line = request.getfixturevalue('s3')
         monkeypatch.setenv('FSSPEC_S3_ENDPOINT_URL', f'http://127.0.0.1:{line.port}')
         far = f's3://here/{time.time_ns()}/run'
-    for k in range(3):
+    for k in range(2):
         p = process(run, far, 1 + 1_000*k, 1_000*(k + 1), slow=0.002, warm=True)
         p.stdout.readline(); time.sleep(0.2 + 0.13*k)
         p.send_signal(signal.SIGKILL); p.wait(); p.stdout.close(); p.stderr.close()
         named.append(usable(fetch_run(far, tmp_path/f'back{k}')))
-    assert named[0] < named[1] < named[2]
+    assert named[0] < named[1]
     assert Mirror({run: far}).close()
     assert contents(fetch_run(far, tmp_path/'back')) == contents(run) and not list((run/STAGE).glob('.*.mirror.part'))
     assert set(contents(far)) == set(contents(run))               # nothing is left over from the kills
@@ -482,12 +483,12 @@ def test_options(options, problem):
     assert list(mirror_problems(**options)) == ([problem] if problem else [])
 
 @pytest.mark.parametrize('module, name', [('s3fs', 's3'), ('gcsfs', 'gcs')])
-def test_an_extra_that_is_not_installed(module, name):
-    lacks = (f"import sys; sys.modules['{module}'] = None; from maou_nb.train.mirror import mirror_problems; "
-             f"print(list(mirror_problems(output_{name}=True, {name}_bucket_name='b', {name}_base_path='c')))")
-    done = subprocess.run([sys.executable, '-c', lacks], capture_output=True, text=True)
-    assert f'output_{name}=True: there is no filesystem' in done.stdout, done
-    assert f'pip install "maou_nb[{name}]" brings it' in done.stdout and done.stdout.count('output_') == 1, done
+def test_an_extra_that_is_not_installed(module, name, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    for protocol in ('s3', 's3a', 'gs', 'gcs'): monkeypatch.delitem(_registry, protocol, raising=False)
+    text, = mirror_problems(**{f'output_{name}': True, f'{name}_bucket_name': 'b', f'{name}_base_path': 'c'})
+    assert f'output_{name}=True: there is no filesystem' in text
+    assert f'pip install "maou_nb[{name}]" brings it' in text and text.count('output_') == 1
 
 def test_urls():
     options = {'output_gcs': False, 'gcs_bucket_name': None, 'gcs_base_path': None, 'output_s3': False,

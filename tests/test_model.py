@@ -14,6 +14,7 @@ from maou_nb.model.backbones import (BACKBONES, SIZES, Backbone, RelativeBias, S
                                      parameter_count, register_backbone, size_table, summary)
 from maou_nb.model.heads import MoveHead, Net, make_heads
 from maou_nb.model.losses import asymmetric_loss, bce_loss, gce_policy_loss, policy_loss, value_loss
+from samples import thinned
 
 USUAL = 'reachable', 'legal_moves', 'policy', 'value'
 ARCHITECTURES = {
@@ -27,6 +28,7 @@ VARIANTS = {name: (name, {}) for name in ARCHITECTURES} | {
     'vit-relative': ('vit', dict(position='relative')), 'vit-smolgen': ('vit', dict(position='smolgen'))}
 SHAPES = dict(reachable=(8, 81), legal_moves=(8, 1496), policy=(8, 1496), value=(8,))
 architectures = pytest.mark.parametrize('name', VARIANTS)   # and their variants
+def some(*names): return pytest.mark.parametrize('name', [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 
 
 def make_net(name, groups=None, **overrides):
@@ -131,7 +133,7 @@ def test_dropout_of_a_compiled_net():
     assert torch.equal(drop.eval()(x), x)
 
 
-@architectures
+@some('resnet', 'vit-smolgen')      # of each, test_graphs.py counts the graphs
 def test_a_net_is_one_graph(name):
     "In training and in evaluation, in 32 and 16 bits: dynamo refuses `fullgraph` where a graph would break"
     torch.compiler.reset()
@@ -194,7 +196,7 @@ def test_gradients_reach_every_parameter(name, checkpointing):
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().sum() > 0, key
 
 
-@architectures
+@some(*ARCHITECTURES)
 def test_it_learns_a_batch_by_heart(name):
     net, batch = make_net(name), make_batch()
     optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
@@ -441,7 +443,7 @@ def test_blocks_know_no_place(block, reach):
     assert seen.any(0).nonzero()[:, 0].tolist() == [*range(5 - reach, 6 + reach)]
 
 
-@pytest.mark.parametrize('size, blocks', [('tiny', 7), ('small', 11), ('base', 18), ('large', 36)])
+@pytest.mark.parametrize('size, blocks', thinned([('tiny', 7), ('small', 11), ('base', 18), ('large', 36)], 2))
 def test_nested_blocks_at_equal_flops(size, blocks):
     with torch.device('meta'): plain, nested = (make_backbone('resnet', size, **more) for more in ({}, dict(blocks=blocks, block='nested')))
     C, n = plain.channels, len(plain.blocks)

@@ -27,7 +27,7 @@ from options import TINY, few, moved, run, weights      # noqa: F401, fixtures
 from pair import Pair, done
 from samples import thinned
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def loop_of(few):
     "A function that makes the loop of a stage of a tiny net"
     made = []
@@ -41,6 +41,11 @@ def loop_of(few):
         return loop
     yield make
     for loop in made: close_sources(loop)
+
+@pytest.fixture(scope='module')
+def by_all_rows(loop_of):
+    "What all rows say at the first weights, whatever the batches"
+    return by_rows(loop_of(stage1_batch_size=64))
 
 still = dict(optimizer='sgd', momentum=0., learning_ratio=1e-12, gradient_clip_norm=1e-3)      # measured before it is clipped
 
@@ -72,10 +77,10 @@ def measured(loop):
 @pytest.mark.parametrize('more, epochs', thinned([
     (dict(stage1_batch_size=64), 6),                                       # halves of a batch
     (dict(stage1_batch_size=16, gradient_accumulation_steps=4), 6)], 2))   # the batches of a step
-def test_the_estimate_is_that_of_all_rows(loop_of, more, epochs):
+def test_the_estimate_is_that_of_all_rows(loop_of, by_all_rows, more, epochs):
     "Weights stay; the mean over epochs is the noise of single rows' gradients, and their slope"
     loop = loop_of(noise_scale=True, adaptive_batch_measurement_interval=1, stage1_threshold=1., stage1_max_epochs=epochs, **still, **more)
-    noise, slope = by_rows(loop)
+    noise, slope = by_all_rows
     found = measured(loop)
     assert len(found) == epochs*(17 + 1)
     found = found.view(epochs, -1, 2)[:, :-1].flatten(0, 1)                # but the last steps, of 17 rows
@@ -204,7 +209,7 @@ def test_it_steers_up_and_down():
     class Louder(Callback):
         def after_step(self, loop): loop.stage.loud = 30. if 20 <= loop.step < 60 else 0.
     noting = Noting()
-    loop = made_loop(noting, Louder(), epochs=10, every=5, adaptive_batch_smoothing=0.2)
+    loop = made_loop(noting, Louder(), epochs=7, every=5, adaptive_batch_smoothing=0.2)
     loop.fit()
     counts = [n for _, first, n in noting.steps if first + n < loop.batches_per_epoch]       # but those that end an epoch
     first, loud, late = counts[:20], counts[30:50], counts[-20:]
@@ -231,12 +236,12 @@ def test_an_epoch_has_its_rows_in_the_order_of_old_however_steps_end():
         def spy(self, batch):
             seen.append((batch.board.sum().item(), len(batch)))
             return real(self, batch)
-        with patch.object(Loop, 'train_batch', spy): made_loop(noting, epochs=3, **how).fit()
+        with patch.object(Loop, 'train_batch', spy): made_loop(noting, epochs=2, **how).fit()
         return seen, noting.steps
     (loud, a), (quiet, b) = seen_by(loud=30., every=3), seen_by()
-    assert loud == quiet and len(loud) == 3*70 and len(a) < len(b)
+    assert loud == quiet and len(loud) == 2*70 and len(a) < len(b)
     for steps in (a, b):
-        for epoch in range(3):
+        for epoch in range(2):
             at = 0
             for _, first, n in (s for s in steps if s[0] == epoch):
                 assert first == at
@@ -246,13 +251,13 @@ def test_an_epoch_has_its_rows_in_the_order_of_old_however_steps_end():
 def test_the_schedule_runs_over_batches():
     "Half over after half of the rows, and at its end after the last, whatever steps were taken"
     noting = Noting()
-    loop = made_loop(noting, epochs=4, loud=30., every=7, schedule='warmup_cosine_decay', warmup_steps=10, learning_ratio=1e-9)
+    loop = made_loop(noting, epochs=2, loud=30., every=7, schedule='warmup_cosine_decay', warmup_steps=10, learning_ratio=1e-9)
     loop.fit()
-    assert loop.batches_a_step == 8 and loop.step == len(noting.steps) < loop.total_steps == 4*35
-    by_hand = [1e-9*lr_factor(epoch*70 + first, 4*70, 20, 'warmup_cosine_decay') for epoch, first, _ in noting.steps]
+    assert loop.batches_a_step == 8 and loop.step == len(noting.steps) < loop.total_steps == 2*35
+    by_hand = [1e-9*lr_factor(epoch*70 + first, 2*70, 20, 'warmup_cosine_decay') for epoch, first, _ in noting.steps]
     assert noting.rates == pytest.approx(by_hand, rel=1e-9)
     assert loop.scheduler.get_last_lr()[0] == pytest.approx(0, abs=1e-15)
-    assert [h['lr'] for h in loop.history] == pytest.approx([1e-9*lr_factor(e*70, 280, 20, 'warmup_cosine_decay') for e in range(4)])
+    assert [h['lr'] for h in loop.history] == pytest.approx([1e-9*lr_factor(e*70, 140, 20, 'warmup_cosine_decay') for e in range(2)])
 
 def test_a_budget_of_steps_is_kept():
     "`max_steps` counts optimizer steps, and the schedule runs over them"
@@ -366,11 +371,11 @@ def test_where_it_shows(run):
     assert [l.name for l in panel.lines] == ['noise scale', 'rows a step'] and len(stage_chart(run().history).panels) == 2
 
 # --- before a run
-def test_preflight_tells_the_critical_batch(few, loop_of, tmp_path):
+def test_preflight_tells_the_critical_batch(few, loop_of, by_all_rows, tmp_path):
     "A range that holds the noise of all rows, or no figure; a run that goes on knows it"
     options = dict(stage=1, stage1_data_path=few/'stage1', model_architecture='vit', model_size='tiny', **TINY['vit'], gpu='cpu',
                    stage1_batch_size=64)
-    noise, slope = by_rows(loop_of(stage1_batch_size=64))
+    noise, slope = by_all_rows
     loop = loop_of(stage1_batch_size=64)
     before = [p.clone() for p in loop.parameters]
     tried = loop.try_batches(16)

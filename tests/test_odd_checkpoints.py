@@ -177,7 +177,7 @@ def spoiled_checkpoints(n, seed, folder):
             assert time.monotonic() - began < 10
     return fine, refused
 
-@pytest.mark.parametrize('n', [70, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [40, pytest.param(10_000, marks=LONG)])
 def test_spoiled_checkpoints(n):
     fine, refused = run_apart(__file__, 'checkpoints', n)
     assert refused > n and fine > n/10

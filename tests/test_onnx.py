@@ -7,7 +7,7 @@ import torch
 
 onnx, onnxruntime = pytest.importorskip('onnx'), pytest.importorskip('onnxruntime')
 
-from maou_nb import learn_multi_stage
+from maou_nb import load_run
 from maou_nb.data.random import random_positions
 from maou_nb.data.shards import find_shards, fixed_array, read_shard
 from maou_nb.front.export import export_onnx
@@ -63,7 +63,7 @@ def exported(tmp_path_factory, positions):
         return made[kind]
     return get
 
-@pytest.mark.parametrize('kind', thinned(KINDS, 3))
+@pytest.mark.parametrize('kind', thinned(KINDS, 6))      # two exports each
 def test_files_answer_as_the_net(kind, positions, exported):
     (net, files), (boards, hands) = exported(kind), positions
     with torch.no_grad(): want = net(torch.tensor(boards), torch.tensor(hands))
@@ -102,18 +102,16 @@ write_onnx(Net(make_backbone('vit', 'tiny', num_layers=1), make_heads(64, ('lega
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
     assert {k: v.shape for k, v in answers(tmp_path/'model.onnx', *random_positions(3)).items()} == {'legal_moves': (3, 1496)}
 
-def test_a_file_says_what_it_is(shards, tmp_path):
-    run = learn_multi_stage(stage=3, model_architecture='mlp-mixer', model_size='tiny', mixer_num_layers=1,
-                            gpu='cpu', epoch=1, learning_ratio=0.005, stage3_batch_size=512,
-                            run_dir=tmp_path/'run', stage3_data_path=shards['stage3_data_path'])
-    path = export_onnx(run.run_dir, tmp_path/'engine'/'mine.onnx', 'fp32').paths['fp32']
+def test_a_file_says_what_it_is(small_run, tmp_path):
+    run = load_run(small_run)
+    path = export_onnx(small_run, tmp_path/'engine'/'mine.onnx', 'fp32').paths['fp32']
     assert path == tmp_path/'engine'/'mine_fp32.onnx'
     about = json.loads({m.key: m.value for m in onnx.load(str(path)).metadata_props}['maou_nb'])
     assert (about['labels'], about['stage'], about['precision'], about['architecture'], about['epoch'],
-            about['outputs']) == ('1496-GBR', 3, 'fp32', 'mlp-mixer', 1, ['policy', 'value'])
+            about['outputs']) == ('1496-GBR', 3, 'fp32', 'resnet', 1, ['policy', 'value'])
     assert {k.removeprefix('valid/'): v for k, v in about['figures'].items() if 'baseline' not in k} == run[3].metrics
-    assert not any(str(word).encode() in path.read_bytes() for word in (tmp_path, 'backbones.py'))
-    with torch.no_grad(): want = load_net(run.run_dir)(*map(torch.from_numpy, random_positions(5)))
+    assert not any(str(word).encode() in path.read_bytes() for word in (tmp_path, small_run, 'backbones.py'))
+    with torch.no_grad(): want = load_net(small_run)(*map(torch.from_numpy, random_positions(5)))
     np.testing.assert_allclose(answers(path, *random_positions(5))['value'], want['value'], atol=1e-4)
 
 def test_a_file_that_answers_otherwise_is_never_seen(exported, tmp_path, monkeypatch):

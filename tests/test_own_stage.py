@@ -15,6 +15,7 @@ from maou_nb.data.shards import find_shards, read_shard
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
 from maou_nb.train.checkpoints import load_tensors, part
 from maou_nb.train.loop import TIMINGS
+from conftest import kept_registries
 from samples import ONE_FILE
 
 PLUGIN = str(Path(__file__).with_name('attacked.py'))
@@ -118,8 +119,10 @@ def test_the_command_line_and_the_panels_process_know_it(options, shards, tmp_pa
     run = RunFolder(tmp_path/'run')
     assert state_of(run)[0] == 'finished', run.log()
     assert load_run(run.path)['attacked'].epochs_trained == 1
-    helps = subprocess.run([sys.executable, '-m', 'maou_nb', 'learn-model', '--help', '--plugins', PLUGIN], capture_output=True, text=True)
-    assert '--stage-attacked-max-epochs INT' in helps.stdout and 'Stage attacked:' in helps.stdout
+
+def test_its_options_are_in_the_help(alone):
+    helps = alone.stdout.split('HELP')[1]
+    assert '--stage-attacked-max-epochs INT' in helps and 'Stage attacked:' in helps
 
 def test_the_panel_has_a_tab_for_it(options):
     from maou_nb import LearnPanel
@@ -145,20 +148,30 @@ for f in (lambda: evaluate(sys.argv[1], stage='attacked'), lambda: learn_multi_s
     try: f()
     except (ValueError, KeyError) as e: print(type(e).__name__, str(e).splitlines()[0])
 print(repr(load_run(sys.argv[1])).splitlines()[1])
+from maou_nb.front.cli import main
+print('COMMAND', file=sys.stderr)
+assert main(['learn-model', '--config', f'{sys.argv[1]}/config.json']) == 1
 assert not any('attacked' in (m or '') for m in sys.modules)
+print('HELP', flush=True)
+main(['learn-model', '--help', '--plugins', sys.argv[2]])
 '''
 
-def test_nothing_is_imported_because_a_file_says_so(uninterrupted, tmp_path):
-    "Whoever loads the run is told which plugin it needs"
-    done = subprocess.run([sys.executable, '-c', ALONE, uninterrupted.run_dir], capture_output=True, text=True)
+@pytest.fixture(scope='module')
+def alone(uninterrupted):
+    "What a process says that does not know the plugin until it is named"
+    done = subprocess.run([sys.executable, '-c', ALONE, uninterrupted.run_dir, PLUGIN], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return done
+
+def test_nothing_is_imported_because_a_file_says_so(alone):
+    "Whoever loads the run is told which plugin it needs"
+    done = alone
+    lines = done.stdout.split('HELP')[0].splitlines()
     assert sum('attacked.py' in l and 'load_plugins(' in l for l in lines) == 3 and 'copy it again' not in done.stdout, lines
     assert re.search('UserWarning: plugin .*attacked.py .* was used: load_plugins', done.stderr), done.stderr
     assert any("stage='attacked': one of 1, 2, 3" in l for l in lines) and lines[-1].startswith('stage attacked (attacked squares): f1')
-    config = Path(uninterrupted.run_dir, 'config.json')
-    cli = subprocess.run([sys.executable, '-m', 'maou_nb', 'learn-model', '--config', str(config)], capture_output=True, text=True)
-    assert cli.returncode == 1 and f'--plugins {PLUGIN}' in cli.stderr and 'Traceback' not in cli.stderr
+    said = done.stderr.split('COMMAND')[1]
+    assert f'--plugins {PLUGIN}' in said and 'Traceback' not in said
 
 def test_a_plugin_that_changed_is_told_of(uninterrupted, tmp_path):
     from maou_nb.data.plugins import missing_plugins
@@ -222,14 +235,12 @@ def test_what_a_cell_registers_is_refused_for_a_process(what, code, shards, tmp_
     "With the line that makes a file of the cell"
     options = (dict(stage='cell', stage_cell_data_path=shards['stage1_data_path']) if what == 'stage'
                else dict(stage='1', stage1_data_path=shards['stage1_data_path'], reachable_head='cell'))
-    script = code + f'''
-from maou_nb.front.runs import start_run
-from maou_nb.train.options import config_class
-try: start_run(config_class()(**{options!r}, run_dir={str(tmp_path/'run')!r}, model_size='tiny'))
-except ValueError as e: print(e)
-'''
-    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
-    assert f"{what} 'cell' was registered in a cell" in done.stdout and '%%writefile cell.py' in done.stdout, done.stdout + done.stderr
+    from maou_nb.front.runs import start_run
+    from maou_nb.train.options import config_class
+    with kept_registries():
+        exec(code, {'__name__': '__main__'})           # as cells are run
+        with pytest.raises(ValueError) as e: start_run(config_class()(**options, run_dir=str(tmp_path/'run'), model_size='tiny'))
+    assert f"{what} 'cell' was registered in a cell" in str(e.value) and '%%writefile cell.py' in str(e.value)
 
 def test_the_librarys_stages_stay(plugin):
     from maou_nb.stages.stage import STAGES, register_stage

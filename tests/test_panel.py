@@ -5,6 +5,7 @@ import pytest
 
 from maou_nb import LearnPanel, OptionError
 from maou_nb.front import runs
+from maou_nb.front import cli
 from maou_nb.front.cli import as_code, as_command
 from maou_nb.front.panel import FIRST, PAUSE, PathLines
 from maou_nb.stages.stage import STAGES
@@ -14,28 +15,39 @@ from maou_nb.front.runs import start_run, state_of, train_here
 from maou_nb.front.study import read_study
 from maou_nb.train.options import LearnConfig
 from maou_nb.front.options import make_config
-from samples import thinned
 
 def until(holds, seconds=90):
     "Wait until `holds()`"
     end = time.monotonic() + seconds
     while not holds(): assert time.monotonic() < end; time.sleep(0.05)
 
+def endless(shards, folder):
+    "A run of stage 1 that goes on until it is stopped"
+    return dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8,
+                resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, input_features='pieces', stage1_batch_size=64, gpu='cpu',
+                run_dir=str(folder))
+
 @pytest.fixture
 def options(shards, tmp_path):
-    "A run of stage 1 that goes on until it is stopped; whatever is left of it is ended"
-    yield dict(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny', resnet_channels=8,
-               resnet_blocks=1, stage1_threshold=1., stage1_max_epochs=100000, input_features='pieces', stage1_batch_size=64, gpu='cpu',
-               run_dir=str(tmp_path/'run'))
+    "Whatever is left of the run is ended"
+    yield endless(shards, tmp_path/'run')
     if (left := RunFolder(tmp_path/'run').at_work()) and left.pid != os.getpid(): left.kill()
 
-def test_panel_code_and_command_are_one_run(options, tmp_path):
-    panel = LearnPanel(**{**options, 'stage1_threshold': 0.1, 'stage1_max_epochs': 2})
+@pytest.fixture(scope='module')
+def ended(shards, tmp_path_factory):
+    "A panel whose run, in a process of its own, has ended; and what it kept before"
+    folder = tmp_path_factory.mktemp('ended')/'run'
+    panel = LearnPanel(**{**endless(shards, folder), 'stage1_threshold': 0.1, 'stage1_max_epochs': 1})
+    before = panel.monitor.kept.text
     panel.start(); panel.monitor.thread.join(90)
-    code = as_code(panel.cfg).replace(str(tmp_path/'run'), str(tmp_path/'code'))
-    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
-    words = shlex.split(as_command(panel.cfg).replace(str(tmp_path/'run'), str(tmp_path/'command')))
-    subprocess.run([sys.executable, '-m', 'maou_nb', *words[1:]], check=True, capture_output=True)
+    return panel, before, folder
+
+def test_panel_code_and_command_are_one_run(ended, tmp_path):
+    panel, _, folder = ended
+    exec(as_code(panel.cfg).replace(str(folder), str(tmp_path/'code')), {'__name__': '__main__'})
+    words = shlex.split(as_command(panel.cfg).replace(str(folder), str(tmp_path/'command')))
+    assert words[0] == 'maou-nb' and cli.main(words[1:]) == 0
+    (tmp_path/'run').symlink_to(folder)
     config = lambda name: {k: v for k, v in json.loads((tmp_path/name/'config.json').read_text()).items() if k != 'run_dir'}
     first = lambda name: json.loads((tmp_path/name/'history.jsonl').read_text().splitlines()[0])['train/loss']
     assert config('run') == config('code') == config('command')
@@ -87,7 +99,8 @@ def test_start_stop_and_on_again(options, tmp_path):
     until(lambda: state_of(run)[0] == 'failed')
     assert 'was it killed?' in state_of(run)[1]
 
-@pytest.mark.parametrize('start', thinned(['this process', 'a process'], 2))
+@pytest.mark.slow      # `gpus` is seen in tests/test_processes.py
+@pytest.mark.parametrize('start', ['this process', 'a process'])
 def test_two_processes_train_from_the_panel(options, tmp_path, start, monkeypatch):
     monkeypatch.delenv('PYTHONUNBUFFERED', raising=False)      # as in a shell
     panel = LearnPanel(**options, gpus=2)
@@ -171,12 +184,11 @@ def test_problems_are_gone_to_in_turn(tmp_path):
     assert made.at is None and 'maou-here' not in made.fields['run_dir'].row._dom_classes
     made.set(stage1_max_epochs=1, seed=0, stage1_data_path=str(tmp_path)); assert made.problem_button.description == '1 problem'
 
-def test_the_kept_line_says_how_a_run_stood(options, tmp_path):
-    made = LearnPanel(**{**options, 'stage1_max_epochs': 1, 'stage1_threshold': 0.})
-    assert 'Nothing was begun here' in made.monitor.kept.text
-    made.start(); made.monitor.thread.join(90)
+def test_the_kept_line_says_how_a_run_stood(ended):
+    made, before, folder = ended
+    assert 'Nothing was begun here' in before
     said = made.monitor.kept.text
-    assert str(tmp_path/'run') in said and 'begun 20' in said and 'as of 20' in said and 'finished: stage 1' in said and "attach('" in said
+    assert str(folder) in said and 'begun 20' in said and 'as of 20' in said and 'finished: stage 1' in said and "attach('" in said
 
 def test_a_run_that_goes_on_while_its_end_is_drawn_is_followed(options, tmp_path):
     "The thread that is at its last look is no reason to look no more"
@@ -186,11 +198,11 @@ def test_a_run_that_goes_on_while_its_end_is_drawn_is_followed(options, tmp_path
             if threading.current_thread() is self.thread and self.slow and force:
                 self.slow = False; self.drawing.set(); self.told.wait(20)
             return super().look(force)
-    first = start_run(make_config(**options)); run = RunFolder(tmp_path/'run')
+    first = train_here(make_config(**options)); run = RunFolder(tmp_path/'run')
     until(lambda: run.epochs())
     watched = Slow(tmp_path/'run'); watched.slow = True; watched.watch(run.path)
     watched.stop(); assert watched.drawing.wait(60)                  # it has ended, and its last charts are drawn
-    until(lambda: not runs._lives(first))
+    first.join(60); assert not first.is_alive()
     watched.resume(); watched.told.set()
     until(lambda: 'step' in watched.status.value and 'training' in watched.status.value and not watched.stop_button.disabled)
     watched.stop(); watched.thread.join(60)

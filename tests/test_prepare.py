@@ -40,7 +40,7 @@ def alone(tmp_path_factory):
     out = tmp_path_factory.mktemp('alone')
     return prepare_stage3(GAMES, out, **SMALL)
 
-@pytest.mark.parametrize('workers', [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_bytes_with_any_number_of_processes(tmp_path, alone, workers):
     with ProcessPoolExecutor(workers, mp_context=get_context('spawn')) as pool:
         made = prepare_stage3(GAMES, tmp_path, executor=pool, **SMALL)
@@ -154,7 +154,7 @@ p.BYTES_PER_TASK, p.PLIES_PER_RUN, p.cores = 100_000, 3_000, lambda: 2
 if __name__ == '__main__': prepare_stage3(sys.argv[1], sys.argv[2], rows_per_shard=7_000)
 """
 
-@pytest.mark.parametrize('times', [1, 2])
+@pytest.mark.parametrize('times', [pytest.param(1, marks=pytest.mark.slow), 2])      # once: tests/test_cli.py
 def test_an_interrupt_ends_it_and_its_processes(tmp_path, alone, times):
     "Ctrl-C goes to the whole group of processes; an impatient reader presses it again"
     (tmp_path/'script.py').write_text(INTERRUPTED)

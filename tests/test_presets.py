@@ -1,4 +1,6 @@
 "Presets at every door: what is said beside one counts more, an arm's counts more than the base, and a run gives back its own options"
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from maou_nb import LearnPanel, OptionError, compare, learn_multi_stage, study
@@ -44,8 +46,9 @@ def test_a_run_gives_back_its_options(small, tmp_path):
 def test_an_arm_s_preset_counts_more_than_the_base(small, tmp_path):
     base = {**{n: v for n, v in small.items() if n not in ('max_steps', 'stage3_batch_size')}, 'model_size': 'tiny', 'resnet_channels': 8,
             'resnet_blocks': 1, 'learning_ratio': 0.004, 'batch_size': 64}
-    made = study('arms', base, {'plain': {}, 'tuned': {'preset': 'tuned-resnet', 'batch_size': 32}}, 1, budget={'steps': 2},
-                 folder=tmp_path, show=False)
+    with ThreadPoolExecutor(1) as pool:
+        made = study('arms', base, {'plain': {}, 'tuned': {'preset': 'tuned-resnet', 'batch_size': 32}}, 1, budget={'steps': 2},
+                     folder=tmp_path, executor=pool, show=False)
     told = make_config(**made.record('tuned', 0)['options'], stage3_data_path=small['stage3_data_path'])
     assert (told.learning_ratio, told.optimizer, told.weight_decay, told.batch_size) == (0.03, 'muon', 0.3, 32)
 

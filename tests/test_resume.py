@@ -1,5 +1,5 @@
 "A run that is killed, whenever and however often, ends as if it had not been: the same history, the same weights to the last bit"
-import hashlib, json, os, random, shutil, signal, subprocess, sys, time
+import hashlib, json, os, random, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -15,18 +15,20 @@ RUN = '''import json, sys
 from maou_nb import learn_multi_stage
 if __name__ == "__main__": print(repr(learn_multi_stage(**json.loads(sys.argv[1]))))'''
 
-@pytest.fixture(scope='module')
-def shards(tmp_path_factory):
-    "Data paths of all three stages, made of 20 games, in several shards"
-    out = tmp_path_factory.mktemp('twenty')
-    (out/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[:20]))
+def made_of(games, out):
+    "Data paths of all three stages, made of so many games, in several shards"
+    (out/'games.csa').write_text('/\n'.join(ONE_FILE.read_text().split('/\n')[20 - games:20]))
     prepare_stage1(out/'stage1')
-    prepare_stage2(out/'games.csa', out/'stage2', rows_per_shard=600)
-    prepare_stage3(out/'games.csa', out/'stage3', rows_per_shard=600)
+    prepare_stage2(out/'games.csa', out/'stage2', rows_per_shard=30*games)
+    prepare_stage3(out/'games.csa', out/'stage3', rows_per_shard=30*games)
     return {f'stage{n}_data_path': str(out/f'stage{n}') for n in (1, 2, 3)}
 
 @pytest.fixture(scope='module')
-def options(shards):
+def shards(tmp_path_factory):
+    "Of 8 games: an epoch has the 16 steps that it has at least"
+    return made_of(8, tmp_path_factory.mktemp('eight'))
+
+def stateful(shards):
     """A run of all stages with everything that has a state
 
     Dropout, mirrored rows, averaged weights, added-up gradients, a schedule, early stopping.
@@ -36,6 +38,11 @@ def options(shards):
                 stage1_threshold=0., stage2_threshold=0., stage2_test_ratio=0.2,
                 batch_size=64, gradient_accumulation_steps=2, mirror_augmentation=True, ema_decay=0.98, epoch=2,
                 early_stopping_patience=5, learning_ratio=0.003, checkpoint_every=3, resume_from='latest', **shards)
+
+@pytest.fixture(scope='module')
+def options(tmp_path_factory):
+    "Of 20 games: long enough to be killed in"
+    return stateful(made_of(20, tmp_path_factory.mktemp('twenty')))
 
 class Process:
     "A Python process of its own that trains, until it is ended by a signal or by itself"
@@ -92,17 +99,17 @@ def outcome(folder):
 
 @pytest.fixture(scope='module')
 def uninterrupted(options, tmp_path_factory):
-    "What the run comes to, how many steps it takes, and where it is"
+    "What the run comes to, and how many steps it takes"
     folder = tmp_path_factory.mktemp('whole')/'run'
     Process(folder, options).finish()
-    return outcome(folder), saved_steps(folder), folder
+    return outcome(folder), saved_steps(folder)
 
 # change nothing but where rows are held and who gathers them
 ELSEWHERE = [{}, dict(input_cache_mode='memory'), dict(input_cache_mode='mmap'), dict(dataloader_workers=1)]
 
 def survive(folder, options, uninterrupted, kills, seed):
     "End a run `kills` times at random moments and in different ways, each time with rows held or gathered elsewhere, and let it finish"
-    whole, steps, _ = uninterrupted
+    whole, steps = uninterrupted
     rng, landed, stages = random.Random(seed), 0, []
     for i, at in enumerate(sorted(rng.randrange(int(0.85*steps)) for _ in range(kills))):
         p = Process(folder, {**options, **ELSEWHERE[(i + 1) % len(ELSEWHERE)]}).wait_until_it_trains().wait_for(at)
@@ -144,14 +151,18 @@ def test_a_signal_saves_first(options, uninterrupted, tmp_path):
     Process(tmp_path/'run', quiet).finish()
     assert outcome(tmp_path/'run') == uninterrupted[0]
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(options, uninterrupted, tmp_path):
-    shutil.copytree(uninterrupted[2], tmp_path/'run')
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(shards, tmp_path, capsys):
+    options = stateful(shards) | dict(vit_embed_dim=16, vit_num_layers=1)
+    learn_multi_stage(**options, run_dir=tmp_path/'run')
+    whole = outcome(tmp_path/'run')
     stage3 = Checkpoints(tmp_path/'run'/'checkpoints'/'stage3')
     last = stage3.path('last')
     last.write_bytes(last.read_bytes()[:-100])
-    p = Process(tmp_path/'run', options).finish()
-    assert f'{last.name} is damaged' in p.said() and 'the one before it is taken' in p.said()
-    assert outcome(tmp_path/'run') == uninterrupted[0]
+    capsys.readouterr()
+    learn_multi_stage(**options, run_dir=tmp_path/'run')
+    said = capsys.readouterr().out
+    assert f'{last.name} is damaged' in said and 'the one before it is taken' in said
+    assert outcome(tmp_path/'run') == whole
 
 @pytest.mark.parametrize('stop_at', [3, 16, 20])
 def test_a_budget_of_steps_is_kept_to_over_a_stop(tmp_path, shards, stop_at):
@@ -187,7 +198,7 @@ def overflowing(monkeypatch):
     monkeypatch.setattr(AcceleratedOptimizer, 'step_was_skipped', property(lambda self: self.overflows))
 
 @pytest.mark.parametrize('length', [{'max_steps': 14}, {'epoch': 1}])
-@pytest.mark.parametrize('stop_at', [3, 7, 12])
+@pytest.mark.parametrize('stop_at', [3, pytest.param(7, marks=pytest.mark.slow), 12])
 def test_steps_that_overflowed_are_no_reason_to_refuse(tmp_path, shards, overflowing, length, stop_at):
     class StopAt(Callback):
         def after_step(self, loop):

@@ -26,14 +26,15 @@ def bare(result): return [(t.number, t.options, t.figure, t.steps, t.state) for 
 
 def test_it_finds_goes_on_and_tells(base):
     heard = []
-    found = search(base, {**SPACE, 'resnet_channels': [8, 16]}, trials=3, name='one', say=heard.append)
+    base['stage1_max_epochs'] = 1
+    found = search(base, {**SPACE, 'resnet_channels': [4, 8]}, trials=3, name='one', say=heard.append)
     assert [line.split(' · ')[0] for line in heard] == [f'trial {n} finished' for n in range(3)]
-    assert len({str(t.options) for t in found.trials}) == 3 and {t.steps for t in found.trials} == {18}
+    assert len({str(t.options) for t in found.trials}) == 3 and {t.steps for t in found.trials} == {9}
     assert found.figure == 'accuracy' and found.best.figure == max(t.figure for t in found.trials)
     assert found.best_options == base | found.best.options
     kept = load_run(found.best.run_dir)
     assert max(h['train_eval/accuracy'] for h in kept[1].history) == found.best.figure
-    again = search(base, {**SPACE, 'resnet_channels': [8, 16]}, trials=4, name='one', say=heard.append)
+    again = search(base, {**SPACE, 'resnet_channels': [4, 8]}, trials=4, name='one', say=heard.append)
     assert len(heard) == 4 and len(again.trials) == 4 and set(map(str, bare(found))) < set(map(str, bare(again)))
     assert found._repr_html_().count('<tr') == 4 and 'best accuracy' in repr(found)
 
@@ -115,7 +116,7 @@ search(base, {n: tuple(v) for n, v in space.items()}, trials=3, name='killed')
 
 def test_a_search_that_was_killed_ends_with_the_same_table(base):
     "In the middle of its second trial, by SIGKILL; the journal's last line is cut, too"
-    base |= {'stage1_max_epochs': 6, 'checkpoint_every': 4}
+    base |= {'stage1_max_epochs': 4, 'checkpoint_every': 4, 'resnet_channels': 4}
     asked = json.dumps([base, SPACE])
     env = {**os.environ, 'PYTHONPATH': str(ROOT), 'TQDM_DISABLE': '1'}
     child = subprocess.Popen([sys.executable, '-c', SCRIPT, asked], env=env)
@@ -264,7 +265,7 @@ def test_options_that_do_nothing_beside_others_are_left_out_of_a_trial(base):
 
 @pytest.mark.parametrize('space', thinned([{'vit_num_layers': [1, 2]}, {'vit_num_layers': [1, 2], 'preset': ['vit', 'small-resnet']}], 2))
 def test_what_a_preset_says_counts_as_said(base, space):
-    base = {'preset': 'vit', 'model_size': 'tiny'} | {n: v for n, v in base.items() if 'resnet' not in n}
+    base = {'preset': 'vit', 'model_size': 'tiny'} | {n: v for n, v in base.items() if 'resnet' not in n} | {'stage1_max_epochs': 1}
     found = search(base, space, trials=9, sampler='grid', name='preset', say=lambda text: None)
     assert sorted(map(str, (t.options for t in found.trials))) == sorted(map(str, (
         [{'vit_num_layers': 1}, {'vit_num_layers': 2}] if len(space) == 1 else
@@ -279,6 +280,7 @@ def test_without_optuna_the_extra_is_named(base, monkeypatch):
     assert said(error)
     room._optuna.cache_clear()
 
+@pytest.mark.slow      # tests/test_house.py looks for optuna, too, in a process that trains
 def test_optuna_is_imported_by_a_search_alone():
     done = subprocess.run([sys.executable, '-c', 'import sys, maou_nb; maou_nb.search; print("optuna" in sys.modules)'],
                           env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)

@@ -162,7 +162,7 @@ def spoiled_small_files(n, seed, folder):
         for name in SMALL: (run/name).write_bytes(contents[name])
     return fine, asked - fine
 
-@pytest.mark.parametrize('n', [100, pytest.param(10_000, marks=LONG)])
+@pytest.mark.parametrize('n', [50, pytest.param(10_000, marks=LONG)])
 def test_spoiled_small_files(n):
     fine, refused = run_apart(__file__, 'small', n)
     assert fine > n and refused > n/4

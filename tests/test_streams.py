@@ -15,7 +15,7 @@ def shell(words, ends, here):
     return done.returncode, done.stderr
 
 @pytest.mark.parametrize('words, ends', thinned([
-    (words, ends) for ends in ('> /dev/full', '2> /dev/full', '<&- >&- 2>&-') for words in ('nonsense', '--version')], 2))
+    (words, ends) for ends in ('2> /dev/full', '<&- >&- 2>&-', '> /dev/full') for words in ('nonsense', '--version')], 3))
 def test_words(words, ends, tmp_path):
     code, said = shell(words, ends, tmp_path)
     assert code == (1 if words == 'nonsense' else 0) and 'Traceback' not in said and 'Exception' not in said, said

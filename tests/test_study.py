@@ -13,6 +13,7 @@ from maou_nb import OptionError, load_study, note, runs, search, study
 from maou_nb.data.files import FileError
 from maou_nb.data.packed import HCPE, write_hcpe
 from maou_nb.data.records import read_games
+from maou_nb.front import cli
 from maou_nb.front.study import Records, base_of, plan_of, read_study
 from maou_nb.front.options import make_config
 from maou_nb.stages.rows import prepare_stage1, prepare_stage3
@@ -43,18 +44,28 @@ def rows_of(made):
 SCRIPT = """
 import sys
 from maou_nb import study
-if __name__ == '__main__': study('killed', **{asked!r}, seeds=2, budget={{'steps': 60}}, folder=sys.argv[1], at_once=2, show=False)
+if __name__ == '__main__': study('killed', **{asked!r}, seeds=2, budget={{'steps': 20}}, folder=sys.argv[1], at_once=2, show=False)
 """
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    "As processes of a study have: sums of other numbers of threads round otherwise"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 @pytest.fixture(scope='module')
 def whole(base, tmp_path_factory):
-    return study('whole', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path_factory.mktemp('whole'), show=False)
+    "Trained in threads of this process: one of its own for each run costs more than the run"
+    with ThreadPoolExecutor(2) as pool:
+        return study('whole', base, ARMS, seeds=2, budget={'steps': 20}, folder=tmp_path_factory.mktemp('whole'), executor=pool, show=False)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kills', [1, 5])
 def test_a_killed_study_ends_with_the_same_table(base, whole, tmp_path, kills):
     script = tmp_path/'killed.py'
-    script.write_text(SCRIPT.format(asked=dict(base=base | {'checkpoint_every': 10}, arms=ARMS)))
+    script.write_text(SCRIPT.format(asked=dict(base=base | {'checkpoint_every': 5}, arms=ARMS)))
     begin = lambda: subprocess.Popen([sys.executable, str(script), str(tmp_path)], start_new_session=True, stderr=subprocess.DEVNULL)
     rng = random.Random(kills)
     for _ in range(kills):
@@ -71,7 +82,8 @@ def test_a_killed_study_ends_with_the_same_table(base, whole, tmp_path, kills):
 
 def test_a_second_call_trains_nothing_and_more_seeds_are_added(base, whole):
     before = {p: p.stat().st_mtime_ns for p in whole.folder.rglob('results/**/*')}
-    again = study('whole', base, ARMS, seeds=3, budget={'steps': 60}, folder=whole.folder.parent, show=False)
+    with ThreadPoolExecutor(1) as pool:
+        again = study('whole', base, ARMS, seeds=3, budget={'steps': 20}, folder=whole.folder.parent, executor=pool, show=False)
     assert all(p.stat().st_mtime_ns == t for p, t in before.items() if p.is_file())
     assert figures(again).filter(pl.col('seed') < 2).equals(figures(whole)) and len(again.table()) == 6
 
@@ -87,7 +99,7 @@ def test_records_hold_no_weights_and_no_places(whole, shards):
     for p in files:
         if p.suffix == '.json': assert str(shards) not in p.read_text() and str(whole.folder) not in p.read_text()
     record = whole.record('sgd', 1)
-    assert record['options']['optimizer'] == 'sgd' and record['taken'][0]['steps'] == 60 and record['history']
+    assert record['options']['optimizer'] == 'sgd' and record['taken'][0]['steps'] == 20 and record['history']
 
 def test_records_alone_are_a_study(whole, tmp_path):
     import shutil
@@ -130,7 +142,9 @@ def test_positions_whose_games_are_unknown_are_not_called_held_out_games(base, w
     np.random.default_rng(0).permutation(np.fromfile(tmp_path/'all', HCPE)).tofile(tmp_path/'loose.hcpe')
     prepare_stage3(tmp_path/'loose.hcpe', tmp_path/'loose')
     loose = base | {'stage3_data_path': str(tmp_path/'loose')}
-    made = study('compared', loose, {'a': {}, 'b': {'weight_decay': 0.1}}, 1, budget={'steps': 4}, folder=tmp_path, show=False)
+    with ThreadPoolExecutor(1) as pool:
+        made = study('compared', loose, {'a': {}, 'b': {'weight_decay': 0.1}}, 1, budget={'steps': 4}, folder=tmp_path, executor=pool,
+                     show=False)
     words = made.verdict().words()
     assert f'{DOUBTED}; the intervals take them' in words and f'The runs are judged on {DOUBTED}' in words
     assert 'held-out' not in words and 'held-out' not in made._repr_html_()
@@ -145,7 +159,7 @@ COMMITTED = sorted((Path(__file__).parents[1]/'studies').glob('*/*/study.json'))
 def test_committed_studies_are_read(path):
     assert {c.state for c in load_study(path.parent).cells.values()} == {'finished'}
 
-OTHERS = {'base': lambda a: a['base'].update(resnet_channels=24), 'budget': lambda a: a['max_steps'].update(plain=61),
+OTHERS = {'base': lambda a: a['base'].update(resnet_channels=24), 'budget': lambda a: a['max_steps'].update(plain=21),
           'arm': lambda a: a['arms']['sgd'].update(momentum=.5), 'less': lambda a: a['base'].pop('batch_size')}
 
 @pytest.mark.parametrize('what', OTHERS)
@@ -180,20 +194,20 @@ def test_what_a_budget_means(base, shards):
     assert one[-1].flops == two[-1].flops > 0
 
 def test_runs_in_threads_of_one_process_take_turns(base, whole, tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)            # as `whole`'s processes have: sums of other numbers of threads round otherwise
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            made = study('threads', base, ARMS, seeds=2, budget={'steps': 60}, folder=tmp_path, executor=pool, show=False)
-    finally: torch.set_num_threads(threads)
-    assert figures(made).equals(figures(whole))
+    "They come to what a run comes to that has a process of its own"
+    made = study('processes', base, {'sgd': ARMS['sgd']}, seeds=1, budget={'steps': 20}, folder=tmp_path, show=False)
+    assert figures(made).equals(figures(whole).filter(arm='sgd', seed=0)) and len(figures(made)) == 1
 
-def test_functions_as_arms_and_any_executor(base, tmp_path):
+@pytest.fixture(scope='module')
+def functions(base, tmp_path_factory):
+    "Functions as arms, one of which fails, in a process of another executor"
     with ProcessPoolExecutor(1, get_context('spawn')) as pool:
-        made = study('functions', base, {'twice': twice, 'once': {}}, seeds=1, budget={'positions': 640}, folder=tmp_path,
-                     executor=pool, show=False)
-    assert made.record('twice', 0)['taken'][0]['steps'] == 15
-    assert made.record('once', 0)['taken'][0]['steps'] == 20 and not made.failed
+        return study('functions', base, {'once': {}, 'breaks': breaks, 'twice': twice}, seeds=1, budget={'positions': 640},
+                     folder=tmp_path_factory.mktemp('functions'), executor=pool, show=False)
+
+def test_functions_as_arms_and_any_executor(functions):
+    assert functions.record('twice', 0)['taken'][0]['steps'] == 15
+    assert functions.record('once', 0)['taken'][0]['steps'] == 20 and [*functions.failed] == [('breaks', 0)]
 
 def twice(options):
     "Train, and train again on what was learnt"
@@ -201,9 +215,9 @@ def twice(options):
     first = learn_multi_stage(**options | {'run_dir': options['run_dir'] + '-first', 'max_steps': 5})
     return learn_multi_stage(**options | {'max_steps': 15, 'resume_backbone_from': str(first.checkpoint())})
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(base, tmp_path):
-    made = study('fails', base, {'plain': {}, 'breaks': breaks}, seeds=1, budget={'steps': 5}, folder=tmp_path, show=False)
-    assert made.cells['plain', 0].state == 'finished' and made.cells['breaks', 0].state == 'failed'
+def test_a_run_that_fails_is_told_and_the_others_go_on(functions):
+    made = functions
+    assert [made.cells[arm, 0].state for arm in ('once', 'breaks', 'twice')] == ['finished', 'failed', 'finished']
     assert 'no such thing' in repr(made) and 'no such thing' in made._repr_html_()
 
 def breaks(options): raise ValueError('no such thing')
@@ -230,21 +244,22 @@ def test_what_cannot_be_is_refused_in_a_sentence(says, base, shards, tmp_path):
 def test_another_base_or_arm_is_another_study(base, whole):
     for change, says in ((dict(base=base | {'batch_size': 16}), 'base: '),
                          (dict(arms={'plain': {'momentum': 0.5, 'optimizer': 'sgd'}}), "arm 'plain'"),
-                         (dict(budget={'steps': 61}), 'budget: ')):
-        asked = dict(base=base, arms=ARMS, seeds=2, budget={'steps': 60}) | change
+                         (dict(budget={'steps': 21}), 'budget: ')):
+        asked = dict(base=base, arms=ARMS, seeds=2, budget={'steps': 20}) | change
         with pytest.raises(OptionError) as e: study('whole', **asked, folder=whole.folder.parent, show=False)
         assert str(e.value).startswith(says)
 
-def test_the_command(base, shards, tmp_path):
+def test_the_command(base, shards, tmp_path, capfd):
+    "Which trains in processes of their own"
     file = tmp_path/'rates.yaml'
     file.write_text(json.dumps({'name': 'rates', 'base': base, 'grid': {'learning_ratio': [0.01, 0.03]}, 'seeds': 1, 'budget': {'steps': 5},
                                 'folder': str(tmp_path)}))                # JSON is YAML
-    done = subprocess.run([sys.executable, '-m', 'maou_nb', 'study', str(file)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    told, (a, b) = json.loads(done.stdout), ['learning_ratio=0.01', 'learning_ratio=0.03']
+    code, said = cli.main(['study', str(file)]), capfd.readouterr()
+    assert code == 0, said.err
+    told, (a, b) = json.loads(said.out), ['learning_ratio=0.01', 'learning_ratio=0.03']
     assert [r['arm'] for r in told['runs']] == [r['arm'] for r in told['arms'] if r['figure'] == 'top1'] == [a, b]
     assert {(d['arm'], d['baseline']) for d in told['differences']} == {(b, a)}
-    assert told['sentences'] and all(s in done.stderr for s in told['sentences'])
+    assert told['sentences'] and all(s in said.err for s in told['sentences'])
     for text, says in (('name: [', 'this is no YAML'), ('5', 'were expected'),
                        ('name: a\nbse: {}', "'bse' is unknown"), ('name: a', 'base is missing')):
         file.write_text(text)

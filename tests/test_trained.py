@@ -249,7 +249,7 @@ def test_many_games_are_asked_of_the_shards(sets, run, monkeypatch, tmp_path):
     net.about['config']['stage3_data_path'] = str(tmp_path/'gone')
     assert rows_to_judge(net, sets/'most')[1].endswith('not known: its own shards are no longer where they were')
 
-@pytest.mark.parametrize('error', [ConnectionError('no route'), PermissionError('Forbidden')])
+@pytest.mark.parametrize('error', thinned([ConnectionError('no route'), PermissionError('Forbidden')], 2))
 def test_shards_that_nobody_can_ask_now_are_not_said_to_be_gone(sets, monkeypatch, tmp_path, error):
     "A run with too many games to keep, or of an earlier version, whose bucket does not answer: that is said, at once for all that is asked"
     from maou_nb.data import files, trained
@@ -288,7 +288,7 @@ def test_rows_that_know_no_games(sets, tmp_path):
     assert stage.judged_on == 'validation rows, whose games may have been trained on'
     assert 'not known: these rows know no games' in stage.split and stage.overlap == {}
 
-@pytest.mark.parametrize('same, kind', thinned([*itertools.product((True, False), ('an old table', 'old tables', 'loose positions'))], 2))
+@pytest.mark.parametrize('same, kind', thinned([*itertools.product((True, False), ('an old table', 'old tables', 'loose positions'))], 4))
 def test_the_same_positions_without_games(sets, tmp_path, kind, same):
     "Rows of other files whose games nobody knows are not held out; their positions are compared"
     table = read_shard(find_shards(sets/'first', 3)[0])
@@ -334,7 +334,7 @@ def gameless(sets):
     for path in find_shards(sets/'first', 3): shutil.copy(path.path, out/'no manifest')
     return out
 
-@pytest.mark.parametrize('kind', GAMELESS)
+@pytest.mark.parametrize('kind', thinned(GAMELESS, 2))      # how each is split and doubted, a test below says
 def test_one_set_whose_rows_know_no_games_is_doubted_at_every_door(sets, gameless, tmp_path, kind):
     "Rows of one game may be on both sides, however they are split: none is called held out, and all say why"
     how, why = GAMELESS[kind]
@@ -435,7 +435,7 @@ def test_games_that_were_cut_early_are_suspected(sets, early, tmp_path):
                                                             'stage3_validation_data_path': cut}).lines}
     assert marks['split'] == 'look'
 
-@pytest.mark.parametrize('end, on', thinned([*itertools.product((31, 34, 38, 44), ('judged', 'trained'))], 3))
+@pytest.mark.parametrize('end, on', thinned([*itertools.product((31, 34, 38, 44), ('judged', 'trained'))], 5))
 def test_of_games_that_were_cut_early_no_door_makes_a_claim(sets, early, tmp_path, end, on):
     train, cut = (sets/'first', early(end)) if on == 'judged' else (early(end), sets/'first')
     result = learn_multi_stage(**{**TINY, 'stage3_data_path': train, 'stage3_validation_data_path': cut, 'run_dir': tmp_path/'run'})

@@ -11,7 +11,7 @@ from maou_nb.front.options import make_config
 from maou_nb.train.checkpoints import load_tensors, part
 from samples import thinned
 
-SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=2),
+SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=1),
          'mlp-mixer': dict(mixer_embed_dim=24, mixer_num_layers=2, mixer_token_dim=24, mixer_channel_dim=48, mixer_dropout=0.),
          'vit': dict(vit_embed_dim=24, vit_num_layers=2, vit_num_heads=2, vit_mlp_ratio=2., vit_dropout=0.)}
 
@@ -19,9 +19,9 @@ SIZES = {'resnet': dict(resnet_channels=16, resnet_blocks=2),
 def run(request, shards, tmp_path_factory):
     "A short run of all stages with one of the architectures"
     return learn_multi_stage(stage='all', model_architecture=request.param, model_size='tiny', gpu='cpu',
-                             learning_ratio=0.005, epoch=3, stage2_max_epochs=3, stage1_max_epochs=6,
+                             learning_ratio=0.005, epoch=2, stage2_max_epochs=3, stage1_max_epochs=6,
                              stage1_threshold=0., stage2_threshold=0., stage1_batch_size=64, stage2_batch_size=64,
-                             stage3_batch_size=64, stage2_test_ratio=0.2, lr_scheduler='none',
+                             stage3_batch_size=128, stage2_test_ratio=0.2, lr_scheduler='none',
                              run_dir=tmp_path_factory.mktemp(request.param)/'run', **SIZES[request.param], **shards)
 
 def test_loss_falls_in_every_stage(run, shards, tmp_path):
@@ -29,7 +29,7 @@ def test_loss_falls_in_every_stage(run, shards, tmp_path):
     assert [s.stage for s in run.stages_completed] == [1, 2, 3]
     config = json.loads(Path(run.run_dir, 'config.json').read_text())
     for n in (1, 2):
-        more = {**config, 'stage': str(n), f'stage{n}_threshold': 1., f'stage{n}_max_epochs': 3, 'run_dir': str(tmp_path/f'{n}')}
+        more = {**config, 'stage': str(n), f'stage{n}_threshold': 1., f'stage{n}_max_epochs': 2, 'run_dir': str(tmp_path/f'{n}')}
         with pytest.raises(RuntimeError, match='below its threshold') as e: learn_multi_stage(**more)
         history = e.value.result[n].history
         assert history[-1]['train/loss'] < 0.9 * history[0]['train/loss'], (n, [h['train/loss'] for h in history])
@@ -68,7 +68,7 @@ def test_options_that_are_tried_meanwhile_draw_nothing_of_a_run(shards):
     def weights(meanwhile):
         with ThreadPoolExecutor(1) as pool:
             run = pool.submit(learn_multi_stage, stage='1', model_architecture='vit', model_size='tiny', vit_embed_dim=32, vit_num_layers=1,
-                              vit_num_heads=2, vit_dropout=0.2, gpu='cpu', stage1_max_epochs=2, stage1_threshold=0., stage1_batch_size=32,
+                              vit_num_heads=2, vit_dropout=0.2, gpu='cpu', stage1_max_epochs=2, stage1_threshold=0., stage1_batch_size=128,
                               stage1_data_path=shards['stage1_data_path'], run_dir=f'{shards["stage1_data_path"]}-{meanwhile}')
             while meanwhile and not run.done(): make_config(stage='1', stage1_data_path=shards['stage1_data_path'], model_size='tiny')
             tensors, _ = load_tensors(run.result().checkpoint(1, 'last'))

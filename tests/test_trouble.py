@@ -144,7 +144,8 @@ def test_rows_that_fit_alone(shards, tmp_path, monkeypatch, cache):
     usual = dict(stage=3, gpu='cpu', epoch=1, resnet_channels=8, resnet_blocks=1, stage3_data_path=shards['stage3_data_path'],
                  input_cache_mode=cache, test_ratio=0.2)
     def free(more):
-        monkeypatch.setattr(StreamingFileSource, 'memory_free', lambda self: {p: self.memory_wanted().get(p, 0) + more for p in ('host', 'device')})
+        room = lambda self: {p: self.memory_wanted().get(p, 0) + more for p in ('host', 'device')}
+        monkeypatch.setattr(StreamingFileSource, 'memory_free', room)
     free(100_000)
     with pytest.raises(MemoryError) as e: learn_multi_stage(**usual, run_dir=tmp_path/'tight')
     assert f"cache='{cache}' needs" in said(e) and 'more are wanted for rows to judge on, and' in said(e)
@@ -152,7 +153,8 @@ def test_rows_that_fit_alone(shards, tmp_path, monkeypatch, cache):
     free(10_000_000)
     result = learn_multi_stage(**usual, run_dir=tmp_path/'wide')
     free(0)
-    assert len(result.stages_completed) == 1 == len(learn_multi_stage(**usual, run_dir=tmp_path/'wide', resume_from='latest').stages_completed)
+    again = learn_multi_stage(**usual, run_dir=tmp_path/'wide', resume_from='latest')
+    assert len(result.stages_completed) == len(again.stages_completed) == 1
 
 def test_copies_on_disk_are_made_before_the_first_epoch(shards, tmp_path, monkeypatch):
     "That of the rows that are judged on, too"

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from hypothesis import given, strategies as st
 
+from maou_nb.front import cli
 from maou_nb.play.search import Thinking
 from maou_nb.play.usi import FIELDS, OPTIONS, UsiEngine, seconds_for
 from talk import Talk, our_engine
@@ -37,15 +38,13 @@ def answers(engine, n, seed):
         legal = [cshogi.move_to_usi(m) for m in board.legal_moves]
         assert move in legal or (move == 'resign' and not legal) or (move == 'win' and board.is_nyugyoku()), (said, move)
 
-def test_it_plays_legal_moves_in_random_positions(engine): answers(engine, 60, 1)
+def test_it_plays_legal_moves_in_random_positions(engine): answers(engine, 20, 1)
 
 @pytest.mark.slow
 def test_it_plays_legal_moves_in_a_thousand_random_positions(engine): answers(engine, 1000, 2)
 
 def test_a_real_client_plays_a_game_with_it(small_run):
-    script = subprocess.run([sys.executable, '-m', 'maou_nb', 'usi', '--run', small_run, '--script', small_run/'engine.sh'],
-                            capture_output=True, text=True)
-    assert script.returncode == 0, script.stderr
+    assert cli.main(['usi', '--run', str(small_run), '--script', str(small_run/'engine.sh')]) == 0
     client, board, moves = cshogi.usi.Engine(str(small_run/'engine.sh')), cshogi.Board(), []
     for name, value in [('MultiPV', 2), ('Batch', 4)]: client.setoption(name, value)
     client.isready()
@@ -178,7 +177,7 @@ def test_every_way_to_think_is_an_option():
     assert {'nodes', *FIELDS.values()} == {*Thinking.model_fields}
     assert Thinking() == UsiEngine(None).thinking()
 
-@pytest.mark.parametrize('how', ['end of input', 'killed parent'])
+@pytest.mark.parametrize('how', [pytest.param('end of input', marks=pytest.mark.slow), 'killed parent'])
 def test_it_ends_when_who_started_it_is_gone(small_run, how):
     words = [sys.executable, '-m', 'maou_nb', 'usi', '--run', str(small_run)]
     code = f'''import subprocess, time
@@ -307,3 +306,9 @@ def test_one_node_is_the_policy_and_what_is_no_command_ends_nothing(engine, smal
     assert not [line for _, line in list(engine.lines.queue) if line.startswith('bestmove')]
     engine.tell('stop')
     engine.hear('bestmove')
+
+def test_it_ends_with_its_input(engine):
+    "The last one: afterwards the engine is gone"
+    engine.tell('position startpos', 'go infinite')
+    engine.process.stdin.close()
+    assert engine.process.wait(20) == 0
