@@ -255,10 +255,11 @@ def counted_compilation():
         return ask(self, net, batch, source)
     with patch.object(torch.nn.Module, 'compile', lambda self, dynamic, options: compile(self, backend=backend, dynamic=dynamic)):
         with patch.object(Loop, 'ask', asking): yield count
-def test_all_nets_of_a_kernel_are_compiled(run):
+@pytest.mark.parametrize('architectures', [('resnet', 'mlp-mixer'), pytest.param(('vit', 'resnet'), marks=pytest.mark.slow)])
+def test_all_nets_of_a_kernel_are_compiled(run, architectures):
     "Dynamo compiles 8 graphs of one `forward`; the nets of three stages and of several runs have more"
     with counted_compilation() as count:
-        for architecture in ('resnet', 'mlp-mixer'):
+        for architecture in architectures:
             run.afresh(stage='all', model_architecture=architecture, compilation=True, stage12_compilation=True)
             assert count['compiled'] == count['whole'] > 0 < count['short'], architecture
     assert count['graphs'] > 8
