@@ -9,6 +9,7 @@ __all__ = ['MARKS', 'AUDITED', 'PATIENCE', 'Preflight', 'spoken', 'preflight']
 import os
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -170,12 +171,18 @@ def _rows_needed(loop):
     "Bytes by place that the rows of one stage take"
     return needed_together([source for source in (loop.train, loop.valid) if source is not None])
 
+def _free_for_rows(loop):
+    "Bytes by place that are free for them, with what rows to train on have taken already"
+    train = loop.train
+    taken = Counter(train.memory_needed()) - Counter(train.memory_wanted())
+    return {place: free and free + taken[place] for place, free in train.memory_free().items()}
+
 # %% ../../nbs/front/65_preflight.ipynb #6da353cc
 def _look_at_data(found, loop, split):
     "Rows, games, split and memory of one stage"
     _look_at_rows(found, loop, split)
     _look_at_split(found, loop.train, loop.valid, loop.stage)
-    _look_at_memory(found, _rows_needed(loop), loop.train.memory_free(), loop.stage, *_times(loop.cfg))
+    _look_at_memory(found, _rows_needed(loop), _free_for_rows(loop), loop.stage, *_times(loop.cfg))
 
 # %% ../../nbs/front/65_preflight.ipynb #bd1a6666
 def spoken(seconds:float) -> str:
@@ -229,16 +236,15 @@ def _look_at_batch(found, loop, seconds, history):
 # %% ../../nbs/front/65_preflight.ipynb #00a5ae08
 def _need_of_steps(found, loop, memory):
     "Note what rows and steps of one stage take together, on a GPU or in the memory of the machine"
-    rows = _rows_needed(loop)
+    rows, room = _rows_needed(loop), _free_for_rows(loop)
     if loop.device.type == 'cuda':
-        read = loop.train.memory_needed().get('device', 0)      # lie there already
-        need, free = rows['device'] + memory, free_on(loop.device) + read
+        need, free = rows['device'] + memory, room.get('device') or free_on(loop.device)
         if need > free:
             said = f'{size_text(need)} for rows and a step, {size_text(free)} are free'
             found.add('device memory', said, 'bad', loop.stage.id)
         return found.need('device', need, free)
     steps = memory*processes_of(loop.cfg)
-    found.need('host', rows['host']*_times(loop.cfg)[0] + steps, loop.train.memory_free()['host'])
+    found.need('host', rows['host']*_times(loop.cfg)[0] + steps, room['host'])
 
 # %% ../../nbs/front/65_preflight.ipynb #1db632c6
 def _look_at_steps(found, loop, history=()):
