@@ -227,13 +227,8 @@ def rank_of(
 ) -> torch.Tensor:        # int64 (B,): 0 is the first choice
     "How many `legal` moves `logits` put before each of `labels`"
     own = logits.gather(1, labels[:, None])
-    own = own.to(torch.promote_types(own.dtype, torch.float32))
-    # earlier ones are behind if they are at most the next smaller number: one comparison of all logits in place of two
-    lowest = torch.full_like(own, -torch.inf)
-    smaller = torch.nextafter(own, lowest).masked_fill(own == lowest, torch.nan)
-    smaller = smaller.masked_fill(own == 0, -torch.finfo(own.dtype).tiny)     # where numbers below it are taken for 0, too
     later = torch.arange(logits.shape[1], device=logits.device) >= labels[:, None]
-    behind = logits <= torch.where(later, own, smaller)
+    behind = (logits < own) | ((logits == own) & later)
     return (legal & ~behind).sum(1)
 
 # %% ../../nbs/stages/34_policy_value.ipynb #a79fdf34
