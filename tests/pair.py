@@ -1,7 +1,7 @@
 """Two processes that train together, started once; a test gives both the same job, and gets what each answered
 
 Run as a script it is one of them. Jobs run in one process, too, which is what two are compared with."""
-import contextlib, errno, io, json, os, signal, subprocess, sys, time, traceback
+import contextlib, errno, io, json, os, signal, subprocess, sys, threading, time, traceback
 from pathlib import Path
 
 from lab import free_port
@@ -23,6 +23,8 @@ class Pair:
         for p in self.all: print(json.dumps([job, given], default=str), file=p.stdin, flush=True)
         told = [_line(p.stdout) for p in self.all]
         assert may_go or not any('gone' in t for t in told), [log.read_text()[-2000:] for log in self.logs]
+        strays = [t.pop('strays', []) for t in told]
+        assert not any(strays), strays
         return told
 
     def close(self):
@@ -187,11 +189,30 @@ def done(job, given):
         except Exception: answer = {'broken': traceback.format_exc()}
     return answer | {'said': said.getvalue()}
 
+def main_thread_alone(strays):
+    "Put into `strays` what another thread than the main one asks the processes' store, or has them do together"
+    import torch.distributed as dist
+    def told(owner, name, meant=lambda a: True):
+        real = getattr(owner, name)
+        def call(*a, **k):
+            if threading.current_thread() is not threading.main_thread() and meant(a):
+                strays.append(f'{threading.current_thread().name}: {name}')
+            return real(*a, **k)
+        setattr(owner, name, call)
+    # one waits there for another, and whoever else asks waits with it; a clone is another store
+    common = lambda a: a[0] is dist.distributed_c10d._get_default_store()
+    for name in ('add', 'check', 'compare_set', 'delete_key', 'get', 'multi_get', 'multi_set', 'num_keys', 'set', 'wait'):
+        told(dist.Store, name, common)
+    for name in ('all_gather', 'all_gather_object', 'all_reduce', 'barrier', 'broadcast', 'broadcast_object_list', 'new_group'):
+        told(dist, name)
+
 if __name__ == '__main__':
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     from maou_nb.train.processes import join
     join()
+    main_thread_alone(strays := [])
     for line in sys.stdin:
-        print(json.dumps(done(*json.loads(line))), file=answers, flush=True)
+        print(json.dumps(done(*json.loads(line)) | {'strays': strays}), file=answers, flush=True)
+        strays.clear()
         if join().lost: break       # as a run does, whose processes can't meet any more

@@ -71,6 +71,12 @@ def test_the_names_of_a_runs_files_stand_in_one_place():
                  and any(f'/{f}' in n.value or n.value.startswith(f'{f}/') for f in FILES) and ' ' not in n.value.strip()]
         assert not named and not paths, f'{room}: {named + paths}'
 
+def test_the_free_memory_of_a_gpu_is_asked_for_in_one_place():
+    "Torch alone does not count what it holds itself: a second run in a kernel would find too little"
+    asking = {room for room, path in ROOMS.items() for n in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+              if isinstance(n, ast.Attribute) and n.attr == 'mem_get_info'}
+    assert asking == {'data.machine'}
+
 def test_an_option_says_all_of_itself():
     "Group, stages, what a resume may do, and when it is idle: in the field, and in one section"
     with kept_registries():

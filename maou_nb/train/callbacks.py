@@ -30,6 +30,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
 from ..data.files import as_json, naming, open_append, path_here
+from ..data.machine import free_on, held_on
 from ..data.options import Globs, Section, option
 from ..stages.stage import Stage, stages_of
 from .checkpoints import CheckpointError, Checkpoints, load_tensors, part, parts_of, save_parts
@@ -489,8 +490,8 @@ class _Snapshot:
 
     def _has_room(self, size):
         "Whether the card has so many bytes, and as much again as torch has free, beside what torch holds"
-        free = torch.cuda.memory_reserved(self.gpu) - torch.cuda.memory_allocated(self.gpu)
-        return torch.cuda.mem_get_info(self.gpu)[0] > 2*size + free
+        held = held_on(self.gpu)
+        return free_on(self.gpu) - held > 2*size + held
 
     def on_host(self) -> dict:
         "The tensors, once; what they take on a GPU is free again"
