@@ -21,7 +21,7 @@ from maou_nb.train.loop import TIMINGS, Callback, Loop, Settings, make_accelerat
 from maou_nb.train.noise import NoiseScale, noise_callbacks, noise_and_slope
 from maou_nb.train.optim import lr_factor
 from maou_nb.train.options import LearnConfig, vain_remark
-from maou_nb.train.runner import close_sources, go_on, stage_loop
+from maou_nb.train.runner import close_sources, go_on, loop_remarks, stage_loop
 from maou_nb.train.trials import batch_trial
 from options import TINY, few, moved, run, weights      # noqa: F401, fixtures
 from pair import Pair, done
@@ -153,21 +153,53 @@ def test_a_compiled_net_is_measured(loop_of):
     assert all(torch.equal(a, b) for a, b in zip(plain.net.parameters(), watched.net.parameters()))
     assert (torch._functorch.config.donated_buffer, torch.compiler.config.cache_key_tag) == ours == (True, '')
 
+@contextlib.contextmanager
+def scaled():
+    "Loops made inside have an accelerator that scales losses as in fp16, and computes in 32 bits all the same"
+    real = make_accelerator
+    def make(device, precision):
+        a = real('cpu', 'fp32')
+        a.scaler = torch.amp.GradScaler('cpu', init_scale=2.**9, growth_interval=1)
+        return a
+    with patch(f'{__name__}.make_accelerator', make): yield
+
+def as_half(loop):
+    "`loop`, its accelerator as in fp16"
+    a = loop.accelerator
+    a.native_amp, a.state._mixed_precision, a.autocast = True, 'fp16', contextlib.nullcontext
+    return loop
+
+@pytest.mark.parametrize('more, graphs', [({}, True), (dict(gradient_accumulation_steps=2), False), (dict(noise_scale=True), False)])
+def test_a_step_that_goes_backward_twice_takes_no_cuda_graph(loop_of, more, graphs):
+    with patch.object(torch.nn.Module, 'compile') as compiled:
+        loop = loop_of(1, stage12_compilation=True, compile_mode='reduce-overhead', **more)
+    assert compiled.call_args.kwargs['options']['triton.cudagraphs'] is graphs
+    assert any('no CUDA graphs' in said for said in loop_remarks(loop)) is not graphs
+
+def test_gradients_are_divided_by_the_scale_once(loop_of):
+    "Also where stages before had an optimizer of the same backbone"
+    def norm(loop):
+        batch = next(iter(loop.batches(loop.train)))
+        loop.accelerator.backward(loop.stage.loss(loop.ask(loop.net, batch, loop.train), batch, loop.cfg)['loss'])
+        return float(loop.clip()), [p.grad.clone() for p in loop.parameters if p.grad is not None]
+    options = dict(stage3_batch_size=64, vit_dropout=0.)
+    plain = loop_of(3, **options)
+    with scaled(): earlier = loop_of(1, **options)
+    backbone = earlier.accelerator.unwrap_model(earlier.net).backbone
+    loop, _ = stage_loop(earlier.cfg.model_copy(update={'stage': '3'}), STAGES['3'], backbone, earlier.accelerator, say=lambda text: None)
+    plain.net.load_state_dict(loop.net.state_dict())
+    try: (half, divided), (whole, grads) = norm(as_half(loop)), norm(plain)
+    finally: close_sources(loop)
+    assert half == pytest.approx(whole, rel=1e-4)
+    for a, b in zip(divided, grads, strict=True): assert torch.allclose(a, b, rtol=1e-3, atol=1e-6)
+
 def test_scaled_losses_and_clipped_gradients(loop_of):
     "In fp16 losses are scaled; what is measured is not"
     options = dict(noise_scale=True, adaptive_batch_measurement_interval=1, stage1_batch_size=300, stage1_threshold=1.,
                    stage1_max_epochs=1, **still)
-    real = make_accelerator
-    def scaled(device, precision):
-        "An accelerator that scales, and computes in 32 bits all the same"
-        a = real('cpu', 'fp32')
-        a.scaler = torch.amp.GradScaler('cpu', init_scale=2.**9, growth_interval=1)
-        return a
     for more in ({}, dict(gradient_accumulation_steps=2)):
         plain = measured(loop_of(**options, **more))
-        with patch(f'{__name__}.make_accelerator', scaled): loop = loop_of(**options, **more)
-        a = loop.accelerator
-        a.native_amp, a.state._mixed_precision, a.autocast = True, 'fp16', contextlib.nullcontext
+        with scaled(): loop = as_half(loop_of(**options, **more))
         half = measured(loop)
         assert loop.accelerator.scaler.get_scale() > 2.**9 and torch.allclose(plain, half, rtol=1e-3), more
 

@@ -40,7 +40,9 @@ TABLES = {
 @cache
 def _on(table, device):
     "One of `TABLES` as a tensor on `device`, taken there once"
-    return torch.from_numpy(TABLES[table]).to(device)
+    held = torch.from_numpy(TABLES[table])
+    if device.type == 'mps' and held.dtype == torch.float64: held = held.view(torch.int64)      # which has no such floats
+    return held.to(device)
 
 # %% ../../nbs/data/20_batches.ipynb #5c09d5b3
 def unpack_bits(
@@ -50,8 +52,8 @@ def unpack_bits(
     "The flags that `packed` holds"
     n, width, device = *packed.shape, packed.device
     if out is None: out = torch.empty(n, 8*width, dtype=torch.bool, device=device)
-    flat = out.view(torch.float64).view(-1)
-    torch.index_select(_on('flags', device), 0, packed.int().view(-1), out=flat)
+    flags = _on('flags', device)
+    torch.index_select(flags, 0, packed.int().view(-1), out=out.view(flags.dtype).view(-1))
     return out
 
 # %% ../../nbs/data/20_batches.ipynb #6118ee42
@@ -187,7 +189,7 @@ def from_rows(
         record, further = rows.records, (rows.labels, rows.counts, rows.row_of)
     else: record, further = _host_tensors(rows, columns)
     further = [torch.as_tensor(t) for t in further if t is not None and len(t)] or [None]*3
-    if mirror is not None: mirror = torch.from_numpy(mirror).to(record.device)
+    if mirror is not None: mirror = torch.from_numpy(mirror).to(record.device, non_blocking=True)
     return cls(columns, record, *further, mirror)
 
 # %% ../../nbs/data/20_batches.ipynb #85a3098b

@@ -671,8 +671,6 @@ def close(self:StreamingFileSource):
         if self._owner is not None: self._owner.cleanup()
     self._start_empty()
     self._shared = None
-    on_gpu = self.cache == 'device' and torch.device(self.device).type == 'cuda'
-    if on_gpu: torch.cuda.empty_cache()
     pa.default_memory_pool().release_unused()
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass     # another C library does so by itself

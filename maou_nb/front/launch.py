@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.files import FileError, read_json
-from ..data.machine import end_at_once
+from ..data.machine import end_at_once, give_back
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from .options import BY_US
@@ -131,6 +131,7 @@ def launch(
     with tempfile.TemporaryDirectory() as folder, (stop or StopWish()) as stop:
         asked, answer = Path(folder)/'asked.json', Path(folder)/'answer.json'
         asked.write_text(json.dumps({'options': saved_options(cfg), 'plugins': plugins}))
+        give_back()
         child = subprocess.Popen(_command(processes, folder), env=_environment(processes, say is not print), start_new_session=True,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try: _wait(child, stop, _shown(say))

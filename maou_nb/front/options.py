@@ -18,6 +18,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache, partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import torch
@@ -269,7 +270,11 @@ def _made(cfg):
 # %% ../../nbs/front/60_options.ipynb #2df4425f
 def _room(cfg) -> int:
     "Bytes that are free on the device of `cfg`"
-    if any(device_problems(cfg)) or (device := torch.device(cfg.gpu or best_device())).type != 'cuda': return free_memory()
+    if any(device_problems(cfg)): return free_memory()
+    device = torch.device(cfg.gpu or best_device())
+    if device == torch.device('cuda'): device = best_device()      # of several processes: its own
+    # to ask for what is free takes some memory there, and processes that are yet to start need it
+    if device.type == 'cuda' and processes_of(cfg) > 1: return torch.cuda.get_device_properties(device).total_memory
     return free_on(device)
 
 # %% ../../nbs/front/60_options.ipynb #93b5f02a
@@ -612,12 +617,17 @@ def process_problems(cfg) -> Iterator[str]:
 
 # %% ../../nbs/front/60_options.ipynb #be1288ed
 def compiler_problems(cfg) -> Iterator[str]:
-    "Compiling on a CPU without a compiler"
-    if not (cfg.gpu or '').startswith('cpu'): return
-    if any(map(shutil.which, ('c++', 'g++', 'clang++'))): return
+    "Compiling without what torch.compile needs"
     names = [s.option('compile') for s in STAGES.values() if s.of(cfg, 'compile')]
-    if names: yield (f'{names[0]}=True: torch.compile needs a C++ compiler on a CPU, '
-                     'and none was found; install g++')
+    if not names or any(device_problems(cfg)): return
+    kind = torch.device(cfg.gpu or best_device()).type
+    # what torch, and Triton, look for
+    named, known = ('CXX', ('c++', 'g++', 'clang++')) if kind == 'cpu' else ('CC', ('cc', 'gcc', 'clang'))
+    needs = f'{names[0]}=True: torch.compile needs'
+    if kind == 'cuda' and find_spec('triton') is None: yield f'{needs} Triton on a GPU, which is not installed; install triton'
+    if kind in ('cpu', 'cuda') and not any(map(shutil.which, filter(None, (os.environ.get(named), *known)))):
+        wanted = 'a C++ compiler on a CPU' if kind == 'cpu' else 'a C compiler on a GPU'
+        yield f'{needs} {wanted}, and none was found; install {known[1]}'
 
 # %% ../../nbs/front/60_options.ipynb #018ee5c1
 def onnx_problems(cfg) -> Iterator[str]:

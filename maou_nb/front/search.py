@@ -7,7 +7,6 @@ __all__ = ['STUDIES', 'SAMPLERS', 'PRUNERS', 'search_problem', 'distribution_of'
            'study_folder', 'Task', 'Trial', 'SearchResult', 'search']
 
 # %% ../../nbs/front/69_search.ipynb #de2994e9
-import gc
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +18,6 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
 from fastcore.basics import patch
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
@@ -27,6 +25,7 @@ from ..data.alone import alone_in
 from ..data.explained import check_one_of, check_whole, hinted, refuse, said
 from ..data.files import as_json, check_file, parsed_json, read_json, short_path
 from ..data.html import html_table, join_html, tag
+from ..data.machine import give_back
 from ..data.options import OptionError
 from .learn import check_callbacks, train_run
 from .options import field_problem, make_config, try_config, valid_part, without_idle
@@ -647,8 +646,7 @@ def go_on(self:Task, trials:int, sampler, seed:int, say:Callable) -> SearchResul
         trial, options = self.begin(sampler, seed)
         pruning = Pruning(trial, self.stage, self.figure)
         done = self.end(trial, *self.train(options, self.run(trial.number), pruning), pruning)
-        gc.collect()
-        if torch.cuda.is_available(): torch.cuda.empty_cache()       # what a trial left that had no room
+        give_back()       # what a trial left that had no room
         if not done:
             say(f'search {self.study.study_name} was stopped in trial {trial.number}: the same call goes on')
             break

@@ -28,7 +28,7 @@ from fastcore.basics import patch
 
 from ..data.explained import check_whole
 from ..data.files import parsed_json
-from ..data.machine import cores, end_at_once
+from ..data.machine import cores, end_at_once, give_back
 
 # %% ../../nbs/front/64_workers.ipynb #3fe26e9a
 def _end_with(parent:int, every:float=0.5):
@@ -123,6 +123,7 @@ def _call(self:Workers, what, place) -> tuple:
         command = [sys.executable, '-c', 'from maou_nb.front.workers import work; work()', str(folder), str(os.getpid())]
         with self.lock:
             if self.given_up: return False, KeyboardInterrupt()
+            give_back()
             child = subprocess.Popen(command, env=os.environ | {'TQDM_DISABLE': '1'} | place, start_new_session=True,
                                      stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             self.children.add(child)

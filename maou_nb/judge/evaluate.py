@@ -7,6 +7,7 @@ __all__ = ['PLIES', 'add_figures', 'ply_table', 'reliability_table', 'Evaluation
            'rows_to_judge', 'plies_of', 'torch_device', 'Sums', 'evaluate']
 
 # %% ../../nbs/judge/52_evaluate.ipynb #28dd36a0
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -314,9 +315,16 @@ def torch_device(device) -> torch.device:
 # %% ../../nbs/judge/52_evaluate.ipynb #1783e927
 _types = {'fp32': None, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
-def _autocast(device, precision):
+@contextmanager
+def _computing(device, precision):
     "The context in which the forward pass runs in `precision`"
-    return torch.autocast(device.type, _types[precision], enabled=_types[precision] is not None)
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [k.allow_tf32 for k in kinds]
+    for k in kinds: k.allow_tf32 = False     # whatever a run in this kernel had
+    try:
+        with torch.autocast(device.type, _types[precision], enabled=_types[precision] is not None) as cast: yield cast
+    finally:
+        for k, was in zip(kinds, before): k.allow_tf32 = was
 
 # %% ../../nbs/judge/52_evaluate.ipynb #a1590867
 class Sums:
@@ -391,7 +399,7 @@ def evaluate(
     stage, dense = stage_of_net(net, stage), None
     sums = Sums(stage, options_of(net), source, device)
     loader = batch_loader(BatchStream(source, source.plan(batch_size, shuffle=False)))
-    with evaluating(net, device), _autocast(device, precision):
+    with evaluating(net, device), _computing(device, precision):
         for batch in tqdm(loader, desc=f'evaluate stage {stage.id}', unit='batch', leave=False):
             dense = batch.to(device, non_blocking=device.type == 'cuda').decode(dense)
             sums.add({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense)

@@ -26,8 +26,7 @@ def bce_loss(
 ) -> torch.Tensor:         # float scalar: mean over everything
     "Binary cross entropy of `logits` against `targets`"
     logits, weight = _full(logits), None
-    if pos_weight != 1:
-        weight = torch.as_tensor(pos_weight, dtype=logits.dtype, device=logits.device)
+    if pos_weight != 1: weight = logits.new_full((), pos_weight)      # made on the device: nothing waits for a copy
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), pos_weight=weight)
 
 # %% ../../nbs/model/23_losses.ipynb #7f178dcd

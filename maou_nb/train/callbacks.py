@@ -271,7 +271,7 @@ def gpu_load(device:torch.device) -> dict[str, float]:    # Shares, 0…1; nothi
     if device.type != 'cuda': return {}
     held = torch.cuda.memory_reserved(device)/torch.cuda.get_device_properties(device).total_memory
     try: return {'gpu_memory': round(held, 4), 'gpu_use': torch.cuda.utilization(device)/100}
-    except (ImportError, RuntimeError): return {'gpu_memory': round(held, 4)}
+    except Exception: return {'gpu_memory': round(held, 4)}
 
 # %% ../../nbs/train/44_callbacks.ipynb #5feb0f0d
 @patch

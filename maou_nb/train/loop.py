@@ -126,16 +126,19 @@ def make_accelerator(
     join()
     device = torch.device(gpu) if gpu else best_device()
     if device == torch.device('cuda') and launched(): device = best_device()
-    if precision == 'auto': precision = best_precision(device)
+    # GPUs of one run may differ
+    if precision == 'auto': precision = join().tell(lambda: best_precision(device))
     _forget_settings()
-    # accelerate takes the current device
-    if device.type == 'cuda' and device.index is not None: torch.cuda.set_device(device)
+    if device == torch.device('cuda'): device = torch.device('cuda', torch.cuda.current_device())
+    if device.type == 'cuda': torch.cuda.set_device(device)
     # torch's own setting is tf32 in convolutions and fp32 in products
     for kind in (torch.backends.cuda.matmul, torch.backends.cudnn): kind.allow_tf32 = precision == 'tf32'
     mixed = 'no' if precision in ('fp32', 'tf32') else precision
     # of these accelerate would ask the environment
     own = dict(gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1), dynamo_plugin=TorchDynamoPlugin(backend='no'))
-    return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed, **own)
+    # else it would mean whichever GPU is current, which each thread has for itself
+    this = {'accelerate_torch_device': str(device)} if device.type == 'cuda' and not launched() else {}
+    with patch_environment(**this): return Accelerator(cpu=device.type == 'cpu', mixed_precision=mixed, **own)
 
 # %% ../../nbs/train/43_loop.ipynb #3c0fbcf8
 def precision_of(accelerator:Accelerator) -> str:
@@ -392,11 +395,18 @@ def compile_options(
     return torch._inductor.list_mode_options(mode) | {k: v for k, v in own.items() if k in known}
 
 # %% ../../nbs/train/43_loop.ipynb #5eee5213
+@patch(as_prop=True)
+def one_backward(self:Loop) -> bool:
+    "Whether a step goes backward once; gradients lie in the memory of a CUDA graph, which its next call takes again"
+    return batches_a_step(self.cfg, self.stage)[1] == 1 and not getattr(self.cfg, 'noise_scale', False)
+
+# %% ../../nbs/train/43_loop.ipynb #1fd0de11
 @patch
 def _compile(self:Loop, *nets):
     "Have `nets` compiled, those that there are, when they are asked first"
     torch.compiler.reset()      # of one `forward` dynamo compiles 8 graphs, those of earlier nets counted in
     options = compile_options(self.cfg.compile_mode)
+    if not self.one_backward: options['triton.cudagraphs'] = False
     for net in nets:
         if net is not None: net.compile(dynamic=False, options=options)
 
@@ -546,7 +556,9 @@ def _share(self:Loop, own:int) -> tuple[float, bool]:
 def clip(self:Loop) -> torch.Tensor:
     "Scale the gradients down to the largest norm that is allowed; the norm they had"
     limit = self.cfg.gradient_clip_norm or math.inf       # with no limit it is still measured
-    return self.accelerator.clip_grad_norm_(self.parameters, limit)
+    # accelerate's own would divide by the scale of fp16 once for each optimizer that was ever prepared: of earlier stages, too
+    self.accelerator.unscale_gradients(self.optimizer)
+    return torch.nn.utils.clip_grad_norm_(self.parameters, limit)
 
 # %% ../../nbs/train/43_loop.ipynb #e0f0e1e5
 @patch
@@ -849,8 +861,7 @@ def check_loss(self:Loop) -> float:
 def _own_state(self:Loop) -> dict:
     "Tensors that each process has for itself"
     means = self.means.tensors() if self.means is not None else {}
-    gpu = self.device if self.together.world > 1 else None
-    return {**{f'means.{k}': v for k, v in means.items()}, **random_tensors(gpu)}
+    return {**{f'means.{k}': v for k, v in means.items()}, **random_tensors(self.device)}
 
 # %% ../../nbs/train/43_loop.ipynb #8c3101a4
 @patch
@@ -900,7 +911,7 @@ def _load_own(self:Loop, tensors:dict, processes:int):
         else: each += [part(tensors, f'process.{r}.means.') for r in range(1, processes)]
     self.means = Means(self.stage, self.device).load(*each) if any(each) else None
     if rank and not same: self._draw_apart()
-    else: load_random(own, self.device if self.together.world > 1 else None)
+    else: load_random(own, self.device)
 
 # %% ../../nbs/train/43_loop.ipynb #a65a10af
 @patch

@@ -138,8 +138,8 @@ def _of_all(self:NoiseScale, loop):
     p = self.parts
     if loop.together.world == 1: return p.squares / p.n, p.per_row / p.n
     share = self.own*loop.together.world / loop.step_rows or 1.
-    own = torch.tensor([1 / (self.own or math.inf), float(self.own > 0)]).to(loop.device)
-    sums = torch.stack([p.squares / share**2, *own])
+    own = 1 / (self.own or math.inf), float(self.own > 0)
+    sums = torch.stack([p.squares / share**2, *(p.squares.new_full((), x) for x in own)])
     dist.all_reduce(sums, group=loop.together.norms)
     return sums[0] / sums[2], sums[1] / sums[2]
 

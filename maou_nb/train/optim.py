@@ -174,10 +174,10 @@ LIKE_ADAMW = 0.2
 # %% ../../nbs/train/40_optim.ipynb #96c42cbb
 def orthogonalised(
     matrix:torch.Tensor,  # float (A, B)
-) -> torch.Tensor:        # float (A, B); bfloat16 on a GPU
+) -> torch.Tensor:        # float (A, B); bfloat16 on a GPU that computes in it
     "About the nearest matrix whose singular values are 1, by Newton–Schulz iteration"
     a, b, c = NEWTON_SCHULZ
-    x = matrix.bfloat16() if matrix.is_cuda else matrix
+    x = matrix.bfloat16() if matrix.is_cuda and torch.cuda.get_device_capability(matrix.device) >= (8, 0) else matrix
     if tall := x.shape[0] > x.shape[1]: x = x.T
     x = x / (x.norm() + 1e-7)
     for _ in range(ROUNDS):

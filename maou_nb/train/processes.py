@@ -86,6 +86,7 @@ class Together:
         self.here = [rank]       # those on this machine
         self.beside = {}         # of those that can be seen from here, what the system says of each
         self.amid = False        # in a step, whose gradients the others wait for
+        self.meeting = False     # in one of the calls below, which waits for the others
         self.failed = ''         # what ended the run, once that is known
         self.lost = ''           # why they cannot meet any more
 
@@ -139,11 +140,13 @@ def one_gone(self:Together) -> str:
 def _there(self:Together):
     "An `Ended` if a process is not there any more"
     if self.lost: raise Ended(self.lost)
+    self.meeting = True
     try: yield
     except RuntimeError as e:
         if isinstance(e, Ended): raise
         self.lost = self.failed = self.said() or self.one_gone() or f'another process of the run {_GONE}'
         raise Ended(self.lost) from e
+    finally: self.meeting = False
 
 # %% ../../nbs/train/39_processes.ipynb #6a011618
 @patch
@@ -250,18 +253,37 @@ def _leave_word(self:Together, why, store):
     if not store.check([_WHY]): store.set(_WHY, why)
 
 # %% ../../nbs/train/39_processes.ipynb #ef87cb94
+_ALIVE = 'maou_nb/alive/'     # and a rank: the key under which a process counts up
+_SILENCE = 60                 # Calls, a second apart, before which one elsewhere must have counted
+
+@patch
+def _silent(self:Together, store, heard:dict) -> str:
+    "Count up, and see who else has since the last call; which of those that cannot be seen has long not, in a sentence"
+    store.add(f'{_ALIVE}{self.rank}', 1)
+    for rank in {*range(self.world)} - {self.rank, *self.beside}:
+        count = store.add(f'{_ALIVE}{rank}', 0)
+        before, times = heard.get(rank, (None, 0))
+        # not by the clock, which goes on where all were suspended
+        heard[rank] = count, times + 1 if count == before else 0
+        if heard[rank][1] >= _SILENCE: return f'process {rank} {_GONE}'
+    return ''
+
+# %% ../../nbs/train/39_processes.ipynb #b813baec
 _PATIENCE = 15.      # Seconds for which a step may go on after another process failed
 
 def _watch_over(together, store, over):
     "End this process if it waits for one that has failed, until the event `over`"
+    heard = {}
     while not over.wait(1.):
+        gone = ''
         try:
-            gone = together.one_gone() if together.amid else ''
+            silent = together._silent(store, heard)
+            if together.amid: gone = together.one_gone() or silent
+            elif together.meeting: gone = silent      # of others it hears by gloo
             if gone: together._leave_word(gone, store)
             elif not store.check([_WHY]): continue
-        except RuntimeError:     # who keeps the store is gone, too
-            if not gone: return
-        if over.wait(_PATIENCE) or not together.amid or together.lost: return
+        except RuntimeError: gone = gone or f'the process that keeps what they tell each other {_GONE}'
+        if over.wait(_PATIENCE) or together.lost or not (together.amid or together.meeting and gone): return
         print(together.said(store) or gone, file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -306,7 +328,8 @@ def leave(self:Together):
 def _joined() -> Together:
     "This process among those that a launcher started"
     if not dist.is_initialized():
-        dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo')
+        nccl = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group('cpu:gloo,cuda:nccl' if nccl else 'gloo')
     # memory formats differ for kernels of one pixel, which costs nothing that can be measured
     warnings.filterwarnings('ignore', 'Grad strides do not match bucket view strides')
     long = timedelta(days=7)
@@ -409,12 +432,16 @@ class SyncedNorm(nn.SyncBatchNorm):
     "torch's batch norm over all processes, on GPUs"
     process_group = None
 
+def _synced(self, x):
+    "torch's forward pass; a share of 0 rows sends its sums in 32 bits, too, as the others do"
+    return nn.SyncBatchNorm.forward(self, x if x.numel() else x.float())
+
 # %% ../../nbs/train/39_processes.ipynb #f1089167
 def share_norms(net:nn.Module, device:torch.device):
     "Have the batch norms in `net` go over all processes"
     cuda = device.type == 'cuda'
     # torch's compiler cannot look into what speaks to other processes; said here, as it takes a second to import it
-    if cuda: SyncedNorm.forward = torch.compiler.disable(nn.SyncBatchNorm.forward)
+    if cuda: SyncedNorm.forward = torch.compiler.disable(_synced)
     else: SharedNorm.moments = staticmethod(torch.compiler.disable(_moments))
     for m in net.modules():
         if isinstance(m, _BatchNorm): m.__class__ = SyncedNorm if cuda else SharedNorm

@@ -50,7 +50,7 @@ from .checkpoints import (CheckpointError, Checkpoints, MisfitError, adapter_of,
 from .folder import LINES, RunFolder, fits_row, from_folder
 from .noise import noise_callbacks
 from .optim import batches_a_step
-from .loop import Callback, Loop, Means, Settings, Stopped, StopWish
+from .loop import Callback, Loop, Means, Settings, Stopped, StopWish, compile_options
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
 from .processes import join
 from .row_results import RowResults, rows_file
@@ -488,11 +488,18 @@ def _twice(loop):
     if said := trained_twice(loop.train): yield f'{loop.stage.option("data")}: {said}'
 
 # %% ../../nbs/train/48_runner.ipynb #3452566e
+def _no_graphs(loop):
+    "What to say of CUDA graphs that are wanted where a step goes backward more than once"
+    mode = loop.cfg.compile_mode
+    if loop.settings.compile and compile_options(mode).get('triton.cudagraphs') and not loop.one_backward:
+        yield f'compile_mode={mode!r}: no CUDA graphs, as a step has several batches or its noise is measured'
+
+# %% ../../nbs/train/48_runner.ipynb #178cff89
 def loop_remarks(loop:Loop) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop), *layers, *_twice(loop)]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop), *layers, *_twice(loop), *_no_graphs(loop)]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
@@ -513,6 +520,8 @@ def close_sources(loop:Loop):
     loop.decoded.clear()
     for source in (loop.train, loop.valid):
         if source is not None: source.close()
+    # not where a process is gone: the GPU may wait for it for ever, and this would wait for the GPU
+    if loop.device.type == 'cuda' and not loop.together.lost: loop.accelerator.free_memory()
 
 # %% ../../nbs/train/48_runner.ipynb #5ab6fe37
 class StageResult(BaseModel):

@@ -285,6 +285,7 @@ class BatchTrial:
 
     def __repr__(self):
         how = f'by the gradients of {self.batches} batches of {self.size:,}'
+        if math.isnan(self.low): return f'not to be told {how}, some of which are infinite or no numbers'
         if math.isnan(self.scale): return f'not to be told {how}, which are nearly all noise; more than about {rounded(self.low)} positions'
         return f'about {rounded(self.scale)} positions ({rounded(self.low)} to {rounded(self.high)}), {how}'
 
@@ -300,6 +301,7 @@ def batch_trial(
 ) -> BatchTrial:
     "The noise scale and how sure it is, each batch left out once"
     n, (noise, slope) = len(products), of_products(products, size)
+    if not products.isfinite().all(): return BatchTrial(math.nan, math.nan, math.nan, n, size)
     keep = [[j for j in range(n) if j != i] for i in range(n)]
     each = torch.tensor([of_products(products[k][:, k], size) for k in keep], dtype=torch.float64)
     spread = lambda x: float(((n - 1)/n*(x - x.mean()).square().sum()).sqrt())
