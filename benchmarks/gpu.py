@@ -368,6 +368,9 @@ def recompile(args):
 def ddp_child(args):
     "Train some steps, whether or not there is a process group; says what the weights add up to"
     loop = small_loop(args, 'resnet', 'fp32', Losses(args.resume_steps))
+    if torch.distributed.is_initialized():      # accelerate begins a group of one, and wraps nothing for it
+        on_gpu = loop.device.type == 'cuda'
+        loop.net = torch.nn.parallel.DistributedDataParallel(loop.net, device_ids=[loop.device.index] if on_gpu else None)
     name = type(loop.net).__name__
     with deterministic(): took = timed(loop.device, lambda: run_to_end(loop))
     weights = loop.accelerator.unwrap_model(loop.net).state_dict().values()
