@@ -3,13 +3,24 @@ import functools, http.server, json, re, subprocess, sys, threading, types
 
 import pytest
 import yaml
+from nbdev.showdoc import show_doc
 
 from lab import browser, shot
 from maou_nb.train.options import LearnConfig
+from public import public
 from samples import ROOT
 
 sys.path.insert(0, str(ROOT/'tools'))
 import docs_build
+
+@pytest.mark.filterwarnings('ignore::UserWarning')
+def test_the_page_of_every_export_can_be_made():
+    "Of classes that have their parts from another library, too"
+    unmade = {}
+    for name, found in public():
+        try: assert str(show_doc(found))
+        except Exception as e: unmade[name] = repr(e)
+    assert not unmade
 
 @pytest.fixture(scope='module')
 def site():

@@ -54,11 +54,13 @@ def shown(path):
 
 def places(folder):
     "What the run left in `folder`: pairs of name and place"
+    # not of runs that were here before
+    there = [o for o in folder.rglob('*') if not any(part.startswith('earlier-') for part in o.relative_to(folder).parts)]
     yield 'run folder', shown(folder)
-    for p in sorted(folder.rglob('result.json')): yield 'result', shown(p)
-    for p in sorted({o.parent for o in folder.rglob('checkpoint*') if o.is_dir() and o.name != 'checkpoints'}
-                    | {o for o in folder.rglob('checkpoints') if o.is_dir()}): yield 'checkpoints', shown(p)
-    logs = sorted({o.parent for o in folder.rglob('events.out.tfevents.*')})
+    for p in sorted(o for o in there if o.name == 'result.json'): yield 'result', shown(p)
+    for p in sorted({o.parent for o in there if o.is_dir() and o.name.startswith('checkpoint') and o.name != 'checkpoints'}
+                    | {o for o in there if o.is_dir() and o.name == 'checkpoints'}): yield 'checkpoints', shown(p)
+    logs = sorted({o.parent for o in there if o.name.startswith('events.out.tfevents.')})
     if logs:
         logdir = Path(os.path.commonpath(logs))
         yield 'TensorBoard', f'{shown(Path(sys.prefix)/"bin/tensorboard")} --logdir {shown(logdir)}'

@@ -37,7 +37,7 @@ from .files import (FileError, as_path, atomic_file, cache_folder, clear_parts, 
                                 kept_paths, local_file, make_writable, parsed_json, path_inside, read_json, short_path)
 from .games import Game
 from .labels import LABEL_COUNT
-from .machine import begin_as_worker, cores
+from .machine import bar_pace, begin_as_worker, cores
 from .packed import BOTH_LOST
 from .plugins import elsewhere, load_plugins, needs_file
 from .positions import (add_up, join_tallies, positions, tally, tally_from_arrow,
@@ -118,7 +118,7 @@ class _Work:
 def run(self:_Work, f, tasks, weights, worth, **bar):
     "Results of `f` on each of `tasks`, in order; processes are worth it from a weight of `worth` on"
     few = sum(weights) < worth or len(tasks) < 2 or cores() < 2
-    with tqdm(total=sum(weights), leave=False, smoothing=0.05, **bar) as progress:
+    with tqdm(total=sum(weights), leave=False, smoothing=0.05, **bar_pace(), **bar) as progress:
         if not self.here and (self.executor is not None or not few):
             return self._spread(f, tasks, weights, progress)
         results = []

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.files import FileError, read_json
-from ..data.machine import end_at_once, give_back
+from ..data.machine import bar_pace, end_at_once, give_back
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from .options import BY_US
@@ -64,6 +64,7 @@ def _environment(processes:int, quiet:bool) -> dict:
     "That of the processes: the cores shared out, lines as they come; no bars where they would be lines of a log"
     cores = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
     env = {**cores, **os.environ, BY_US: '1', 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
+    if not bar_pace(): env |= {'TQDM_MININTERVAL': '0.1'}     # who sees what this process says sees their bars, too
     return env | ({'TQDM_DISABLE': '1'} if quiet else {})
 
 # %% ../../nbs/front/61_launch.ipynb #1c4d6951

@@ -300,6 +300,8 @@ CALLED = {'': 'defaults', 'quick': 'quick try on a CPU', 'small-resnet': 'small 
 def _make_tabs(self:LearnPanel):
     "A page of fields for each group of options"
     named = {tab: [n for n in of if n in self.fields and n not in (FIRST, 'preset')] for tab, of in tabs().items()}
+    # what no run can do without comes before what has a usual value
+    named = {tab: sorted(of, key=lambda n: n != 'stage' and not n.endswith('_data_path')) for tab, of in named.items()}
     self.groups = {tab: [self.fields[n] for n in names] for tab, names in named.items()}
     layout = W.Layout(max_height='420px', overflow='auto', display='block')
     pages = [W.VBox([f.row for f in of], layout=layout) for of in self.groups.values()]

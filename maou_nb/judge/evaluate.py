@@ -21,6 +21,7 @@ from ..data.batches import BatchStream, batch_loader
 from ..data.columns import NO_PLY
 from ..data.explained import check_one_of, check_whole, hinted
 from ..data.files import FarError, FileError, kept_paths, short_path
+from ..data.machine import bar_pace
 from ..data.options import OptionError
 from ..data.shards import ShardError
 from ..data.sources import StreamingFileSource
@@ -400,7 +401,7 @@ def evaluate(
     sums = Sums(stage, options_of(net), source, device)
     loader = batch_loader(BatchStream(source, source.plan(batch_size, shuffle=False)))
     with evaluating(net, device), _computing(device, precision):
-        for batch in tqdm(loader, desc=f'evaluate stage {stage.id}', unit='batch', leave=False):
+        for batch in tqdm(loader, desc=f'evaluate stage {stage.id}', unit='batch', leave=False, **bar_pace()):
             dense = batch.to(device, non_blocking=device.type == 'cuda').decode(dense)
             sums.add({k: v.float() for k, v in net(dense.board, dense.hands).items()}, dense)
     path = getattr(net, 'about', {}).get('path')

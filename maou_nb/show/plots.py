@@ -179,6 +179,9 @@ def picture(
 # %% ../../nbs/show/05_plots.ipynb #ceea1fa4
 class Drawing(Figure):
     "A matplotlib `Figure` that shows itself in a notebook without pyplot"
+    # the page of this class would be made of matplotlib's own words, which nbdev cannot read
+    def __init__(self, *args, **keywords): super().__init__(*args, **keywords)
+
     def _repr_html_(self) -> Html:
         titles = (ax.get_title(loc) for ax in self.axes for loc in ('left', 'center'))
         return picture(self, ', '.join(filter(None, titles)) or 'a plot')

@@ -30,7 +30,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm.auto import tqdm
 
 from ..data.files import as_json, naming, open_append, path_here
-from ..data.machine import free_on, held_on
+from ..data.machine import bar_pace, free_on, held_on
 from ..data.options import Globs, Section, option
 from ..stages.stage import Stage, stages_of
 from .checkpoints import CheckpointError, Checkpoints, load_tensors, part, parts_of, save_parts
@@ -170,7 +170,7 @@ class Progress(Callback):
         "Open the bar"
         stage, total = loop.stage, loop.steps_planned()
         self.bar = tqdm(total=total, initial=loop.step, desc=f'stage {stage.id} · {stage.name}',
-                        unit='step', disable=_nobody_looks(loop), leave=False)
+                        unit='step', disable=_nobody_looks(loop), leave=False, **bar_pace())
         self.figures = {}
 
     def after_epoch(self, loop):
@@ -189,7 +189,7 @@ def after_step(self:Progress, loop):
     if loop.step % self.every: return
     self.bar.total = loop.steps_planned()
     loss = f"{float(loop.losses['loss']):.4f}"
-    self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': loss, **self.figures})
+    self.bar.set_postfix({'epoch': loop.epoch + 1, 'loss': loss, **self.figures}, refresh='mininterval' not in bar_pace())
 
 # %% ../../nbs/train/44_callbacks.ipynb #b0f9f974
 class Compiling(Callback):

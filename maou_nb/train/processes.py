@@ -31,6 +31,8 @@ from torch.distributed.distributed_c10d import _get_default_store
 from torch.nn.modules.batchnorm import _BatchNorm
 from xxhash import xxh3_64_intdigest
 
+from ..data.machine import how_ended
+
 # %% ../../nbs/train/39_processes.ipynb #480cacec
 def _first_node(
     nodes:str,    # As SLURM has them: node[03-05,9],other
@@ -362,7 +364,11 @@ def launcher():
     logging.getLogger('torch.distributed').setLevel(logging.CRITICAL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try: main(sys.argv[1:])
-    except (ChildFailedError, SignalException): sys.exit(1)
+    except SignalException: sys.exit(1)
+    except ChildFailedError as e:
+        rank, first = e.get_first_failure()
+        if first.exitcode < 0: print(f'process {rank} was ended by {how_ended(first.exitcode)}', file=sys.stderr, flush=True)
+        sys.exit(1)
 
 # %% ../../nbs/train/39_processes.ipynb #42d4c504
 def process_seed(seed:int, step:int, rank:int) -> int:

@@ -477,6 +477,7 @@ def _unusual(loop):
         share, option = loop.valid.total_rows/rows, f'{stage.option("test_ratio")}={asked:g}'
         if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
+    if size < (n := loop.together.world): yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
     if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
         name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
@@ -669,7 +670,7 @@ def _say_where(loop, planned:int, say):
         return
     if now != planned:
         rate = loop.scheduler.get_last_lr()[0]
-        say(f'  {planned} epochs were planned, now {now}: schedule {loop.settings.schedule} '
+        say(f'  {planned} epoch{"s were" if planned != 1 else " was"} planned, now {now}: schedule {loop.settings.schedule} '
             f'is that of {now}, and goes on at learning rate {rate:.2g}')
     say(f'  goes on in epoch {loop.epoch + 1} after step {loop.step}')
 
