@@ -335,7 +335,7 @@ def test_nobody_watches_when_the_interpreter_ends(tmp_path):
         assert p.returncode == 0 and 'watch-over' in joined and 'watch-over' not in left, (joined, left)
 
 WAITS = """
-import subprocess, sys, threading, time
+import signal, subprocess, sys, threading, time
 from datetime import timedelta
 import torch.distributed as dist
 from maou_nb.train import processes
@@ -351,18 +351,21 @@ elif case == 'alive': threading.Thread(target=lambda s: [(processes.Together(1, 
                                        args=(dist.distributed_c10d._get_default_store().clone(),), daemon=True).start()
 if case == 'met': together.meeting = True
 else: together.amid = case != 'idle'
+if case == 'keeper':
+    together.running = True
+    signal.signal(signal.SIGTERM, lambda *about: print('asked to end', file=sys.stderr, flush=True))
 together.watch()
 if case in ('alive', 'idle'): time.sleep(7)
 elif case == 'keeper': keeper.kill()
 if case == 'seen': dist.distributed_c10d._get_default_store().get('what process 1 would have said')
-elif case in ('silent', 'met', 'keeper'): time.sleep(60)
+elif case in ('silent', 'met', 'keeper'): [time.sleep(1) for _ in range(60)]
 keeper.kill()
 """
 
 @pytest.mark.parametrize('case, said', [
     ('seen', 'process 1 is gone'),        # it waits in the store, as NCCL does there for all before the first tensor is sent
     ('silent', 'process 1 is gone'), *(pytest.param(*p, marks=pytest.mark.slow) for p in (
-        ('met', 'process 1 is gone'), ('keeper', 'the process that keeps'), ('alive', ''), ('idle', '')))])
+        ('met', 'process 1 is gone'), ('keeper', 'resume_from="latest" goes on\nasked to end'), ('alive', ''), ('idle', '')))])
 def test_who_waits_for_one_that_is_gone_ends(case, said):
     "Also where its whole machine is, or the one that keeps the store; not where it counts, or nobody waits"
     begun = time.monotonic()

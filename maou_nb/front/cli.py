@@ -789,14 +789,14 @@ def run_command(
     try:
         with _terminable(), _only_stderr():
             result = command.does(**given)
-            if not watched: print(repr(result))
+            if not watched and _speaks(): print(repr(result))
     except (KeyboardInterrupt, _Terminated) as e:
         print('interrupted' if isinstance(e, KeyboardInterrupt) else 'terminated', file=sys.stderr)
         return 130 if isinstance(e, KeyboardInterrupt) else 143
     except OSError as e: return _tell([_os_text(e)])
     except MemoryError as e: return _tell([str(e) or 'memory ran out'])
     except ValueError as e: return _tell([as_flags(l, asked) for l in _lines(e)])
-    print(json.dumps(as_json(result), indent=1, ensure_ascii=False), flush=True)
+    if _speaks(): print(json.dumps(as_json(result), indent=1, ensure_ascii=False), flush=True)
     return int(_lost())
 
 # %% ../../nbs/front/63_cli.ipynb #b3c6ed20

@@ -18,14 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..data.files import FileError, read_json
-from ..data.machine import bar_pace, end_at_once, give_back
+from ..data.machine import BY_US, bar_pace, clear_shared, end_at_once, give_back
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
-from .options import BY_US
 from ..model.onnx import OnnxError
 from ..train.checkpoints import CheckpointError
 from ..train.folder import FolderGone
-from ..train.loop import Diverged, OutOfRoom, StopWish, WorkerGone
+from ..train.loop import Diverged, OutOfRoom, Stopped, StopWish, WorkerGone
 from ..train.options import LearnConfig, saved_options
 from ..train.processes import Ended, join, launcher
 from ..train.runner import plugins_of
@@ -43,6 +42,7 @@ def answer_of(train:Callable) -> dict:
 def _work():
     "Train what the folder that the command line names last asks for"
     from maou_nb.front.learn import learn_multi_stage
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end_at_once()
     folder = Path(sys.argv[-1])
     asked = read_json(folder/'asked.json')
@@ -56,14 +56,16 @@ def _work():
 # %% ../../nbs/front/61_launch.ipynb #e49f56d0
 def _command(processes:int, folder) -> list[str]:
     "The words that start `processes`, which find in `folder` what to do"
-    run = lambda f: [sys.executable, '-c', f'from {f.__module__} import {f.__name__}; {f.__name__}()']
+    # modules are found where this process finds them; an interrupt while they are imported ends it without a traceback
+    begin = f'import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[:] = {sys.path!r}'
+    run = lambda f: [sys.executable, '-P', '-c', f'{begin}; from {f.__module__} import {f.__name__}; {f.__name__}()']
     return [*run(launcher), '--standalone', f'--nproc_per_node={processes}', '--no-python', *run(_work), str(folder)]
 
 # %% ../../nbs/front/61_launch.ipynb #af8a7f9f
-def _environment(processes:int, quiet:bool) -> dict:
+def _environment(processes:int, quiet:bool, run:str) -> dict:
     "That of the processes: the cores shared out, lines as they come; no bars where they would be lines of a log"
     cores = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
-    env = {**cores, **os.environ, BY_US: '1', 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
+    env = {**cores, **os.environ, BY_US: run, 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
     if not bar_pace(): env |= {'TQDM_MININTERVAL': '0.1'}     # who sees what this process says sees their bars, too
     return env | ({'TQDM_DISABLE': '1'} if quiet else {})
 
@@ -127,16 +129,20 @@ def launch(
     stop:StopWish|None=None,   # Asked whether to end; none: signals alone end it
     say:Callable=print,
 ) -> dict:                     # As `answer_of` gives it
-    "Train `cfg` in so many processes of this machine, and wait for them"
+    "Train `cfg` in so many processes of this machine, and wait for them; `Stopped` if they were before they had begun"
     plugins = [*dict.fromkeys(p['name'] for p in plugins_of(cfg))]
     with tempfile.TemporaryDirectory() as folder, (stop or StopWish()) as stop:
         asked, answer = Path(folder)/'asked.json', Path(folder)/'answer.json'
         asked.write_text(json.dumps({'options': saved_options(cfg), 'plugins': plugins}))
         give_back()
-        child = subprocess.Popen(_command(processes, folder), env=_environment(processes, say is not print), start_new_session=True,
+        env = _environment(processes, say is not print, run := Path(folder).name)
+        child = subprocess.Popen(_command(processes, folder), env=env, start_new_session=True,
                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try: _wait(child, stop, _shown(say))
-        finally: _end(child)
+        finally:
+            _end(child)
+            clear_shared(run)
         if answer.exists(): return read_json(answer)
+        if stop.why: raise Stopped(f'the run was stopped by {stop.why} before its processes had begun')
     raise Ended(f'the {processes} processes ended with exit code {child.returncode} and without a result; '
                 'what they printed may tell why, and resume_from="latest" goes on')

@@ -581,7 +581,10 @@ def _launched(cfg, processes, stop, say, callbacks):
     if check_callbacks(callbacks):
         raise OptionError(f'callbacks: with gpus={cfg.gpus!r} other processes train, which know nothing of them; '
                           'torchrun on a script that gives them would be right')
-    answer = launch(with_whole_paths(cfg), processes, stop, say)
+    try: answer = launch(with_whole_paths(cfg), processes, stop, say)
+    except Stopped as e:
+        asked = list(cfg.stage) if isinstance(cfg.stage, tuple) else cfg.stage
+        return LearnResult(stage=asked, stages_completed=[], run_dir=str(cfg.run_dir or ''), stopped=str(e))
     reached = LearnResult.model_validate(answer['result']) if 'result' in answer else None
     if 'error' not in answer: return reached
     if reached is not None: raise StageThresholdNotMet(reached.stages_completed[-1], reached)
@@ -650,11 +653,12 @@ def _trial_loop(options, of_stage):
     "The loop of one stage under `options`"
     cfg = make_config(**options)
     stage = _tried(cfg, of_stage)
-    print(f'stage {stage.id} is tried; of_stage chooses another')
-    if cfg.resume_from: print('resume_from: a trial begins anew; resume_backbone_from takes what a run has learnt')
+    say = print if join().main else _say_nothing
+    say(f'stage {stage.id} is tried; of_stage chooses another')
+    if cfg.resume_from: say('resume_from: a trial begins anew; resume_backbone_from takes what a run has learnt')
     with same_random():
         accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)
-        loop, _ = stage_loop(cfg, stage, backbone, accelerator)
+        loop, _ = stage_loop(cfg, stage, backbone, accelerator, say=say)
         try: yield loop
         finally: close_sources(loop)
 

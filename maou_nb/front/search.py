@@ -38,7 +38,7 @@ from ..train.folder import RunFolder
 from ..train.loop import Callback
 from ..train.options import about as about_option
 from ..train.options import config_class, kinds_of, why_idle
-from ..train.processes import launched
+from ..train.processes import check_alone
 from ..train.runner import StageThresholdNotMet
 
 # %% ../../nbs/front/69_search.ipynb #5a063cac
@@ -590,7 +590,7 @@ def _check_base(base):
     if odd := [n for n in base if not isinstance(n, str)]: raise OptionError(f'base: {said(odd[0])}: the name of an option was expected')
     odd = [n for n in _own if n != 'stage' and base.get(n) is not None]
     if odd: raise OptionError(f'base: {odd[0]}={said(base[odd[0]])}: each trial has a folder of its own in {STUDIES}/; leave it out')
-    if launched(): raise OptionError('search: one process was expected, and a launcher has started several')
+    check_alone('search')
     if base.get('gpus') not in (None, 1, '1'):
         raise OptionError(f'base: gpus={said(base["gpus"])}: a search trains in this process, where the pruner is; gpu chooses the one')
 

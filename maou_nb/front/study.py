@@ -59,6 +59,7 @@ from ..train.mirror import find_run
 from ..train.options import LearnConfig, config_class
 from ..train.options import about as about_option
 from ..train.row_results import read_table, row_results
+from ..train.processes import check_alone
 from ..train.runner import StageThresholdNotMet, close_sources, stage_loop
 
 # %% ../../nbs/front/65_study.ipynb #62ea0b6a
@@ -1129,6 +1130,7 @@ def study(
     """Train every arm with the same seeds and an equal budget, and say what is better
 
     It may be killed and called again: it goes on, exactly. What fails is told, and tried again by the next call."""
+    check_alone('study')
     _check_name('name', name)
     if executor is not None: _check_executor(executor)
     if executor is not None and at_once is not None: refuse('at_once', at_once, 'None beside an executor, which says so itself,')

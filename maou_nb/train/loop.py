@@ -379,7 +379,7 @@ def _take(self:Loop, net):
     # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
     self.scheduler = self._scheduler(optimizer)
     # else accelerate takes the number among the processes of a machine for that of the GPU, of which a launcher may show one alone
-    with patch_environment(accelerate_bypass_device_map='true'):
+    with patch_environment(accelerate_bypass_device_map='true'), self.together.at_once():
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
     if self.together.world > 1: self.net.broadcast_buffers = False

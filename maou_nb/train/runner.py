@@ -20,6 +20,7 @@ from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from fastcore.basics import patch
 from pydantic import BaseModel, Field
 from xxhash import xxh3_128_hexdigest
@@ -404,6 +405,9 @@ def stage_loop(
     torch.manual_seed(stage.seed(cfg.seed))
     net = net_of(cfg, stage, backbone)
     for name in net.heads: put_head(cfg, net, name)
+    # parts of yours may leave weights out, each process others; the library's never do
+    foreign = any(not home.startswith('maou_nb.') for *_, home in used_by(cfg))
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=foreign)
     keys = keys_of(cfg.stage)
     before = [STAGES[k].id for k in keys[:keys.index(stage.key)] if k in STAGES]
     loop = Loop(net=net, stage=stage, cfg=cfg, settings=settings, train=train, valid=valid,

@@ -36,7 +36,7 @@ def forever(self:Loop):
 @patch
 def _asked(self:Loop, batch):
     "The loss of `batch`, and (the sum over its rows, their number) of each process"
-    outputs = self.ask(self.net, batch, self.train)
+    with self.together.at_once(): outputs = self.ask(self.net, batch, self.train)
     loss = (self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs))['loss']
     return loss, self.together.gather((float(loss.detach())*len(batch), len(batch)))
 
@@ -50,7 +50,7 @@ def try_batches_of_step(self:Loop, rows, batches) -> float:
     told = []
     for batch in batches:
         loss, of_all = self._asked(batch)
-        self.accelerator.backward(loss*(len(batch)*len(of_all) / rows))
+        with self.together.at_once(): self.accelerator.backward(loss*(len(batch)*len(of_all) / rows))
         told += of_all
     self.clip()
     self.optimizer.step()
@@ -327,10 +327,11 @@ def folded(grads:list) -> torch.Tensor:
 def gradient(self:Loop, batch) -> torch.Tensor:
     "The gradient of a batch at the weights as they are, folded, on the host"
     self.optimizer.zero_grad()
-    outputs = self.ask(self.net, batch, self.train)
-    loss = (self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs))['loss']
     rows = sum(self.together.gather(len(batch)))
-    self.accelerator.backward(loss*(len(batch)*self.together.world / rows))
+    with self.together.at_once():
+        outputs = self.ask(self.net, batch, self.train)
+        loss = (self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs))['loss']
+        self.accelerator.backward(loss*(len(batch)*self.together.world / rows))
     scale = 1. if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
     found = folded([p.grad for p in self.parameters]).cpu() / scale
     self.optimizer.zero_grad()
