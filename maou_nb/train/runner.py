@@ -6,8 +6,8 @@
 __all__ = ['FEW', 'LEAST_STEPS', 'found_shards', 'map_style', 'source_maker', 'sources_of', 'fingerprint', 'net_of',
            'put_backbone', 'put_head', 'backbone_sides', 'head_sides', 'sides_going_on', 'taught_before',
            'batch_size_of', 'schedule_of', 'settings_of', 'capped_from', 'batch_text', 'judged_rows', 'remarks',
-           'own_callbacks', 'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources', 'StageResult',
-           'StageThresholdNotMet', 'stage_result', 'used_by', 'plugins_of', 'about_checkpoint', 'check_goes_on',
+           'own_callbacks', 'used_by', 'stage_loop', 'guess_scores', 'loop_remarks', 'trained_of', 'close_sources',
+           'StageResult', 'StageThresholdNotMet', 'stage_result', 'plugins_of', 'about_checkpoint', 'check_goes_on',
            'go_on', 'run_callbacks', 'run_stage']
 
 # %% ../../nbs/train/48_runner.ipynb #e10ee893
@@ -385,6 +385,22 @@ def _read_beside_others(cfg, source):
     if told and len(together.here) > 1 and not cfg.dataloader_workers:
         source.read_together(told, len(together.here), own)
 
+# %% ../../nbs/train/48_runner.ipynb #6a7a10e9
+def _parts_used(cfg):
+    "(what, name) of the heads and losses that `cfg` uses"
+    parts = [(s, p) for s in stages_of(cfg) for p in s.parts_of(cfg)]
+    heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
+    return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
+
+# %% ../../nbs/train/48_runner.ipynb #8b90f286
+def used_by(cfg:LearnConfig) -> list[tuple]:
+    "(what, name, module that registered it) of everything that `cfg` uses"
+    registries = {'backbone': BACKBONES, 'input features': FEATURES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
+    used = [('backbone', cfg.model_architecture), ('input features', cfg.input_features),
+            *(('stage', s.key) for s in dict.fromkeys((*stages_of(cfg), *trained_along(cfg))))]
+    home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
+    return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
+
 # %% ../../nbs/train/48_runner.ipynb #76952d4d
 def stage_loop(
     cfg,
@@ -626,22 +642,6 @@ def stage_result(
         before=[None if s is None else s.brief() for s in trained_of(loop).before],
         parameters=sum(p.numel() for p in loop.net.parameters()), checkpoints=marks, sha256=sums,
         tensorboard=from_folder(run.path, run.events(stage)), history=history)
-
-# %% ../../nbs/train/48_runner.ipynb #6a7a10e9
-def _parts_used(cfg):
-    "(what, name) of the heads and losses that `cfg` uses"
-    parts = [(s, p) for s in stages_of(cfg) for p in s.parts_of(cfg)]
-    heads = [('head', s.choice(cfg, p, 'head')) for s, p in parts]
-    return heads + [('loss', n) for s, p in parts if (n := s.choice(cfg, p, 'loss'))]
-
-# %% ../../nbs/train/48_runner.ipynb #8b90f286
-def used_by(cfg:LearnConfig) -> list[tuple]:
-    "(what, name, module that registered it) of everything that `cfg` uses"
-    registries = {'backbone': BACKBONES, 'input features': FEATURES, 'stage': STAGES, 'head': HEADS, 'loss': LOSSES}
-    used = [('backbone', cfg.model_architecture), ('input features', cfg.input_features),
-            *(('stage', s.key) for s in dict.fromkeys((*stages_of(cfg), *trained_along(cfg))))]
-    home = lambda what, n: registries[what].homes.get(n, '__main__')     # put there by hand
-    return [(what, n, home(what, n)) for what, n in used + _parts_used(cfg)]
 
 # %% ../../nbs/train/48_runner.ipynb #b3df8971
 def plugins_of(cfg) -> list[dict]:
