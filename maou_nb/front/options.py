@@ -55,7 +55,7 @@ from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
 from ..train.options import LearnConfig, config_class, idle_fault, why_idle
-from ..train.processes import launched
+from ..train.processes import forked, launched
 from ..train.runner import net_of, put_backbone, put_head, source_maker, used_by
 
 # %% ../../nbs/front/60_options.ipynb #93abf99f
@@ -601,10 +601,8 @@ def process_problems(cfg) -> Iterator[str]:
     if cfg.gpus is None and not launched(): return
     said, device = f'gpus={cfg.gpus!r}', cfg.gpu or best_device().type
     if launched():
-        # which accelerate notes of processes that it forked
-        if os.environ.get('FORK_LAUNCHED') == '1':
-            yield ("notebook_launcher forks this kernel, which threads of Arrow and Polars do not survive: "
-                   "gpus='all' starts processes of its own")
+        if forked(): yield ("notebook_launcher forks this kernel, which threads of Arrow and Polars do not survive: "
+                            "gpus='all' starts processes of its own")
         if BY_US not in os.environ and cfg.gpus: yield f'{said}: a launcher has started several processes already; leave it out'
         if device.startswith('cuda:'): yield f'gpu={cfg.gpu!r}: each of several processes takes a GPU of its own; leave it out'
         return
