@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -298,10 +298,14 @@ def _silent(self:Together, store, heard:dict) -> str:
 # %% ../../nbs/train/39_processes.ipynb #b813baec
 _PATIENCE = 15.      # Seconds for which a step may go on after another process failed
 
+def _say_last(text):
+    "Print `text`, if anybody reads it"
+    with suppress(OSError): print(text, file=sys.stderr, flush=True)
+
 def _end_alone(together, over):
     "End a run whose launcher is gone, until the event `over`"
     if over.wait(2.) or not together.running or together.lost: return
-    print(f'the launcher, or the first process, {_GONE}', file=sys.stderr, flush=True)
+    _say_last(f'the launcher, or the first process, {_GONE}')
     os.kill(os.getpid(), signal.SIGTERM)
     if not over.wait(_PATIENCE) and together.running: os._exit(1)
 
@@ -318,7 +322,7 @@ def _watch_over(together, store, over):
         except RuntimeError:
             if not gone: return _end_alone(together, over)
         if over.wait(_PATIENCE) or together.lost or not (together.amid or together.meeting and gone): continue
-        print(together.said(store) or gone, file=sys.stderr, flush=True)
+        _say_last(together.said(store) or gone)
         os._exit(1)
 
 # %% ../../nbs/train/39_processes.ipynb #42003cba
