@@ -53,10 +53,13 @@ def acts(rank=None, at=None, how='stop', **more):
             if rank != join().rank: time.sleep(600*(how == 'waits'))      # as one does that waits for NCCL
             elif how == 'waits': os.kill(os.getpid(), signal.SIGKILL)
             else: raise ValueError('odd in a step')
+    class Early(Callback):
+        def begin(self, loop):
+            if rank == join().rank: raise ValueError('odd before the first step')
     class Noisy(Callback):
         def after_step(self, loop):
             for p in loop.net.parameters(): p.data.fill_(float('nan'))
-    return [{'nan': Noisy, 'amid': Amid, 'waits': Amid}.get(how, Act)()] if how == 'nan' or at else []
+    return [{'nan': Noisy, 'amid': Amid, 'waits': Amid, 'early': Early}.get(how, Act)()] if how in ('nan', 'early') or at else []
 
 def learn(options, act=None, cwd=None):
     "A run; its result or its error, and what was said"
@@ -189,9 +192,11 @@ def done(job, given):
         except Exception: answer = {'broken': traceback.format_exc()}
     return answer | {'said': said.getvalue()}
 
-def main_thread_alone(strays):
-    "Put into `strays` what another thread than the main one asks the processes' store, or has them do together"
+def strays_told(strays):
+    "Put into `strays` what another thread than the main one asks the processes' store, or has them do, and gradients nobody announced"
+    import torch
     import torch.distributed as dist
+    from maou_nb.train.processes import join
     def told(owner, name, meant=lambda a: True):
         real = getattr(owner, name)
         def call(*a, **k):
@@ -205,13 +210,20 @@ def main_thread_alone(strays):
         told(dist.Store, name, common)
     for name in ('all_gather', 'all_gather_object', 'all_reduce', 'barrier', 'broadcast', 'broadcast_object_list', 'new_group'):
         told(dist, name)
+    # one that fails there, or before, would leave the others waiting
+    net = torch.nn.parallel.DistributedDataParallel
+    for name in ('__init__', 'forward'):
+        def call(self, *a, real=getattr(net, name), name=name, **k):
+            if not join().amid and torch.is_grad_enabled() and (name == '__init__' or self.training): strays.append(f'{name}, unannounced')
+            return real(self, *a, **k)
+        setattr(net, name, call)
 
 if __name__ == '__main__':
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
     from maou_nb.train.processes import join
     join()
-    main_thread_alone(strays := [])
+    strays_told(strays := [])
     for line in sys.stdin:
         print(json.dumps(done(*json.loads(line)) | {'strays': strays}), file=answers, flush=True)
         strays.clear()

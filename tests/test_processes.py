@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
-from maou_nb import Callback, OptionError, learn_multi_stage
+from maou_nb import Callback, OptionError, learn_multi_stage, study
 from maou_nb.front.cli import as_words
 from maou_nb.front.learn import load_run
 from maou_nb.front.options import make_config, process_problems
@@ -19,7 +20,8 @@ from maou_nb.model.losses import LOSSES, register_loss
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig
-from maou_nb.train.processes import Together, _as_seen
+from maou_nb.train import processes
+from maou_nb.train.processes import Together, _as_seen, check_alone
 from maou_nb.train.row_results import row_results
 from lab import free_port
 from options import TINY, few      # noqa: F401, a fixture
@@ -124,6 +126,35 @@ def test_an_early_end_of_one_ends_all(pair, few, tmp_path, how, rank):
         assert own['kind'] == kind and text in own['error'], own
         assert other['kind'] == 'Ended' and f'process {rank} on' in other['error'] and text in other['error'], other
     assert saved == ([] if how == 'full' else ['epoch-0000-step-00000005.safetensors'])
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_one_that_fails_before_the_first_step_ends_all(pair, few, tmp_path, rank):
+    "The others would wait for its weights"
+    told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r'), act=dict(rank=rank, how='early'))
+    assert told[rank]['kind'] == 'ValueError' and told[rank]['seconds'] < 20, told
+    assert told[1 - rank]['kind'] == 'Ended' and f'process {rank} on' in told[1 - rank]['error'], told
+
+SPARE = """
+import torch
+from maou_nb import register_backbone
+from maou_nb.model.backbones import ResNet
+
+@register_backbone('spare')
+class Spare(ResNet):
+    "Its weights are not all used, and not the same in each process"
+    def __init__(self):
+        super().__init__(channels=8, blocks=1)
+        self.spare, self.chance = torch.nn.Linear(3, 3), torch.nn.Linear(8, 8)
+    def forward(self, *given):
+        x = super().forward(*given)
+        return x + self.chance(x.transpose(1, -1)).transpose(1, -1) if self.training and torch.rand(()) < 0.5 else x
+"""
+
+def test_weights_may_be_left_out(pair, few, tmp_path):
+    (tmp_path/'spare.py').write_text(SPARE)
+    given = {k: v for k, v in options(few, 1, run_dir=tmp_path/'r').items() if k not in TINY['resnet']}
+    told = pair('learn', options=given | dict(plugins=str(tmp_path/'spare.py'), model_architecture='spare'))
+    for a in told: assert 'result' in a, a
 
 def test_a_loss_that_is_no_number_ends_all(pair, few, tmp_path):
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', checkpoint_every=2), act=dict(how='nan'))
@@ -246,7 +277,10 @@ def test_srun_starts_processes_as_well(few, tmp_path):
     assert saved(tmp_path/'r', 'stage1')[1]['processes'] == 2
 
 # --- processes that a run starts by itself
-def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd):
+def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('statistics.py').write_text('raise SystemExit("not the one of Python")')      # this process does not find it, so they don't
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p])
     given = options(few, 1, run_dir=tmp_path/'r', stage1_batch_size=69)
     result = learn_multi_stage(gpus=2, **given)
     assert capfd.readouterr().out.count('rows to train on') == 1
@@ -266,6 +300,29 @@ def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, t
     out, err = run.communicate(timeout=40)
     assert time.monotonic() - begun < 30 and run.returncode == 130, err[-2000:]
     assert 'stopped by SIGINT' in json.loads(out)['stopped'] and 'Traceback' not in err
+
+@pytest.mark.slow
+def test_no_process_trains_on_whose_launcher_was_killed(few, tmp_path):
+    words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=5000, stage1_threshold=0.9999, gpus=2)))
+    run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not (tmp_path/'r'/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    launcher, = psutil.Process(run.pid).children()
+    processes = launcher.children(recursive=True)
+    launcher.kill()
+    assert 'ended with exit code -9' in run.communicate(timeout=40)[1]
+    assert len(processes) >= 2 and not psutil.wait_procs(processes, 30)[1]
+    assert saved(tmp_path/'r', 'stage1')[1]['step'] > 0
+
+def test_what_is_of_one_process_is_refused(few, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2'); monkeypatch.setenv('RANK', '0')
+    for name in ('study', 'search'):
+        with pytest.raises(OptionError, match=f'{name}: one process was expected'): check_alone(name)
+    with pytest.raises(OptionError, match='study: one process was expected'): study('s', options(few, 1), {'a': {}})
+    monkeypatch.setattr(processes, '_at_home', 0)
+    said, = process_problems(LearnConfig())
+    assert said.startswith('notebook_launcher forks this kernel')
 
 def test_what_other_processes_cannot_know_is_refused(few, monkeypatch):
     def refused(said, **more):
