@@ -638,7 +638,7 @@ def as_flags(
         name, value = m['name'], m['value']
         if not name or name in own: return m[0]
         after, begins = text[m.end():m.end() + 1], not m.start()
-        named = begins and (asked.of is None or after == ':')         # a command's are words such as stage and data
+        named = begins and after == ':'         # else it is a word, as in: stage 3 could not go on
         plain = '_' not in name and not named and not value and after != '='
         return m[0] if plain else _flag_text(name, value)
     if first in own - _fields(asked.of).keys(): return f'{asked.config}: {text}'
