@@ -129,7 +129,7 @@ def launch(
     stop:StopWish|None=None,   # Asked whether to end; none: signals alone end it
     say:Callable=print,
 ) -> dict:                     # As `answer_of` gives it
-    "Train `cfg` in so many processes of this machine, and wait for them; `Stopped` if they were before they had begun"
+    "Train `cfg` in so many processes of this machine, and wait for them; `Stopped` if they were, and left no result"
     plugins = [*dict.fromkeys(p['name'] for p in plugins_of(cfg))]
     with tempfile.TemporaryDirectory() as folder, (stop or StopWish()) as stop:
         asked, answer = Path(folder)/'asked.json', Path(folder)/'answer.json'
@@ -143,6 +143,7 @@ def launch(
             _end(child)
             clear_shared(run)
         if answer.exists(): return read_json(answer)
-        if stop.why: raise Stopped(f'the run was stopped by {stop.why} before its processes had begun')
+        if stop.why: raise Stopped(f'the run was stopped by {stop.why} before its processes had a result: '
+                                   'resume_from="latest" goes on from its last checkpoint, if there is one')
     raise Ended(f'the {processes} processes ended with exit code {child.returncode} and without a result; '
                 'what they printed may tell why, and resume_from="latest" goes on')
