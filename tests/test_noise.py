@@ -169,6 +169,14 @@ def as_half(loop):
     a.native_amp, a.state._mixed_precision, a.autocast = True, 'fp16', contextlib.nullcontext
     return loop
 
+def test_weights_that_a_net_leaves_out_have_no_noise(loop_of, monkeypatch):
+    "Whatever measures gradients takes them for 0"
+    loop = loop_of(1, noise_scale=True, adaptive_batch_measurement_interval=1, stage1_batch_size=200, stage1_max_epochs=1, **still)
+    spare = torch.nn.Parameter(torch.ones(3))
+    loop.parameters.append(spare)
+    assert loop.try_batches(4) is not None
+    assert not loop.gradients()[-1].any() and measured(loop).isfinite().all()
+
 @pytest.mark.parametrize('more, graphs', [({}, True), (dict(gradient_accumulation_steps=2), False), (dict(noise_scale=True), False)])
 def test_a_step_that_goes_backward_twice_takes_no_cuda_graph(loop_of, more, graphs):
     with patch.object(torch.nn.Module, 'compile') as compiled:

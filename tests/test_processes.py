@@ -15,13 +15,16 @@ import torch
 from maou_nb import Callback, OptionError, learn_multi_stage, study
 from maou_nb.front.cli import as_words
 from maou_nb.front.learn import load_run
+from maou_nb.front import options as rules
 from maou_nb.front.options import make_config, process_problems
+from maou_nb.front.preflight import preflight
+from maou_nb.model.backbones import BACKBONES, SIZES, ResNet
 from maou_nb.model.losses import LOSSES, register_loss
 from maou_nb.train.checkpoints import Checkpoints, load_tensors, part
 from maou_nb.train.folder import RunFolder
 from maou_nb.train.options import LearnConfig
 from maou_nb.train import processes
-from maou_nb.train.processes import Together, _as_seen, check_alone
+from maou_nb.train.processes import Together, _as_seen, check_alone, share_norms
 from maou_nb.train.row_results import row_results
 from lab import free_port
 from options import TINY, few      # noqa: F401, a fixture
@@ -149,6 +152,19 @@ class Spare(ResNet):
         x = super().forward(*given)
         return x + self.chance(x.transpose(1, -1)).transpose(1, -1) if self.training and torch.rand(()) < 0.5 else x
 """
+
+def test_a_norm_with_a_forward_pass_of_its_own_is_refused_at_each_door(pair, few, tmp_path, monkeypatch):
+    class Halved(torch.nn.BatchNorm2d):
+        def forward(self, x): return super().forward(x)/2
+    class Own(ResNet):
+        def __init__(self): super().__init__(8, 1); self.last = Halved(8)
+    monkeypatch.setitem(BACKBONES, 'own', Own); monkeypatch.setitem(SIZES, 'own', {})
+    monkeypatch.setattr(rules, '_cell_parts', lambda cfg: [])        # as if a plugin had it
+    given = {k: v for k, v in options(few, 1, run_dir=tmp_path/'r').items() if k not in TINY['resnet']} | dict(model_architecture='own')
+    said = 'Halved is a batch norm with a forward pass of its own'
+    marks = lambda **more: {mark for _, _, finding, mark in preflight(**given, **more).lines if said in finding}
+    assert marks(gpus=2) == {'bad'} and marks(gpus=2, sync_batchnorm=False) == marks() == set()
+    with pytest.raises(OptionError, match=said): share_norms(Own(), torch.device('cpu'))
 
 def test_weights_may_be_left_out(pair, few, tmp_path):
     (tmp_path/'spare.py').write_text(SPARE)
@@ -288,13 +304,18 @@ def test_gpus_starts_processes_and_returns_their_result(few, tmp_path, capfd, mo
     assert load_tensors(result.checkpoint(1))[1]['processes'] == 2
     assert learn_multi_stage(**given | dict(run_dir=tmp_path/'one'))[1].final_loss == pytest.approx(result[1].final_loss, rel=1e-3)
 
-@pytest.mark.slow
-def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, tmp_path):
-    words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=500, stage1_threshold=0.9999, gpus=2)))
+def trains(few, folder):
+    "A command with two processes that has trained an epoch of many"
+    words = as_words(make_config(**options(few, 1, run_dir=folder, stage1_max_epochs=5000, stage1_threshold=0.9999, gpus=2)))
     run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
-    while not (tmp_path/'r'/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    while not (folder/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    return run
+
+@pytest.mark.slow
+def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, tmp_path):
+    run = trains(few, tmp_path/'r')
     begun = time.monotonic()
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=40)
@@ -303,11 +324,7 @@ def test_a_command_with_gpus_is_ended_by_a_signal_and_prints_one_document(few, t
 
 @pytest.mark.slow
 def test_no_process_trains_on_whose_launcher_was_killed(few, tmp_path):
-    words = as_words(make_config(**options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=5000, stage1_threshold=0.9999, gpus=2)))
-    run = subprocess.Popen([sys.executable, '-m', 'maou_nb.front.cli', 'learn-model', *words], stdout=subprocess.DEVNULL,
-                           stderr=subprocess.PIPE, text=True)
-    until = time.monotonic() + 60
-    while not (tmp_path/'r'/'history.jsonl').exists() and time.monotonic() < until: time.sleep(0.2)
+    run = trains(few, tmp_path/'r')
     launcher, = psutil.Process(run.pid).children()
     processes = launcher.children(recursive=True)
     launcher.kill()

@@ -35,6 +35,7 @@ from ..stages.stage import STAGES, stages_of
 from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
+from ..train.processes import check_norms
 from ..train.optim import batches_a_step
 from ..train.trials import rounded
 from ..train.options import allowed_changes, gone_on_with, vain_remark
@@ -312,6 +313,9 @@ def _look_at_network(found, cfg, backbone, accelerator):
     flops = f'{flops_per_position(backbone)/1e6:,.1f} MFLOPs a position'
     found.add('network', f'{cfg.model_architecture} backbone, {parameters:,} parameters, {flops}, '
                          f'on {accelerator.device} in {precision_of(accelerator)}')
+    if processes_of(cfg) > 1 and cfg.sync_batchnorm is not False:
+        try: check_norms(backbone)
+        except OptionError as e: found.add('network', str(e), 'bad')
     return parameters
 
 # %% ../../nbs/front/65_preflight.ipynb #e4ef6781

@@ -551,6 +551,12 @@ def _share(self:Loop, own:int) -> tuple[float, bool]:
     else: share = 1 if self.count == 1 else len(range(*self.plan.span(self.batch, 1))) / self.step_rows
     return share, self.batch + 1 == self.first + self.count
 
+# %% ../../nbs/train/43_loop.ipynb #1b68f8b7
+@patch
+def gradients(self:Loop) -> list[torch.Tensor]:
+    "Those of all weights that are trained, as they are now; 0 of weights that the net left out"
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+
 # %% ../../nbs/train/43_loop.ipynb #6f467cc0
 @patch
 def clip(self:Loop) -> torch.Tensor:

@@ -129,7 +129,7 @@ def after_backward(self:NoiseScale, loop):
     if self.parts is None or loop.together.world > 1: return
     rows = len(range(*loop.plan.span(loop.batch, 1)))
     if loop.count == 1: rows -= (rows + 1) // 2          # those that were not measured before
-    if rows: self.parts.add([p.grad for p in loop.parameters], rows / loop.step_rows, rows)
+    if rows: self.parts.add(loop.gradients(), rows / loop.step_rows, rows)
 
 # %% ../../nbs/train/44_noise.ipynb #6ab1289a
 @patch

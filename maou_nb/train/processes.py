@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['launched', 'forked', 'check_alone', 'local_rank', 'speaks', 'Ended', 'Together', 'join', 'launcher', 'process_seed',
-           'SharedNorm', 'SyncedNorm', 'share_norms', 'average_statistics']
+           'SharedNorm', 'SyncedNorm', 'check_norms', 'share_norms', 'average_statistics']
 
 # %% ../../nbs/train/39_processes.ipynb #543bdd7f
 import atexit
@@ -483,12 +483,17 @@ def _synced(self, x):
 # %% ../../nbs/train/39_processes.ipynb #f1089167
 _plain = {_BatchNorm.forward, nn.SyncBatchNorm.forward, SharedNorm.forward}     # what is known to normalise by the rows, and no more
 
-def share_norms(net:nn.Module, device:torch.device):
-    "Have the batch norms in `net` go over all processes; a `ValueError` if one has a forward pass of its own"
+def check_norms(net:nn.Module):
+    "Refuse batch norms that cannot go over all processes: those with a forward pass of their own"
     own = {type(m).__name__ for m in net.modules() if isinstance(m, _BatchNorm) and type(m).forward not in _plain
            and not isinstance(m, SyncedNorm)}
-    if own: raise ValueError(f'{", ".join(sorted(own))}: a batch norm with a forward pass of its own cannot go over several '
-                             'processes; sync_batchnorm=False, or a norm that is no batch norm, was expected')
+    if own: raise OptionError(f'sync_batchnorm: {", ".join(sorted(own))} is a batch norm with a forward pass of its own, which cannot '
+                              'go over several processes; False, or a norm that is no batch norm, was expected')
+
+# %% ../../nbs/train/39_processes.ipynb #939a9a4a
+def share_norms(net:nn.Module, device:torch.device):
+    "Have the batch norms in `net` go over all processes; an `OptionError` if one cannot"
+    check_norms(net)
     cuda = device.type == 'cuda'
     # torch's compiler cannot look into what speaks to other processes; said here, as it takes a second to import it
     if cuda: SyncedNorm.forward = torch.compiler.disable(_synced)

@@ -333,7 +333,7 @@ def gradient(self:Loop, batch) -> torch.Tensor:
         loss = (self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs))['loss']
         self.accelerator.backward(loss*(len(batch)*self.together.world / rows))
     scale = 1. if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
-    found = folded([p.grad for p in self.parameters]).cpu() / scale
+    found = folded(self.gradients()).cpu() / scale
     self.optimizer.zero_grad()
     return found
 
