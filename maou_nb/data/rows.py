@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .board import position_ids
 from .columns import FOLDS, INLINE, KINDS, Columns, columns_of
-from .shards import Shard, ShardError, fixed_array, read_shard
+from .shards import Shard, ShardError, fixed_array, one_array, read_shard
 
 # %% ../../nbs/data/16_rows.ipynb #6450658d
 _none = np.zeros(0, np.uint16), np.zeros(0, np.float32)
@@ -59,7 +59,8 @@ def _put_moves(fixed, offsets, labels, counts):
     first = np.minimum(offsets[:-1], len(labels) - 1)
     fixed['n'], fixed['counts'] = n, 0
     fixed['labels'] = labels[first][:, None] if len(labels) else 0
-    for slot in range(INLINE):
+    if len(labels): fixed['counts'][:, 0] = np.where(n > 0, counts[first], 0)
+    for slot in range(1, INLINE):
         has = np.flatnonzero(n > slot)
         at = offsets[:-1][has] + slot
         fixed['labels'][has, slot], fixed['counts'][has, slot] = labels[at], counts[at]
@@ -167,11 +168,11 @@ def _put_target(fixed, table, target):
 def _moves_of_table(fixed, table, policy):
     "Write each row's moves, the most played first; returns labels and counts of further ones"
     fixed['tail'] = 0
-    moves, counts = (table[n].combine_chunks() for n in ('moveLabels', 'moveCounts'))
+    moves, counts = (one_array(table[n]) for n in ('moveLabels', 'moveCounts'))
     offsets = np.concatenate([[0], np.cumsum(moves.value_lengths().to_numpy(), dtype=np.int64)])
     labels, counts = moves.flatten().to_numpy(), counts.flatten().to_numpy().astype(np.float32)
     wins = []
-    if policy != 'move-label': wins = [table['moveWins'].combine_chunks().flatten().to_numpy()]
+    if policy != 'move-label': wins = [one_array(table['moveWins']).flatten().to_numpy()]
     labels, counts, *wins = _most_played_first(offsets, labels, counts, *wins)
     return _put_moves(fixed, offsets, labels, TARGETS[policy](counts, *wins).astype(np.float32))
 

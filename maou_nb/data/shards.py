@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['POLICIES', 'EVAL_SCALE', 'MANIFEST', 'FOREIGN', 'GAMES_TABLE', 'NO_GAMES', 'SHARD_SUFFIX', 'fixed_lists',
-           'fixed_bytes', 'fixed_array', 'shard_bytes', 'write_shard', 'write_manifest', 'ShardError', 'read_manifest',
-           'Shard', 'open_ipc', 'damaged', 'Foreign', 'share_of_pieces', 'doubt_of_games', 'is_doubt', 'content_of',
-           'contents_of', 'first_of_each', 'find_shards', 'read_shard']
+           'fixed_bytes', 'one_array', 'fixed_array', 'shard_bytes', 'write_shard', 'write_manifest', 'ShardError',
+           'read_manifest', 'Shard', 'open_ipc', 'damaged', 'Foreign', 'share_of_pieces', 'doubt_of_games', 'is_doubt',
+           'content_of', 'contents_of', 'first_of_each', 'find_shards', 'read_shard']
 
 # %% ../../nbs/data/12_shards.ipynb #f5f3457b
 import hashlib
@@ -50,12 +50,18 @@ def fixed_bytes(
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(rows.shape[1]), len(rows), [None, data])
 
 # %% ../../nbs/data/12_shards.ipynb #d4ef1448
+def one_array(column:pa.Array|pa.ChunkedArray) -> pa.Array:
+    "`column` in one piece, copied only where it stands in several"
+    if not isinstance(column, pa.ChunkedArray): return column
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()      # which copies one, too
+
+# %% ../../nbs/data/12_shards.ipynb #eac312c3
 def fixed_array(
     column:pa.Array|pa.ChunkedArray,  # Of lists or byte strings that are all `width` long
     width:int,
 ) -> np.ndarray:                      # uint8 (N, width)
     "The rows of `column` as an array"
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    array = one_array(column)
     lists = pa.types.is_fixed_size_list(array.type)
     data = array.flatten() if lists else array
     at = data.offset if lists else data.offset*width

@@ -377,7 +377,7 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     parameters = sum(p.numel() for p in loop.net.parameters())
     try:
         _look_at_data(found, loop, loop.split)
-        for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
+        for remark in loop_remarks(loop, processes_of(cfg)): found.add('option', remark, 'look', stage.id)
         return parameters, _look_at_steps(found, loop, (about or {}).get('history', ())), sides
     except RuntimeError as e:
         found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)

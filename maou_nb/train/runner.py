@@ -489,15 +489,15 @@ def _too_rare(loop):
 # %% ../../nbs/train/48_runner.ipynb #8852079d
 _HIGHEST = 0.1     # rate of AdamW that nothing is said of
 
-def _unusual(loop):
-    "What to say of a share, a batch or a rate that is hardly meant"
+def _unusual(loop, processes=1):
+    "What to say of a share, a batch or a rate that is hardly meant; `processes` are still to be started"
     stage, rate, size = loop.stage, loop.settings.lr, loop.settings.batch_size
     if loop.valid is not None and (asked := stage.held_out(loop.cfg)):
         rows = loop.train.total_rows + loop.valid.total_rows
         share, option = loop.valid.total_rows/rows, f'{stage.option("test_ratio")}={asked:g}'
         if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
-    if size < (n := loop.together.world): yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
+    if size < (n := max(loop.together.world, processes)): yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
     if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
         name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
@@ -516,11 +516,14 @@ def _no_graphs(loop):
         yield f'compile_mode={mode!r}: no CUDA graphs, as a step has several batches or its noise is measured'
 
 # %% ../../nbs/train/48_runner.ipynb #178cff89
-def loop_remarks(loop:Loop) -> list[str]:
+def loop_remarks(
+    loop:Loop,
+    processes:int=1,     # So many are to be started
+) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop), *layers, *_twice(loop), *_no_graphs(loop)]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop, processes), *layers, *_twice(loop), *_no_graphs(loop)]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(
