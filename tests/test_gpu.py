@@ -78,7 +78,7 @@ def test_padded_products_are_the_same(rows, architecture, monkeypatch):
         for padded in (True, False):
             if not padded:
                 for module in (backbones, heads): monkeypatch.setattr(module, 'on_tensor_cores', lambda x: False)
-            outputs = loop.ask(loop.net, batch, loop.train)
+            outputs = loop.ask(loop.net, batch)
             loop.stage.loss(outputs, batch, loop.cfg)['loss'].backward()
             outputs = torch.cat([v.detach().float().flatten() for v in outputs.values()])
             found.append((outputs, torch.cat([p.grad.flatten() for p in loop.parameters if p.grad is not None])))

@@ -5,6 +5,7 @@ import torch
 from maou_nb.model.backbones import backbone_of
 from maou_nb.stages.stage import STAGES
 from maou_nb.train.options import LearnConfig
+from maou_nb.train.processes import share_norms
 from maou_nb.train.runner import net_of
 from options import variants
 
@@ -29,6 +30,14 @@ def net(stage, **given):
 def test_one_graph(variant, stage, training):
     torch._dynamo.reset()
     seen = torch._dynamo.explain(net(stage, **VARIANTS[variant]).train(training))(*BATCH)
+    assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
+
+@pytest.mark.parametrize('again', [False, True])
+def test_one_graph_where_norms_go_over_processes(again):
+    torch._dynamo.reset()
+    whole = net('3', gradient_checkpointing=again)
+    share_norms(whole, torch.device('cpu'), compiled=True)
+    seen = torch._dynamo.explain(whole.train())(*BATCH)
     assert (seen.graph_count, seen.graph_break_count) == (1, 0), seen.break_reasons
 
 def test_a_break_would_be_seen():

@@ -188,7 +188,7 @@ def test_gradients_are_divided_by_the_scale_once(loop_of):
     "Also where stages before had an optimizer of the same backbone"
     def norm(loop):
         batch = next(iter(loop.batches(loop.train)))
-        loop.accelerator.backward(loop.stage.loss(loop.ask(loop.net, batch, loop.train), batch, loop.cfg)['loss'])
+        loop.accelerator.backward(loop.stage.loss(loop.ask(loop.net, batch), batch, loop.cfg)['loss'])
         return float(loop.clip()), [p.grad.clone() for p in loop.parameters if p.grad is not None]
     options = dict(stage3_batch_size=64, vit_dropout=0.)
     plain = loop_of(3, **options)

@@ -83,6 +83,27 @@ def test_gradients_and_weights_are_those_of_one_process(pair, few, tmp_path, sta
     near(answers[0]['history'], answers[2]['history'], 1e-6)
     assert timeless(answers[0]['history'])[0] == timeless(answers[1]['history'])[0]
 
+def test_compiled_norms_count_each_batch_once(pair, few, tmp_path):
+    "Blocks that run again in the backward pass, too; each process has one compiled graph and its gradients"
+    given = options(few, 1, stage1_batch_size=70, gradient_checkpointing=True, ema_decay=0.9)
+    two = pair('epoch', options=given | dict(stage12_compilation=True), out=tmp_path/'two')
+    for a in two + [done('epoch', dict(options=given, out=tmp_path/'one'))]: assert 'broken' not in a, a['broken']
+    first, second, one = (load_tensors(tmp_path/n)[0] for n in ('two-0', 'two-1', 'one-0'))
+    assert all(torch.equal(v, second[k]) for k, v in first.items())
+    counters = {k: v for k, v in one.items() if k.endswith('num_batches_tracked')}
+    assert counters and all(torch.equal(v, first[k]) for k, v in counters.items())
+    for kind in ('grad.', 'net.', 'ema.'):
+        floats = [{k: v for k, v in part(t, kind).items() if v.is_floating_point()} for t in (first, one)]
+        assert apart(*floats) < 1e-6, kind
+
+def test_weights_that_each_drew_for_itself_are_averaged_as_the_main_ones(pair, few, tmp_path):
+    (tmp_path/'drawn.py').write_text(DRAWN)
+    given = {k: v for k, v in options(few, 1, ema_decay=0.99).items() if k not in TINY['resnet']}
+    for a in pair('epoch', options=given | dict(plugins=str(tmp_path/'drawn.py'), model_architecture='drawn'), out=tmp_path/'two'):
+        assert 'broken' not in a, a['broken']
+    first, second = (load_tensors(tmp_path/n)[0] for n in ('two-0', 'two-1'))
+    assert part(first, 'ema.') and all(torch.equal(v, second[k]) for k, v in first.items())
+
 def test_each_normalises_by_itself_where_that_is_wanted(pair, few, tmp_path):
     given = options(few, 1, stage1_batch_size=69, ema_decay=0.9, sync_batchnorm=False)
     for a in pair('epoch', options=given, out=tmp_path/'two') + [done('epoch', dict(options=given, out=tmp_path/'one'))]:
@@ -136,6 +157,21 @@ def test_one_that_fails_before_the_first_step_ends_all(pair, few, tmp_path, rank
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r'), act=dict(rank=rank, how='early'))
     assert told[rank]['kind'] == 'ValueError' and told[rank]['seconds'] < 20, told
     assert told[1 - rank]['kind'] == 'Ended' and f'process {rank} on' in told[1 - rank]['error'], told
+
+DRAWN = """
+import os, torch
+from maou_nb import register_backbone
+from maou_nb.model.backbones import ResNet
+
+@register_backbone('drawn')
+class Drawn(ResNet):
+    "Its weights are drawn by each process for itself"
+    def __init__(self):
+        super().__init__(channels=8, blocks=1)
+        own = torch.Generator().manual_seed(int(os.environ['RANK']))
+        with torch.no_grad():
+            for p in self.parameters(): p.normal_(0, 0.1, generator=own)
+"""
 
 SPARE = """
 import torch

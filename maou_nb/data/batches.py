@@ -96,6 +96,7 @@ class DenseBatch(Movable):
     mirror: Tensor|None = None    # bool (B,): rows that are still to be mirrored left-right
     # Buffers whose first B rows are targets, and cells of the policy that are set
     room: dict = field(default_factory=dict, repr=False)
+    short: bool = field(default=False, repr=False)      # Whether it is of the last batch of a plan, which has fewer rows
 
     def __len__(self): return len(self.board)
 
@@ -316,15 +317,20 @@ def dense_bytes(stage:int|str|Columns) -> int:
 # %% ../../nbs/data/20_batches.ipynb #6e30ed98
 class DenseCache:
     "The decoded rows of a `FileSource`, each kept from its first use on"
-    def __init__(self, source:FileSource):
+    def __init__(
+        self,
+        source:FileSource,
+        processes:int=1,    # Of this machine that each keep as much
+    ):
         self.source, n = source, source.total_rows
         self.columns, self.row_bytes = _tensors(source.columns), dense_bytes(source.columns)
-        need, free = n*self.row_bytes, {'/dev/shm': free_shared(), 'memory': free_memory()}
+        need, free = processes*n*self.row_bytes, {'/dev/shm': free_shared(), 'memory': free_memory()}
         room, where = min((r, w) for w, r in free.items() if r is not None)
         if need > room:
+            each = f', once in each of {processes} processes'*(processes > 1)
             raise MemoryError(
                 f'cache_transforms=True needs {need / 1e9:.2f} GB of shared memory for {n:,} '
-                f'decoded rows of stage {source.stage}, and {room / 1e9:.2f} GB of {where} '
+                f'decoded rows of stage {source.stage}{each}, and {room / 1e9:.2f} GB of {where} '
                 'are free; without it rows are decoded each time')
         self.kept = {k: _shared(n, *c) for k, c in self.columns.items()}
         self.done = _shared(n, 0, torch.bool)

@@ -238,20 +238,21 @@ def scale_problem(
                 'that, or a set prepared with the other scale, would be right')
 
 # %% ../../nbs/data/19_splits.ipynb #7194b426
-def _rows_limit(source):
+def _rows_limit(source, processes=1):
     "How many workers there is memory for, where each holds rows, and why; None if that is no limit"
     if source.cache != 'file': return None
     free, each = source.memory_free().get('host'), source.memory_needed().get('host', 0)
     if free is None or not each: return None
-    return int(free // each), f'each holds {size_text(each)} of rows, and {size_text(free)} are free'
+    shared = f' to {processes} processes'*(processes > 1)
+    return int(free // (each*processes)), f'each holds {size_text(each)} of rows, and {size_text(free)} are free{shared}'
 
 # %% ../../nbs/data/19_splits.ipynb #2b519a88
-def _batches_limit(source, batch_bytes, row_bytes):
+def _batches_limit(source, batch_bytes, row_bytes, processes=1):
     "For how many workers' batches shared memory has room, and why; None if that is no limit"
     room = free_shared()
     if room is None: return None
-    if source.cache == 'memory': room -= source.total_rows*source.columns.record.itemsize
-    if row_bytes: room -= source.total_rows*row_bytes
+    if source.cache == 'memory': room -= processes*source.total_rows*source.columns.record.itemsize
+    if row_bytes: room -= processes*source.total_rows*row_bytes
     return max(0, int(room // batch_bytes)), '/dev/shm has room for the batches of so many'
 
 # %% ../../nbs/data/19_splits.ipynb #c4b407fa
@@ -261,12 +262,13 @@ def clamp_workers(
     batch_size:int,
     prefetch:int=4,            # Batches that each makes ahead
     row_bytes:int|None=None,   # That a row takes on its way; None: a compact one
+    processes:int=1,           # Of this machine that each have so many
 ) -> tuple[int, str|None]:     # And why there are fewer, if there are
     "As many of `workers` as there is work and memory for"
     batches = -(-source.total_rows // batch_size)
     ahead = batch_size*(row_bytes or source.columns.record.itemsize)*(prefetch + 1)
     limits = [(batches, f'an epoch has {batches} batches'),
-              _rows_limit(source), _batches_limit(source, ahead, row_bytes)]
+              _rows_limit(source, processes), _batches_limit(source, ahead, row_bytes, processes)]
     n, why = min(filter(None, limits), key=lambda l: l[0])
     if workers <= n: return workers, None
     return n, f'dataloader_workers={workers}: {n} are used, as {why}'

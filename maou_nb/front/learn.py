@@ -28,7 +28,7 @@ from ..data.options import OptionError
 from ..data.plugins import check_spelling, missing_plugins, warn_of_plugins
 from .export import export_onnx
 from .launch import error_of, launch
-from .options import make_config, processes_of
+from .options import make_config
 from ..judge.ask import as_net
 from ..judge.ask import predict as ask
 from ..judge.exam import exam, kept_exam, kept_sentence
@@ -48,7 +48,7 @@ from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_u
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
-from ..train.processes import join
+from ..train.processes import join, processes_of
 from maou_nb.train.runner import (
     StageResult, batch_text, StageThresholdNotMet, close_sources, fingerprint, plugins_of, put_backbone, run_stage, sources_of,
     stage_loop)

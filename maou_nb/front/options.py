@@ -6,10 +6,9 @@
 __all__ = ['OTHER_NAMES', 'PRESETS', 'RULES', 'field_problem', 'valid_part', 'device_problems', 'stage_problems', 'data_problems',
            'loader_problems', 'memory_problems', 'Undrawn', 'shapes_only', 'model_problems', 'part_problems',
            'keyword_problems', 'trial_problems', 'layer_problems', 'along_problems', 'loss_problems',
-           'training_problems', 'processes_of', 'process_problems', 'compiler_problems', 'onnx_problems',
-           'resume_problems', 'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'without_idle',
-           'with_preset', 'below', 'preset_problems', 'option_of', 'needed_plugins', 'OwnNumbers', 'try_config',
-           'make_config']
+           'training_problems', 'process_problems', 'compiler_problems', 'onnx_problems', 'resume_problems',
+           'name_problems', 'fit_problems', 'place_problems', 'idle_problems', 'without_idle', 'with_preset', 'below',
+           'preset_problems', 'option_of', 'needed_plugins', 'OwnNumbers', 'try_config', 'make_config']
 
 # %% ../../nbs/front/60_options.ipynb #4567cca9
 import difflib
@@ -55,7 +54,7 @@ from ..train.folder import RunFolder, folder_of
 from ..train.loop import best_device
 from ..train.mirror import mirror_problems
 from ..train.options import LearnConfig, config_class, idle_fault, why_idle
-from ..train.processes import forked, launched
+from ..train.processes import forked, launched, processes_of
 from ..train.runner import net_of, put_backbone, put_head, source_maker, used_by
 
 # %% ../../nbs/front/60_options.ipynb #93abf99f
@@ -210,7 +209,10 @@ def _source_problems(cfg, stage, path):
     if cfg.cache_transforms and make.func is not FileSource:
         yield ('cache_transforms=True with no_streaming=False: decoded rows are kept where all rows '
                'are resident; no_streaming=True would be right')
-    elif cfg.on_bad == 'raise': make(path, stage.columns).check_fits()
+    elif cfg.on_bad == 'raise':
+        # who starts processes asks their GPUs for nothing
+        limit = _room(cfg) if cfg.input_cache_mode == 'device' and processes_of(cfg) > 1 else None
+        make(path, stage.columns, limit=limit).check_fits()
 
 # %% ../../nbs/front/60_options.ipynb #7ed9faa0
 def memory_problems(cfg) -> Iterator[str]:
@@ -583,12 +585,6 @@ def training_problems(cfg) -> Iterator[str]:
     if (logged := cfg.tensorboard_histogram_module) and not cfg.tensorboard_histogram_frequency:
         yield (f'tensorboard_histogram_module={list(logged)!r} without tensorboard_histogram_frequency: '
                'no histogram is written; set it to 1 or more')
-
-# %% ../../nbs/front/60_options.ipynb #685d6ea6
-def processes_of(cfg) -> int:
-    "How many processes `cfg` wants to be started"
-    if cfg.gpus is None or launched(): return 1
-    return max(1, torch.cuda.device_count()) if cfg.gpus == 'all' else int(cfg.gpus)
 
 # %% ../../nbs/front/60_options.ipynb #b3df2184
 def _cell_parts(cfg):

@@ -27,7 +27,7 @@ from ..data.options import OptionError
 from ..data.splits import held_name
 from ..data.explained import hinted, said
 from .learn import check_callbacks, meant_option
-from .options import needed_plugins, processes_of, try_config
+from .options import needed_plugins, try_config
 from .words import Words
 from ..model.backbones import backbone_of, flops_per_position
 from ..data.html import Html, html_table, join_html, tag
@@ -35,7 +35,7 @@ from ..stages.stage import STAGES, stages_of
 from ..train.checkpoints import CheckpointError, Checkpoints, load_tensors
 from ..train.folder import RunFolder, folder_of
 from ..train.loop import make_accelerator, precision_of
-from ..train.processes import check_norms
+from ..train.processes import check_norms, processes_here, processes_of
 from ..train.optim import batches_a_step
 from ..train.trials import rounded
 from ..train.options import allowed_changes, gone_on_with, vain_remark
@@ -163,7 +163,7 @@ def _look_at_memory(found, needed, free, stage, times=1, shared=''):
 # %% ../../nbs/front/65_preflight.ipynb #4563bd44
 def _times(cfg) -> tuple[int, str]:
     "How often this machine holds the rows of `cfg`, and what to say where several processes hold them once"
-    n, together = processes_of(cfg), cfg.input_cache_mode == 'file' and not cfg.dataloader_workers
+    n, together = processes_here(cfg), cfg.input_cache_mode == 'file' and not cfg.dataloader_workers
     if n == 1 or cfg.input_cache_mode == 'device': return 1, ''       # of devices each process has its own
     return (1, f', held once by {n} processes') if together else (n, '')
 
@@ -244,7 +244,7 @@ def _need_of_steps(found, loop, memory):
             said = f'{size_text(need)} for rows and a step, {size_text(free)} are free'
             found.add('device memory', said, 'bad', loop.stage.id)
         return found.need('device', need, free)
-    steps = memory*processes_of(loop.cfg)
+    steps = memory*processes_here(loop.cfg)
     found.need('host', rows['host']*_times(loop.cfg)[0] + steps, room['host'])
 
 # %% ../../nbs/front/65_preflight.ipynb #1db632c6
@@ -377,9 +377,9 @@ def _look_at_stage(found, cfg, stage, backbone, accelerator, earlier):
     parameters = sum(p.numel() for p in loop.net.parameters())
     try:
         _look_at_data(found, loop, loop.split)
-        for remark in loop_remarks(loop, processes_of(cfg)): found.add('option', remark, 'look', stage.id)
+        for remark in loop_remarks(loop): found.add('option', remark, 'look', stage.id)
         return parameters, _look_at_steps(found, loop, (about or {}).get('history', ())), sides
-    except RuntimeError as e:
+    except (RuntimeError, MemoryError) as e:
         found.add('step', str(loop.in_words(e)).splitlines()[0], 'bad', stage.id)
         return parameters, 0., sides
     finally: close_sources(loop)

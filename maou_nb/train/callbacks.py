@@ -290,6 +290,7 @@ def _row(self:Steps, loop):
 @patch
 def after_step(self:Steps, loop):
     "Add a line, if it is time to"
+    if not loop.main_process: return       # to look at a GPU holds it up
     began = loop.step < self.step or loop.wait < self.wait       # an epoch did, and its clock too
     if began: self._mark(loop)
     now = time.monotonic()
@@ -297,7 +298,7 @@ def after_step(self:Steps, loop):
     if early or loop.step == self.step: return
     self.last = now
     loop.steps.append(self._row(loop))
-    if loop.main_process: add_line(self.path, loop.steps[-1])
+    add_line(self.path, loop.steps[-1])
     self._mark(loop)
 
 # %% ../../nbs/train/44_callbacks.ipynb #ddee4ddb

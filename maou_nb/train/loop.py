@@ -15,6 +15,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import count
 from typing import Annotated
 
 import torch
@@ -34,8 +35,8 @@ from ..stages.stage import Stage, stages_of
 from .checkpoints import (load_optimizer, load_random, optimizer_tensors, part,
                                        random_tensors)
 from .optim import batches_a_step, make_optimizer, make_scheduler
-from .processes import (Ended, average_statistics, join, launched, local_rank, process_seed,
-                                     share_norms)
+from .processes import (Ended, SharedNorm, average_statistics, join, launched, local_rank, process_seed,
+                                     processes_here, share_norms)
 
 # %% ../../nbs/train/43_loop.ipynb #e28fb53d
 def _device_name(value):
@@ -370,7 +371,7 @@ def _take(self:Loop, net):
     s = self.settings
     # in fp16 an overflow skips the step, which a fused one would not say
     fused = True if self.device.type == 'cuda' and self.accelerator.scaler is None else None
-    if self.together.world > 1 and self.cfg.sync_batchnorm is not False: share_norms(net, self.device)
+    if self.together.world > 1 and self.cfg.sync_batchnorm is not False: share_norms(net, self.device, s.compile)
     optimizer = make_optimizer(net, s.lr, s.weight_decay, self.cfg, fused)
     self.net = net
     self._check_needs()
@@ -383,6 +384,8 @@ def _take(self:Loop, net):
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
     if self.together.world > 1: self.net.broadcast_buffers = False
+    # the main process's weights were sent to all; an average of those that this one drew would not be the others'
+    if self.averaged is not None: self.averaged.load_state_dict(self.accelerator.unwrap_model(self.net).state_dict())
     self.parameters = [p for p in self.net.parameters() if p.requires_grad]
 
 # %% ../../nbs/train/43_loop.ipynb #db03c608
@@ -396,9 +399,10 @@ def compile_options(
 
 # %% ../../nbs/train/43_loop.ipynb #5eee5213
 @patch(as_prop=True)
-def one_backward(self:Loop) -> bool:
-    "Whether a step goes backward once; gradients lie in the memory of a CUDA graph, which its next call takes again"
-    return batches_a_step(self.cfg, self.stage)[1] == 1 and not getattr(self.cfg, 'noise_scale', False)
+def holds_graphs(self:Loop) -> bool:
+    "Whether CUDA graphs can be: each call takes the same memory, for gradients too, and nothing in them may wait for others"
+    once = batches_a_step(self.cfg, self.stage)[1] == 1 and not getattr(self.cfg, 'noise_scale', False)
+    return once and not any(isinstance(m, SharedNorm) for m in self.net.modules())
 
 # %% ../../nbs/train/43_loop.ipynb #1fd0de11
 @patch
@@ -406,16 +410,15 @@ def _compile(self:Loop, *nets):
     "Have `nets` compiled, those that there are, when they are asked first"
     torch.compiler.reset()      # of one `forward` dynamo compiles 8 graphs, those of earlier nets counted in
     options = compile_options(self.cfg.compile_mode)
-    if not self.one_backward: options['triton.cudagraphs'] = False
+    if not self.holds_graphs: options['triton.cudagraphs'] = False
     for net in nets:
         if net is not None: net.compile(dynamic=False, options=options)
 
 # %% ../../nbs/train/43_loop.ipynb #772bbbb5
 @patch
-def ask(self:Loop, net, batch:DenseBatch, source:StreamingFileSource) -> dict[str, torch.Tensor]:
-    "What `net` says of `batch`, in the precision of the run; compiled only for batches that are whole"
-    whole = min(self.settings.batch_size, source.total_rows) // self.together.world
-    eager = self.settings.compile and len(batch) < whole
+def ask(self:Loop, net, batch:DenseBatch) -> dict[str, torch.Tensor]:
+    "What `net` says of `batch`, in the precision of the run; compiled only where every process has a share of a whole batch"
+    eager = self.settings.compile and (batch.short or self.settings.batch_size < self.together.world)
     with torch.compiler.set_stance('force_eager') if eager else nullcontext(), self.accelerator.autocast():
         return net(batch.board, batch.hands)
 
@@ -443,7 +446,7 @@ def _loader(self:Loop, source, epoch, start, training):
     c, t = self.cfg, self.together
     plan = source.plan(self.settings.batch_size, c.seed, epoch,
                        shuffle=training, mirror=training and c.mirror_augmentation)
-    if c.cache_transforms and source not in self.decoded: self.decoded[source] = DenseCache(source)
+    if c.cache_transforms and source not in self.decoded: self.decoded[source] = DenseCache(source, processes_here(c))
     stream = BatchStream(source, plan, start, t.rank, t.world,
                          self.decoded.get(source))
     pin = c.pin_memory
@@ -455,12 +458,14 @@ def _loader(self:Loop, source, epoch, start, training):
 def batches(self:Loop, source, epoch=0, start=0, training=True):
     "Decoded batches of `source` on the device"
     loaded, dense = iter(self._loader(source, epoch, start, training)), None
-    while True:
+    size, rows = self.settings.batch_size, source.total_rows
+    for k in count(start):
         began = time.perf_counter()
         batch = next(loaded, None)
         self.wait += time.perf_counter() - began
         if batch is None: return
         dense = batch.to(self.device, non_blocking=self.device.type == 'cuda').decode(dense)
+        dense.short = rows - k*size < min(size, rows)
         yield dense
 
 # %% ../../nbs/train/43_loop.ipynb #9d26215d
@@ -597,7 +602,6 @@ def take_step(self:Loop):
     self.counted, self.whole, self.together.amid = 0, True, False
     if self.optimizer.step_was_skipped: self.skipped += 1
     else: self._step_taken()
-    self.check_stop()
 
 # %% ../../nbs/train/43_loop.ipynb #68e6c5d3
 def no_loss(outputs:dict) -> dict:
@@ -614,12 +618,14 @@ def taught(self:Loop):
 @patch
 def train_batch(self:Loop, batch:DenseBatch):
     "Forward and backward; a step after the last batch of one"
-    self.together.meet()
-    if self.whole: self._begin_step()
+    if self.whole:
+        self.check_stop()
+        self._begin_step()
+    else: self.together.meet()
     self.whole, self.together.amid = False, True
     share, last = self._share(len(batch))
     with nullcontext() if last else self.accelerator.no_sync(self.net):
-        outputs = self.ask(self.net, batch, self.train)
+        outputs = self.ask(self.net, batch)
         losses = self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs)
         self.given = outputs, batch
         self.call('before_backward')
@@ -642,6 +648,7 @@ def train_epoch(self:Loop) -> dict[str, float]:
         for batch in self.batches(self.train, self.epoch, self.batch):
             self.train_batch(batch)
             if self.step == self.settings.steps: break
+        self.check_stop()
     return self.means.compute()
 
 # %% ../../nbs/train/43_loop.ipynb #8008dfaa
@@ -654,7 +661,7 @@ def evaluate(self:Loop, source:StreamingFileSource) -> dict[str, float]:
     means, last = Means(self.stage, self.device), self.stage.at(self.cfg, 1.)
     for batch in self.batches(source, training=False):
         if len(batch):
-            outputs = self.ask(net, batch, source)
+            outputs = self.ask(net, batch)
             outputs = {k: v.float() for k, v in outputs.items()}
             means.update(self.stage.loss(outputs, batch, last), outputs, batch)
         self.check_stop()

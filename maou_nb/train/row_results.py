@@ -26,7 +26,7 @@ def scored_batches(loop:Loop) -> list[dict[str, np.ndarray]]:
     net.eval()
     found = []
     for batch in loop.batches(loop.valid, training=False):
-        outputs = {k: v.float() for k, v in loop.ask(net, batch, loop.valid).items()}
+        outputs = {k: v.float() for k, v in loop.ask(net, batch).items()}
         figures = loop.stage.row_figures(outputs, batch)
         found.append({k: v.float().cpu().numpy() for k, v in figures.items()})
     return found

@@ -53,7 +53,7 @@ from .noise import noise_callbacks
 from .optim import batches_a_step
 from .loop import Callback, Loop, Means, Settings, Stopped, StopWish, compile_options
 from .options import LearnConfig, allowed_changes, as_begun, saved_options
-from .processes import join
+from .processes import join, processes_here, processes_of
 from .row_results import RowResults, rows_file
 
 # %% ../../nbs/train/48_runner.ipynb #3a46e1f7
@@ -75,9 +75,9 @@ def map_style(cfg, stage:Stage, shards:list) -> bool:
 FEW = 1 << 26     # bytes of rows that a process may as well hold by itself
 
 # %% ../../nbs/train/48_runner.ipynb #cf863a3c
-def _once_a_machine(stage, shards, say):
+def _once_a_machine(cfg, stage, shards, say):
     "Where rows are held that are wanted in memory"
-    n, size = len(join().here), sum(s.rows for s in shards)*stage.columns.record.itemsize
+    n, size = processes_here(cfg), sum(s.rows for s in shards)*stage.columns.record.itemsize
     if n == 1 or size < FEW: return 'memory'
     say(f"stage {stage.id}: {n} processes of this machine hold their rows once, mapped as input_cache_mode='mmap' does")
     return 'mmap'
@@ -92,7 +92,7 @@ def source_maker(cfg, stage:Stage, device, say:Callable) -> partial:
             cache = 'memory'
             say(f'stage {stage.id}: one file that knows no games, so its rows are held in memory '
                 "and shuffled globally, as no_streaming with input_cache_mode='memory' does")
-    if cache == 'memory': cache = _once_a_machine(stage, shards, say)
+    if cache == 'memory': cache = _once_a_machine(cfg, stage, shards, say)
     return partial(cls, cache=cache, device=device if cache == 'device' else None, say=say,
                    policy=cfg.policy_target_mode, on_bad=cfg.on_bad)
 
@@ -368,7 +368,7 @@ def _with_workers(cfg, stage, train, settings, say):
     "`cfg` with as many loader workers as memory has room for"
     dense = dense_bytes(stage.columns) if cfg.cache_transforms else None
     workers, why = clamp_workers(train, cfg.dataloader_workers, settings.batch_size,
-                                 cfg.prefetch_factor, dense)
+                                 cfg.prefetch_factor, dense, processes_here(cfg))
     if not why: return cfg
     say(f'  {why}')
     return cfg.model_copy(update={'dataloader_workers': workers})
@@ -489,15 +489,16 @@ def _too_rare(loop):
 # %% ../../nbs/train/48_runner.ipynb #8852079d
 _HIGHEST = 0.1     # rate of AdamW that nothing is said of
 
-def _unusual(loop, processes=1):
-    "What to say of a share, a batch or a rate that is hardly meant; `processes` are still to be started"
+def _unusual(loop):
+    "What to say of a share, a batch or a rate that is hardly meant"
     stage, rate, size = loop.stage, loop.settings.lr, loop.settings.batch_size
     if loop.valid is not None and (asked := stage.held_out(loop.cfg)):
         rows = loop.train.total_rows + loop.valid.total_rows
         share, option = loop.valid.total_rows/rows, f'{stage.option("test_ratio")}={asked:g}'
         if abs(share - asked) > 0.1: yield f'{option}: {share:.0%} of the rows are held out, as whole games are'
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
-    if size < (n := max(loop.together.world, processes)): yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
+    n = max(loop.together.world, processes_of(loop.cfg))
+    if size < n: yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
     if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
         name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
@@ -510,20 +511,18 @@ def _twice(loop):
 
 # %% ../../nbs/train/48_runner.ipynb #3452566e
 def _no_graphs(loop):
-    "What to say of CUDA graphs that are wanted where a step goes backward more than once"
+    "What to say of CUDA graphs that are wanted where there cannot be any"
     mode = loop.cfg.compile_mode
-    if loop.settings.compile and compile_options(mode).get('triton.cudagraphs') and not loop.one_backward:
-        yield f'compile_mode={mode!r}: no CUDA graphs, as a step has several batches or its noise is measured'
+    if loop.settings.compile and compile_options(mode).get('triton.cudagraphs') and not loop.holds_graphs:
+        yield (f'compile_mode={mode!r}: no CUDA graphs, as a step has several batches, its noise is measured, '
+               'or batch norms go over several processes')
 
 # %% ../../nbs/train/48_runner.ipynb #178cff89
-def loop_remarks(
-    loop:Loop,
-    processes:int=1,     # So many are to be started
-) -> list[str]:
+def loop_remarks(loop:Loop) -> list[str]:
     "Sentences on options that act otherwise than whoever set them may expect"
     few, groups = loop.cfg.trainable_layers, len(loop.accelerator.unwrap_model(loop.net).backbone.layer_groups())
     layers = [f'trainable_layers={few}: the backbone has {groups} layer groups, so all train'] if few and few >= groups else []
-    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop, processes), *layers, *_twice(loop), *_no_graphs(loop)]
+    return [*_worth(loop), *_warm(loop), *_unmatched(loop), *_too_rare(loop), *_unusual(loop), *layers, *_twice(loop), *_no_graphs(loop)]
 
 # %% ../../nbs/train/48_runner.ipynb #96a65dbb
 def trained_of(

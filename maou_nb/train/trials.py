@@ -36,7 +36,7 @@ def forever(self:Loop):
 @patch
 def _asked(self:Loop, batch):
     "The loss of `batch`, and (the sum over its rows, their number) of each process"
-    with self.together.at_once(): outputs = self.ask(self.net, batch, self.train)
+    with self.together.at_once(): outputs = self.ask(self.net, batch)
     loss = (self.stage.loss(outputs, batch, self.cfg) if len(batch) else no_loss(outputs))['loss']
     return loss, self.together.gather((float(loss.detach())*len(batch), len(batch)))
 
@@ -329,7 +329,7 @@ def gradient(self:Loop, batch) -> torch.Tensor:
     self.optimizer.zero_grad()
     rows = sum(self.together.gather(len(batch)))
     with self.together.at_once():
-        outputs = self.ask(self.net, batch, self.train)
+        outputs = self.ask(self.net, batch)
         loss = (self.stage.loss(outputs, batch, self.taught) if len(batch) else no_loss(outputs))['loss']
         self.accelerator.backward(loss*(len(batch)*self.together.world / rows))
     scale = 1. if self.accelerator.scaler is None else self.accelerator.scaler.get_scale()
