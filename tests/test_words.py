@@ -130,7 +130,7 @@ def standings(tmp_path):
         for more in ({}, {'gpu_memory': .3}, {'gpu_memory': .3, 'gpu_use': .9, 'copy_age': 4.}, {'copy_age': -1.}):
             for to_come in (None, 90_000): yield runs.place_text(cfg, NOW | {'stage': stage} | more, judged, to_come)
     for goal in ({'threshold': None}, {'threshold': 0.9, 'threshold_met': True}, {'threshold': 0.97, 'threshold_met': False}):
-        yield StageResult.model_construct(**ENDED, **goal).sentence()
+        for epochs in (1, 3): yield StageResult.model_construct(**ENDED | goal | {'epochs_trained': epochs}).sentence()
     yield 'stage 3 was stopped by SIGTERM in epoch 2 after step 40: everything is saved, and resume_from="latest" goes on from there'
     yield runs.state_of(RunFolder(tmp_path/'none'))[1]
     run = RunFolder(tmp_path/'run'); run.path.mkdir()

@@ -17,7 +17,7 @@ from maou_nb.train.folder import RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT/'nbs'/'images'/'stages.png'
 SAID = {1: ('Where can a piece go?', 'accuracy', 'of squares right'), 2: ('Which moves are legal?', 'f1', 'F1 over moves'),
-        3: ('What is played?', 'top1', 'of moves foretold')}
+        3: ('What is played?', 'top1', 'of moves predicted')}
 STYLE = '''body { margin: 0; width: 1180px; font: 16px/1.35 "DejaVu Sans", sans-serif; background: #fff; color: #1a1a1a }
 main { display: grid; grid-template-columns: repeat(3, 1fr); gap: 30px; padding: 18px 22px 8px }
 h2 { margin: 0; font-size: 19px } p { margin: 3px 0 6px; color: #333 } img { width: 100%; height: auto }'''

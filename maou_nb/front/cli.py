@@ -505,8 +505,8 @@ def command_help(
     return f"""usage: maou-nb {command.name} {' '.join(words)} [flags]
 
 {said}.
-The result is printed as JSON on standard output, everything else on standard error: progress, and
-the result in words where standard output is no terminal.
+A terminal is told the result in words. Elsewhere it is JSON on standard output, and all else is on
+standard error: progress, and the result in words.
 The exit code is 0, 1 on an error, 130 or 143 when stopped by SIGINT or SIGTERM.
 
 {_help_rows('Flags', rows)}"""
@@ -780,8 +780,8 @@ def run_command(
 ) -> int:             # 0, 1 on an error, 130 or 143 when stopped by a signal
     """Do what `argv` asks of a command; the exit code
 
-    The result is JSON on standard output. Where that is no terminal it goes to a file or a program, and those who wait read
-    the result in words on standard error."""
+    On a terminal the result is told in words. Elsewhere it is JSON on standard output, for a file or a program, and those who wait
+    read the words on standard error."""
     asked = _read(command, argv)
     given = _arguments(asked, command)
     if asked.problems: return _tell(asked.problems)
@@ -796,7 +796,8 @@ def run_command(
     except OSError as e: return _tell([_os_text(e)])
     except MemoryError as e: return _tell([str(e) or 'memory ran out'])
     except ValueError as e: return _tell([as_flags(l, asked) for l in _lines(e)])
-    if _speaks(): print(json.dumps(as_json(result), indent=1, ensure_ascii=False), flush=True)
+    told = (lambda: repr(result)) if watched else lambda: json.dumps(as_json(result), indent=1, ensure_ascii=False)
+    if _speaks(): print(told(), flush=True)
     return int(_lost())
 
 # %% ../../nbs/front/63_cli.ipynb #b3c6ed20

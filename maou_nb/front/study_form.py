@@ -58,6 +58,7 @@ class StudyForm:
         self.seeds = W.BoundedIntText(value=5, min=1, max=1000, layout=W.Layout(width='160px'))
         self.budget, self.amount = W.Dropdown(options=['', *KINDS], layout=W.Layout(width='220px')), W.FloatText(value=2000)
         self.amount.layout.width = '160px'
+        W.dlink((self.budget, 'value'), (self.amount, 'disabled'), lambda kind: not kind)
         self.button = icon_button('flask', lambda: self.start(), layout={'width': 'auto'})
         self.stop_button = icon_button('stop', lambda: self.stop(), layout={'width': 'auto'}, disabled=True)
         self.said, self.table = W.HTML(), W.HTML()

@@ -394,6 +394,10 @@ _ended = {         # Of one that begins, or has ended
     r'stage (\S+) \((.+)\): (\S+) (\S+) on (.+), against (\S+) for guessing, threshold (\S+) (met|not met); '
     r'after (\d+) epochs?, of which the best was (\d+)':
         r'ステージ \1(\2):\5で \3 \4(当て推量は \6)、合格点 \7 に\8。\9 エポックで終了',
+    r'stage (\S+) \((.+)\): (\S+) (\S+) on (.+), against (\S+) for guessing; after 1 epoch':
+        r'ステージ \1(\2):\5で \3 \4(当て推量は \6)。1 エポックで終了',
+    r'stage (\S+) \((.+)\): (\S+) (\S+) on (.+), against (\S+) for guessing, threshold (\S+) (met|not met); after 1 epoch':
+        r'ステージ \1(\2):\5で \3 \4(当て推量は \6)、合格点 \7 に\8。1 エポックで終了',
     r'run folder: (.+)': r'実行フォルダ:\1'}
 
 # %% ../../nbs/front/61_words.ipynb #b20e19d2

@@ -226,10 +226,11 @@ def _traces(self:Chart, panel, n, smooth):
 
 # %% ../../nbs/show/04_charts.ipynb #1d9a64e9
 def _decades(panel, right=False):
-    "Numbers at full decades alone, where the lines of a panel cross some"
+    "Numbers at full decades alone where the lines of a panel cross some, else at 1, 2 and 5"
     known = [v for line in panel.lines if line.right == right for v in line.y if v is not None and v > 0]
-    alone = known and max(known) == min(known)
-    return dict(dtick=1, tickmode='linear') if alone or known and max(known) >= 20*min(known) else {}
+    if not known: return {}
+    share = max(known)/min(known)
+    return dict(dtick=1 if share == 1 or share >= 20 else 'D2', tickmode='linear')
 
 # %% ../../nbs/show/04_charts.ipynb #111d77d6
 def _axis(panel, log=False, right=False):

@@ -9,6 +9,7 @@ __all__ = ['FONTS', 'TEXT_FONTS', 'glyph', 'text_width', 'outlined', 'defined', 
 # %% ../../nbs/show/02_pictures.ipynb #e1d8ad66
 import base64
 import io
+import math
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -99,10 +100,12 @@ def _wrapped(words, size, width):
 # %% ../../nbs/show/02_pictures.ipynb #ad1a531a
 TEXT_FONTS = 'Noto Sans, Noto Sans CJK JP, Hiragino Sans, Yu Gothic, IPAGothic, sans-serif'
 
-def _line_svg(words, y):
-    "A line of text"
+def _line_svg(words, y, size=12, width=math.inf):
+    "A line of text; one that is nearly as wide as it may be is so wide in any font"
+    wide = sum(text_width(f'{word} ', size)*(1.06 if bold else 1) for word, _, bold in words)
+    fixed = dict(textLength=f'{wide:.1f}', lengthAdjust='spacingAndGlyphs') if wide > 0.6*width else {}
     parts = [tag('tspan', f'{word} ', fill=color, font_weight='bold' if bold else '') for word, color, bold in words]
-    return tag('text', *parts, x=0, y=f'{y:.1f}', style='white-space:pre')
+    return tag('text', *parts, x=0, y=f'{y:.1f}', style='white-space:pre', **fixed)
 
 # %% ../../nbs/show/02_pictures.ipynb #075c4184
 def text_block(
@@ -113,7 +116,7 @@ def text_block(
 ) -> Block:
     "Text as a part of a picture"
     lines = [part for line in lines_of(text) for part in _wrapped(words_of(line), size, width)]
-    drawn = [_line_svg(line, 1.35*size*(i + 0.8)) for i, line in enumerate(lines)]
+    drawn = [_line_svg(line, 1.35*size*(i + 0.8), size, width) for i, line in enumerate(lines)]
     look = dict(font_size=f'{size:g}', fill=color, text_anchor='start')
     return Block(tag('g', *drawn, **look), width, 1.35*size*len(lines))
 

@@ -178,8 +178,10 @@ class Progress(Callback):
         self.figures = {loop.stage.main: f'{loop.figure(loop.stage.main):.4f}'}
 
     def after_fit(self, loop):
-        "Close the bar"
-        if self.bar is not None: self.bar.close()
+        "Close the bar; one of a stage that ended well is full, however many steps it took"
+        if self.bar is None: return
+        if loop.error is None: self.bar.total = self.bar.n
+        self.bar.close()
 
 # %% ../../nbs/train/44_callbacks.ipynb #f6c7e9e2
 @patch

@@ -586,7 +586,7 @@ def sentence(self:StageResult) -> str:
     what = f'stage {self.stage} ({self.stage_name}): {self.metric} {self.achieved_accuracy:.4f}'
     after = f'after {self.epochs_trained} epoch{"s"*(self.epochs_trained > 1)}'
     return (f'{what} on {self.judged_on}{guessing}{goal}; '
-            f'{after}, of which the best was {self.best_epoch}{self._overflowed()}')
+            f'{after}{f", of which the best was {self.best_epoch}"*(self.epochs_trained > 1)}{self._overflowed()}')
 
 @patch
 def _overflowed(self:StageResult) -> str:
