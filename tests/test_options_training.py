@@ -250,9 +250,10 @@ def counted_compilation():
         def counted(*args): count['compiled'] += 1; return graph.forward(*args)
         return counted
     compile, ask = torch.nn.Module.compile, Loop.ask
-    def asking(self, net, batch, source):
-        count['whole' if len(batch) == min(self.settings.batch_size, source.total_rows) else 'short'] += 1
-        return ask(self, net, batch, source)
+    def asking(self, net, batch):
+        whole = {min(self.settings.batch_size, source.total_rows) for source in (self.train, self.valid) if source}
+        count['whole' if len(batch) in whole else 'short'] += 1
+        return ask(self, net, batch)
     with patch.object(torch.nn.Module, 'compile', lambda self, dynamic, options: compile(self, backend=backend, dynamic=dynamic)):
         with patch.object(Loop, 'ask', asking): yield count
 @pytest.mark.parametrize('architectures', [('resnet', 'mlp-mixer'), pytest.param(('vit', 'resnet'), marks=pytest.mark.slow)])
