@@ -67,7 +67,7 @@ if has_nvidia; then
         say "keep torch for CUDA $build"
     else
         say "install torch for the NVIDIA GPU (some gigabytes, takes minutes)"
-        logged pip_install "torch>=2.6" || die "torch could not be installed."
+        logged pip_install "torch>=2.11" || die "torch could not be installed."
     fi
 else
     if [ "$(torch_build)" = cpu ]; then
