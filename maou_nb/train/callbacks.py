@@ -202,7 +202,7 @@ class Compiling(Callback):
     def _stop(self, *about): self.seconds += time.perf_counter() - self.began
 
     def before_fit(self, loop):
-        if not loop.settings.compile: return
+        if not loop.compiles: return
         torch._dynamo.callback.on_compile_start(self._start)
         torch._dynamo.callback.on_compile_end(self._stop)
 
@@ -216,7 +216,7 @@ class Compiling(Callback):
 @patch
 def after_fit(self:Compiling, loop):
     "Be called no more"
-    if not loop.settings.compile: return
+    if not loop.compiles: return
     handler = torch._dynamo.callback.callback_handler
     if self._start in handler.start_callbacks: handler.remove_start_callback(self._start)
     if self._stop in handler.end_callbacks: handler.remove_end_callback(self._stop)

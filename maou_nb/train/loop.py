@@ -371,21 +371,22 @@ def _take(self:Loop, net):
     s = self.settings
     # in fp16 an overflow skips the step, which a fused one would not say
     fused = True if self.device.type == 'cuda' and self.accelerator.scaler is None else None
-    if self.together.world > 1 and self.cfg.sync_batchnorm is not False: share_norms(net, self.device, s.compile)
+    if self.together.world > 1 and self.cfg.sync_batchnorm is not False: share_norms(net, self.device, self.compiles)
     optimizer = make_optimizer(net, s.lr, s.weight_decay, self.cfg, fused)
     self.net = net
     self._check_needs()
     self.call('begin')
-    if s.compile: self._compile(net, self.averaged)
+    if self.compiles: self._compile(net, self.averaged)
     # before accelerate keeps the optimizer's `step` for fp16: the scheduler marks it, and warns without its mark
     self.scheduler = self._scheduler(optimizer)
     # else accelerate takes the number among the processes of a machine for that of the GPU, of which a launcher may show one alone
     with patch_environment(accelerate_bypass_device_map='true'), self.together.at_once():
         self.net, self.optimizer = self.accelerator.prepare(net, optimizer)
     # buffers are the same in all processes by what computes them, so none need be sent around
-    if self.together.world > 1: self.net.broadcast_buffers = False
-    # the main process's weights were sent to all; an average of those that this one drew would not be the others'
-    if self.averaged is not None: self.averaged.load_state_dict(self.accelerator.unwrap_model(self.net).state_dict())
+    if self.together.world > 1:
+        self.net.broadcast_buffers = False
+        # the main process's weights were sent to all; an average of those that this one drew would not be the others'
+        if self.averaged is not None: self.averaged.load_state_dict(self.accelerator.unwrap_model(self.net).state_dict())
     self.parameters = [p for p in self.net.parameters() if p.requires_grad]
 
 # %% ../../nbs/train/43_loop.ipynb #db03c608
@@ -396,6 +397,12 @@ def compile_options(
     own = {'triton.mix_order_reduction': False}
     known = torch._inductor.list_options()
     return torch._inductor.list_mode_options(mode) | {k: v for k, v in own.items() if k in known}
+
+# %% ../../nbs/train/43_loop.ipynb #862588c8
+@patch(as_prop=True)
+def compiles(self:Loop) -> bool:
+    "Whether nets are compiled: processes with shares of one size have one graph, so their norms meet in the same order"
+    return self.settings.compile and self.settings.batch_size % self.together.world == 0
 
 # %% ../../nbs/train/43_loop.ipynb #5eee5213
 @patch(as_prop=True)
@@ -417,8 +424,8 @@ def _compile(self:Loop, *nets):
 # %% ../../nbs/train/43_loop.ipynb #772bbbb5
 @patch
 def ask(self:Loop, net, batch:DenseBatch) -> dict[str, torch.Tensor]:
-    "What `net` says of `batch`, in the precision of the run; compiled only where every process has a share of a whole batch"
-    eager = self.settings.compile and (batch.short or self.settings.batch_size < self.together.world)
+    "What `net` says of `batch`, in the precision of the run; compiled only for batches that are whole"
+    eager = self.compiles and batch.short
     with torch.compiler.set_stance('force_eager') if eager else nullcontext(), self.accelerator.autocast():
         return net(batch.board, batch.hands)
 

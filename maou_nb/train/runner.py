@@ -499,6 +499,8 @@ def _unusual(loop):
         if share > 0.5: yield f'{option}: more rows are held out than are trained on'
     n = max(loop.together.world, processes_of(loop.cfg))
     if size < n: yield f'batch {size:,}: {n - size} of {n} processes have no row in any'
+    if loop.settings.compile and size % n:
+        yield f'batch {size:,}: nothing is compiled, as it is no multiple of {n}, the number of processes'
     if size > loop.train.total_rows: yield f'batch {size:,}: more than the {loop.train.total_rows:,} rows, so an epoch is one step'
     if loop.cfg.optimizer != 'sgd' and rate > _HIGHEST:
         name = {'adamw': 'AdamW', 'muon': 'Muon'}[loop.cfg.optimizer]
@@ -513,7 +515,7 @@ def _twice(loop):
 def _no_graphs(loop):
     "What to say of CUDA graphs that are wanted where there cannot be any"
     mode = loop.cfg.compile_mode
-    if loop.settings.compile and compile_options(mode).get('triton.cudagraphs') and not loop.holds_graphs:
+    if loop.compiles and compile_options(mode).get('triton.cudagraphs') and not loop.holds_graphs:
         yield (f'compile_mode={mode!r}: no CUDA graphs, as a step has several batches, its noise is measured, '
                'or batch norms go over several processes')
 
