@@ -576,6 +576,7 @@ def options():
 def main():
     args, device = options(), best_device()
     if args.child: return CHILDREN[args.child](args)
+    if device.type != 'cuda' and not args.tiny: sys.exit('there is no GPU to be measured; --tiny tries all of it on this machine')
     say = say_to(results_file(args, device))
     with tempfile.TemporaryDirectory() as folder:
         args.data = prepare(Path(folder), 1 if args.tiny else None, args.copies)

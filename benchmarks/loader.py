@@ -17,6 +17,8 @@ parser.add_argument('--cores', type=int, default=1, help='cores that are used')
 parser.add_argument('--quick', action='store_true', help='under 40 seconds')
 parser.add_argument('--json', action='store_true', help='one JSON object a line')
 ARGUMENTS = parser.parse_args()
+if not all(n is None or n > 0 for n in (ARGUMENTS.rows, ARGUMENTS.runs, ARGUMENTS.cores)):
+    parser.error('--rows, --runs, --cores: numbers above 0 were expected')
 
 # before Polars, Arrow and torch count the cores
 if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:ARGUMENTS.cores])

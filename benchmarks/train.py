@@ -104,6 +104,7 @@ def main():
     parser.add_argument('--architecture', choices=SIZES)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
+    if args.rounds < 1: parser.error('--rounds: at least 1 was expected')
     with tempfile.TemporaryDirectory() as d:
         d = Path(d)
         prepare_stage1(d/'stage1'); prepare_stage2(GAMES, d/'stage2'); prepare_stage3(GAMES, d/'stage3')

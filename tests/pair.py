@@ -53,13 +53,17 @@ def acts(rank=None, at=None, how='stop', **more):
             if rank != join().rank: time.sleep(600*(how == 'waits'))      # as one does that waits for NCCL
             elif how == 'waits': os.kill(os.getpid(), signal.SIGKILL)
             else: raise ValueError('odd in a step')
+    class Lone(Callback):
+        def after_epoch(self, loop):
+            if rank == join().rank: {'evaluate': lambda: loop.evaluate(loop.train), 'state': loop.state, 'look': loop.check_loss}[at]()
     class Early(Callback):
         def begin(self, loop):
             if rank == join().rank: raise ValueError('odd before the first step')
     class Noisy(Callback):
         def after_step(self, loop):
             for p in loop.net.parameters(): p.data.fill_(float('nan'))
-    return [{'nan': Noisy, 'amid': Amid, 'waits': Amid, 'early': Early}.get(how, Act)()] if how in ('nan', 'early') or at else []
+    kinds = {'nan': Noisy, 'amid': Amid, 'waits': Amid, 'early': Early, 'lone': Lone}
+    return [kinds.get(how, Act)()] if how in ('nan', 'early') or at else []
 
 def learn(options, act=None, cwd=None):
     "A run; its result or its error, and what was said"

@@ -202,6 +202,12 @@ def test_a_norm_with_a_forward_pass_of_its_own_is_refused_at_each_door(pair, few
     assert marks(gpus=2) == {'bad'} and marks(gpus=2, sync_batchnorm=False) == marks() == set()
     with pytest.raises(OptionError, match=said): share_norms(Own(), torch.device('cpu'))
 
+def test_a_run_in_the_memory_of_one_process_is_refused(few):
+    given = options(few, 1, run_dir='memory://bucket/run')
+    make_config(**given)
+    with pytest.raises(OptionError, match='each process has a memory of its own'): make_config(**given, gpus=2)
+    assert not [*process_problems(LearnConfig(gpu='cpu:0', gpus=2))]
+
 def test_preflight_knows_of_processes_without_rows(few, tmp_path):
     told = preflight(**options(few, 1, run_dir=tmp_path/'r', stage1_batch_size=2, stage12_compilation=True), gpus=3).lines
     for said in ('1 of 3 processes have no row in any', 'nothing is compiled, as it is no multiple of 3, the number of processes'):
@@ -212,6 +218,14 @@ def test_weights_may_be_left_out(pair, few, tmp_path):
     given = {k: v for k, v in options(few, 1, run_dir=tmp_path/'r').items() if k not in TINY['resnet']}
     told = pair('learn', options=given | dict(plugins=str(tmp_path/'spare.py'), model_architecture='spare'))
     for a in told: assert 'result' in a, a
+
+@pytest.mark.parametrize('rank, asked', [(0, 'evaluate'), (1, 'evaluate'), (0, 'state'), (1, 'look')])
+def test_what_takes_all_and_is_asked_of_one_ends_in_a_sentence(pair, few, tmp_path, rank, asked):
+    "As by a callback that says something in the main process alone; they would wait for each other for ever"
+    told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', stage1_max_epochs=2), act=dict(rank=rank, at=asked, how='lone'))
+    for a in told:
+        assert a['kind'] == 'OutOfStep' and a['seconds'] < 30 and 'a callback has to make them in each' in a['error'], a
+        assert f'process {rank} is in' in a['error'] and {'look': 'check_loss'}.get(asked, asked) in a['error'], a
 
 def test_a_loss_that_is_no_number_ends_all(pair, few, tmp_path):
     told = pair('learn', options=options(few, 1, run_dir=tmp_path/'r', checkpoint_every=2), act=dict(how='nan'))

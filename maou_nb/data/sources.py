@@ -669,6 +669,8 @@ def close(self:StreamingFileSource):
     with self._lock:
         if self._reader is not None: self._reader.shutdown(cancel_futures=True)
         if self._owner is not None: self._owner.cleanup()
+        # whoever made it may be gone; a process that still wants a window of it unpacks it by itself
+        elif self._folder is not None: shutil.rmtree(self._folder, ignore_errors=True)
     self._start_empty()
     self._shared = None
     pa.default_memory_pool().release_unused()

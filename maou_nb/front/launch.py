@@ -17,8 +17,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data.files import FileError, read_json
-from ..data.machine import BY_US, bar_pace, clear_shared, end_at_once, give_back
+from ..data.files import FileError, atomic_file, read_json
+from ..data.machine import BY_US, bar_pace, clear_shared, cores, end_at_once, give_back
 from ..data.options import OptionError
 from ..data.plugins import load_plugins
 from ..model.onnx import OnnxError
@@ -49,7 +49,10 @@ def _work():
     load_plugins(asked['plugins'])
     answer = answer_of(lambda: learn_multi_stage(**asked['options']))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)      # it ends anyhow, and what came of it is to be told
-    if join().main: (folder/'answer.json').write_text(json.dumps(answer))
+    if join().main:
+        try:
+            with atomic_file(folder/'answer.json', 'w') as f: json.dump(answer, f)
+        except OSError as e: print(f'what came of it is in the run folder alone: {folder}: {e.strerror}', file=sys.stderr, flush=True)
     join().leave()
     sys.exit('error' in answer)
 
@@ -59,13 +62,15 @@ def _command(processes:int, folder) -> list[str]:
     # modules are found where this process finds them; an interrupt while they are imported ends it without a traceback
     begin = f'import signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); sys.path[:] = {sys.path!r}'
     run = lambda f: [sys.executable, '-P', '-c', f'{begin}; from {f.__module__} import {f.__name__}; {f.__name__}()']
-    return [*run(launcher), '--standalone', f'--nproc_per_node={processes}', '--no-python', *run(_work), str(folder)]
+    torchrun = [*run(launcher), '--standalone', f'--nproc_per_node={processes}', f'--log-dir={folder}']
+    return [*torchrun, '--no-python', *run(_work), str(folder)]
 
 # %% ../../nbs/front/61_launch.ipynb #af8a7f9f
 def _environment(processes:int, quiet:bool, run:str) -> dict:
     "That of the processes: the cores shared out, lines as they come; no bars where they would be lines of a log"
-    cores = {'OMP_NUM_THREADS': str(max(1, (os.cpu_count() or 1) // processes))}
-    env = {**cores, **os.environ, BY_US: run, 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
+    # torch warns of nets of which little is known, in each process
+    unless_set = {'OMP_NUM_THREADS': str(max(1, cores() // processes)), 'TORCH_CPP_LOG_LEVEL': 'ERROR'}
+    env = {**unless_set, **os.environ, BY_US: run, 'PYTHONUNBUFFERED': '1'}     # else a pipe keeps what they say to itself
     if not bar_pace(): env |= {'TQDM_MININTERVAL': '0.1'}     # who sees what this process says sees their bars, too
     return env | ({'TQDM_DISABLE': '1'} if quiet else {})
 

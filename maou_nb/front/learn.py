@@ -11,6 +11,7 @@ __all__ = ['LearnResult', 'result_rows', 'curves_of', 'mirror_folders', 'Mirrori
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from functools import partial
@@ -48,7 +49,7 @@ from ..train.mirror import Mirror, fetch_run, find_run, kept_elsewhere, mirror_u
 from maou_nb.train.options import (
     LearnConfig, allowed_changes, gone_on_with, saved_options, takes_options, vain_remark,
     with_whole_paths)
-from ..train.processes import join, processes_of
+from ..train.processes import join, launched, processes_of
 from maou_nb.train.runner import (
     StageResult, batch_text, StageThresholdNotMet, close_sources, fingerprint, plugins_of, put_backbone, run_stage, sources_of,
     stage_loop)
@@ -230,13 +231,14 @@ class Mirroring(Callback):
 
 # %% ../../nbs/front/62_learn.ipynb #4a7c0a27
 @contextmanager
-def _mirrored(cfg, run, say):
+def _mirrored(cfg, run, say, stop):
     "A mirror of the run for as long as it trains; None where none is wanted, or another process has it"
     copies = mirror_folders(cfg, run) if join().main else {}
     mirror = Mirror(copies, say) if copies else None
     try: yield mirror
     finally:
-        if mirror is not None: mirror.close()
+        # a launcher kills processes 30 s after it has told them to end
+        if mirror is not None: mirror.close(20 if launched() and (stop.why or sys.exc_info()[0]) else 60)
 
 # %% ../../nbs/front/62_learn.ipynb #f260bafc
 def _fetched(url, run, say):
@@ -609,7 +611,7 @@ def train_run(
             text = together.tell(lambda: _config_text(cfg, run))
             cfg, run = together.tell(lambda: _opened(cfg, run, say))
             kept = _config_of_steps(run, together.main and text)
-            with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say) as mirror, kept:
+            with (stop or StopWish()) as stop, _kernels(cfg.deterministic), _mirrored(cfg, run, say, stop) as mirror, kept:
                 return _run(cfg, run, stop, mirror, say, pictures, callbacks)
 
 # %% ../../nbs/front/62_learn.ipynb #53ef2ab7
@@ -655,6 +657,7 @@ def _trial_loop(options, of_stage):
     stage = _tried(cfg, of_stage)
     say = print if join().main else _say_nothing
     say(f'stage {stage.id} is tried; of_stage chooses another')
+    if processes_of(cfg) > 1: say(f'gpus={cfg.gpus!r}: a trial is of one process; a launcher would start several')
     if cfg.resume_from: say('resume_from: a trial begins anew; resume_backbone_from takes what a run has learnt')
     with same_random():
         accelerator, backbone = make_accelerator(cfg.gpu, cfg.precision), new_backbone(cfg)

@@ -604,9 +604,11 @@ def process_problems(cfg) -> Iterator[str]:
         return
     if device.startswith('cuda:') and cfg.gpus != '1':
         yield f'{said} with gpu={cfg.gpu!r}: that is one GPU; leave gpu out'
-    elif device == 'cpu' and cfg.gpus == 'all': yield f'{said}: there is no GPU to be used; a number of processes was expected'
-    elif device != 'cpu' and (wanted := processes_of(cfg)) > (there := _devices(device.split(':')[0])):
+    elif device.startswith('cpu') and cfg.gpus == 'all': yield f'{said}: there is no GPU to be used; a number of processes was expected'
+    elif not device.startswith('cpu') and (wanted := processes_of(cfg)) > (there := _devices(device.split(':')[0])):
         yield f'{said}: this machine has {there or "no"} such device{"s"*(there > 1)}, and {wanted} were asked for'
+    if processes_of(cfg) > 1 and cfg.run_dir and str(cfg.run_dir).startswith('memory://'):
+        yield f'{said} with run_dir={cfg.run_dir!r}: each process has a memory of its own; a folder was expected'
     if processes_of(cfg) > 1 and not any(part_problems(cfg)) and (parts := _cell_parts(cfg)):
         yield (f'{said}: {parts[0]} was registered in a cell, which other processes cannot read; '
                'a file that plugins names was expected')
