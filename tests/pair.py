@@ -77,7 +77,7 @@ def learn(options, act=None, cwd=None):
         def __init__(self, copies, say): mirrors.append(copies)
         def sync(self): pass
         def age(self): return 0.
-        def close(self): pass
+        def close(self, timeout): pass
     answer = {}
     with patch.object(room, 'Mirror', Copy):
         begun = time.monotonic()

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -15,6 +17,7 @@ import torch
 from maou_nb import Callback, OptionError, learn_multi_stage, study
 from maou_nb.front.cli import as_words
 from maou_nb.front.learn import load_run
+from maou_nb.front import learn
 from maou_nb.front import options as rules
 from maou_nb.front.options import make_config, process_problems
 from maou_nb.front.preflight import preflight
@@ -201,6 +204,18 @@ def test_a_norm_with_a_forward_pass_of_its_own_is_refused_at_each_door(pair, few
     marks = lambda **more: {mark for _, _, finding, mark in preflight(**given, **more).lines if said in finding}
     assert marks(gpus=2) == {'bad'} and marks(gpus=2, sync_batchnorm=False) == marks() == set()
     with pytest.raises(OptionError, match=said): share_norms(Own(), torch.device('cpu'))
+
+@pytest.mark.parametrize('several, why, error, seconds', [(True, 'SIGTERM', None, 20), (True, '', ValueError, 20), (True, '', None, 60),
+                                                          (False, 'SIGTERM', None, 60)])
+def test_a_mirror_is_waited_for_as_long_as_a_launcher_waits(monkeypatch, several, why, error, seconds):
+    "torch's kills processes 30 seconds after it has told them to end"
+    waited = []
+    monkeypatch.setattr(learn, 'Mirror', lambda copies, say: SimpleNamespace(close=waited.append))
+    monkeypatch.setattr(learn, 'mirror_folders', lambda cfg, run: {'run': 's3://bucket/run'})
+    monkeypatch.setattr(learn, 'launched', lambda: several)
+    with suppress(ValueError), learn._mirrored(LearnConfig(), None, print, SimpleNamespace(why=why)):
+        if error: raise error
+    assert waited == [seconds]
 
 def test_a_run_in_the_memory_of_one_process_is_refused(few):
     given = options(few, 1, run_dir='memory://bucket/run')
