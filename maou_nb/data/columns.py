@@ -99,7 +99,7 @@ ORIGIN = tuple(name for name, _ in _origin)    # another tool's tables do not kn
 NO_PLY = 0xffff                                # in `ply`: of a loose position whose format has no plies
 
 # %% ../../nbs/data/03_columns.ipynb #b94c6405
-TAKEN = ('board', 'hands', 'columns', 'targets', 'mirror', 'room', 'touched', 'rows', 'as_tuple',
+TAKEN = ('board', 'hands', 'columns', 'targets', 'mirror', 'room', 'short', 'touched', 'rows', 'as_tuple',
          'decode', 'to', 'pin_memory', 'n', 'tail', 'labels', 'counts', 'played')
 
 # %% ../../nbs/data/03_columns.ipynb #c2efd6dc

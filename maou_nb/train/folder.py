@@ -234,7 +234,7 @@ def _is_place(x):
 
 SAID = {'id': _is_id, 'folder': _is_text, 'version': _is_text, 'places': _all_of(_is_place),
         'came_from': _all_of(_is_text),
-        'data': _all_of(lambda x: isinstance(x, dict))}
+        'data': _all_of(lambda x: isinstance(x, dict) and _is_text(x.get('split', '')))}
 
 # %% ../../nbs/train/42_folder.ipynb #489d88c1
 @patch

@@ -720,7 +720,8 @@ def _check_net(loop, tensors):
 _SAID = {'config': lambda x: isinstance(x, dict), 'data': lambda x: isinstance(x, str), 'epochs': is_count,
          'epoch': is_count, 'batch': is_count, 'step': is_count, 'history': lambda x: isinstance(x, list),
          'scaler': lambda x: x is None or isinstance(x, dict), 'callbacks': lambda x: x is None or isinstance(x, dict),
-         'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16, 'skipped': lambda x: x is None or is_count(x)}
+         'processes': lambda x: x is None or is_count(x) and 0 < x < 1 << 16, 'skipped': lambda x: x is None or is_count(x),
+         'spent': lambda x: x is None or isinstance(x, (int, float)) and 0 <= x < math.inf}
 
 def _judged_by(loop):
     "The figures that an epoch of `loop` is judged by, as its history calls them"
